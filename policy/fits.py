@@ -1,0 +1,261 @@
+"""Whether the planned fleet fits the planned machines, computed again from the plan alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from .machines import memory_gb
+from .spec import Vm, fleet_vms, parse_spec
+from .values import UNKNOWN, Finding, Resource
+
+ROLES: Final = ("swarm", "rendezvous")
+HIGHEST_PORT: Final = 65535
+_MEMORY: Final = {
+    "swarm": ("agentMb", "reserveMb", "connectionMb", "activeConnections"),
+    "rendezvous": ("reserveMb",),
+}
+_MACHINE_REMEDY: Final = (
+    'Use another machine type, or configure this one: machineTypes: {NAME: {"memoryGb": GB}}'
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VmConfig:
+    """`machineTypes`: `{NAME: {"memoryGb": GB}}` beside the table. Floors, in MiB, below which a
+    spec's planning sizes are not believed: `minAgentMb` (measured: 1.7 to 2.4 an agent, FACTS),
+    `minReserveMb`, `minConnectionMb` (the blog's 4 a connection)."""
+
+    machineTypes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # noqa: N815
+    minAgentMb: float = 2  # noqa: N815
+    minReserveMb: float = 256  # noqa: N815
+    minConnectionMb: float = 4  # noqa: N815
+
+
+@dataclass(frozen=True, kw_only=True)
+class FleetConfig:
+    """`connectionsPerAgent`: TCP connections an agent holds to the registry (four, FACTS);
+    `connectionsPerGb`: what a rendezvous carries for each GB of its RAM (3,000, DESIGN.md)."""
+
+    machineTypes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # noqa: N815
+    connectionsPerAgent: float = 4  # noqa: N815
+    connectionsPerGb: float = 3000  # noqa: N815
+
+
+def vm_fits(resource: Resource, config: VmConfig) -> Iterator[Finding]:
+    """What keeps a VM of the fleet from carrying what its spec asks of it."""
+    for vm in fleet_vms([resource]):
+        yield from _vm_fits(vm, config)
+
+
+def _vm_fits(vm: Vm, config: VmConfig) -> Iterator[Finding]:
+    for key in ("pilot-role", "pilot-spec"):
+        if vm.metadata.get(key) is UNKNOWN:
+            yield _later(vm.at(key), "what this VM should run")
+            return
+    if vm.role not in ROLES:
+        yield Finding(
+            path=vm.at("pilot-role"),
+            problem=f"{vm.role!r} is no role" if vm.role else "the VM has a spec and no role",
+            remedy=f"Set it to one of: {', '.join(ROLES)}",
+        )
+        return
+    spec = parse_spec(vm.metadata.get("pilot-spec"))
+    problems = [spec] if isinstance(spec, str) else _malformed(spec, vm.role)
+    for problem in problems:
+        yield Finding(
+            path=vm.at("pilot-spec"),
+            problem=problem,
+            remedy="Write the spec as docs/CONTRACT.md has it; a VM without a good one runs "
+            "nothing",
+        )
+    if problems:
+        return
+    yield from _honest(vm, spec["memory"], config)
+    if vm.role == "swarm":
+        yield from _ports(vm, spec)
+    yield from _memory(vm, spec, config)
+
+
+def _malformed(spec: Mapping[str, Any], role: str) -> list[str]:
+    """What is wrong with a spec, as far as this policy needs it."""
+    problems = []
+    if spec.get("role") != role:
+        problems.append(f"role is {spec.get('role')!r} and pilot-role is {role!r}")
+    if not _whole(spec.get("agents")):
+        problems.append(f"agents is {spec.get('agents')!r}, not a whole number from 0 on")
+    if role == "swarm" and not _whole(spec.get("basePort")):
+        problems.append(f"basePort is {spec.get('basePort')!r}, not a whole number from 0 on")
+    memory = spec.get("memory")
+    if not isinstance(memory, Mapping):
+        return [*problems, "memory is missing"]
+    for name in _MEMORY[role]:
+        value = memory.get(name)
+        if not _number(value):
+            problems.append(f"memory.{name} is {value!r}, not a number from 0 on")
+    return problems
+
+
+def _number(value: Any) -> bool:
+    numeric = isinstance(value, int | float) and not isinstance(value, bool)
+    return numeric and math.isfinite(value) and value >= 0
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _honest(vm: Vm, memory: Mapping[str, float], config: VmConfig) -> Iterator[Finding]:
+    """Planning sizes that would make anything fit."""
+    floors = {
+        "agentMb": config.minAgentMb,
+        "reserveMb": config.minReserveMb,
+        "connectionMb": config.minConnectionMb,
+    }
+    for name in _MEMORY[vm.role]:
+        floor = floors.get(name, 0)
+        if memory[name] < floor:
+            yield Finding(
+                path=f"{vm.at('pilot-spec')} memory.{name}",
+                problem=f"{memory[name]} MiB is less than the {floor:g} that this policy believes",
+                remedy=f"Plan with at least {floor:g}, or configure "
+                f"min{name[0].upper()}{name[1:]} after measuring",
+            )
+
+
+def _ports(vm: Vm, spec: Mapping[str, Any]) -> Iterator[Finding]:
+    last = spec["basePort"] + spec["agents"]
+    if last > HIGHEST_PORT:
+        fits = max(0, HIGHEST_PORT - spec["basePort"])
+        yield Finding(
+            path=f"{vm.at('pilot-spec')} agents",
+            problem=f"{spec['agents']} agents from port {spec['basePort'] + 1} on end at {last}, "
+            f"and {HIGHEST_PORT} is the last there is",
+            remedy=f"At most {fits} agents fit above basePort {spec['basePort']}",
+        )
+
+
+def _memory(vm: Vm, spec: Mapping[str, Any], config: VmConfig) -> Iterator[Finding]:
+    ram = _ram_mb(vm, config.machineTypes)
+    if isinstance(ram, Finding):
+        yield ram
+        return
+    memory = spec["memory"]
+    free = ram - memory["reserveMb"]
+    if vm.role == "rendezvous":
+        if free <= 0:
+            yield Finding(
+                path=f"{vm.at('pilot-spec')} memory.reserveMb",
+                problem=f"a reserve of {memory['reserveMb']} MiB leaves nothing of {ram:g} MiB",
+                remedy="Use a bigger machine type or a smaller reserve",
+            )
+        return
+    agents = spec["agents"]
+    needed = agents * memory["agentMb"] + memory["activeConnections"] * memory["connectionMb"]
+    if needed > free:
+        # Fewer agents have fewer connections: both shrink in the same proportion.
+        fits = math.floor(max(0.0, free) * agents / needed)
+        yield Finding(
+            path=f"{vm.at('pilot-spec')} agents",
+            problem=f"{agents} agents of {memory['agentMb']} MiB and "
+            f"{memory['activeConnections']} active connections of {memory['connectionMb']} MiB "
+            f"need {needed:g} MiB; {_name(vm)} has {ram:g} MiB, of which "
+            f"{memory['reserveMb']} are reserved",
+            remedy=f"At most {fits} agents fit, with active connections in the same proportion; "
+            "or use a bigger machine type",
+        )
+
+
+def fleet_fits(
+    resources: Sequence[Resource], config: FleetConfig
+) -> Iterator[tuple[Resource | None, Finding]]:
+    """Whether the rendezvous can carry all agents: (whose fault, finding) pairs.
+
+    VMs whose spec is unknown or malformed are left to `vm_fits`; with an unknown one the sum is
+    a lower bound, and is still refused when that alone does not fit.
+    """
+    vms = [(vm, parse_spec(vm.metadata.get("pilot-spec"))) for vm in fleet_vms(resources)]
+    rendezvous = [(vm, spec) for vm, spec in vms if vm.role == "rendezvous"]
+    swarm = [spec for vm, spec in vms if vm.role == "swarm"]
+    counts = [_agents(spec) for spec in swarm]
+    total = sum(count for count in counts if count is not None)
+    certain = None not in counts and all(vm.role in ROLES for vm, _ in vms)
+    if len(rendezvous) > 1 or (swarm and not rendezvous and certain):
+        names = ", ".join(vm.resource.name for vm, _ in rendezvous) or "none"
+        yield (
+            None,
+            Finding(
+                path="",
+                problem=f"a fleet has one rendezvous, and this one has: {names}",
+                remedy="Declare exactly one VM with pilot-role rendezvous",
+            ),
+        )
+        return
+    for vm, spec in rendezvous:
+        if certain and _agents(spec) not in (None, total):
+            yield (
+                vm.resource,
+                Finding(
+                    path=f"{vm.at('pilot-spec')} agents",
+                    problem=f"the rendezvous expects {spec['agents']} agents, the swarm VMs have "
+                    f"{total}",
+                    remedy=f"Set it to {total}",
+                ),
+            )
+        yield from ((vm.resource, finding) for finding in _carries(vm, total, config))
+
+
+def _agents(spec: Any) -> int | None:
+    """How many agents a parsed spec asks for; `None` for one that does not say."""
+    agents = spec.get("agents") if isinstance(spec, dict) else None
+    return agents if _whole(agents) else None
+
+
+def _carries(vm: Vm, total: int, config: FleetConfig) -> Iterator[Finding]:
+    ram = _ram_mb(vm, config.machineTypes)
+    if isinstance(ram, Finding):
+        # vm_fits has said so already, in the words of a single VM.
+        return
+    can = config.connectionsPerGb * ram / 1024
+    needed = total * config.connectionsPerAgent
+    if needed > can:
+        fits = math.floor(can / config.connectionsPerAgent)
+        gb = math.ceil(needed / config.connectionsPerGb)
+        yield Finding(
+            path="machineType",
+            problem=f"{total} agents hold {needed:g} connections to the registry; {_name(vm)} with "
+            f"{ram / 1024:g} GB carries {can:g}",
+            remedy=f"At most {fits} agents fit in all; {total} need a rendezvous with at least "
+            f"{gb} GB",
+        )
+
+
+def _name(vm: Vm) -> str:
+    return str(vm.machine_type).rpartition("/")[2]
+
+
+def _ram_mb(vm: Vm, known: Mapping[str, Mapping[str, float]]) -> float | Finding:
+    """RAM in MiB of a VM's machine type, or why nobody can say."""
+    path = f"{vm.path}.machineType" if vm.path else "machineType"
+    if vm.machine_type is UNKNOWN:
+        return _later(path, "the machine type")
+    if not isinstance(vm.machine_type, str) or not vm.machine_type:
+        problem = "a VM of the fleet does not state its machine type"
+        return Finding(path=path, problem=problem, remedy="State machineType beside the metadata")
+    gb = memory_gb(vm.machine_type, known)
+    if gb is None:
+        problem = f"the memory of {_name(vm)!r} is not known to this policy"
+        return Finding(path=path, problem=problem, remedy=_MACHINE_REMEDY)
+    return gb * 1024
+
+
+def _later(path: str, what: str) -> Finding:
+    return Finding(
+        path=path,
+        problem=f"{what} is not known yet, so nobody can say whether it fits",
+        remedy="It is judged in the update; to see it in the plan, let it not depend on other "
+        "resources' outputs",
+        unjudged=True,
+    )

@@ -1,0 +1,263 @@
+"""The rules as policies of the Pulumi SDK: names, levels, descriptions, configuration.
+
+A rule yields findings; a finding that could not be judged yet is a remark in a preview and a
+refusal in an update. The SDK gives a policy one level for all that it reports, so remarks of the
+policies about single resources are collected and reported by the last one, which is advisory.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
+
+from pulumi_policy import (
+    EnforcementLevel,
+    Policy,
+    PolicyConfigSchema,
+    PolicyPack,
+    PolicyResource,
+    ReportViolation,
+    ResourceValidationArgs,
+    ResourceValidationPolicy,
+    StackValidationArgs,
+    StackValidationPolicy,
+)
+from pulumi_policy import policy as sdk
+
+from . import exposure, fits, ghosts, identity, project_script, protection
+from .values import Finding, Resource, plain
+
+NAME: Final = "pilot-fleet"
+
+_STRINGS: Final = {"type": "array", "items": {"type": "string", "minLength": 1}}
+_COUNT: Final = {"type": "number", "minimum": 0}
+_SIZE: Final = {"type": "number", "exclusiveMinimum": 0}
+_PREFIX: Final = {"type": "integer", "minimum": 0, "maximum": 128}
+_SWITCH: Final = {"type": "boolean"}
+_TEXT: Final = {"type": "string"}
+_ROLES: Final = {"type": "array", "items": {"enum": list(fits.ROLES)}}
+_PORTS: Final = {"type": "array", "items": {"type": "integer", "minimum": 1, "maximum": 65535}}
+_MACHINES: Final = {
+    "type": "object",
+    "additionalProperties": {
+        "type": "object",
+        "properties": {"memoryGb": _SIZE, "vcpus": _SIZE},
+        "required": ["memoryGb"],
+        "additionalProperties": False,
+    },
+}
+
+
+class Mode:
+    """Whether this run is a preview: the engine tells once, before it asks about resources.
+
+    The SDK does not pass it on to policies, so `watch` listens in. `preview` stays `None` with
+    an engine that does not tell; an unknown value then is a remark, because only a preview has
+    any.
+    """
+
+    def __init__(self) -> None:
+        told = os.environ.get("PULUMI_DRY_RUN")
+        self.preview: bool | None = None if told is None else told == "true"
+
+    def watch(self) -> None:
+        """Note the mode from now on whenever the engine configures the pack."""
+        # Private, but the SDK has no hook for it; a test speaks the engine's protocol to us.
+        servicer: Any = sdk._PolicyAnalyzerServicer
+        configure = servicer.ConfigureStack
+
+        def configure_stack(this: Any, request: Any, context: Any) -> Any:
+            self.preview = bool(request.dry_run)
+            return configure(this, request, context)
+
+        servicer.ConfigureStack = configure_stack
+
+    @property
+    def refuses_unknown(self) -> bool:
+        """Whether what is unknown now will stay so."""
+        return self.preview is False
+
+
+class Remarks(threading.local):
+    """Findings not judged yet, from the policies that looked at a resource before the last one.
+
+    The SDK runs all policies of a resource in turn on one thread, and resources on several.
+    """
+
+    def __init__(self) -> None:
+        self.found: list[tuple[str, str, Finding]] = []
+
+    def add(self, policy: str, urn: str, finding: Finding) -> None:
+        """Keep what `policy` could not judge about the resource `urn`."""
+        self.found.append((policy, urn, finding))
+
+    def take(self, urn: str) -> list[tuple[str, Finding]]:
+        """What was kept about the resource `urn`; nothing is kept afterwards."""
+        mine = [(policy, finding) for policy, of, finding in self.found if of == urn]
+        self.found = []
+        return mine
+
+
+def resource_of(args: ResourceValidationArgs | PolicyResource) -> Resource:
+    """The SDK's view of a resource as a rule wants it."""
+    return Resource(
+        type=args.resource_type,
+        name=args.name,
+        urn=args.urn,
+        props=plain(args.props),
+        protect=bool(args.opts.protect),
+    )
+
+
+def _schema(**properties: Mapping[str, Any]) -> PolicyConfigSchema:
+    return PolicyConfigSchema({name: dict(schema) for name, schema in properties.items()})
+
+
+class Rules:
+    """Makes policies of rules; they share the mode of the run and the remarks."""
+
+    def __init__(self, mode: Mode) -> None:
+        self._mode = mode
+        self._remarks = Remarks()
+
+    def resource(
+        self,
+        name: str,
+        description: str,
+        rule: Callable[[Resource, Any], Iterable[Finding]],
+        config: Callable[..., Any],
+        schema: PolicyConfigSchema,
+    ) -> Policy:
+        """A mandatory policy about single resources, judged before anything is made of them."""
+
+        def validate(args: ResourceValidationArgs, report: ReportViolation) -> None:
+            for finding in rule(resource_of(args), config(**plain(args.get_config()))):
+                if finding.unjudged and not self._mode.refuses_unknown:
+                    self._remarks.add(name, args.urn, finding)
+                else:
+                    report(str(finding), None)
+
+        return ResourceValidationPolicy(
+            name, description, validate, EnforcementLevel.MANDATORY, schema
+        )
+
+    def stack(
+        self,
+        name: str,
+        description: str,
+        rule: Callable[[list[Resource], Any], Iterable[tuple[Resource | None, Finding]]],
+        config: Callable[..., Any],
+        schema: PolicyConfigSchema,
+    ) -> Policy:
+        """A mandatory policy about resources together; the engine asks it when all are there."""
+
+        def validate(args: StackValidationArgs, report: ReportViolation) -> None:
+            resources = [resource_of(resource) for resource in args.resources]
+            for culprit, finding in rule(resources, config(**plain(args.get_config()))):
+                report(str(finding), culprit.urn if culprit else None)
+
+        return StackValidationPolicy(
+            name, description, validate, EnforcementLevel.MANDATORY, schema
+        )
+
+    def remarks(self, name: str, description: str) -> Policy:
+        """The advisory policy that reports what the ones before it could not judge."""
+
+        def validate(args: ResourceValidationArgs, report: ReportViolation) -> None:
+            for policy, finding in self._remarks.take(args.urn):
+                report(f"{policy} could not judge {finding}", None)
+
+        return ResourceValidationPolicy(name, description, validate, EnforcementLevel.ADVISORY)
+
+
+def policies(mode: Mode) -> list[Policy]:
+    """All policies, in the order in which they look at a resource."""
+    rules = Rules(mode)
+    return [
+        rules.resource(
+            "no-ghost-startup-script",
+            "No startup script anywhere but in the project's one item: on a VM that has one of "
+            "its own, the project's never runs.",
+            ghosts.ghosts,
+            ghosts.Config,
+            _schema(providers=_STRINGS, extraKeys=_STRINGS, ignoreTypes=_STRINGS),
+        ),
+        rules.resource(
+            "guarded-project-script",
+            "The project's startup script is one item of project metadata, known in the plan, "
+            "below the size that Compute Engine takes, and has its guard.",
+            project_script.guarded_script,
+            project_script.Config,
+            _schema(secondLine=_TEXT, contains=_STRINGS, maxBytes=_SIZE),
+        ),
+        rules.resource(
+            "vm-fits",
+            "Every VM of the fleet has a good spec and can carry what it says: memory and ports.",
+            fits.vm_fits,
+            fits.VmConfig,
+            _schema(
+                machineTypes=_MACHINES,
+                minAgentMb=_COUNT,
+                minReserveMb=_COUNT,
+                minConnectionMb=_COUNT,
+            ),
+        ),
+        rules.resource(
+            "not-open-to-the-world",
+            "Registry, dashboard and SSH are open to named ranges only.",
+            exposure.open_to_the_world,
+            exposure.Config,
+            _schema(ports=_PORTS, widestV4={**_PREFIX, "maximum": 32}, widestV6=_PREFIX),
+        ),
+        rules.resource(
+            "no-default-service-account",
+            "No VM runs as a default service account.",
+            identity.default_accounts,
+            identity.AccountConfig,
+            _schema(refuse=_STRINGS, ignoreTypes=_STRINGS),
+        ),
+        rules.resource(
+            "hardened-vm",
+            "A VM of the fleet states Shielded VM and OS Login, and only a rendezvous may have a "
+            "public address.",
+            identity.hardening,
+            identity.HardeningConfig,
+            _schema(shieldedVm=_SWITCH, osLogin=_SWITCH, publicRoles=_ROLES),
+        ),
+        rules.resource(
+            "stateful-protected",
+            "What holds state is protected from deletion.",
+            protection.unprotected,
+            protection.Config,
+            _schema(types=_STRINGS, exemptStacks=_STRINGS, exemptNames=_STRINGS),
+        ),
+        rules.stack(
+            "one-project-script",
+            "The project's startup script has one owner and is the one that every VM expects.",
+            lambda resources, _: project_script.one_script(resources),
+            dict,
+            _schema(),
+        ),
+        rules.stack(
+            "fleet-fits",
+            "The fleet has one rendezvous, and it can carry all agents.",
+            fits.fleet_fits,
+            fits.FleetConfig,
+            _schema(machineTypes=_MACHINES, connectionsPerAgent=_SIZE, connectionsPerGb=_SIZE),
+        ),
+        # Last, because it reports what those before it left.
+        rules.remarks(
+            "judged-in-preview",
+            "What is not known in the preview is judged in the update, and refused there if it "
+            "still is not known.",
+        ),
+    ]
+
+
+def serve() -> None:
+    """Serve the policies to the engine; returns when it ends the process."""
+    mode = Mode()
+    mode.watch()
+    PolicyPack(NAME, policies(mode), EnforcementLevel.MANDATORY)

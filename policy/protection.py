@@ -1,0 +1,43 @@
+"""Resources that hold what cannot be made again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from .values import Finding, Resource
+
+# Disks hold identities and the registry, buckets releases and orders; an address is in every
+# VM's spec.
+STATEFUL: Final = (
+    "gcp:compute/address:Address",
+    "gcp:compute/disk:Disk",
+    "gcp:compute/globalAddress:GlobalAddress",
+    "gcp:compute/regionDisk:RegionDisk",
+    "gcp:storage/bucket:Bucket",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """`types`: resource types that must be protected. `exemptStacks`: stacks that come and go,
+    such as a lab. `exemptNames`: Pulumi names of resources that may stay unprotected."""
+
+    types: Sequence[str] = STATEFUL
+    exemptStacks: Sequence[str] = ()  # noqa: N815 - the name in the configuration
+    exemptNames: Sequence[str] = ()  # noqa: N815
+
+
+def unprotected(resource: Resource, config: Config) -> Iterator[Finding]:
+    """A stateful resource that a mistaken `pulumi destroy` or replacement would delete."""
+    if resource.type not in config.types or resource.protect:
+        return
+    if resource.stack in config.exemptStacks or resource.name in config.exemptNames:
+        return
+    yield Finding(
+        path="",
+        problem=f"{resource.name} holds state and is not protected",
+        remedy="Declare it with protect=True; a stack that is meant to be thrown away goes into "
+        "exemptStacks",
+    )
