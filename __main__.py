@@ -1,0 +1,132 @@
+"""The fleet: configuration in, components, outputs out. What each does stands in components/."""
+
+from pathlib import Path
+
+import pulumi
+
+from components import guard, outputs, spec, startup
+from components.bucket import FleetBucket, FleetBucketArgs, read_binary
+from components.config import from_pulumi
+from components.identity import FleetIdentity, FleetIdentityArgs
+from components.network import TAG_RENDEZVOUS, TAG_SWARM, FleetNetwork, FleetNetworkArgs
+from components.rendezvous import Rendezvous, RendezvousArgs
+from components.swarm import SwarmVm
+from components.vm import VmArgs
+
+NAME = "pilot-fleet"
+ROOT = Path(__file__).resolve().parent
+
+config = from_pulumi()
+for warning in config.warnings():
+    pulumi.log.warn(warning)
+guard.register()
+
+script = startup.render()
+release = config.release
+rendezvous_binary = read_binary(ROOT, "pilot-rendezvous", release.version, release.rendezvous)
+daemons = {
+    vm.name: read_binary(ROOT, "pilot-daemon", vm.release.version, vm.release.daemon)
+    for vm in config.swarm
+}
+outputs.require_built((rendezvous_binary, *daemons.values()))
+
+
+def labels(role: str) -> dict[str, str]:
+    """How people and `ops` find the fleet's resources."""
+    return {"pilot-fleet": pulumi.get_stack().lower(), "pilot-role": role}
+
+
+network = FleetNetwork(
+    NAME,
+    FleetNetworkArgs(
+        region=config.region,
+        subnet_cidr=config.subnet_cidr,
+        rendezvous_address=config.rendezvous.address,
+        public=config.rendezvous.public,
+        registry_ranges=config.registry_ranges,
+        agent_ports=config.agent_ports,
+        nat=config.nat,
+        labels=labels(spec.ROLE_RENDEZVOUS),
+        protect=config.protect,
+    ),
+)
+bucket = FleetBucket(
+    NAME,
+    FleetBucketArgs(
+        bucket=config.bucket,
+        location=config.region,
+        binaries=(rendezvous_binary, *daemons.values()),
+        labels={"pilot-fleet": pulumi.get_stack().lower()},
+        protect=config.protect,
+    ),
+)
+identity = FleetIdentity(
+    NAME,
+    FleetIdentityArgs(
+        project=config.project,
+        existing=config.service_account,
+        bucket_name=bucket.bucket_name,
+    ),
+)
+project_script = startup.ProjectStartupScript(
+    NAME, startup.ProjectStartupScriptArgs(project=config.project, script=script)
+)
+# A first boot finds its script, its release and the right to read it.
+ready = pulumi.ResourceOptions(depends_on=[network, bucket, identity, project_script])
+
+Rendezvous(
+    config.rendezvous.name,
+    RendezvousArgs(
+        vm=VmArgs(
+            vm_name=config.rendezvous.name,
+            zone=config.zone,
+            machine_type=config.rendezvous.machine.name,
+            image=config.image,
+            boot_disk_gb=config.rendezvous.boot_disk_gb,
+            disk_gb=config.rendezvous.disk_gb,
+            disk_type="pd-ssd",
+            subnet_id=network.subnet_id,
+            service_account=identity.email,
+            metadata=spec.metadata(
+                spec.rendezvous_spec(
+                    config, rendezvous=rendezvous_binary, script_sha256=script.sha256
+                )
+            ),
+            labels=labels(spec.ROLE_RENDEZVOUS),
+            tag=TAG_RENDEZVOUS,
+            protect=config.protect,
+            internal_address=network.internal_address,
+            external_address=network.external_address,
+        ),
+        region=config.region,
+        snapshots=config.snapshots,
+    ),
+    ready,
+)
+for vm in config.swarm:
+    SwarmVm(
+        vm.name,
+        VmArgs(
+            vm_name=vm.name,
+            zone=config.zone,
+            machine_type=vm.machine.name,
+            image=config.image,
+            boot_disk_gb=vm.boot_disk_gb,
+            disk_gb=vm.disk_gb,
+            disk_type="pd-balanced",
+            subnet_id=network.subnet_id,
+            service_account=identity.email,
+            metadata=spec.metadata(
+                spec.swarm_spec(config, vm, daemon=daemons[vm.name], script_sha256=script.sha256)
+            ),
+            labels=labels(spec.ROLE_SWARM),
+            tag=TAG_SWARM,
+            protect=config.protect,
+        ),
+        ready,
+    )
+
+for key, value in outputs.of(config).items():
+    pulumi.export(key, value)
+pulumi.export("externalAddress", network.external_address)
+pulumi.export("bucket", bucket.bucket_name)

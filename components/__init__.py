@@ -1,0 +1,1 @@
+"""What a fleet declares: configuration, what fits, and the Pulumi components."""

@@ -1,0 +1,89 @@
+"""FleetBucket: release binaries, named by their content, and the operators' orders."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pulumi
+import pulumi_gcp as gcp
+
+from components.spec import Binary
+
+# Versions of orders kept as history: long enough to see who asked for what in a quarter.
+_KEEP_NONCURRENT_DAYS = 90
+
+
+@dataclass(frozen=True, kw_only=True)
+class FleetBucketArgs:
+    """`bucket` is the bucket's name, unique in all of Cloud Storage."""
+
+    bucket: pulumi.Input[str]
+    location: pulumi.Input[str]
+    binaries: tuple[Binary, ...]
+    labels: dict[str, str]
+    protect: bool
+
+
+class FleetBucket(pulumi.ComponentResource):
+    """The bucket and one object for every binary that is built."""
+
+    bucket_name: pulumi.Output[str]
+    objects: tuple[gcp.storage.BucketObject, ...]
+
+    def __init__(
+        self, name: str, args: FleetBucketArgs, opts: pulumi.ResourceOptions | None = None
+    ) -> None:
+        super().__init__("pilot:fleet:FleetBucket", name, None, opts)
+        bucket = gcp.storage.Bucket(
+            f"{name}-bucket",
+            name=args.bucket,
+            location=args.location,
+            uniform_bucket_level_access=True,
+            versioning=gcp.storage.BucketVersioningArgs(enabled=True),
+            lifecycle_rules=[
+                gcp.storage.BucketLifecycleRuleArgs(
+                    action=gcp.storage.BucketLifecycleRuleActionArgs(type="Delete"),
+                    condition=gcp.storage.BucketLifecycleRuleConditionArgs(
+                        days_since_noncurrent_time=_KEEP_NONCURRENT_DAYS,
+                    ),
+                )
+            ],
+            # Where the bucket is protected nothing is to be lost with it; where it is not (a
+            # fleet for a day), it goes with what is in it.
+            force_destroy=not args.protect,
+            labels=args.labels,
+            opts=pulumi.ResourceOptions(parent=self, protect=args.protect),
+        )
+        self.objects = tuple(
+            gcp.storage.BucketObject(
+                f"{name}-{binary.name}-{(binary.sha256 or '')[:12]}",
+                name=binary.object,
+                bucket=bucket.name,
+                source=pulumi.FileAsset(binary.path),
+                # A VM that rolls back may ask for the release before this one.
+                opts=pulumi.ResourceOptions(parent=self, retain_on_delete=True),
+            )
+            for binary in unique(args.binaries)
+            if binary.object is not None
+        )
+        self.bucket_name = bucket.name
+        self.register_outputs({"bucketName": self.bucket_name})
+
+
+def read_binary(root: Path, name: str, version: str, path: str) -> Binary:
+    """The binary at `path` below `root`, with its sha256, or without one if there is no file."""
+    file = root / path
+    try:
+        with file.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    except FileNotFoundError:
+        digest = None
+    return Binary(name=name, version=version, path=path, sha256=digest)
+
+
+def unique(binaries: Iterable[Binary]) -> tuple[Binary, ...]:
+    """The binaries without those whose object another one already is."""
+    return tuple({binary.object: binary for binary in binaries}.values())

@@ -1,0 +1,188 @@
+"""What fits on a machine: pure arithmetic, every number with its source.
+
+A VM has several walls (memory, UDP ports, tasks; on the rendezvous registry connections). Each is
+a `Wall`: what there is, what the fleet asks of it, and how many agents it could carry. The wall
+with the least headroom is the one that binds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+
+from components.machines import MIB_PER_GIB, MachineType
+
+# Planning size of an idle agent, MiB: the blog's figure. Measured: 1.7 to 2.4 (FACTS), so who has
+# measured may lower it.
+AGENT_MB = 10
+# Kept for kernel, systemd, sshd and monitoring, MiB: the blog's figure.
+RESERVE_MB = 3000
+# Buffers, window and encryption context of an active connection, MiB: the blog's incident 3.
+CONNECTION_MB = 4
+# Share of a VM's agents that hold an active connection, where the stack file does not say:
+# the blog's fleet of 9,500 expects peaks around a thousand.
+ACTIVE_SHARE = 10
+# Tasks (threads) of one daemon. Measured: 7.3 with default flags (FACTS).
+TASKS_PER_AGENT = 8
+# kernel.pid_max on every VM: the most a 64-bit kernel takes, less what the system itself runs.
+PID_MAX = 4_194_304
+SYSTEM_TASKS = 4_096
+# TCP connections that one daemon holds to the registry (FACTS; the blog says one).
+CONNECTIONS_PER_AGENT = 4
+# Registry connections a GiB of the rendezvous carries: upstream ran 150,000 to 207,000 on 64 GiB.
+CONNECTIONS_PER_GIB = 3_000
+MAX_PORT = 65_535
+# Below this share of headroom a VM is reported: the blog's fleet keeps 50 to 60 %.
+WARN_HEADROOM = 0.40
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wall:
+    """One limit of a VM, in `unit`: `demand` of `capacity`, and `fits`, the agents it carries.
+
+    `fits` is below zero where not even a VM without agents would fit.
+    """
+
+    name: str
+    unit: str
+    capacity: int
+    demand: int
+    fits: int
+
+    @property
+    def headroom(self) -> float:
+        """What is left as a share of what there is; negative where it does not fit."""
+        if self.capacity <= 0:
+            return -1.0
+        return (self.capacity - self.demand) / self.capacity
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """How a number of agents sits on one machine."""
+
+    machine: MachineType
+    agents: int
+    walls: tuple[Wall, ...]
+
+    @property
+    def binds(self) -> Wall:
+        """The wall that is hit first."""
+        return min(self.walls, key=lambda wall: wall.headroom)
+
+    @property
+    def headroom(self) -> float:
+        """Headroom at the wall that binds, as a share (1.0 is empty, below 0 does not fit)."""
+        return self.binds.headroom
+
+    @property
+    def fits(self) -> int:
+        """The most agents that this machine carries; below zero where it carries none."""
+        return min(wall.fits for wall in self.walls)
+
+
+def default_connections(agents: int) -> int:
+    """Active connections to plan for where the stack file names none: a tenth, rounded up."""
+    return ceil(agents / ACTIVE_SHARE)
+
+
+def swarm_fit(
+    machine: MachineType,
+    *,
+    agents: int,
+    base_port: int,
+    agent_mb: int = AGENT_MB,
+    reserve_mb: int = RESERVE_MB,
+    active_connections: int | None = None,
+) -> Fit:
+    """How `agents` fit on a swarm VM.
+
+    `agent_mb` and `reserve_mb` in MiB; `active_connections` None means a tenth of the agents;
+    agent i has UDP port `base_port` + i.
+    """
+    memory = _memory(machine, agents, agent_mb, reserve_mb, active_connections)
+    ports = Wall(
+        name="UDP ports",
+        unit="ports",
+        capacity=MAX_PORT - base_port,
+        demand=agents,
+        fits=MAX_PORT - base_port,
+    )
+    tasks = PID_MAX - SYSTEM_TASKS
+    return Fit(
+        machine=machine,
+        agents=agents,
+        walls=(
+            memory,
+            ports,
+            Wall(
+                name="tasks",
+                unit="tasks",
+                capacity=tasks,
+                demand=agents * TASKS_PER_AGENT,
+                fits=tasks // TASKS_PER_AGENT,
+            ),
+        ),
+    )
+
+
+def rendezvous_fit(machine: MachineType, *, agents: int) -> Fit:
+    """How a fleet of `agents` (all VMs together) fits on its rendezvous."""
+    capacity = machine.memory_mb * CONNECTIONS_PER_GIB // MIB_PER_GIB
+    return Fit(
+        machine=machine,
+        agents=agents,
+        walls=(
+            Wall(
+                name="registry connections",
+                unit="connections",
+                capacity=capacity,
+                demand=agents * CONNECTIONS_PER_AGENT,
+                fits=capacity // CONNECTIONS_PER_AGENT,
+            ),
+        ),
+    )
+
+
+def rendezvous_memory_gb(agents: int) -> int:
+    """The memory, GiB, that a rendezvous needs for `agents`."""
+    return ceil(agents * CONNECTIONS_PER_AGENT / CONNECTIONS_PER_GIB)
+
+
+def vcpus_by_family(machines: tuple[MachineType, ...]) -> dict[str, int]:
+    """vCPUs by series: what a project's regional quota must allow before a first `pulumi up`."""
+    totals: dict[str, int] = {}
+    for machine in machines:
+        totals[machine.family] = totals.get(machine.family, 0) + machine.vcpus
+    return dict(sorted(totals.items()))
+
+
+def _memory(
+    machine: MachineType,
+    agents: int,
+    agent_mb: int,
+    reserve_mb: int,
+    active_connections: int | None,
+) -> Wall:
+    usable = machine.memory_mb - reserve_mb
+
+    def demand(count: int) -> int:
+        connections = (
+            default_connections(count) if active_connections is None else (active_connections)
+        )
+        return count * agent_mb + connections * CONNECTION_MB
+
+    if active_connections is None:
+        # A tenth rounds up, so the plain quotient is at most a few agents too high.
+        fits = usable * ACTIVE_SHARE // (agent_mb * ACTIVE_SHARE + CONNECTION_MB)
+        while fits > 0 and demand(fits) > usable:
+            fits -= 1
+    else:
+        fits = (usable - active_connections * CONNECTION_MB) // agent_mb
+    return Wall(
+        name="memory",
+        unit="MiB",
+        capacity=usable,
+        demand=demand(agents),
+        fits=fits,
+    )

@@ -1,0 +1,717 @@
+"""FleetConfig: the stack's configuration, validated as a whole.
+
+`FleetConfig.parse` takes the plain values of the stack file (as Pulumi hands them over, or as
+`stack_file` reads them) and either returns a configuration that works or raises `ConfigError` with
+every problem at once, each with the path of its key. Nothing here does I/O or needs an engine.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import pulumi
+
+from components import capacity
+from components.machines import MIB_PER_GIB, MachineType, look_up
+
+PROJECT_NAME = "pilot-fleet"
+REGISTRY_PORT = 9000
+BEACON_PORT = 9001
+DASHBOARD_PORT = 3000
+STATE_DISK_SUFFIX = "-state"
+# Google reserves the first two and the last two addresses of a subnet.
+_RESERVED_HEAD, _RESERVED_TAIL = 2, 2
+
+# RFC 1035, which Google requires of instance names, less the six characters of `-state`, which
+# name a VM's disk.
+_NAME = re.compile(r"[a-z](?:[-a-z0-9]{0,55}[a-z0-9])?")
+_PROJECT_ID = re.compile(r"[a-z][-a-z0-9]{4,28}[a-z0-9]")
+_ZONE = re.compile(r"[a-z]+-[a-z]+[0-9]+-[a-z]")
+_BUCKET = re.compile(r"[a-z0-9](?:[-_.a-z0-9]{1,61}[a-z0-9])")
+_IMAGE = re.compile(r"[a-z][-a-z0-9]{4,28}[a-z0-9]/[a-z](?:[-a-z0-9]{0,61}[a-z0-9])?")
+_SERVICE_ACCOUNT = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
+_VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+_-]{0,63}")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_URL = re.compile(r"https?://[^\s/?#@]+")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class Problem:
+    """What is wrong at `path` (the key in the stack file), and what to do about it."""
+
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}"
+
+
+class ConfigError(Exception):
+    """Every problem of a configuration at once, in the order of the file."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        self.problems = tuple(problems)
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        lines = "\n".join(f"  {problem}" for problem in problems)
+        super().__init__(f"the stack's configuration has {count}:\n{lines}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Release:
+    """A version of the binaries and where they are built, as paths relative to the checkout."""
+
+    version: str
+    daemon: str
+    rendezvous: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Roll:
+    """How a release is rolled out: `batch` agents at a time, `watch_seconds` between batches."""
+
+    batch: int = 500
+    watch_seconds: int = 60
+    auto: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshots:
+    """Days for which the rendezvous' hourly and daily snapshots are kept."""
+
+    hourly_days: int = 2
+    daily_days: int = 14
+
+
+@dataclass(frozen=True, kw_only=True)
+class RendezvousConfig:
+    """The rendezvous VM. Disk sizes in GB, as Google counts them."""
+
+    name: str
+    machine: MachineType
+    address: str
+    public: bool
+    disk_gb: int
+    boot_disk_gb: int
+    fit: capacity.Fit
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwarmVmConfig:
+    """One swarm VM. Memory in MiB, disk sizes in GB."""
+
+    name: str
+    machine: MachineType
+    agents: int
+    environment: Mapping[str, str]
+    release: Release
+    agent_mb: int
+    reserve_mb: int
+    active_connections: int
+    disk_gb: int
+    boot_disk_gb: int
+    fit: capacity.Fit
+
+
+@dataclass(frozen=True, kw_only=True)
+class FleetConfig:
+    """A fleet that works: everything the components need, and nothing that does not fit."""
+
+    project: str
+    zone: str
+    region: str
+    release: Release
+    rendezvous: RendezvousConfig
+    swarm: tuple[SwarmVmConfig, ...]
+    base_port: int
+    window: int
+    roll: Roll
+    reserve_mb: int
+    subnet_cidr: str
+    registry_ranges: tuple[str, ...]
+    nat: bool
+    image: str
+    bucket: str
+    service_account: str | None
+    protect: bool
+    snapshots: Snapshots
+    storage_endpoint: str
+
+    @property
+    def agents(self) -> int:
+        """Agents of the whole fleet."""
+        return sum(vm.agents for vm in self.swarm)
+
+    @property
+    def registry(self) -> str:
+        """HOST:PORT of the registry, inside the subnet."""
+        return f"{self.rendezvous.address}:{REGISTRY_PORT}"
+
+    @property
+    def beacon(self) -> str:
+        """HOST:PORT of the beacon, inside the subnet."""
+        return f"{self.rendezvous.address}:{BEACON_PORT}"
+
+    @property
+    def agent_ports(self) -> tuple[int, int]:
+        """The UDP ports of agents, inclusive, over all VMs."""
+        most = max((vm.agents for vm in self.swarm), default=0)
+        return self.base_port + 1, self.base_port + max(most, 1)
+
+    @property
+    def fits(self) -> dict[str, capacity.Fit]:
+        """How each VM is filled, by name, the rendezvous first."""
+        vms = {self.rendezvous.name: self.rendezvous.fit}
+        return vms | {vm.name: vm.fit for vm in self.swarm}
+
+    def warnings(self) -> list[str]:
+        """What works but is tight or without effect, a sentence each."""
+        warnings = [
+            f"{name} ({fit.machine.name}) keeps {fit.headroom:.0%} headroom for {fit.agents:,} "
+            f"agents, below {capacity.WARN_HEADROOM:.0%}: {fit.binds.name} binds, "
+            f"{fit.fits:,} agents are the most it carries"
+            for name, fit in self.fits.items()
+            if fit.headroom < capacity.WARN_HEADROOM
+        ]
+        if self.rendezvous.public and not self.registry_ranges:
+            warnings.append(
+                f"{PROJECT_NAME}:rendezvous.public reserves an external address, but no "
+                "registryRanges are named, so nobody outside the subnet can register"
+            )
+        return warnings
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], *, project: str | None) -> FleetConfig:
+        """The fleet that `values` describes (the keys of `pilot-fleet:` without the prefix).
+
+        `project` is `gcp:project`. Raises `ConfigError` with every problem.
+        """
+        return _parse(values, project)
+
+
+def from_pulumi() -> FleetConfig:
+    """The fleet in the configuration of the stack that Pulumi is running.
+
+    Raises `pulumi.RunError`, which the engine prints without a traceback.
+    """
+    prefix = f"{PROJECT_NAME}:"
+    everything = pulumi.runtime.get_config_env()
+    values = {
+        key.removeprefix(prefix): value
+        for key, value in everything.items()
+        if key.startswith(prefix)
+    }
+    try:
+        return FleetConfig.parse(values, project=everything.get("gcp:project"))
+    except ConfigError as error:
+        raise pulumi.RunError(str(error)) from None
+
+
+class _Node:
+    """A map of the configuration: hands out its values by type and records what is wrong.
+
+    Every getter returns a usable stand-in after recording a problem, so that parsing goes on and
+    finds the rest; `_parse` raises before any stand-in can be used.
+    """
+
+    def __init__(self, values: Mapping[str, Any], path: str, problems: list[Problem]) -> None:
+        self.values = values
+        self.path = path
+        self.problems = problems
+        self.known: set[str] = set()
+
+    def at(self, key: str) -> str:
+        if self.path == PROJECT_NAME:
+            return f"{PROJECT_NAME}:{key}"
+        return f"{self.path}.{key}"
+
+    def problem(self, key: str, message: str) -> None:
+        self.problems.append(Problem(path=self.at(key), message=message))
+
+    def take(self, key: str) -> Any:
+        self.known.add(key)
+        return self.values.get(key)
+
+    def unknown_keys(self) -> None:
+        for key in self.values:
+            if key not in self.known:
+                close = difflib.get_close_matches(str(key), self.known, n=1)
+                expected = (
+                    f"did you mean {close[0]}?"
+                    if close
+                    else (f"the keys here are {', '.join(sorted(self.known))}")
+                )
+                self.problem(str(key), f"unknown key: {expected}")
+
+    def string(
+        self,
+        key: str,
+        pattern: re.Pattern[str],
+        what: str,
+        default: str | None = None,
+        *,
+        required: bool = True,
+    ) -> str:
+        """The text at `key`; `what` says in words what the pattern wants."""
+        value = self.take(key)
+        # Pulumi knows no optional key without a default, so an empty text means "the default".
+        if value is None or (value == "" and not (default is None and required)):
+            if default is None and required:
+                self.problem(key, f"is missing: give {what}")
+            return default or ""
+        if not isinstance(value, str):
+            self.problem(key, f"must be text ({what}), not {_describe(value)}")
+        elif not pattern.fullmatch(value):
+            self.problem(key, f"{_show(value)} is not {what}")
+        else:
+            return value
+        return default or ""
+
+    def integer(self, key: str, low: int, high: int, default: int | None = None) -> int:
+        """The whole number at `key`, between `low` and `high`."""
+        value = self.take(key)
+        fallback = low if default is None else default
+        if value is None:
+            if default is None:
+                self.problem(key, f"is missing: give a whole number from {low:,} to {high:,}")
+            return fallback
+        # Pulumi hands top-level scalars over as text.
+        if (
+            self.path == PROJECT_NAME
+            and isinstance(value, str)
+            and re.fullmatch(r"-?[0-9]{1,18}", value)
+        ):
+            value = int(value)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int):
+            self.problem(key, f"must be a whole number, not {_describe(value)}")
+        elif not low <= value <= high:
+            self.problem(key, f"{_show(value)} is out of range: {low:,} to {high:,}")
+        else:
+            return value
+        return fallback
+
+    def boolean(self, key: str, default: bool) -> bool:
+        value = self.take(key)
+        if value is None:
+            return default
+        if self.path == PROJECT_NAME and value in ("true", "false"):
+            return bool(value == "true")
+        if not isinstance(value, bool):
+            self.problem(key, f"must be true or false, not {_describe(value)}")
+            return default
+        return value
+
+    def node(self, key: str, *, required: bool = False) -> _Node:
+        """The map at `key`; an empty one where it is absent or wrong."""
+        value = self._structured(self.take(key))
+        if value is None:
+            if required:
+                self.problem(key, "is missing")
+            value = {}
+        elif not isinstance(value, Mapping):
+            self.problem(key, f"must be a map, not {_describe(value)}")
+            value = {}
+        return _Node(value, self.at(key), self.problems)
+
+    def items(self, key: str) -> list[Any]:
+        value = self._structured(self.take(key))
+        if value is None:
+            return []
+        if not isinstance(value, list):
+            self.problem(key, f"must be a list, not {_describe(value)}")
+            return []
+        return value
+
+    def choose(self, key: str, read: Callable[[str], T], what: str, default: T) -> T:
+        """The text at `key` through `read`, whose ValueError means that it is not `what`."""
+        value = self.take(key)
+        if value is None:
+            return default
+        if not isinstance(value, str):
+            self.problem(key, f"must be text ({what}), not {_describe(value)}")
+            return default
+        try:
+            return read(value)
+        except ValueError:
+            self.problem(key, f"{_show(value)} is not {what}")
+            return default
+
+    def _structured(self, value: Any) -> Any:
+        # Pulumi hands top-level maps and lists over as JSON text.
+        if self.path == PROJECT_NAME and isinstance(value, str):
+            try:
+                return json.loads(value)
+            except (ValueError, RecursionError):
+                return value
+        return value
+
+
+def _show(value: object) -> str:
+    text = f"{value:,}" if isinstance(value, int) and abs(value) < 10**18 else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _describe(value: object) -> str:
+    if value is None:
+        return "empty"
+    if isinstance(value, Mapping):
+        return "a map"
+    if isinstance(value, list):
+        return "a list"
+    if isinstance(value, str):
+        return f"the text {_show(value)}"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"the number {_show(value)}"
+
+
+@dataclass(kw_only=True)
+class _Context:
+    """What the VMs of a fleet share while it is parsed."""
+
+    release: Release
+    agent_mb: int
+    reserve_mb: int
+    base_port: int
+    names: dict[str, str] = field(default_factory=dict)
+
+
+def _parse(values: Mapping[str, Any], project: str | None) -> FleetConfig:
+    problems: list[Problem] = []
+    root = _Node(values, PROJECT_NAME, problems)
+    if project is None:
+        problems.append(
+            Problem(path="gcp:project", message="is missing: give the Google Cloud project's id")
+        )
+    elif not _PROJECT_ID.fullmatch(project):
+        problems.append(
+            Problem(path="gcp:project", message=f"{_show(project)} is not a project id")
+        )
+    zone = root.string("zone", _ZONE, "a zone such as us-central1-a")
+    context = _Context(
+        release=_release(root.node("release", required=True), None),
+        agent_mb=root.integer("agentMb", 1, 4096, capacity.AGENT_MB),
+        reserve_mb=root.integer("reserveMb", 128, 1_000_000, capacity.RESERVE_MB),
+        base_port=root.integer("basePort", 1024, 65_000, 10_000),
+    )
+    subnet = root.choose(
+        "subnetCidr", _subnet, "an IPv4 range from /8 to /29 such as 10.10.0.0/20", _DEFAULT_SUBNET
+    )
+    rendezvous_node = root.node("rendezvous", required=True)
+    swarm_items = root.items("swarm")
+    swarm = tuple(
+        vm
+        for index, item in enumerate(swarm_items)
+        if (vm := _swarm_vm(item, f"{PROJECT_NAME}:swarm[{index}]", context, problems))
+    )
+    if not swarm_items and root.at("swarm") not in {problem.path for problem in problems}:
+        root.problem("swarm", "is empty: name at least one VM with machineType and agents")
+    rendezvous = _rendezvous(
+        rendezvous_node,
+        context,
+        subnet,
+        agents=sum(vm.agents for vm in swarm),
+    )
+    _check_ports(root, context.base_port, swarm)
+    _check_subnet(root, subnet, vms=len(swarm) + 1)
+    roll = root.node("roll")
+    snapshots = root.node("snapshots")
+    endpoints = root.node("endpoints")
+    config = FleetConfig(
+        project=project or "",
+        zone=zone,
+        region=zone.rsplit("-", 1)[0],
+        release=context.release,
+        rendezvous=rendezvous,
+        swarm=swarm,
+        base_port=context.base_port,
+        window=root.integer("window", 1, 100, 15),
+        roll=Roll(
+            batch=roll.integer("batch", 1, 100_000, Roll.batch),
+            watch_seconds=roll.integer("watchSeconds", 0, 86_400, Roll.watch_seconds),
+            auto=roll.boolean("auto", Roll.auto),
+        ),
+        reserve_mb=context.reserve_mb,
+        subnet_cidr=str(subnet),
+        registry_ranges=_ranges(root),
+        nat=root.boolean("nat", False),
+        image=root.string("image", _IMAGE, "PROJECT/FAMILY of an image", "debian-cloud/debian-12"),
+        bucket=root.string(
+            "bucket", _BUCKET, "a bucket's name", f"{project or 'project'}-pilot-fleet"
+        ),
+        service_account=root.string(
+            "serviceAccount", _SERVICE_ACCOUNT, "a service account's address", required=False
+        )
+        or None,
+        protect=root.boolean("protect", True),
+        snapshots=Snapshots(
+            hourly_days=snapshots.integer("hourlyDays", 1, 365, Snapshots.hourly_days),
+            daily_days=snapshots.integer("dailyDays", 1, 3650, Snapshots.daily_days),
+        ),
+        storage_endpoint=endpoints.string(
+            "storage", _URL, "a URL without a path", "https://storage.googleapis.com"
+        ),
+    )
+    for node in (roll, snapshots, endpoints, root):
+        node.unknown_keys()
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def _release(node: _Node, inherited: Release | None) -> Release:
+    if not node.values:
+        return inherited or Release(version="", daemon="", rendezvous="")
+    path = re.compile(r"[^\0\n]{1,1000}")
+    release = Release(
+        version=node.string("version", _VERSION, "a version such as 1.18.0"),
+        daemon=node.string("daemon", path, "the path of the pilot-daemon binary"),
+        # Only the fleet's own release names a rendezvous binary: there is one rendezvous.
+        rendezvous=node.string("rendezvous", path, "the path of the pilot-rendezvous binary")
+        if inherited is None
+        else inherited.rendezvous,
+    )
+    node.unknown_keys()
+    return release
+
+
+def _machine(node: _Node) -> MachineType | None:
+    """The VM's machine type, or None with its problem recorded."""
+    before = len(node.problems)
+    name = node.string("machineType", re.compile(r"[a-z0-9-]{1,63}"), "a machine type's name")
+    memory_gb, vcpus = node.take("memoryGb"), node.take("vcpus")
+    if memory_gb is not None and (
+        isinstance(memory_gb, bool)
+        or not isinstance(memory_gb, int | float)
+        or not 0.25 <= memory_gb <= 40_000
+    ):
+        node.problem("memoryGb", "must be a number of GB from 0.25 to 40,000")
+    if vcpus is not None:
+        vcpus = node.integer("vcpus", 1, 10_000, 1)
+    if len(node.problems) > before:
+        return None
+    known = look_up(name)
+    if known is None and (memory_gb is None or vcpus is None):
+        node.problem(
+            "machineType",
+            f"{name!r} is not in the table of machine types: give memoryGb and vcpus beside it "
+            "(custom types are e2-custom-VCPUS-MB, with MB in steps of 256)",
+        )
+        return None
+    if known is not None and known.arm:
+        node.problem("machineType", f"{name!r} is an Arm machine and the daemon is x86-64")
+        return None
+    return MachineType(
+        name=name,
+        vcpus=vcpus if vcpus is not None else known.vcpus if known else 0,
+        memory_mb=int(memory_gb * MIB_PER_GIB)
+        if memory_gb is not None
+        else known.memory_mb
+        if known
+        else 0,
+    )
+
+
+def _name(node: _Node, context: _Context) -> str:
+    name = node.string(
+        "name", _NAME, "a VM's name: lower-case letters, digits and dashes, 57 at most"
+    )
+    if name and name in context.names:
+        node.problem("name", f"{name!r} is also the name of {context.names[name]}")
+    elif name:
+        # A boot disk is called like its VM and a state disk like its VM and `-state`.
+        for disk in (f"{name}{STATE_DISK_SUFFIX}", name.removesuffix(STATE_DISK_SUFFIX)):
+            if disk != name and disk in context.names:
+                node.problem(
+                    "name",
+                    f"the disks of {name!r} and of {context.names[disk]} would share a name: "
+                    f"do not end a VM's name in {STATE_DISK_SUFFIX}",
+                )
+        context.names[name] = node.path
+    return name
+
+
+def _swarm_vm(
+    item: Any, path: str, context: _Context, problems: list[Problem]
+) -> SwarmVmConfig | None:
+    if not isinstance(item, Mapping):
+        problems.append(
+            Problem(
+                path=path,
+                message=f"must be a map with name, machineType and agents, not {_describe(item)}",
+            )
+        )
+        return None
+    node = _Node(item, path, problems)
+    name = _name(node, context)
+    machine = _machine(node)
+    agents = node.integer("agents", 0, 1_000_000)
+    agent_mb = node.integer("agentMb", 1, 4096, context.agent_mb)
+    reserve_mb = node.integer("reserveMb", 128, 1_000_000, context.reserve_mb)
+    connections_given = node.take("activeConnections") is not None
+    connections = node.integer(
+        "activeConnections", 0, 1_000_000, capacity.default_connections(agents)
+    )
+    release = context.release
+    if node.take("release") is not None:
+        release = _release(node.node("release"), context.release)
+    environment = _environment(node.node("env"))
+    disk_gb = node.integer("diskGb", 10, 65_536, 10)
+    boot_disk_gb = node.integer("bootDiskGb", 10, 2_000, 20)
+    node.unknown_keys()
+    if machine is None:
+        return None
+    if machine.memory_mb <= reserve_mb:
+        node.problem(
+            "reserveMb",
+            f"{reserve_mb:,} MiB leave nothing of the {machine.memory_mb:,} MiB of {machine.name}",
+        )
+        return None
+    fit = capacity.swarm_fit(
+        machine,
+        agents=agents,
+        base_port=context.base_port,
+        agent_mb=agent_mb,
+        reserve_mb=reserve_mb,
+        active_connections=connections if connections_given else None,
+    )
+    if fit.headroom < 0 or fit.fits < agents:
+        binding = min(fit.walls, key=lambda wall: wall.fits)
+        node.problem(
+            "agents",
+            f"{agents:,} agents do not fit on {machine.name}: {binding.name} allows "
+            f"{max(binding.fits, 0):,} (asked {binding.demand:,} of {binding.capacity:,} "
+            f"{binding.unit})",
+        )
+    return SwarmVmConfig(
+        name=name,
+        machine=machine,
+        agents=agents,
+        environment=environment,
+        release=release,
+        agent_mb=agent_mb,
+        reserve_mb=reserve_mb,
+        active_connections=connections,
+        disk_gb=disk_gb,
+        boot_disk_gb=boot_disk_gb,
+        fit=fit,
+    )
+
+
+def _environment(node: _Node) -> dict[str, str]:
+    environment = {}
+    for key in node.values:
+        value = node.take(key)
+        if not isinstance(key, str) or not _VARIABLE.fullmatch(key):
+            node.problem(str(key), "is not the name of an environment variable")
+        elif not isinstance(value, str):
+            node.problem(key, f"must be text, not {_describe(value)}: put it in quotes")
+        elif "\n" in value or "\0" in value:
+            node.problem(key, "must be one line of text")
+        else:
+            environment[key] = value
+    return environment
+
+
+def _rendezvous(
+    node: _Node, context: _Context, subnet: ipaddress.IPv4Network, *, agents: int
+) -> RendezvousConfig:
+    name = _name(node, context) if node.values else ""
+    machine = _machine(node) if node.values else None
+    address = node.choose(
+        "address",
+        ipaddress.IPv4Address,
+        "an IPv4 address",
+        subnet.network_address + _RESERVED_HEAD,
+    )
+    last = subnet.broadcast_address - _RESERVED_TAIL
+    if not subnet.network_address + _RESERVED_HEAD <= address <= last:
+        node.problem(
+            "address",
+            f"{address} is not an address that a VM in {subnet} can have: "
+            f"{subnet.network_address + _RESERVED_HEAD} to {last}",
+        )
+    public = node.boolean("public", False)
+    disk_gb = node.integer("diskGb", 10, 65_536, 20)
+    boot_disk_gb = node.integer("bootDiskGb", 10, 2_000, 20)
+    if node.values:
+        node.unknown_keys()
+    if machine is not None:
+        fit = capacity.rendezvous_fit(machine, agents=agents)
+        if fit.headroom < 0:
+            node.problem(
+                "machineType",
+                f"{machine.name} carries {max(fit.fits, 0):,} agents, the fleet has {agents:,}: "
+                f"choose one with at least {capacity.rendezvous_memory_gb(agents)} GB of memory",
+            )
+    else:
+        machine = MachineType(name="", vcpus=1, memory_mb=1024)
+        fit = capacity.rendezvous_fit(machine, agents=agents)
+    return RendezvousConfig(
+        name=name,
+        machine=machine,
+        address=str(address),
+        public=public,
+        disk_gb=disk_gb,
+        boot_disk_gb=boot_disk_gb,
+        fit=fit,
+    )
+
+
+_DEFAULT_SUBNET = ipaddress.IPv4Network("10.10.0.0/20")
+
+
+def _subnet(text: str) -> ipaddress.IPv4Network:
+    network = ipaddress.IPv4Network(text)
+    if not 8 <= network.prefixlen <= 29:
+        raise ValueError(text)
+    return network
+
+
+def _ranges(root: _Node) -> tuple[str, ...]:
+    ranges = []
+    for index, item in enumerate(root.items("registryRanges")):
+        try:
+            if not isinstance(item, str):
+                raise ValueError(item)
+            ranges.append(str(ipaddress.IPv4Network(item)))
+        except ValueError:
+            root.problem(
+                f"registryRanges[{index}]",
+                f"{_show(item)} is not an IPv4 range such as 203.0.113.0/24 (no host bits set)",
+            )
+    return tuple(ranges)
+
+
+def _check_ports(root: _Node, base_port: int, swarm: tuple[SwarmVmConfig, ...]) -> None:
+    last = base_port + max((vm.agents for vm in swarm), default=0)
+    taken = [
+        f"{port} (the {owner}'s)"
+        for port, owner in (
+            (DASHBOARD_PORT, "dashboard"),
+            (REGISTRY_PORT, "registry"),
+            (BEACON_PORT, "beacon"),
+        )
+        if base_port < port <= last
+    ]
+    if taken:
+        root.problem(
+            "basePort",
+            f"the agents' UDP ports {base_port + 1} to {last} overlap {', '.join(taken)}: "
+            f"choose {BEACON_PORT} or higher",
+        )
+
+
+def _check_subnet(root: _Node, subnet: ipaddress.IPv4Network, *, vms: int) -> None:
+    room = subnet.num_addresses - _RESERVED_HEAD - _RESERVED_TAIL
+    if vms > room:
+        root.problem("subnetCidr", f"{subnet} has room for {room:,} VMs, the fleet has {vms:,}")

@@ -1,0 +1,100 @@
+"""Stack files for tests, and the whole program under Pulumi's mocks."""
+
+from __future__ import annotations
+
+import copy
+import json
+import runpy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pulumi
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+SEED_FILE = ROOT / "Pulumi.swarm.yaml"
+
+
+def seed() -> dict[str, Any]:
+    """The seed's fleet: the values of `pilot-fleet:` in Pulumi.swarm.yaml, without prefix."""
+    config = yaml.safe_load(SEED_FILE.read_text())["config"]
+    return {
+        key.removeprefix("pilot-fleet:"): value
+        for key, value in config.items()
+        if key.startswith("pilot-fleet:")
+    }
+
+
+def changed(**values: Any) -> dict[str, Any]:
+    """The seed's fleet with some keys changed."""
+    return copy.deepcopy(seed()) | values
+
+
+class Recorder(pulumi.runtime.Mocks):
+    """Records what the program declares; answers with its inputs and a few invented outputs."""
+
+    def __init__(self) -> None:
+        self.resources: dict[tuple[str, str], dict[str, Any]] = {}
+
+    def new_resource(
+        self, args: pulumi.runtime.MockResourceArgs
+    ) -> tuple[str | None, dict[Any, Any]]:
+        self.resources[args.typ, args.name] = args.inputs
+        outputs = dict(args.inputs)
+        if args.typ == "gcp:serviceaccount/account:Account":
+            outputs["email"] = f"{args.inputs['accountId']}@project.iam.gserviceaccount.com"
+        if args.typ == "gcp:compute/address:Address":
+            outputs.setdefault("address", "198.51.100.7")
+        return f"{args.name}-id", outputs
+
+    def call(
+        self, args: pulumi.runtime.MockCallArgs
+    ) -> dict[Any, Any] | tuple[dict[Any, Any], list[tuple[str, str]] | None]:
+        raise AssertionError(f"the program must not ask the cloud while it plans: {args.token}")
+
+    def of(self, type_: str) -> dict[str, dict[str, Any]]:
+        """Inputs by resource name of one type, such as `compute/instance:Instance`."""
+        return {
+            name: inputs for (typ, name), inputs in self.resources.items() if typ == f"gcp:{type_}"
+        }
+
+    def spec(self, vm: str) -> dict[str, Any]:
+        """The spec of one VM."""
+        spec = json.loads(
+            self.of("compute/instance:Instance")[f"{vm}-vm"]["metadata"]["pilot-spec"]
+        )
+        assert isinstance(spec, dict)
+        return spec
+
+
+@contextmanager
+def _environment(config: Mapping[str, Any]) -> Iterator[None]:
+    patch = pytest.MonkeyPatch()
+    patch.setenv("PULUMI_CONFIG", json.dumps(config))
+    try:
+        yield
+    finally:
+        patch.undo()
+
+
+def run_program(
+    values: Mapping[str, Any], *, project: str = "project-1", preview: bool = True
+) -> Recorder:
+    """Runs `__main__.py` with a stack's configuration, handed over as Pulumi does it."""
+    config = {"gcp:project": project} | {
+        f"pilot-fleet:{key}": value if isinstance(value, str) else json.dumps(value)
+        for key, value in values.items()
+    }
+    recorder = Recorder()
+    pulumi.runtime.set_mocks(recorder, project="pilot-fleet", stack="test", preview=preview)
+
+    @pulumi.runtime.test
+    def program() -> None:
+        runpy.run_path(str(ROOT / "__main__.py"))
+
+    with _environment(config):
+        program()
+    return recorder

@@ -1,0 +1,304 @@
+"""Configuration: what works is accepted, what is wrong is named, all of it at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+
+from components.config import ConfigError, FleetConfig
+from tests.components.fleet import ROOT, changed, seed
+
+
+def parse(values: dict[str, Any], project: str | None = "project-1") -> FleetConfig:
+    return FleetConfig.parse(values, project=project)
+
+
+def problems(values: dict[str, Any], project: str | None = "project-1") -> dict[str, str]:
+    with pytest.raises(ConfigError) as caught:
+        parse(values, project)
+    return {problem.path: problem.message for problem in caught.value.problems}
+
+
+def swarm(**values: Any) -> dict[str, Any]:
+    """The seed's fleet with one VM, some of whose keys are changed."""
+    return changed(
+        swarm=[{"name": "swarm-1", "machineType": "e2-standard-16", "agents": 3000} | values]
+    )
+
+
+def test_the_seeds_fleet() -> None:
+    config = parse(seed())
+    assert [(vm.name, vm.machine.name, vm.agents) for vm in config.swarm] == [
+        ("swarm-1", "e2-standard-16", 3000),
+        ("swarm-2", "n2d-highcpu-128", 5000),
+        ("swarm-3", "e2-standard-8", 1500),
+    ]
+    assert [vm.environment for vm in config.swarm] == [{}, {}, {"GOGC": "50"}]
+    assert (config.rendezvous.name, config.zone) == ("pilot-rendezvous", "us-central1-a")
+    assert config.registry == "10.10.0.2:9000"
+    assert config.agents == 9500
+    # The blog keeps 60 % on swarm-2 and about 50 % on the others.
+    assert [round(vm.fit.headroom, 2) for vm in config.swarm] == [0.50, 0.59, 0.48]
+
+
+def test_defaults_are_those_of_the_project_file() -> None:
+    declared = yaml.safe_load((ROOT / "Pulumi.yaml").read_text())["config"]
+    defaults = {key: item["default"] for key, item in declared.items() if "default" in item}
+    assert parse(seed() | defaults) == parse(seed())
+    unknown = problems(seed() | {"no": 1})["pilot-fleet:no"]
+    assert unknown == f"unknown key: the keys here are {', '.join(sorted(declared))}"
+    assert all(item["description"] and item["type"] for item in declared.values())
+
+
+WRONG: list[tuple[str, dict[str, Any], str, str]] = [
+    ("unknown key", changed(colour="red"), "pilot-fleet:colour", "unknown key"),
+    ("misspelt key", changed(basePrt=1), "pilot-fleet:basePrt", "did you mean basePort?"),
+    ("unknown key of a VM", swarm(agent=1), "pilot-fleet:swarm[0].agent", "did you mean agents?"),
+    ("text for a number", changed(agentMb="ten"), "pilot-fleet:agentMb", "a whole number"),
+    ("a fraction", changed(agentMb=2.5), "pilot-fleet:agentMb", "a whole number"),
+    ("true for a number", swarm(agents=True), "pilot-fleet:swarm[0].agents", "not true"),
+    ("text for agents", swarm(agents="12"), "pilot-fleet:swarm[0].agents", "the text '12'"),
+    ("number for a flag", changed(nat=1), "pilot-fleet:nat", "true or false"),
+    ("map for a list", changed(swarm={"a": 1}), "pilot-fleet:swarm", "must be a list"),
+    ("text for a list", changed(swarm="swarm-1"), "pilot-fleet:swarm", "must be a list"),
+    ("list for a map", changed(roll=[1]), "pilot-fleet:roll", "must be a map"),
+    ("a VM that is none", changed(swarm=["x"]), "pilot-fleet:swarm[0]", "must be a map"),
+    ("negative", swarm(agents=-1), "pilot-fleet:swarm[0].agents", "out of range"),
+    ("absurd", swarm(agents=10**30), "pilot-fleet:swarm[0].agents", "out of range"),
+    ("window", changed(window=0), "pilot-fleet:window", "out of range"),
+    ("no agents", swarm(agents=None), "pilot-fleet:swarm[0].agents", "is missing"),
+    ("no machine", swarm(machineType=None), "pilot-fleet:swarm[0].machineType", "is missing"),
+    ("no swarm", changed(swarm=[]), "pilot-fleet:swarm", "is empty"),
+    ("no swarm at all", changed(swarm=None), "pilot-fleet:swarm", "is empty"),
+    ("no zone", changed(zone=None), "pilot-fleet:zone", "is missing"),
+    ("a region for a zone", changed(zone="us-central1"), "pilot-fleet:zone", "is not a zone"),
+    ("no release", changed(release=None), "pilot-fleet:release", "is missing"),
+    ("no rendezvous", changed(rendezvous=None), "pilot-fleet:rendezvous", "is missing"),
+    (
+        "version as a number",
+        changed(release={"version": 1.18, "daemon": "a", "rendezvous": "b"}),
+        "pilot-fleet:release.version",
+        "must be text",
+    ),
+    ("invalid name", swarm(name="Swarm_1"), "pilot-fleet:swarm[0].name", "is not a VM's name"),
+    ("long name", swarm(name="a" * 58), "pilot-fleet:swarm[0].name", "57 at most"),
+    (
+        "duplicate name",
+        changed(swarm=[{"name": "a", "machineType": "e2-standard-16", "agents": 1}] * 2),
+        "pilot-fleet:swarm[1].name",
+        "also the name of pilot-fleet:swarm[0]",
+    ),
+    (
+        "named like the rendezvous",
+        swarm(name="pilot-rendezvous"),
+        "pilot-fleet:rendezvous.name",
+        "also the name of pilot-fleet:swarm[0]",
+    ),
+    (
+        "named like a disk",
+        changed(
+            swarm=[
+                {"name": name, "machineType": "e2-standard-16", "agents": 1}
+                for name in ("a", "a-state")
+            ]
+        ),
+        "pilot-fleet:swarm[1].name",
+        "would share a name",
+    ),
+    (
+        "unknown machine type",
+        swarm(machineType="n9-standard-8"),
+        "pilot-fleet:swarm[0].machineType",
+        "give memoryGb and vcpus",
+    ),
+    (
+        "unknown machine type, half of what is needed",
+        swarm(machineType="n9-standard-8", memoryGb=32),
+        "pilot-fleet:swarm[0].machineType",
+        "give memoryGb and vcpus",
+    ),
+    (
+        "custom memory that is not sold",
+        swarm(machineType="e2-custom-2-1000"),
+        "pilot-fleet:swarm[0].machineType",
+        "steps of 256",
+    ),
+    (
+        "an Arm machine",
+        swarm(machineType="t2a-standard-16"),
+        "pilot-fleet:swarm[0].machineType",
+        "Arm",
+    ),
+    (
+        "absurd memory",
+        swarm(machineType="x", memoryGb=float("inf"), vcpus=2),
+        "pilot-fleet:swarm[0].memoryGb",
+        "0.25 to 40,000",
+    ),
+    (
+        "too many agents",
+        swarm(machineType="e2-standard-8", agents=3000),
+        "pilot-fleet:swarm[0].agents",
+        "memory allows 2,862",
+    ),
+    (
+        "too many active connections",
+        swarm(agents=1, activeConnections=20_000),
+        "pilot-fleet:swarm[0].agents",
+        "memory allows 0",
+    ),
+    (
+        "a reserve of more than there is",
+        swarm(machineType="e2-micro", agents=0),
+        "pilot-fleet:swarm[0].reserveMb",
+        "leave nothing of the 1,024 MiB",
+    ),
+    (
+        "more agents than ports",
+        swarm(machineType="m2-ultramem-416", agents=60_000, agentMb=2),
+        "pilot-fleet:swarm[0].agents",
+        "UDP ports allows 55,535",
+    ),
+    (
+        "too many for the rendezvous",
+        swarm(machineType="m2-ultramem-416", agents=12_001),
+        "pilot-fleet:rendezvous.machineType",
+        "carries 12,000 agents, the fleet has 12,001: choose one with at least 17 GB",
+    ),
+    (
+        "overlapping ports",
+        changed(basePort=8000),
+        "pilot-fleet:basePort",
+        "9000 (the registry's), 9001",
+    ),
+    ("ports that reach", changed(basePort=2000), "pilot-fleet:basePort", "3000 (the dashboard's)"),
+    ("system ports", changed(basePort=80), "pilot-fleet:basePort", "out of range"),
+    ("bad range", changed(subnetCidr="10.10.0.0/33"), "pilot-fleet:subnetCidr", "IPv4 range"),
+    ("host bits", changed(subnetCidr="10.10.0.1/20"), "pilot-fleet:subnetCidr", "IPv4 range"),
+    ("IPv6", changed(subnetCidr="fd00::/64"), "pilot-fleet:subnetCidr", "IPv4 range"),
+    ("tiny subnet", changed(subnetCidr="10.0.0.0/30"), "pilot-fleet:subnetCidr", "IPv4 range"),
+    (
+        "too many VMs",
+        changed(
+            subnetCidr="10.0.0.0/29",
+            swarm=[
+                {"name": f"s{i}", "machineType": "e2-standard-8", "agents": 1} for i in range(4)
+            ],
+        ),
+        "pilot-fleet:subnetCidr",
+        "room for 4 VMs, the fleet has 5",
+    ),
+    (
+        "bad registry range",
+        changed(registryRanges=["10.0.0.0/8", "everyone"]),
+        "pilot-fleet:registryRanges[1]",
+        "is not an IPv4 range",
+    ),
+    (
+        "address outside of the subnet",
+        changed(rendezvous=seed()["rendezvous"] | {"address": "10.11.0.9"}),
+        "pilot-fleet:rendezvous.address",
+        "10.10.0.2 to 10.10.15.253",
+    ),
+    (
+        "Google's own address",
+        changed(rendezvous=seed()["rendezvous"] | {"address": "10.10.0.1"}),
+        "pilot-fleet:rendezvous.address",
+        "10.10.0.2 to",
+    ),
+    ("unquoted variable", swarm(env={"GOGC": 50}), "pilot-fleet:swarm[0].env.GOGC", "in quotes"),
+    (
+        "no variable",
+        swarm(env={"A B": "1"}),
+        "pilot-fleet:swarm[0].env.A B",
+        "environment variable",
+    ),
+    ("two lines", swarm(env={"A": "1\n2"}), "pilot-fleet:swarm[0].env.A", "one line"),
+    (
+        "canary without a binary",
+        swarm(release={"version": "2"}),
+        "pilot-fleet:swarm[0].release.daemon",
+        "is missing",
+    ),
+    (
+        "canary with a rendezvous",
+        swarm(release={"version": "2", "daemon": "d", "rendezvous": "r"}),
+        "pilot-fleet:swarm[0].release.rendezvous",
+        "unknown key",
+    ),
+    ("no bucket", changed(bucket="Not A Bucket"), "pilot-fleet:bucket", "a bucket's name"),
+    ("no account", changed(serviceAccount="me"), "pilot-fleet:serviceAccount", "address"),
+    ("image", changed(image="debian-12"), "pilot-fleet:image", "PROJECT/FAMILY"),
+    (
+        "endpoint with a path",
+        changed(endpoints={"storage": "http://127.0.0.1:1/storage/v1"}),
+        "pilot-fleet:endpoints.storage",
+        "URL without a path",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("values", "path", "message"),
+    [case[1:] for case in WRONG],
+    ids=[case[0] for case in WRONG],
+)
+def test_what_is_wrong_is_named(values: dict[str, Any], path: str, message: str) -> None:
+    found = problems(values)
+    assert path in found, found
+    assert message in found[path]
+
+
+def test_all_problems_at_once() -> None:
+    values = changed(
+        zone="mars",
+        colour="red",
+        agentMb="ten",
+        subnetCidr="10.0.0.1/8",
+        swarm=[
+            {"name": "Upper", "machineType": "e2-standard-8", "agents": -1},
+            {"name": "b", "machineType": "n9-standard-8", "agents": 1},
+            {"name": "b", "machineType": "e2-standard-8", "agents": 99_999},
+        ],
+    )
+    assert list(problems(values, project=None)) == [
+        "gcp:project",
+        "pilot-fleet:zone",
+        "pilot-fleet:agentMb",
+        "pilot-fleet:subnetCidr",
+        "pilot-fleet:swarm[0].name",
+        "pilot-fleet:swarm[0].agents",
+        "pilot-fleet:swarm[1].machineType",
+        "pilot-fleet:swarm[2].name",
+        "pilot-fleet:swarm[2].agents",
+        "pilot-fleet:rendezvous.machineType",
+        "pilot-fleet:colour",
+    ]
+
+
+def test_a_number_that_fits_is_accepted_and_one_more_is_not() -> None:
+    parse(swarm(machineType="e2-standard-8", agents=2862))
+    assert problems(swarm(machineType="e2-standard-8", agents=2863))
+
+
+def test_a_declared_machine_type_and_a_custom_one() -> None:
+    config = parse(swarm(machineType="n9-standard-8", memoryGb=32, vcpus=8, agents=100))
+    assert (config.swarm[0].machine.memory_mb, config.swarm[0].machine.vcpus) == (32_768, 8)
+    config = parse(swarm(machineType="e2-custom-2-1024", reserveMb=512, agents=30, agentMb=4))
+    assert (config.swarm[0].machine.memory_mb, config.swarm[0].machine.vcpus) == (1024, 2)
+
+
+def test_what_is_tight_is_a_warning() -> None:
+    incident = swarm(machineType="e2-standard-8", agents=2000, activeConnections=800)
+    (first, *_), fit = parse(incident).warnings(), parse(incident).swarm[0].fit
+    assert fit.headroom < 0.40
+    # The rendezvous of one small VM has room; only the VM is reported.
+    assert first.startswith("swarm-1 (e2-standard-8) keeps 22% headroom for 2,000 agents")
+    public = changed(rendezvous=seed()["rendezvous"] | {"public": True})
+    assert any("rendezvous.public" in warning for warning in parse(public).warnings())
+    assert not any(
+        "rendezvous.public" in warning
+        for warning in parse(public | {"registryRanges": ["203.0.113.0/24"]}).warnings()
+    )
