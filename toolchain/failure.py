@@ -21,7 +21,7 @@ _TOO_OLD = re.compile(
     r"note: module requires Go (?P<note>[\d.]+)"
 )
 _DISK = re.compile(r"no space left on device|disk quota exceeded", re.IGNORECASE)
-_TAMPERED = re.compile(r"checksum mismatch|SECURITY ERROR|missing go\.sum entry", re.IGNORECASE)
+_TAMPERED = re.compile(r"checksum mismatch|SECURITY ERROR", re.IGNORECASE)
 _MEMORY = re.compile(r"signal: killed|cannot allocate memory|out of memory", re.IGNORECASE)
 _NETWORK = re.compile(
     r"dial tcp|no such host|connection (?:refused|reset)|i/o timeout|TLS handshake timeout|"

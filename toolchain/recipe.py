@@ -95,7 +95,8 @@ def system() -> str:
 def key(component: Component, folder: Path, machine: str) -> str:
     """Twelve hex digits that change whenever anything does that the result depends on."""
     digest = hashlib.sha256()
-    for part in (repr(component), machine):
+    result = (component.package, component.output, component.ldflags, component.extra)
+    for part in (repr(result), machine):
         digest.update(part.encode() + b"\0")
     for file in sorted(folder.iterdir()):
         if file.suffix in {".go", ".mod", ".sum"}:

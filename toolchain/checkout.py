@@ -1,0 +1,160 @@
+"""Set-up of the checkout: the venv with its pinned requirements, and the daemon's binary."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from toolchain.build import only_one
+from toolchain.failure import Failure
+from toolchain.progress import say
+
+REQUIREMENTS = ("requirements.txt",)
+DEV_REQUIREMENTS = ("requirements.txt", "requirements-dev.txt")
+PILOT_REQUIREMENTS = Path("toolchain/pilot-requirements.txt")
+BINARIES = ("pilot-daemon", "pilotctl")
+
+
+def stamp(root: Path, files: Sequence[str], interpreter: str) -> str:
+    """What a complete venv was made from: its files' bytes, the Python, and the place (the
+    programs in a venv name it in their first line)."""
+    digest = hashlib.sha256(f"{interpreter}\0{root}\0".encode())
+    for name in files:
+        digest.update((root / name).read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def ensure_venv(root: Path, *, dev: bool) -> None:
+    """`.venv` with exactly the pinned requirements; costs nothing when it has them.
+
+    A stamp is written after success only. An installation that was interrupted has left its
+    marker, and starts from an empty venv.
+    """
+    venv = root / ".venv"
+    done, marker = venv / ".requirements", venv / ".installing"
+    interpreter = sys.version
+    base = stamp(root, REQUIREMENTS, interpreter)
+    full = stamp(root, DEV_REQUIREMENTS, interpreter)
+    wanted = {full} if dev else {base, full}
+
+    def complete() -> bool:
+        return done.is_file() and done.read_text() in wanted and not marker.exists()
+
+    if complete():
+        return
+    with only_one(root / "toolchain", "Setting up this checkout"):
+        if complete():
+            return
+        say("Setting up .venv with the pinned requirements (a minute or so, once)")
+        usable = _runs_pip(venv) and not marker.exists()
+        if not usable:
+            _run([sys.executable, "-m", "venv", "--clear", str(venv)], "create .venv")
+        done.unlink(missing_ok=True)
+        marker.touch()
+        files = DEV_REQUIREMENTS if dev else REQUIREMENTS
+        _run(
+            [
+                *(str(venv / "bin" / "python"), "-m", "pip", "install", "--quiet"),
+                *("--disable-pip-version-check", "--no-input", "--require-hashes"),
+                *(word for name in files for word in ("-r", str(root / name))),
+            ],
+            "install the requirements",
+        )
+        partial = done.with_suffix(".new")
+        partial.write_text(full if dev else base)
+        marker.unlink()
+        partial.rename(done)
+
+
+def _runs_pip(venv: Path) -> bool:
+    python = venv / "bin" / "python"
+    if not python.exists():
+        return False
+    try:
+        answer = subprocess.run(
+            [python, "-c", "import sys, pip; print(sys.version, end='')"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError:
+        return False
+    return answer.returncode == 0 and answer.stdout == sys.version
+
+
+def pinned_version(requirements: str) -> str:
+    """The version of the Pilot Protocol wheel that a requirements file pins."""
+    found = re.search(r"^pilotprotocol==(\S+)", requirements, re.MULTILINE)
+    if not found:
+        raise Failure(f"{PILOT_REQUIREMENTS} does not pin pilotprotocol==VERSION.")
+    return found[1]
+
+
+def ensure_artifacts(root: Path) -> None:
+    """`artifacts/VERSION/pilot-daemon` and `pilotctl`, out of the pinned wheel.
+
+    Each is moved in by one rename; what else is in that folder (a rendezvous binary of one's
+    own) is left alone.
+    """
+    version = pinned_version((root / PILOT_REQUIREMENTS).read_text())
+    folder = root / "artifacts" / version
+    if all((folder / name).exists() for name in BINARIES):
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with only_one(root / "toolchain", "Setting up this checkout"):
+        if all((folder / name).exists() for name in BINARIES):
+            return
+        say(f"Fetching pilot-daemon {version}")
+        with tempfile.TemporaryDirectory(prefix=".scratch-", dir=folder) as scratch:
+            _run(
+                [
+                    *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"),
+                    *("--disable-pip-version-check", "--no-input", "--require-hashes"),
+                    # For the VMs, whatever this machine is.
+                    *("--only-binary=:all:", "--python-version", "3.11"),
+                    *("--platform", "manylinux_2_34_x86_64", "--dest", scratch),
+                    *("--requirement", str(root / PILOT_REQUIREMENTS)),
+                ],
+                "fetch pilot-daemon",
+            )
+            (wheel,) = Path(scratch).glob("*.whl")
+            for name in BINARIES:
+                unpack(wheel, f"pilotprotocol/bin/{name}", folder / name, Path(scratch))
+
+
+def unpack(wheel: Path, member: str, target: Path, scratch: Path) -> None:
+    """One file out of a wheel, executable, in place only when it is whole and on the disk."""
+    partial = scratch / target.name
+    with zipfile.ZipFile(wheel) as archive, partial.open("wb") as out:
+        try:
+            source = archive.open(member)
+        except KeyError as error:
+            raise Failure(f"{wheel.name} holds no {member}: pin another version.") from error
+        with source:
+            shutil.copyfileobj(source, out)
+        out.flush()
+        os.fsync(out.fileno())
+    partial.chmod(0o755)
+    partial.rename(target)
+
+
+def _run(command: Sequence[str], what: str) -> None:
+    result = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    if result.returncode:
+        lines = (result.stdout + result.stderr).strip().splitlines()[-10:]
+        tail = "\n".join(f"    {line}" for line in lines)
+        raise Failure(
+            f"Could not {what}: see to what is said below (most often an index that cannot be "
+            f"reached: PIP_INDEX_URL, or a Python without its venv package), then run this "
+            f"again.\n{tail}"
+        )
