@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NoReturn
 
 from toolchain import build, checkout, environment, recipe
 from toolchain.environment import Pulumi
@@ -117,7 +118,8 @@ def env(*, as_json: bool) -> int:
     return 0
 
 
-def execute(command: list[str]) -> int:
+def execute(command: list[str]) -> NoReturn:
+    """Becomes a command, in the environment for this checkout."""
     if not command:
         raise Failure("exec needs a command: toolchain.py exec -- pulumi stack ls", status=2)
     environ = {**os.environ, **additions(find_pulumi(tell=False))}
@@ -125,11 +127,10 @@ def execute(command: list[str]) -> int:
     if program is None:
         raise Failure(f"{command[0]}: no such command on PATH.", status=127)
     os.execve(program, command, environ)  # noqa: S606 - that is what it is for
-    return 0
 
 
-def preview_or_up(verb: str, stack: str, arguments: list[str]) -> int:
-    """Plans a stack or carries it out; Pulumi's own exit status is the answer."""
+def preview_or_up(verb: str, stack: str, arguments: list[str]) -> NoReturn:
+    """Becomes Pulumi, planning a stack or carrying it out."""
     if not (ROOT / f"Pulumi.{stack}.yaml").exists():
         known = ", ".join(sorted(path.name[7:-5] for path in ROOT.glob("Pulumi.*.yaml")))
         raise Failure(f"There is no Pulumi.{stack}.yaml here (STACK is one of: {known}).")
@@ -156,7 +157,6 @@ def preview_or_up(verb: str, stack: str, arguments: list[str]) -> int:
         command.append("--non-interactive")
     os.chdir(ROOT)
     os.execve(pulumi.path, [*command, *arguments], environ)  # noqa: S606 - Pulumi takes over
-    return 0
 
 
 def check_configuration(stack: str) -> None:
@@ -202,9 +202,9 @@ def run(arguments: list[str], usage: str) -> int:
         sys.stdout.write(usage)
         return 0
     if name == "exec":
-        return execute(rest[1:] if rest[:1] == ["--"] else rest)
+        execute(rest[1:] if rest[:1] == ["--"] else rest)
     if name in {"preview", "up"} and rest and not rest[0].startswith("-"):
-        return preview_or_up(name, rest[0], rest[1:])
+        preview_or_up(name, rest[0], rest[1:])
     plain = {
         ("ensure",): ensure,
         ("env",): lambda: env(as_json=False),

@@ -1,0 +1,57 @@
+# Every target does its own set-up, and costs nothing for what is set up already.
+# What there is to do is done by toolchain/toolchain.py; this file only names it.
+
+STACK ?= swarm
+ARGS ?=
+
+SHELL := /bin/sh
+TOOLCHAIN := toolchain/python toolchain/toolchain.py
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help preview up test check bench venv toolchain artifacts requirements clean _dev _lint
+.NOTPARALLEL:
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile | expand -t 22
+	@echo "  STACK=$(STACK) names the stack, ARGS='…' is passed to Pulumi or pytest"
+
+preview: artifacts ## plan the fleet and check it against the policies; needs no Google account
+	@$(TOOLCHAIN) venv && $(TOOLCHAIN) preview "$(STACK)" $(ARGS)
+
+up: artifacts ## make the fleet so (asks first; PILOT_FLEET_YES=1 where there is no terminal)
+	@$(TOOLCHAIN) venv && $(TOOLCHAIN) up "$(STACK)" $(ARGS)
+
+test: _lint toolchain artifacts ## every check and every test, those with the real engine too
+	@$(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
+
+check: _lint ## linters, types and the tests that need no engine
+	@$(BIN)/python -m pytest -q -n auto --dist loadgroup -m "not engine" $(ARGS)
+
+bench: _dev toolchain artifacts ## measure what a plan costs, for 4 VMs and for 100
+	@$(BIN)/python -m bench.preview
+
+venv: ## set up .venv with the pinned requirements
+	@$(TOOLCHAIN) venv
+
+toolchain: ## have a Pulumi: the installed one, or one built from source (minutes, once)
+	@$(TOOLCHAIN) ensure
+
+artifacts: ## fetch pilot-daemon into artifacts/
+	@$(TOOLCHAIN) artifacts
+
+requirements: ## pin requirements*.in again, with hashes
+	@toolchain/pin-requirements
+
+clean: ## remove .venv and caches; keeps .state/ (your state) and artifacts/
+	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+_dev:
+	@$(TOOLCHAIN) venv --dev
+
+_lint: _dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy .
+	@git ls-files -z -co --exclude-standard | toolchain/shell-files | xargs -0r $(BIN)/shellcheck
