@@ -1,0 +1,1 @@
+"""pilot-node: keeps a VM at what was declared. Standard library of Python 3.11 only."""

@@ -1,0 +1,79 @@
+"""Where things are on a VM (docs/CONTRACT.md, "Paths on a VM"), below a root that tests choose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+# By address, not by name: at boot the first thing to be missing is DNS. The variable is the one
+# that Google's own client libraries honour.
+METADATA_HOST = "169.254.169.254"
+METADATA_HOST_VARIABLE = "GCE_METADATA_HOST"
+ROOT_VARIABLE = "PILOT_ROOT"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """The paths of a VM. `root` is `/` but in tests; `metadata_host` is HOST[:PORT]."""
+
+    root: Path = Path("/")
+    metadata_host: str = METADATA_HOST
+
+    def at(self, path: str) -> Path:
+        """`path`, written as on a VM, below the root."""
+        return self.root / path.lstrip("/")
+
+    @property
+    def run(self) -> Path:
+        return self.at("/run/pilot")
+
+    @property
+    def spec(self) -> Path:
+        return self.run / "spec.json"
+
+    @property
+    def agent_environment(self) -> Path:
+        return self.run / "agent.env"
+
+    @property
+    def rendezvous_environment(self) -> Path:
+        return self.run / "rendezvous.env"
+
+    @property
+    def logs(self) -> Path:
+        """Standard error of the agents, one file each, owned by root: nothing an agent can
+        replace by a link is ever opened on its behalf by PID 1."""
+        return self.run / "log"
+
+    @property
+    def state(self) -> Path:
+        """Mount point of the state disk."""
+        return self.at("/var/lib/pilot")
+
+    @property
+    def agents(self) -> Path:
+        return self.state / "agents"
+
+    @property
+    def registry(self) -> Path:
+        return self.state / "registry"
+
+    @property
+    def opt(self) -> Path:
+        return self.at("/opt/pilot")
+
+    @property
+    def units(self) -> Path:
+        return self.at("/etc/systemd/system")
+
+    def socket(self, port: int) -> Path:
+        return self.run / f"{port}.sock"
+
+
+def place_of(environment: Mapping[str, str]) -> Place:
+    """The place that a process's environment names."""
+    return Place(
+        root=Path(environment.get(ROOT_VARIABLE) or "/"),
+        metadata_host=environment.get(METADATA_HOST_VARIABLE) or METADATA_HOST,
+    )

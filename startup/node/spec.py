@@ -1,0 +1,348 @@
+"""`pilot-spec` (docs/CONTRACT.md): text in, frozen dataclasses out, every problem at once."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, TypedDict
+
+SCHEMA: Final = 1
+ROLE_SWARM: Final = "swarm"
+ROLE_RENDEZVOUS: Final = "rendezvous"
+
+# What the units set themselves: an operator's value would send an agent to another registry, or
+# all of them into one home.
+RESERVED_VARIABLES: Final = frozenset(
+    {
+        "HOME",
+        "PILOT_AGENT_ADDRESS",
+        "PILOT_AGENT_BEACON",
+        "PILOT_AGENT_REGISTRY",
+        "PILOT_PORT_BEACON",
+        "PILOT_PORT_DASHBOARD",
+        "PILOT_PORT_REGISTRY",
+    }
+)
+
+_NAME = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
+_VERSION = re.compile(r"[0-9A-Za-z][-+.0-9A-Za-z_]{0,63}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_BUCKET = re.compile(r"[a-z0-9][-_.a-z0-9]{1,220}[a-z0-9]")
+_HOST = r"[0-9A-Za-z]([-.0-9A-Za-z]{0,251}[0-9A-Za-z])?"
+_HOST_PORT = re.compile(rf"{_HOST}:[0-9]{{1,5}}")
+_BASE_URL = re.compile(rf"https?://{_HOST}(:[0-9]{{1,5}})?")
+_VARIABLE = re.compile(r"[A-Za-z_][0-9A-Za-z_]*")
+
+
+class SpecError(Exception):
+    """A spec that cannot be used. `problems` has one line each, beginning with its path."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = tuple(problems)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Binary:
+    """A binary of a release: its name on a VM, its object in the bucket, the hash of its bytes."""
+
+    name: str
+    object: str
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Roll:
+    """How a release is rolled out: `batch` agents at a time, watched for `watch_seconds`."""
+
+    auto: bool
+    batch: int
+    watch_seconds: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """What both roles have in common. `reserve_mb` in MiB."""
+
+    name: str
+    role: str
+    version: str
+    binary: Binary
+    environment: Mapping[str, str]
+    bucket: str
+    storage: str
+    reserve_mb: int
+    script_sha256: str
+    agents: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwarmSpec(Spec):
+    """A swarm VM. Agent i, from 1, has UDP port `base_port + i`. Sizes in MiB."""
+
+    base_port: int
+    registry: str
+    beacon: str
+    window: int
+    roll: Roll
+    agent_mb: int
+    connection_mb: int
+    active_connections: int
+
+    @property
+    def ports(self) -> range:
+        return range(self.base_port + 1, self.base_port + self.agents + 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RendezvousSpec(Spec):
+    """The rendezvous. `agents` is the whole fleet's; `subnet` is exempt from the rate limit."""
+
+    registry_port: int
+    beacon_port: int
+    dashboard_port: int
+    subnet: str
+
+
+def parse(text: str | bytes) -> SwarmSpec | RendezvousSpec:
+    """The spec in `text`. Raises SpecError with every problem and its path."""
+    problems: list[str] = []
+    value: object = None
+    try:
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        problems.append(f"pilot-spec: not JSON: {error}")
+    if not problems and not isinstance(value, dict):
+        problems.append(f"pilot-spec: must be an object, is {_kind(value)}")
+    if problems or not isinstance(value, dict):
+        raise SpecError(problems)
+    return _build(_Reader(value, "", problems))
+
+
+class _Common(TypedDict):
+    """The fields of Spec, as read."""
+
+    name: str
+    role: str
+    version: str
+    binary: Binary
+    environment: Mapping[str, str]
+    bucket: str
+    storage: str
+    reserve_mb: int
+    script_sha256: str
+    agents: int
+
+
+def _build(top: _Reader) -> SwarmSpec | RendezvousSpec:
+    schema = top.integer("schema", 0, 1 << 30)
+    if schema != SCHEMA and not top.problems:
+        # Another schema means other fields: listing them as unknown would only bury the reason.
+        raise SpecError([f"schema: is {schema}, this script knows {SCHEMA}: run `pulumi up`"])
+    role = top.string("role", re.compile("rendezvous|swarm"), "rendezvous or swarm")
+    if role not in (ROLE_SWARM, ROLE_RENDEZVOUS):
+        raise SpecError(top.problems)
+    what = "daemon" if role == ROLE_SWARM else "rendezvous"
+    release = top.child("release")
+    memory = top.child("memory")
+    script = top.child("script")
+    endpoints = top.child("endpoints")
+    common: _Common = {
+        "name": top.string("name", _NAME, "an instance's name"),
+        "role": role,
+        "version": release.string("version", _VERSION, "a version"),
+        "binary": _binary(release.child(what), f"pilot-{what}"),
+        "environment": _environment(top.child("environment")),
+        "bucket": top.string("bucket", _BUCKET, "a bucket's name"),
+        "storage": endpoints.string("storage", _BASE_URL, "http(s)://HOST[:PORT] without a path"),
+        "reserve_mb": memory.integer("reserveMb", 0, 1 << 24),
+        "script_sha256": script.string("sha256", _SHA256, "64 hex digits"),
+        "agents": top.integer("agents", 0, 1_000_000),
+    }
+    spec: SwarmSpec | RendezvousSpec
+    if role == ROLE_SWARM:
+        base_port = top.integer("basePort", 1023, 65534)
+        if base_port + common["agents"] > 65535:
+            top.problem(
+                "agents", f"{common['agents']} from port {base_port + 1} pass 65535, the last port"
+            )
+        roll = top.child("roll")
+        spec = SwarmSpec(
+            **common,
+            base_port=base_port,
+            registry=top.address("registry"),
+            beacon=top.address("beacon"),
+            window=top.integer("window", 1, 1000),
+            roll=Roll(
+                auto=roll.boolean("auto"),
+                batch=roll.integer("batch", 1, 65535),
+                watch_seconds=roll.integer("watchSeconds", 0, 86400),
+            ),
+            agent_mb=memory.integer("agentMb", 1, 1 << 20),
+            connection_mb=memory.integer("connectionMb", 0, 1 << 20),
+            active_connections=memory.integer("activeConnections", 0, 1 << 30),
+        )
+        roll.end()
+    else:
+        ports = top.child("ports")
+        spec = RendezvousSpec(
+            **common,
+            registry_port=ports.integer("registry", 1, 65535),
+            beacon_port=ports.integer("beacon", 1, 65535),
+            dashboard_port=ports.integer("dashboard", 1, 65535),
+            subnet=top.network("subnet"),
+        )
+        if spec.registry_port == spec.dashboard_port and not ports.problems:
+            ports.problem("dashboard", f"is {spec.dashboard_port}, the registry's port as well")
+        ports.end()
+    for reader in (release, memory, script, endpoints, top):
+        reader.end()
+    if top.problems:
+        raise SpecError(top.problems)
+    return spec
+
+
+def _binary(reader: _Reader, name: str) -> Binary:
+    sha256 = reader.string("sha256", _SHA256, "64 hex digits")
+    expected = f"releases/{sha256}/{name}"
+    found = reader.string("object", re.compile(r"\S+"), "an object's name")
+    if sha256 and found and found != expected:
+        reader.problem("object", f"is {found!r}, must be {expected!r}")
+    reader.end()
+    return Binary(name=name, object=expected, sha256=sha256)
+
+
+def _environment(reader: _Reader) -> dict[str, str]:
+    environment = {}
+    for name in reader.names():
+        if not _VARIABLE.fullmatch(name):
+            reader.problem(name, "is not the name of an environment variable")
+        elif name in RESERVED_VARIABLES:
+            reader.problem(name, "is set by the agent's own unit")
+        value = reader.string(name, None, "a string")
+        # An environment file is lines of bytes: what cannot stand in a line cannot be passed.
+        if any((ord(c) < 32 and c != "\t") or ord(c) == 127 for c in value):
+            reader.problem(name, "holds a control character (a line break, NUL, ...)")
+        elif any(0xD800 <= ord(c) <= 0xDFFF for c in value):
+            reader.problem(name, "is not valid Unicode (a lone surrogate)")
+        environment[name] = value
+    return environment
+
+
+class _Reader:
+    """Reads one JSON object, noting problems instead of stopping at the first.
+
+    What is wrong comes out as an empty value of its type, so that reading can go on; the
+    problems, shared by all readers of a document, say that it must not be used.
+    """
+
+    def __init__(self, value: Mapping[str, object], path: str, problems: list[str]) -> None:
+        self._value = value
+        self._path = path
+        self._read: set[str] = set()
+        self._broken = False
+        self.problems = problems
+
+    def problem(self, key: str, text: str) -> None:
+        self.problems.append(f"{self._path}{_key(key)}: {text}")
+
+    def names(self) -> list[str]:
+        return sorted(self._value)
+
+    def string(self, key: str, pattern: re.Pattern[str] | None, expected: str) -> str:
+        value = self._take(key)
+        if value is _MISSING:
+            return ""
+        if not isinstance(value, str) or (pattern and not pattern.fullmatch(value)):
+            self.problem(key, f"must be {expected}, is {_kind(value)}")
+            return ""
+        return value
+
+    def integer(self, key: str, low: int, high: int) -> int:
+        value = self._take(key)
+        if value is _MISSING:
+            return 0
+        # In Python a bool is an int; in a spec it is a mistake.
+        if not isinstance(value, int) or isinstance(value, bool):
+            self.problem(key, f"must be an integer, is {_kind(value)}")
+            return 0
+        if not low <= value <= high:
+            self.problem(key, f"must be {low} to {high}, is {value}")
+            return 0
+        return value
+
+    def boolean(self, key: str) -> bool:
+        value = self._take(key)
+        if value is not _MISSING and not isinstance(value, bool):
+            self.problem(key, f"must be true or false, is {_kind(value)}")
+        return value is True
+
+    def address(self, key: str) -> str:
+        value = self.string(key, _HOST_PORT, "HOST:PORT")
+        if value and not 1 <= int(value.rpartition(":")[2]) <= 65535:
+            self.problem(key, f"has no such port: {value!r}")
+        return value
+
+    def network(self, key: str) -> str:
+        value = self.string(key, None, "a CIDR")
+        if value:
+            try:
+                ipaddress.IPv4Network(value)
+            except ValueError as error:
+                self.problem(key, f"must be a CIDR such as 10.10.0.0/20: {error}")
+        return value
+
+    def child(self, key: str) -> _Reader:
+        value = self._take(key)
+        reader = _Reader({}, f"{self._path}{key}.", self.problems)
+        if value is None:
+            self.problem(key, "is null: this binary was not built when the VM was declared")
+        elif value is not _MISSING and not isinstance(value, dict):
+            self.problem(key, f"must be an object, is {_kind(value)}")
+        if isinstance(value, dict):
+            reader._value = value
+        else:
+            # Its fields are not missing: it is. One problem is enough.
+            reader._broken = True
+        return reader
+
+    def end(self) -> None:
+        """Note what was there and nobody asked for."""
+        for key in sorted(set(self._value) - self._read):
+            self.problem(key, "is not known")
+
+    def _take(self, key: str) -> object:
+        self._read.add(key)
+        if key in self._value:
+            return self._value[key]
+        if not self._broken:
+            self.problem(key, "is missing")
+        return _MISSING
+
+
+_MISSING = object()
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise ValueError(f"given twice: {', '.join(map(repr, twice))}")
+    return found
+
+
+def _no_constant(text: str) -> object:
+    raise ValueError(f"{text} is not a JSON value")
+
+
+def _key(key: str) -> str:
+    return key if _VARIABLE.fullmatch(key) else repr(key)
+
+
+def _kind(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

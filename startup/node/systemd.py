@@ -1,0 +1,93 @@
+"""systemd, through systemctl: the few things that pilot-node asks of it."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+# PID 1 with thousands of units takes up to 20 s for a reload (FACTS); twice that is a hang.
+TIMEOUT = 40.0
+# Units on one command line: far below the kernel's limit of arguments.
+BATCH = 500
+
+
+class SystemdError(Exception):
+    """systemctl failed or did not answer. The text is what it said."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitState:
+    """What systemd knows of a unit. `job` is true while it still has something to do for it."""
+
+    active: str
+    job: bool
+    result: str
+    exit_status: str
+
+    @property
+    def ended(self) -> bool:
+        """It neither runs nor is about to."""
+        return self.active in ("inactive", "failed") and not self.job
+
+
+class Systemd(Protocol):
+    """What pilot-node needs; tests have their own."""
+
+    def start(self, units: Sequence[str]) -> None: ...
+    def stop(self, units: Sequence[str]) -> None: ...
+    def states(self, units: Sequence[str]) -> dict[str, UnitState]: ...
+
+
+class Systemctl:
+    """The real one. Nothing here waits for a unit: jobs are queued, their effect is observed."""
+
+    def start(self, units: Sequence[str]) -> None:
+        self._queue("start", units)
+
+    def stop(self, units: Sequence[str]) -> None:
+        self._queue("stop", units)
+
+    def states(self, units: Sequence[str]) -> dict[str, UnitState]:
+        """The state of each of `units`; ask for few: each one is a call to PID 1."""
+        found = {}
+        for batch in _batches(units):
+            text = _run("show", "--property=Id,ActiveState,Job,Result,ExecMainStatus", *batch)
+            for block in text.strip().split("\n\n"):
+                fields = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+                if "Id" in fields:
+                    found[fields["Id"]] = UnitState(
+                        active=fields.get("ActiveState", ""),
+                        job=fields.get("Job", "0") not in ("", "0"),
+                        result=fields.get("Result", ""),
+                        exit_status=fields.get("ExecMainStatus", ""),
+                    )
+        return found
+
+    def _queue(self, verb: str, units: Sequence[str]) -> None:
+        for batch in _batches(units):
+            _run("--no-block", verb, *batch)
+
+
+def _batches(units: Sequence[str]) -> Iterable[Sequence[str]]:
+    for first in range(0, len(units), BATCH):
+        yield units[first : first + BATCH]
+
+
+def _run(*arguments: str) -> str:
+    try:
+        done = subprocess.run(
+            ["systemctl", *arguments],
+            capture_output=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            timeout=TIMEOUT,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise SystemdError(f"systemctl {arguments[0]}: {error}") from error
+    if done.returncode != 0:
+        said = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
+        raise SystemdError(f"systemctl {' '.join(arguments[:3])}: {said[:500]}")
+    return done.stdout

@@ -1,0 +1,125 @@
+"""What is written on a VM for systemd and the kernel: units, limits, environments.
+
+The templates in `units/` are real units with `@name@` where a number of this VM belongs. Every
+placeholder needs its value and every value its placeholder, so none is forgotten on either side.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from . import files, limits
+from .limits import Machine
+from .place import Place
+from .spec import RendezvousSpec, SwarmSpec
+
+# Beside the modules, as in the repository.
+TEMPLATES = Path(__file__).resolve().parent.parent / "units"
+
+# New keys a minute and address that the registry allows the fleet's own subnet: as good as any
+# number, for a whole fleet that registers anew within a minute (FACTS, rate-limit whitelist).
+WHITELIST_RATE = 100_000
+
+_SPECIAL = re.compile(r"""(["`$\\])""")
+_ESCAPED = r"\\\1"
+_PLACEHOLDER = re.compile(r"@([a-z_]+)@")
+
+
+class TemplateError(Exception):
+    """A placeholder without a value, or a value without a placeholder: a mistake in this tree."""
+
+
+def fill(template: str, values: Mapping[str, str]) -> str:
+    """`template` with every `@name@` replaced. Raises TemplateError when the two do not match."""
+    names = set(_PLACEHOLDER.findall(template))
+    if names != set(values):
+        raise TemplateError(f"placeholders {sorted(names)}, values {sorted(values)}")
+    return _PLACEHOLDER.sub(lambda match: values[match.group(1)], template)
+
+
+def sysctl_file(numbers: Mapping[str, str]) -> str:
+    """`numbers` as a file of sysctl.d, for whoever re-reads it: the kernel has them already."""
+    lines = "".join(f"{name} = {value}\n" for name, value in numbers.items())
+    return (
+        f"# Written by the pilot-fleet startup script. Sources: limits.py of pilot-node.\n{lines}"
+    )
+
+
+def unit_files(machine: Machine, spec: SwarmSpec | RendezvousSpec) -> dict[str, str]:
+    """Every unit file of this VM's role: path on the VM -> content."""
+    units = {"pilot.slice": {"memory_max": str(limits.slice_memory(machine, spec))}}
+    if isinstance(spec, SwarmSpec):
+        units |= {"pilot-agent@.service": {}, "pilot-node.service": {}}
+    else:
+        units["pilot-rendezvous.service"] = {
+            "descriptors": str(limits.rendezvous_descriptors(spec))
+        }
+    found = {f"/etc/systemd/system/{name}": _filled(name, v) for name, v in units.items()}
+    found["/etc/systemd/system/user-.slice.d/60-pilot.conf"] = _filled("user-.slice.conf", {})
+    return found
+
+
+def limit_files() -> dict[str, str]:
+    """The fragments that are the same on every VM: path on the VM -> content."""
+    return {
+        "/etc/security/limits.d/60-pilot.conf": _filled("limits.conf", {}),
+        "/etc/systemd/journald.conf.d/60-pilot.conf": _filled("journald.conf", {}),
+    }
+
+
+def write_all(place: Place, contents: Mapping[str, str], mode: int = 0o644) -> list[str]:
+    """Write what differs; the paths that did, in order."""
+    return [
+        path for path, text in sorted(contents.items()) if files.write(place.at(path), text, mode)
+    ]
+
+
+def agent_environment(spec: SwarmSpec, address: str) -> dict[str, str]:
+    """The environment of every agent of this VM: our defaults, the operator's, what is ours.
+
+    GOMAXPROCS=1, because Go takes the number of CPUs and pays for it in threads and memory
+    (FACTS: PSS 1.51 MB instead of 1.90 together with GOGC=50). The catalogue's URL is a closed
+    loopback port: fetching the real one stalls every start for seconds where egress is dropped.
+    """
+    return {
+        "GOMAXPROCS": "1",
+        "PILOT_APPSTORE_CATALOG_URL": "http://127.0.0.1:9/none",
+        **spec.environment,
+        "PILOT_AGENT_ADDRESS": address,
+        "PILOT_AGENT_BEACON": spec.beacon,
+        "PILOT_AGENT_REGISTRY": spec.registry,
+    }
+
+
+def rendezvous_environment(machine: Machine, spec: RendezvousSpec) -> dict[str, str]:
+    """The environment of the rendezvous; the operator's wins over GOMEMLIMIT."""
+    return {
+        "GOMEMLIMIT": limits.go_memory_limit(machine),
+        **spec.environment,
+        "PILOT_PORT_BEACON": str(spec.beacon_port),
+        "PILOT_PORT_DASHBOARD": str(spec.dashboard_port),
+        "PILOT_PORT_REGISTRY": str(spec.registry_port),
+    }
+
+
+def environment_file(environment: Mapping[str, str]) -> str:
+    """`environment` as systemd's EnvironmentFile= reads it, every value in double quotes.
+
+    Inside them a backslash takes the meaning from `"`, backslash, backquote and `$`, and nothing
+    is expanded. Values with line breaks never get here (spec.py).
+    """
+    return "".join(
+        f'{name}="{_SPECIAL.sub(_ESCAPED, value)}"\n' for name, value in sorted(environment.items())
+    )
+
+
+def whitelist(spec: RendezvousSpec) -> str:
+    """`rate-limit-whitelist.json`: without it, 9,500 new keys take five hours to register."""
+    return json.dumps([{"cidr": spec.subnet, "rate": WHITELIST_RATE}]) + "\n"
+
+
+def _filled(name: str, values: Mapping[str, str]) -> str:
+    return fill((TEMPLATES / name).read_text(encoding="utf-8"), values)

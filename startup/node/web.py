@@ -1,0 +1,93 @@
+"""HTTP as little as is needed: a GET whose failures are told apart.
+
+http.client and not urllib: no proxy from the environment, no redirect that would carry a token
+to another host, and no header on a command line.
+"""
+
+from __future__ import annotations
+
+import http.client
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from .retry import TemporaryError
+
+# Seconds without a single byte. The metadata server answers in milliseconds, the bucket in tens.
+TIMEOUT = 10.0
+# Answers that say "later": timeout, too many requests, and every 5xx.
+_LATER = frozenset({408, 429})
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """An answer that is not "later": any status below 500 but 408 and 429."""
+
+    status: int
+    reason: str
+    _response: http.client.HTTPResponse
+    _url: str
+
+    def chunks(self, seconds: float) -> Iterator[bytes]:
+        """The body in pieces, within `seconds` in all.
+
+        Raises TemporaryError when it stops early or takes longer.
+        """
+        deadline = time.monotonic() + seconds
+        # Counted here: read1() of Python 3.11 neither stops at the end of the body nor tells a
+        # closed connection from it. It is still the one that returns what has arrived, so that a
+        # body that only drips meets the deadline.
+        missing = self._response.length
+        try:
+            while missing != 0 and (chunk := self._response.read1(_CHUNK)):
+                yield chunk
+                if missing is not None:
+                    missing -= len(chunk)
+                if time.monotonic() > deadline:
+                    raise TemporaryError(f"{self._url}: not all there after {seconds:.0f} s")
+        except (OSError, http.client.HTTPException) as error:
+            raise TemporaryError(f"{self._url}: {_reason(error)}") from error
+        if missing:
+            raise TemporaryError(f"{self._url}: broke off, {missing} bytes are missing")
+
+    def body(self, limit: int) -> bytes:
+        """The whole body, at most `limit` bytes of it; TemporaryError as in `chunks`."""
+        data = b""
+        for chunk in self.chunks(TIMEOUT * 3):
+            data += chunk
+            if len(data) > limit:
+                break
+        return data[:limit]
+
+
+@contextmanager
+def get(url: str, headers: Mapping[str, str], timeout: float = TIMEOUT) -> Iterator[Answer]:
+    """Open `url` (http or https).
+
+    Raises TemporaryError when nothing answers within `timeout` seconds, when the connection
+    breaks, and when the answer is 408, 429 or 5xx.
+    """
+    parts = urlsplit(url)
+    kind: Callable[..., http.client.HTTPConnection] = (
+        http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    )
+    connection = kind(parts.hostname or "", parts.port, timeout=timeout)
+    target = parts.path + (f"?{parts.query}" if parts.query else "")
+    try:
+        try:
+            connection.request("GET", target, headers={"Connection": "close", **headers})
+            response = connection.getresponse()
+        except (OSError, http.client.HTTPException) as error:
+            raise TemporaryError(f"{url}: {_reason(error)}") from error
+        if response.status in _LATER or response.status >= 500:
+            raise TemporaryError(f"{url}: {response.status} {response.reason}")
+        yield Answer(status=response.status, reason=response.reason, _response=response, _url=url)
+    finally:
+        connection.close()
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__

@@ -1,0 +1,12 @@
+#!/usr/bin/python3 -I
+"""pilot-node: runs the modules that the startup script installed beside it."""
+
+import sys
+from pathlib import Path
+
+# Isolated (-I) and by place: nothing in the caller's directory or environment is imported.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "lib" / "pilot"))
+
+from node.__main__ import main  # type: ignore[import-not-found]
+
+sys.exit(main(sys.argv[1:]))
