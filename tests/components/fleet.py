@@ -52,7 +52,7 @@ class Recorder(pulumi.runtime.Mocks):
 
     def call(
         self, args: pulumi.runtime.MockCallArgs
-    ) -> dict[Any, Any] | tuple[dict[Any, Any], list[tuple[str, str]] | None]:
+    ) -> tuple[dict[Any, Any], list[tuple[str, str]] | None]:
         raise AssertionError(f"the program must not ask the cloud while it plans: {args.token}")
 
     def of(self, type_: str) -> dict[str, dict[str, Any]]:
@@ -91,10 +91,9 @@ def run_program(
     recorder = Recorder()
     pulumi.runtime.set_mocks(recorder, project="pilot-fleet", stack="test", preview=preview)
 
-    @pulumi.runtime.test
     def program() -> None:
         runpy.run_path(str(ROOT / "__main__.py"))
 
     with _environment(config):
-        program()
+        pulumi.runtime.test(program)()  # type: ignore[no-untyped-call]
     return recorder

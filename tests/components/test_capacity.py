@@ -1,0 +1,123 @@
+"""What fits: the seed's numbers, and the edges of every wall."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from components import capacity
+from components.machines import TABLE, MachineType, look_up
+
+
+def machine(name: str) -> MachineType:
+    found = look_up(name)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "vcpus", "memory_mb"),
+    [
+        ("e2-standard-16", 16, 64 * 1024),
+        ("n2d-highcpu-128", 128, 128 * 1024),
+        ("e2-standard-8", 8, 32 * 1024),
+        ("n2-standard-4", 4, 16 * 1024),
+        ("n1-standard-1", 1, 3840),
+        ("n1-highcpu-2", 2, 1843),
+        ("n2-highmem-128", 128, 864 * 1024),
+        ("c3-standard-22-lssd", 22, 88 * 1024),
+        ("e2-micro", 2, 1024),
+        ("e2-custom-2-1024", 2, 1024),
+        ("e2-custom-micro-2048", 2, 2048),
+        ("n2-custom-8-131072-ext", 8, 131_072),
+        ("custom-4-8192", 4, 8192),
+    ],
+)
+def test_machine_types(name: str, vcpus: int, memory_mb: int) -> None:
+    found = machine(name)
+    assert (found.name, found.vcpus, found.memory_mb, found.arm) == (name, vcpus, memory_mb, False)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "n9-standard-8",
+        "e2-standard-3",
+        "e2-custom-2-1000",
+        "n2-custom-micro-1024",
+        "e2-custom-2",
+        "E2-standard-8",
+        "e2-standard-8 ",
+        "e2-custom-0-1024",
+    ],
+)
+def test_not_a_machine_type(name: str) -> None:
+    assert look_up(name) is None
+
+
+def test_families_are_what_quotas_count() -> None:
+    families = {
+        name: machine(name).family for name in ("n2d-highcpu-8", "custom-2-2048", "f1-micro")
+    }
+    assert families == {"n2d-highcpu-8": "n2d", "custom-2-2048": "n1", "f1-micro": "n1"}
+    seed = ("e2-standard-16", "n2d-highcpu-128", "e2-standard-8", "n2-standard-4")
+    assert capacity.vcpus_by_family(tuple(machine(name) for name in seed)) == {
+        "e2": 24,
+        "n2": 4,
+        "n2d": 128,
+    }
+    assert all(found.memory_mb >= 512 and found.vcpus >= 1 for found in TABLE.values())
+
+
+def test_incident_3_of_the_blog() -> None:
+    """2,000 agents on 32 GB fit when idle, and 800 active connections leave too little."""
+    fit = capacity.swarm_fit(
+        machine("e2-standard-8"), agents=2000, base_port=10_000, active_connections=800
+    )
+    assert fit.fits >= 2000
+    assert 0 < fit.headroom < capacity.WARN_HEADROOM
+    assert fit.binds.name == "memory"
+    assert fit.binds.demand == 2000 * 10 + 800 * 4
+
+
+def test_each_wall_can_bind() -> None:
+    large = MachineType(name="large", vcpus=416, memory_mb=12_000_000)
+    assert capacity.swarm_fit(large, agents=50_000, base_port=10_000).binds.name == "UDP ports"
+    tasks = capacity.swarm_fit(large, agents=1, base_port=10_000).walls[2]
+    assert (tasks.name, tasks.demand, tasks.fits) == ("tasks", 8, (4_194_304 - 4096) // 8)
+    rendezvous = capacity.rendezvous_fit(machine("n2-standard-4"), agents=9500)
+    assert (rendezvous.binds.name, rendezvous.fits) == ("registry connections", 12_000)
+    assert rendezvous.binds.demand == 38_000
+
+
+def test_fifty_thousand_agents_need_a_rendezvous_of_67_gb() -> None:
+    assert capacity.rendezvous_memory_gb(50_000) == 67
+    assert capacity.rendezvous_fit(machine("n2-highmem-16"), agents=50_000).headroom >= 0
+    assert capacity.rendezvous_fit(machine("n2-standard-16"), agents=50_000).headroom < 0
+
+
+@given(
+    memory_mb=st.integers(300, 2_000_000),
+    reserve_mb=st.integers(128, 299),
+    agent_mb=st.integers(1, 100),
+    connections=st.none() | st.integers(0, 10_000),
+)
+def test_the_number_that_fits_is_exact(
+    memory_mb: int, reserve_mb: int, agent_mb: int, connections: int | None
+) -> None:
+    def memory(agents: int) -> capacity.Wall:
+        return capacity.swarm_fit(
+            MachineType(name="x", vcpus=1, memory_mb=memory_mb),
+            agents=agents,
+            base_port=10_000,
+            agent_mb=agent_mb,
+            reserve_mb=reserve_mb,
+            active_connections=connections,
+        ).walls[0]
+
+    most = memory(0).fits
+    if most >= 0:
+        assert memory(most).headroom >= 0
+    assert memory(max(most, -1) + 1).headroom < 0

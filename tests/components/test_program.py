@@ -1,0 +1,255 @@
+"""The whole program under mocks: what the seed's fleet declares, and that every key matters."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import pulumi
+import pytest
+import yaml
+
+from components.config import FleetConfig
+from tests.components.fleet import ROOT, Recorder, changed, run_program, seed
+
+INSTANCE = "compute/instance:Instance"
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Recorder:
+    return run_program(seed())
+
+
+def test_the_vms_of_the_seed(fleet: Recorder) -> None:
+    vms = fleet.of(INSTANCE)
+    assert {(vm["name"], vm["machineType"], vm["zone"]) for vm in vms.values()} == {
+        ("pilot-rendezvous", "n2-standard-4", "us-central1-a"),
+        ("swarm-1", "e2-standard-16", "us-central1-a"),
+        ("swarm-2", "n2d-highcpu-128", "us-central1-a"),
+        ("swarm-3", "e2-standard-8", "us-central1-a"),
+    }
+    agents = {name: fleet.spec(name)["agents"] for name in ("swarm-1", "swarm-2", "swarm-3")}
+    assert agents == {"swarm-1": 3000, "swarm-2": 5000, "swarm-3": 1500}
+    assert fleet.spec("swarm-3")["environment"] == {"GOGC": "50"}
+    assert fleet.spec("pilot-rendezvous")["agents"] == 9500
+
+
+def test_every_vm_states_what_it_must(fleet: Recorder) -> None:
+    for vm in fleet.of(INSTANCE).values():
+        assert set(vm["metadata"]) == {
+            "enable-guest-attributes",
+            "enable-oslogin",
+            "pilot-role",
+            "pilot-spec",
+        }
+        assert vm["metadata"]["enable-oslogin"] == "TRUE"
+        assert vm["serviceAccount"]["email"] == "pilot-fleet@project.iam.gserviceaccount.com"
+        assert all(vm["shieldedInstanceConfig"].values())
+        assert vm["scheduling"]["onHostMaintenance"] == "MIGRATE"
+        assert vm["allowStoppingForUpdate"] is True
+        assert vm["labels"]["pilot-fleet"] == "test"
+        assert [disk["deviceName"] for disk in vm["attachedDisks"]] == ["pilot-state"]
+        # No VM is reachable from the internet unless the configuration says so.
+        assert not vm["networkInterfaces"][0].get("accessConfigs")
+        assert "metadataStartupScript" not in vm
+
+
+def test_the_spec_is_the_contract(fleet: Recorder) -> None:
+    """docs/CONTRACT.md, field by field."""
+    item = fleet.of("compute/projectMetadataItem:ProjectMetadataItem")
+    (script,) = [inputs["value"] for inputs in item.values()]
+    common = {
+        "bucket": "project-1-pilot-fleet",
+        "endpoints": {"storage": "https://storage.googleapis.com"},
+        "schema": 1,
+        "script": {"sha256": hashlib.sha256(script.encode()).hexdigest()},
+    }
+    swarm = fleet.spec("swarm-1")
+    rendezvous = fleet.spec("pilot-rendezvous")
+    for name, release in (
+        ("daemon", swarm.pop("release")),
+        ("rendezvous", rendezvous.pop("release")),
+    ):
+        assert release.pop("version") == "1.18.0"
+        assert set(release) == {name}
+        binary = ROOT / f"artifacts/1.18.0/pilot-{name}"
+        assert (release[name] is not None) == binary.is_file()
+    assert swarm == common | {
+        "agents": 3000,
+        "basePort": 10000,
+        "beacon": "10.10.0.2:9001",
+        "environment": {},
+        "memory": {"activeConnections": 300, "agentMb": 10, "connectionMb": 4, "reserveMb": 3000},
+        "name": "swarm-1",
+        "registry": "10.10.0.2:9000",
+        "role": "swarm",
+        "roll": {"auto": True, "batch": 500, "watchSeconds": 60},
+        "window": 15,
+    }
+    assert rendezvous == common | {
+        "agents": 9500,
+        "environment": {},
+        "memory": {"reserveMb": 3000},
+        "name": "pilot-rendezvous",
+        "ports": {"beacon": 9001, "dashboard": 3000, "registry": 9000},
+        "role": "rendezvous",
+        "subnet": "10.10.0.0/20",
+    }
+
+
+def test_who_may_reach_what(fleet: Recorder) -> None:
+    rules = {
+        rule["name"]: (
+            rule["allows"][0]["protocol"],
+            rule["allows"][0]["ports"],
+            rule["sourceRanges"],
+            rule["targetTags"],
+        )
+        for rule in fleet.of("compute/firewall:Firewall").values()
+    }
+    iap, subnet = ["35.235.240.0/20"], ["10.10.0.0/20"]
+    assert rules == {
+        "pilot-fleet-registry": ("tcp", ["9000"], subnet, ["pilot-rendezvous"]),
+        "pilot-fleet-beacon": ("udp", ["9001"], subnet, ["pilot-rendezvous"]),
+        "pilot-fleet-agents": ("udp", ["10001-15000"], subnet, ["pilot-swarm"]),
+        "pilot-fleet-dashboard": ("tcp", ["3000"], iap, ["pilot-rendezvous"]),
+        "pilot-fleet-ssh": ("tcp", ["22"], iap, ["pilot-rendezvous", "pilot-swarm"]),
+    }
+    subnetwork = fleet.of("compute/subnetwork:Subnetwork")["pilot-fleet-subnet"]
+    assert subnetwork["privateIpGoogleAccess"] is True
+    assert not fleet.of("compute/routerNat:RouterNat")
+
+
+def test_snapshots_of_the_rendezvous(fleet: Recorder) -> None:
+    policies = fleet.of("compute/resourcePolicy:ResourcePolicy")
+    days = {
+        name: inputs["snapshotSchedulePolicy"]["retentionPolicy"]["maxRetentionDays"]
+        for name, inputs in policies.items()
+    }
+    assert days == {"pilot-rendezvous-hourly": 2, "pilot-rendezvous-daily": 14}
+    attached = fleet.of("compute/diskResourcePolicyAttachment:DiskResourcePolicyAttachment")
+    assert {inputs["disk"] for inputs in attached.values()} == {"pilot-rendezvous-state"}
+
+
+def test_an_account_is_made_with_the_least_it_needs(fleet: Recorder) -> None:
+    roles = {inputs["role"] for inputs in fleet.of("projects/iAMMember:IAMMember").values()}
+    assert roles == {"roles/logging.logWriter", "roles/monitoring.metricWriter"}
+    (reader,) = fleet.of("storage/bucketIAMMember:BucketIAMMember").values()
+    assert reader["role"] == "roles/storage.objectViewer"
+    given = run_program(changed(serviceAccount="vms@project-1.iam.gserviceaccount.com"))
+    assert not given.of("serviceaccount/account:Account")
+    assert not given.of("projects/iAMMember:IAMMember")
+
+
+def rendezvous(**values: Any) -> dict[str, Any]:
+    return changed(rendezvous=seed()["rendezvous"] | values)
+
+
+def first(**values: Any) -> dict[str, Any]:
+    one, *rest = seed()["swarm"]
+    return changed(swarm=[one | values, *rest])
+
+
+RELEASE = {"version": "2.0.0", "daemon": "Makefile", "rendezvous": "README.md"}
+# One change for every key that a stack file can have.
+CHANGES: dict[str, dict[str, Any]] = {
+    "zone": changed(zone="europe-west1-b"),
+    "agentMb": changed(agentMb=8),
+    "reserveMb": changed(reserveMb=4000),
+    "basePort": changed(basePort=20_000),
+    "window": changed(window=7),
+    "roll": changed(roll={"batch": 5, "watchSeconds": 5, "auto": False}),
+    "subnetCidr": changed(subnetCidr="10.20.0.0/22"),
+    "registryRanges": changed(registryRanges=["203.0.113.0/24"]),
+    "nat": changed(nat=True),
+    "image": changed(image="debian-cloud/debian-13"),
+    "bucket": changed(bucket="another-bucket"),
+    "serviceAccount": changed(serviceAccount="vms@project-1.iam.gserviceaccount.com"),
+    "protect": changed(protect=False),
+    "snapshots": changed(snapshots={"hourlyDays": 1, "dailyDays": 1}),
+    "endpoints": changed(endpoints={"storage": "http://10.0.0.1:4443"}),
+    "release": changed(release=RELEASE),
+    "rendezvous.name": rendezvous(name="another"),
+    "rendezvous.machineType": rendezvous(machineType="n2-standard-8"),
+    "rendezvous.address": rendezvous(address="10.10.0.9"),
+    "rendezvous.public": rendezvous(public=True),
+    "rendezvous.diskGb": rendezvous(diskGb=50),
+    "rendezvous.bootDiskGb": rendezvous(bootDiskGb=50),
+    "swarm": changed(swarm=seed()["swarm"][:2]),
+    "swarm.name": first(name="another"),
+    "swarm.machineType": first(machineType="e2-standard-32"),
+    "swarm.agents": first(agents=2999),
+    "swarm.env": first(env={"GOMAXPROCS": "2"}),
+    "swarm.release": first(release={"version": "2.0.0", "daemon": "Makefile"}),
+    "swarm.agentMb": first(agentMb=9),
+    "swarm.reserveMb": first(reserveMb=4000),
+    "swarm.activeConnections": first(activeConnections=299),
+    "swarm.diskGb": first(diskGb=11),
+    "swarm.bootDiskGb": first(bootDiskGb=21),
+}
+
+
+@pytest.mark.parametrize("key", CHANGES)
+def test_every_key_changes_what_is_declared(key: str, fleet: Recorder) -> None:
+    other = run_program(CHANGES[key])
+    if key == "protect":
+        # Protection is an option of resources, which mocks do not see; the engine's tests do.
+        assert other.of("storage/bucket:Bucket")["pilot-fleet-bucket"]["forceDestroy"] is True
+        return
+    assert other.resources != fleet.resources
+
+
+def test_the_changes_above_name_every_key() -> None:
+    config = FleetConfig.parse(seed(), project="project-1")
+    assert config.swarm
+    declared = set(yaml.safe_load((ROOT / "Pulumi.yaml").read_text())["config"])
+    assert declared == {key.split(".")[0] for key in CHANGES}
+
+
+def test_a_machine_type_that_the_table_does_not_know_declares_its_size() -> None:
+    # memoryGb and vcpus say what fits, and show in the outputs rather than in a resource.
+    with pytest.raises(pulumi.RunError, match="give memoryGb and vcpus"):
+        run_program(first(machineType="n9-standard-16"))
+    assert run_program(first(machineType="n9-standard-16", memoryGb=64, vcpus=16)).resources
+
+
+def test_wrong_configuration_ends_in_a_sentence() -> None:
+    with pytest.raises(pulumi.RunError) as caught:
+        run_program(changed(zone="mars", swarm=[]))
+    assert "has 2 problems" in str(caught.value)
+    assert "pilot-fleet:zone: 'mars' is not a zone" in str(caught.value)
+    assert "pilot-fleet:swarm: is empty" in str(caught.value)
+
+
+def test_a_binary_that_is_not_built_stops_an_update() -> None:
+    missing = changed(release=RELEASE | {"daemon": "artifacts/none/pilot-daemon"})
+    assert run_program(missing, preview=True).spec("swarm-1")["release"]["daemon"] is None
+    with pytest.raises(pulumi.RunError, match="not built: artifacts/none/pilot-daemon"):
+        run_program(missing, preview=False)
+
+
+def test_binaries_are_named_by_their_content() -> None:
+    fleet = run_program(
+        first(release={"version": "2.0.0", "daemon": "Pulumi.yaml"}) | {"release": RELEASE}
+    )
+    names = {inputs["name"] for inputs in fleet.of("storage/bucketObject:BucketObject").values()}
+    digests = {
+        file: hashlib.sha256((ROOT / file).read_bytes()).hexdigest()
+        for file in ("Makefile", "README.md", "Pulumi.yaml")
+    }
+    assert names == {
+        f"releases/{digests['Makefile']}/pilot-daemon",
+        f"releases/{digests['README.md']}/pilot-rendezvous",
+        f"releases/{digests['Pulumi.yaml']}/pilot-daemon",
+    }
+    canary = fleet.spec("swarm-1")["release"]
+    assert canary["version"] == "2.0.0"
+    assert canary["daemon"]["sha256"] == digests["Pulumi.yaml"]
+    assert fleet.spec("swarm-2")["release"]["daemon"]["sha256"] == digests["Makefile"]
+
+
+def test_the_same_input_gives_the_same_bytes(fleet: Recorder) -> None:
+    assert json.dumps(run_program(seed()).resources, sort_keys=True, default=str) == json.dumps(
+        fleet.resources, sort_keys=True, default=str
+    )

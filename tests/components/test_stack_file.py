@@ -1,0 +1,198 @@
+"""The stack file as text: whatever is done to it, an answer in words; what is accepted fits."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from components.config import ConfigError, FleetConfig
+from components.stack_file import parse
+from tests.components.fleet import ROOT, SEED_FILE
+
+SEED_TEXT = SEED_FILE.read_text()
+LINES = SEED_TEXT.splitlines()
+
+# What people and editors do to a value, and what fuzzers like.
+VALUES = st.one_of(
+    st.sampled_from(
+        [
+            "",
+            "~",
+            "null",
+            "true",
+            "yes",
+            "[]",
+            "{}",
+            "[",
+            "{",
+            '"',
+            "'",
+            "- x",
+            "a: b",
+            "!!int x",
+            "!!python/object:os.system x",
+            "&a [*a]",
+            "*a",
+            "<<: 1",
+            "0x10",
+            "010",
+            "1:30",
+            "1e999",
+            "2026-99-99",
+            ".inf",
+            ".nan",
+            "-1",
+            "0",
+            "1_000",
+            "1.5",
+            "9" * 400,
+            "\t",
+            "\x00",
+            "ß",
+            "\ud7ff",
+            "{secure: v1:abc}",
+            "!!binary x",
+            "? [1]",
+            "%",
+            "@",
+            "`",
+            "[" * 2000,
+            "a:\n" * 3,
+        ]
+    ),
+    st.integers().map(str),
+    st.floats().map(str),
+    st.text(max_size=12),
+)
+
+
+def fits(config: FleetConfig) -> bool:
+    """Recomputed without the capacity module."""
+    for vm in config.swarm:
+        memory = vm.agents * vm.agent_mb + vm.active_connections * 4
+        if memory > vm.machine.memory_mb - vm.reserve_mb or config.base_port + vm.agents > 65_535:
+            return False
+    connections = 4 * sum(vm.agents for vm in config.swarm)
+    return connections * 1024 <= 3000 * config.rendezvous.machine.memory_mb
+
+
+def check(text: str) -> None:
+    try:
+        config = parse(text, "Pulumi.swarm.yaml")
+    except ConfigError as error:
+        refusal = error
+    else:
+        assert fits(config)
+        return
+    assert refusal.problems
+    assert all(problem.path and problem.message for problem in refusal.problems)
+
+
+@settings(max_examples=400, deadline=None)
+@given(data=st.data())
+def test_a_changed_value_is_accepted_and_fits_or_is_named(data: st.DataObject) -> None:
+    number = data.draw(st.integers(0, len(LINES) - 1))
+    line = LINES[number]
+    colons = [index for index, letter in enumerate(line) if letter in ":,{}[]"]
+    start = data.draw(st.sampled_from(colons)) + 1 if colons else 0
+    ends = [index for index in colons if index >= start]
+    end = data.draw(st.sampled_from(ends)) if ends else len(line)
+    mutated = line[:start] + " " + data.draw(VALUES) + line[end:]
+    check("\n".join([*LINES[:number], mutated, *LINES[number + 1 :]]))
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_cut_doubled_or_moved_text_is_accepted_and_fits_or_is_named(data: st.DataObject) -> None:
+    start = data.draw(st.integers(0, len(SEED_TEXT)))
+    end = data.draw(st.integers(start, len(SEED_TEXT)))
+    piece = SEED_TEXT[start:end]
+    where = data.draw(st.integers(0, len(SEED_TEXT)))
+    without = SEED_TEXT[:start] + SEED_TEXT[end:]
+    check(data.draw(st.sampled_from([without, SEED_TEXT[:where] + piece + SEED_TEXT[where:]])))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    agents=st.integers(0, 70_000),
+    machine=st.sampled_from(["e2-standard-8", "n2d-highcpu-128", "m2-ultramem-416", "e2-micro"]),
+    agent_mb=st.integers(1, 64),
+    reserve_mb=st.integers(128, 40_000),
+    connections=st.none() | st.integers(0, 40_000),
+    base_port=st.integers(9_001, 65_000),
+    rendezvous=st.sampled_from(["n2-standard-4", "n2-highmem-16", "e2-small"]),
+)
+def test_what_is_accepted_fits(
+    agents: int,
+    machine: str,
+    agent_mb: int,
+    reserve_mb: int,
+    connections: int | None,
+    base_port: int,
+    rendezvous: str,
+) -> None:
+    active = "" if connections is None else f", activeConnections: {connections}"
+    check(
+        f"""\
+config:
+  gcp:project: project-1
+  pilot-fleet:zone: us-central1-a
+  pilot-fleet:agentMb: {agent_mb}
+  pilot-fleet:reserveMb: {reserve_mb}
+  pilot-fleet:basePort: {base_port}
+  pilot-fleet:release: {{version: "1", daemon: d, rendezvous: r}}
+  pilot-fleet:rendezvous: {{name: r, machineType: {rendezvous}}}
+  pilot-fleet:swarm:
+    - {{name: a, machineType: {machine}, agents: {agents}{active}}}
+"""
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "pilot-fleet:zone: is missing"),
+        ("config: [", "is not YAML"),
+        ("config: {a: 1, a: 2}", "stands here twice (line 1, column 16)"),
+        ("- a", "must be a map with the key `config:`"),
+        ("config: 7", "must be a map with the key `config:`"),
+        ("config: {pilot-fleet:zone: 2026-99-99}", "'2026-99-99' is not a zone"),
+        ("config: " + "[" * 5000, "nested too deeply"),
+        ("config: !!python/object/apply:os.getcwd []", "is not YAML"),
+        ("config: {? [a] : 1}", "is not YAML"),
+    ],
+)
+def test_text_that_is_no_stack_file(text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(text, "Pulumi.x.yaml")
+    assert message in str(caught.value)
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "components.stack_file", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_command(tmp_path: Path) -> None:
+    good = command(str(SEED_FILE))
+    assert (good.returncode, good.stdout, good.stderr) == (0, "", "")
+    bad = tmp_path / "Pulumi.bad.yaml"
+    bad.write_text(SEED_TEXT.replace("agents: 3000", "agents: 30000"))
+    answer = command(str(bad))
+    assert answer.returncode == 1
+    assert "Pulumi.bad.yaml: the stack's configuration has 2 problems" in answer.stderr
+    assert "swarm[0].agents: 30,000 agents do not fit" in answer.stderr
+    bad.write_bytes(b"config: \xff")
+    assert "not UTF-8" in command(str(bad)).stderr
+    assert "No such file" in command(str(tmp_path / "none")).stderr
+    assert command().returncode == 2
