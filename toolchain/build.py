@@ -174,13 +174,11 @@ def go_runner(log: Path, proxy: str) -> Run:
                 stdout=subprocess.PIPE,
                 stderr=file,
                 text=True,
-                start_new_session=True,
             )
             try:
                 output, _ = process.communicate()
             except BaseException:
-                # Go's compilers are its children: all of them go, or they would write on.
-                os.killpg(process.pid, signal.SIGTERM)
+                process.terminate()
                 process.wait()
                 raise
             file.seek(start)
@@ -307,6 +305,8 @@ def ensure_built(root: Path, build: Callable[[Component, Path, Run], None] = bui
 
 def main_guard(action: Callable[[], int]) -> int:
     """Runs a command and turns what stops it into one sentence and an exit status."""
+    # Being ended and being interrupted are one thing: what runs below is ended too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return action()
     except Failure as failure:

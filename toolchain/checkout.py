@@ -46,7 +46,8 @@ def ensure_venv(root: Path, *, dev: bool) -> None:
     wanted = {full} if dev else {base, full}
 
     def complete() -> bool:
-        return done.is_file() and done.read_text() in wanted and not marker.exists()
+        whole = done.is_file() and not marker.exists() and (venv / "bin" / "python").exists()
+        return whole and done.read_text() in wanted
 
     if complete():
         return

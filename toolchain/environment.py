@@ -16,7 +16,9 @@ PLACEHOLDER_TOKEN = "placeholder-for-a-plan-without-google"  # noqa: S105 - no s
 NO_CREDENTIALS = "no Google credentials: this plan was made without asking Google"
 
 # `backend:` with a `url:`, in block or flow style. An empty one is none.
-_PROJECT_BACKEND = re.compile(r"^backend\s*:(?:[ \t]*#.*)?\s*\{?\s*url\s*:[ \t]*[^\s}]", re.MULTILINE)
+_PROJECT_BACKEND = re.compile(
+    r"^backend\s*:(?:[ \t]*#.*)?\s*\{?\s*url\s*:[ \t]*[^\s}]", re.MULTILINE
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,41 @@
+"""What tests of every part may use."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+CHOSEN_BY_THE_USER = (
+    "PULUMI_BACKEND_URL",
+    "PULUMI_ACCESS_TOKEN",
+    "PULUMI_STACK",
+    "PULUMI_CONFIG_PASSPHRASE_FILE",
+    "GOOGLE_CREDENTIALS",
+    "GOOGLE_CLOUD_KEYFILE_JSON",
+    "GCLOUD_KEYFILE_JSON",
+    "GOOGLE_OAUTH_ACCESS_TOKEN",
+    "GOOGLE_APPLICATION_CREDENTIALS",
+)
+
+
+@pytest.fixture(scope="session")
+def pulumi_env() -> dict[str, str]:
+    """An environment with a working `pulumi` on PATH, no backend and no Google credentials.
+
+    The first use may build the toolchain, which takes minutes; workers that run side by side
+    wait for one build. Set PULUMI_BACKEND_URL to a folder of the test's own.
+    """
+    toolchain = [sys.executable, str(ROOT / "toolchain" / "toolchain.py"), "env", "--json"]
+    answer = subprocess.run(toolchain, stdout=subprocess.PIPE, text=True, check=False)
+    if answer.returncode:
+        pytest.fail("toolchain/toolchain.py env found no Pulumi and could not build one")
+    environ = {**os.environ, **json.loads(answer.stdout), "PULUMI_CONFIG_PASSPHRASE": ""}
+    for name in CHOSEN_BY_THE_USER:
+        environ.pop(name, None)
+    return environ
