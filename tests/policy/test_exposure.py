@@ -1,0 +1,197 @@
+"""Firewall rules: who may reach registry, dashboard and SSH."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from policy.exposure import Config, open_to_the_world
+from policy.values import UNKNOWN, Finding
+from tests.policy.planned import planned
+
+FIREWALL = "gcp:compute/firewall:Firewall"
+WORLD = ["0.0.0.0/0"]
+IAP = ["35.235.240.0/20"]
+SSH = [{"protocol": "tcp", "ports": ["22"]}]
+NEW_STYLE = [
+    "networkFirewallPolicyRule:NetworkFirewallPolicyRule",
+    "regionNetworkFirewallPolicyRule:RegionNetworkFirewallPolicyRule",
+    "firewallPolicyRule:FirewallPolicyRule",
+]
+
+
+def found(kind: str, props: dict[str, Any], **config: Any) -> list[Finding]:
+    return list(open_to_the_world(planned(kind, props), Config(**config)))
+
+
+def firewall(allows: Any = SSH, sources: Any = WORLD, **more: Any) -> list[Finding]:
+    return found(FIREWALL, {"allows": allows, "sourceRanges": sources, **more})
+
+
+def refused(findings: list[Finding]) -> bool:
+    return any(not finding.unjudged for finding in findings)
+
+
+@pytest.mark.parametrize(
+    "sources",
+    [
+        ["0.0.0.0/0"],
+        [" 0.0.0.0/0 "],
+        ["10.0.0.1/0"],
+        ["::/0"],
+        ["0.0.0.0/1", "128.0.0.0/1"],
+        ["64.0.0.0/7"],
+        ["10.0.0.0/8", "11.0.0.0/8"],
+        [f"{i}.0.0.0/9" for i in (20, 30, 40)],
+        ["2000::/3"],
+        ["10.10.0.0/20", "0.0.0.0/0"],
+        ["anything"],
+        [UNKNOWN, "0.0.0.0/0"],
+        [],
+        None,
+    ],
+    ids=str,
+)
+def test_the_world_is_refused(sources: Any) -> None:
+    assert refused(firewall(sources=sources))
+
+
+@pytest.mark.parametrize(
+    "sources",
+    [IAP, ["10.10.0.0/20"], ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"], ["203.0.113.7"]],
+    ids=str,
+)
+def test_named_ranges_pass(sources: Any) -> None:
+    assert firewall(sources=sources) == []
+
+
+@pytest.mark.parametrize(
+    "allows",
+    [
+        [{"protocol": "tcp"}],
+        [{"protocol": "TCP", "ports": ["22"]}],
+        [{"protocol": "6", "ports": ["22"]}],
+        [{"protocol": 6, "ports": ["22"]}],
+        [{"protocol": "all"}],
+        [{"protocol": "tcp", "ports": []}],
+        [{"protocol": "tcp", "ports": ["20-30"]}],
+        [{"protocol": "tcp", "ports": ["8999-9001"]}],
+        [{"protocol": "tcp", "ports": ["3000"]}],
+        [{"protocol": "tcp", "ports": ["0-65535"]}],
+        [{"protocol": "udp", "ports": ["9001"]}, {"protocol": "tcp", "ports": ["80", "9000"]}],
+        [{"protocol": "tcp", "ports": ["ssh"]}],
+    ],
+    ids=str,
+)
+def test_what_reaches_a_port_is_refused(allows: Any) -> None:
+    assert refused(firewall(allows=allows))
+
+
+@pytest.mark.parametrize(
+    "allows",
+    [
+        [{"protocol": "udp", "ports": ["9001"]}],
+        [{"protocol": "17", "ports": ["22"]}],
+        [{"protocol": "icmp"}],
+        [{"protocol": "tcp", "ports": ["80", "443", "23-2999", "3001-8999", "9001-65535"]}],
+        [],
+        None,
+    ],
+    ids=str,
+)
+def test_what_does_not_passes(allows: Any) -> None:
+    assert firewall(allows=allows) == []
+
+
+def test_directions_and_switches() -> None:
+    assert firewall(direction="EGRESS") == []
+    assert firewall(disabled=True) == []
+    assert found(FIREWALL, {"denies": SSH, "sourceRanges": WORLD}) == []
+    assert refused(firewall(direction="INGRESS"))
+    assert refused(firewall(direction=UNKNOWN))
+    assert refused(firewall(disabled=UNKNOWN))
+
+
+@pytest.mark.parametrize("key", ["sourceTags", "sourceServiceAccounts"])
+def test_sources_by_tag_or_account(key: str) -> None:
+    assert found(FIREWALL, {"allows": SSH, key: ["pilot-swarm"]}) == []
+    # Both together mean either, so a tag does not narrow a range.
+    assert refused(firewall(**{key: ["pilot-swarm"]}))
+    assert refused(found(FIREWALL, {"allows": SSH, key: []}))
+
+
+@pytest.mark.parametrize(
+    "props",
+    [
+        {"allows": SSH, "sourceRanges": UNKNOWN},
+        {"allows": SSH, "sourceRanges": ["10.0.0.0/8", UNKNOWN]},
+        {"allows": UNKNOWN, "sourceRanges": WORLD},
+        {"allows": [UNKNOWN], "sourceRanges": WORLD},
+        {"allows": [{"protocol": "tcp", "ports": UNKNOWN}], "sourceRanges": WORLD},
+        {"allows": [{"protocol": "tcp", "ports": [UNKNOWN]}], "sourceRanges": WORLD},
+        {"allows": [{"protocol": UNKNOWN, "ports": ["22"]}], "sourceRanges": WORLD},
+        {"allows": SSH, "sourceTags": UNKNOWN},
+    ],
+    ids=str,
+)
+def test_what_is_unknown_is_not_judged_yet(props: dict[str, Any]) -> None:
+    [finding] = found(FIREWALL, props)
+    assert finding.unjudged
+
+
+def test_unknown_ports_for_named_ranges_are_fine() -> None:
+    assert firewall(allows=UNKNOWN, sources=IAP) == []
+
+
+def new_style(action: Any = "allow", **match: Any) -> dict[str, Any]:
+    rule = {
+        "srcIpRanges": WORLD,
+        "layer4Configs": [{"ipProtocol": "tcp", "ports": ["22"]}],
+        **match,
+    }
+    return {"action": action, "direction": "INGRESS", "match": rule}
+
+
+@pytest.mark.parametrize("kind", NEW_STYLE)
+def test_rules_of_firewall_policies(kind: str) -> None:
+    kind = "gcp:compute/" + kind
+    [finding] = found(kind, new_style())
+    assert finding.path == "match.srcIpRanges"
+    assert found(kind, new_style(srcIpRanges=IAP)) == []
+    assert found(kind, new_style("deny")) == []
+    assert found(kind, new_style("goto_next")) == []
+    assert refused(found(kind, new_style("apply_security_profile_group")))
+    assert refused(found(kind, new_style(layer4Configs=[{"ipProtocol": "all"}])))
+    assert found(kind, new_style(layer4Configs=[{"ipProtocol": "udp"}])) == []
+    assert refused(found(kind, new_style(srcIpRanges=None)))
+    assert found(kind, new_style(srcIpRanges=None, srcSecureTags=[{"name": "t"}])) == []
+    assert found(kind, {**new_style(), "disabled": True}) == []
+    assert found(kind, {**new_style(), "direction": "EGRESS"}) == []
+    [finding] = found(kind, {**new_style(), "match": UNKNOWN})
+    assert finding.unjudged
+
+
+def test_rules_inside_a_policy() -> None:
+    kind = "gcp:compute/networkFirewallPolicyWithRules:NetworkFirewallPolicyWithRules"
+    good, bad = new_style(srcIpRanges=IAP), new_style()
+    [finding] = found(kind, {"rules": [good, bad]})
+    assert finding.path == "rules[1].match.srcIpRanges"
+
+
+def test_every_setting_changes_what_is_found() -> None:
+    web = {"allows": [{"protocol": "tcp", "ports": ["443"]}], "sourceRanges": WORLD}
+    assert found(FIREWALL, web) == []
+    assert refused(found(FIREWALL, web, ports=[443]))
+    wide = {"allows": SSH, "sourceRanges": ["20.0.0.0/7"]}
+    assert found(FIREWALL, wide, widestV4=7) == []
+    six = {"allows": SSH, "sourceRanges": ["2600::/24"]}
+    assert refused(found(FIREWALL, six))
+    assert found(FIREWALL, six, widestV6=24) == []
+
+
+def test_the_message_names_ports_ranges_and_the_way_out() -> None:
+    [finding] = firewall(allows=[{"protocol": "tcp"}])
+    text = str(finding)
+    assert "sourceRanges: 0.0.0.0/0 can reach TCP 22, 3000, 9000" in text
+    assert "35.235.240.0/20" in text

@@ -1,0 +1,154 @@
+"""Service accounts, hardening, protection."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from policy import identity, protection
+from policy.values import UNKNOWN, Finding
+from tests.policy.planned import INSTANCE, nested, planned, spec, vm, vm_props
+
+TEMPLATE = "gcp:compute/instanceTemplate:InstanceTemplate"
+FROM_TEMPLATE = "gcp:compute/instanceFromTemplate:InstanceFromTemplate"
+FROM_IMAGE = "gcp:compute/instanceFromMachineImage:InstanceFromMachineImage"
+OWN = "pilot-vm@project.iam.gserviceaccount.com"
+DEFAULTS = [
+    "123456789-compute@developer.gserviceaccount.com",
+    "my-project@appspot.gserviceaccount.com",
+    "example.com:my-project@appspot.gserviceaccount.com",
+    "default",
+    "",
+    None,
+]
+
+
+def account_problems(kind: str, props: dict[str, Any], **config: Any) -> list[Finding]:
+    settings = identity.AccountConfig(**config)
+    return list(identity.default_accounts(planned(kind, props), settings))
+
+
+@pytest.mark.parametrize("email", DEFAULTS)
+@pytest.mark.parametrize("kind", [INSTANCE, TEMPLATE, FROM_TEMPLATE])
+def test_default_accounts_are_refused(kind: str, email: Any) -> None:
+    block = {"scopes": ["cloud-platform"], "email": email}
+    [finding] = account_problems(kind, {"serviceAccount": block})
+    assert finding.path == "serviceAccount.email"
+    del block["email"]
+    assert account_problems(kind, {"serviceAccount": block})
+
+
+@pytest.mark.parametrize("email", [OWN, UNKNOWN])
+def test_an_account_of_its_own_known_or_made_in_the_same_plan(email: Any) -> None:
+    for kind in (INSTANCE, TEMPLATE, FROM_TEMPLATE, FROM_IMAGE):
+        assert account_problems(kind, {"serviceAccount": {"email": email}}) == []
+
+
+def test_no_block_is_no_account() -> None:
+    assert account_problems(INSTANCE, {}) == []
+    assert account_problems(TEMPLATE, {"serviceAccount": None}) == []
+    assert account_problems(INSTANCE, {"serviceAccount": UNKNOWN}) == []
+
+
+@pytest.mark.parametrize("kind", [FROM_TEMPLATE, FROM_IMAGE])
+def test_inherited_accounts_are_not_in_the_plan(kind: str) -> None:
+    [finding] = account_problems(kind, {})
+    assert "whatever account" in str(finding)
+
+
+def test_machines_of_other_services() -> None:
+    kind = "gcp:container/nodePool:NodePool"
+    assert account_problems(kind, nested("nodeConfig.serviceAccount", DEFAULTS[0]))
+    assert account_problems(kind, nested("nodeConfig.serviceAccount", OWN)) == []
+    kind = "gcp:workbench/instance:Instance"
+    assert account_problems(kind, nested("gceSetup.serviceAccounts[].email", DEFAULTS[0]))
+
+
+def test_a_default_account_as_a_member_of_a_role_runs_nothing() -> None:
+    props = {"member": f"serviceAccount:{DEFAULTS[0]}", "role": "roles/viewer"}
+    assert account_problems("gcp:projects/iAMMember:IAMMember", props) == []
+
+
+def test_account_settings() -> None:
+    props = {"serviceAccount": {"email": OWN}}
+    assert account_problems(INSTANCE, props, refuse=[OWN])
+    props = {"serviceAccount": {"email": "default"}}
+    assert account_problems(INSTANCE, props, ignoreTypes=[INSTANCE]) == []
+
+
+def hardening_problems(props: dict[str, Any], **config: Any) -> list[str]:
+    settings = identity.HardeningConfig(**config)
+    return [finding.path for finding in identity.hardening(planned(INSTANCE, props), settings)]
+
+
+def test_a_hardened_vm_passes() -> None:
+    assert hardening_problems(vm_props(spec())) == []
+    assert hardening_problems({"machineType": "e2-small", "metadata": {"a": "b"}}) == []
+
+
+@pytest.mark.parametrize("stated", [False, None])
+def test_shielded_vm_is_stated_in_full(stated: Any) -> None:
+    props = vm_props(spec())
+    props["shieldedInstanceConfig"]["enableSecureBoot"] = stated
+    assert hardening_problems(props) == ["shieldedInstanceConfig.enableSecureBoot"]
+    del props["shieldedInstanceConfig"]
+    assert len(hardening_problems(props)) == 3
+    assert hardening_problems(props, shieldedVm=False) == []
+    props["shieldedInstanceConfig"] = UNKNOWN
+    assert hardening_problems(props) == []
+
+
+@pytest.mark.parametrize(
+    ("stated", "fine"),
+    [("TRUE", True), ("true", True), (UNKNOWN, True), ("FALSE", False), ("", False), (None, False)],
+)
+def test_os_login(stated: Any, fine: bool) -> None:
+    props = vm_props(spec())
+    props["metadata"]["enable-oslogin"] = stated
+    assert hardening_problems(props) == ([] if fine else ['metadata["enable-oslogin"]'])
+    assert hardening_problems(props, osLogin=False) == []
+
+
+@pytest.mark.parametrize("key", ["accessConfigs", "ipv6AccessConfigs"])
+def test_a_swarm_vm_has_no_public_address(key: str) -> None:
+    props = vm_props(spec())
+    values: list[Any] = [[{}], [{"natIp": UNKNOWN}], UNKNOWN]
+    for value in values:
+        props["networkInterfaces"] = [{"network": "fleet", key: value}]
+        assert hardening_problems(props) == [f"networkInterfaces[0].{key}"]
+    assert hardening_problems(props, publicRoles=["swarm"]) == []
+    props["metadata"]["pilot-role"] = UNKNOWN
+    assert hardening_problems(props)
+    props["metadata"]["pilot-role"] = "rendezvous"
+    assert hardening_problems(props) == []
+    props = vm_props(spec())
+    props["networkInterfaces"] = [{"network": "fleet", key: []}]
+    assert hardening_problems(props) == []
+
+
+@pytest.mark.parametrize("kind", protection.STATEFUL)
+def test_stateful_resources_are_protected(kind: str) -> None:
+    bare, safe = planned(kind, {}, "data"), planned(kind, {}, "data", protect=True)
+    [finding] = protection.unprotected(bare, protection.Config())
+    assert "data holds state" in str(finding)
+    assert list(protection.unprotected(safe, protection.Config())) == []
+
+
+def test_others_need_not_be() -> None:
+    assert list(protection.unprotected(vm(spec()), protection.Config())) == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "other"),
+    [
+        ("exemptStacks", ["swarm"], ["lab"]),
+        ("exemptNames", ["data"], ["other"]),
+        ("types", [], ["gcp:compute/disk:Disk"]),
+    ],
+)
+def test_protection_settings(setting: str, value: list[str], other: list[str]) -> None:
+    disk = planned("gcp:compute/disk:Disk", {}, "data")
+    config = protection.Config
+    assert list(protection.unprotected(disk, config(**{setting: value}))) == []
+    assert list(protection.unprotected(disk, config(**{setting: other})))
