@@ -41,8 +41,8 @@ def find_pulumi(*, tell: bool) -> Pulumi:
     built = build.ensure_built(root)
     ours = Pulumi(
         version=recipe.ENGINE_VERSION,
-        path=str(built.folders[recipe.ENGINE.name] / recipe.ENGINE.output),
-        bins=[str(folder) for folder in built.bins()],
+        path=str(built.bin() / "pulumi"),
+        bin=str(built.bin()),
         home=str(built.home()),
     )
     if tell:
@@ -164,7 +164,7 @@ def check_configuration(stack: str) -> None:
     python = ROOT / ".venv" / "bin" / "python"
     if not python.exists():
         raise Failure("There is no .venv here: run this through make, or `toolchain.py venv`.")
-    check = [str(python), "-m", "components.config", f"Pulumi.{stack}.yaml"]
+    check = [str(python), "-m", "components.stack_file", f"Pulumi.{stack}.yaml"]
     if status := subprocess.run(check, cwd=ROOT, check=False).returncode:
         # It has said what is wrong itself.
         raise SystemExit(status)
