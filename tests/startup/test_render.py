@@ -1,0 +1,173 @@
+"""Rendering: the same bytes from the same files, valid bash, nothing missing, below the limit."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from components import startup
+from components.startup import RenderError, render
+
+UNITS = "/usr/local/lib/pilot/units"
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """startup/, to be changed."""
+    folder = tmp_path / "startup"
+    shutil.copytree(startup.STARTUP_DIR, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+def test_the_same_files_give_the_same_bytes(copy: Path) -> None:
+    script = render()
+    assert render() == script
+    assert render(copy) == script
+    assert script.sha256 == hashlib.sha256(script.text.encode()).hexdigest()
+    # In another process, with another seed of hashing.
+    other = subprocess.run(
+        [sys.executable, "-c", "from components.startup import render; print(render().sha256)"],
+        capture_output=True,
+        check=True,
+        cwd=startup.STARTUP_DIR.parent,
+        env={"PYTHONHASHSEED": "7", "PATH": "/usr/bin:/bin"},
+        text=True,
+    )
+    assert other.stdout.strip() == script.sha256
+
+
+def test_what_is_not_part_of_it_changes_nothing(copy: Path) -> None:
+    (copy / "node" / "__pycache__").mkdir()
+    (copy / "node" / "__pycache__" / "spec.cpython-311.pyc").write_bytes(b"\0")
+    (copy / "node" / "notes.txt").write_text("no module", encoding="utf-8")
+    assert render(copy) == render()
+
+
+@pytest.mark.parametrize("name", ["node/spec.py", "units/pilot.slice", "pilot_node.py"])
+def test_every_file_is_part_of_it(copy: Path, name: str) -> None:
+    with (copy / name).open("a", encoding="utf-8") as stream:
+        stream.write("# changed\n")
+    assert render(copy).sha256 != render().sha256
+
+
+def test_what_the_policy_pack_and_the_runner_look_for() -> None:
+    lines = render().text.split("\n")
+    assert lines[0] == "#!/bin/bash"
+    assert lines[1] == "# pilot-fleet startup script"
+    assert "/run/pilot/guard" in render().text
+    # Whoever trims the value on its way to the VM must not change its hash.
+    assert render().text == render().text.strip()
+    assert "\r" not in render().text
+
+
+def test_it_fits_with_room_for_what_is_to_come() -> None:
+    assert len(render().text.encode()) < startup.LIMIT_BYTES // 2
+
+
+def test_no_placeholder_is_left() -> None:
+    text = render().text
+    # What is embedded is verbatim, and may hold such marks of its own.
+    for path in (startup.STARTUP_DIR / "node").glob("*.py"):
+        text = text.replace(path.read_text(encoding="utf-8"), "")
+    for mark in ("{{", "}}", "{%", "{#"):
+        assert mark not in text
+
+
+def test_bash_takes_it(tmp_path: Path) -> None:
+    path = tmp_path / "startup-script"
+    path.write_text(render().text, encoding="utf-8")
+    subprocess.run(["bash", "-n", str(path)], check=True)
+
+
+def test_shellcheck_takes_it(tmp_path: Path) -> None:
+    shellcheck = shutil.which("shellcheck", path=str(Path(sys.executable).parent))
+    shellcheck = shellcheck or shutil.which("shellcheck")
+    if not shellcheck:
+        pytest.skip("no shellcheck here")
+    path = tmp_path / "startup-script"
+    path.write_text(render().text, encoding="utf-8")
+    done = subprocess.run(
+        [shellcheck, "--severity=style", str(path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_what_is_embedded_comes_out_as_it_went_in(tmp_path: Path) -> None:
+    path = tmp_path / "startup-script"
+    path.write_text(render().text, encoding="utf-8")
+    root = tmp_path / "root"
+    subprocess.run(
+        ["bash", "-c", f'source "{path}"; ensure_node'],
+        check=True,
+        env={"PILOT_ROOT": str(root), "PATH": "/usr/bin:/bin"},
+    )
+    lib = root / "usr/local/lib/pilot"
+    found = {str(p.relative_to(lib)): p.read_bytes() for p in lib.rglob("*") if p.is_file()}
+    folder = startup.STARTUP_DIR
+    assert found == {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in (*folder.glob("node/*.py"), *folder.glob("units/*"))
+    }
+    program = root / "usr/local/sbin/pilot-node"
+    assert program.read_bytes() == (folder / "pilot_node.py").read_bytes()
+    assert program.stat().st_mode & 0o777 == 0o755
+
+
+def test_a_variable_without_a_value_fails(copy: Path) -> None:
+    with (copy / startup.TEMPLATE).open("a", encoding="utf-8") as stream:
+        stream.write("\necho {{ forgotten }}\n")
+    with pytest.raises(RenderError, match="'forgotten' is undefined"):
+        render(copy)
+
+
+def test_a_template_that_is_none_fails_with_its_line(copy: Path) -> None:
+    (copy / startup.TEMPLATE).write_text("a\n{% for %}\n", encoding="utf-8")
+    with pytest.raises(RenderError, match=r"startup\.sh\.j2:2: "):
+        render(copy)
+
+
+def test_a_script_over_the_limit_fails(copy: Path) -> None:
+    # One byte over, so that the limit itself is what is tested.
+    path = copy / "node" / "large.py"
+    path.write_text("#\n", encoding="utf-8")
+    room = startup.LIMIT_BYTES - len(render(copy).text.encode())
+    path.write_text("#" * (room + 1) + "\n", encoding="utf-8")
+    assert len(render(copy).text.encode()) == startup.LIMIT_BYTES
+    path.write_text("#" * (room + 2) + "\n", encoding="utf-8")
+    with pytest.raises(RenderError, match="has 262145 bytes, Compute Engine takes 262144"):
+        render(copy)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"no end of line", "does not end with a newline"),
+        (b"a\0b\n", "holds a NUL"),
+        (b"a\r\n", "carriage return"),
+        (b"\xff\n", "not UTF-8"),
+    ],
+)
+def test_what_cannot_be_embedded_is_refused(copy: Path, content: bytes, problem: str) -> None:
+    (copy / "units" / "broken").write_bytes(content)
+    with pytest.raises(RenderError, match=problem):
+        render(copy)
+
+
+def test_a_file_that_holds_its_own_delimiter_is_refused(copy: Path) -> None:
+    delimiter = "END_OF_" + hashlib.sha256(f"{UNITS}/trap".encode()).hexdigest()[:12].upper()
+    (copy / "units" / "trap").write_text(f"a\n{delimiter}\nrm -rf /\n", encoding="utf-8")
+    with pytest.raises(RenderError, match=f"has a line {delimiter}"):
+        render(copy)
+
+
+@pytest.mark.parametrize("name", ["startup.sh.j2", "node", "units", "pilot_node.py"])
+def test_a_part_that_is_missing_is_named(copy: Path, name: str) -> None:
+    path = copy / name
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(RenderError, match=name):
+        render(copy)

@@ -1,0 +1,304 @@
+"""The script as a whole, in a scratch root: role, lock, guard, order, what comes of failures."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+
+import pytest
+
+from tests.startup.conftest import Vm
+from tests.startup.google import TOKEN, Google, hang_up
+
+BOOT_ID = "proc/sys/kernel/random/boot_id"
+
+
+def fresh(vm: Vm) -> None:
+    vm.use_swarm()
+    vm.attach_disk()
+
+
+def test_a_strangers_vm_is_left_untouched(vm: Vm) -> None:
+    before = vm.tree()
+    assert vm.run() == (0, "")
+    assert vm.tree() == before
+    assert vm.google.requests == ["/computeMetadata/v1/instance/attributes/pilot-role"]
+    assert vm.log.read_text(encoding="utf-8") == ""
+
+
+def test_a_swarm_vm_in_the_declared_order(vm: Vm) -> None:
+    fresh(vm)
+    status, output = vm.run()
+    assert status == 0, output
+    steps = [line.removeprefix("pilot: ") for line in output.splitlines() if line.endswith(" s)")]
+    assert [step.rpartition(" (")[0] for step in steps] == [
+        "programs",
+        "spec",
+        "kernel limits",
+        "state disk",
+        "user",
+        "release",
+        "units",
+        "start",
+        "guard",
+    ]
+    assert output.endswith("pilot: done: swarm\n")
+    assert TOKEN not in output
+    boot = vm.read(BOOT_ID).strip()
+    sha256 = hashlib.sha256(vm.script.read_bytes()).hexdigest()
+    assert vm.read("/run/pilot/guard") == f"{boot} {sha256}\n"
+    spec = json.loads(vm.google.attributes["pilot-spec"])
+    daemon = spec["release"]["daemon"]["sha256"]
+    assert os.readlink(vm.root / "opt/pilot/current") == f"releases/{daemon}"
+    binary = vm.root / "opt/pilot/current/pilot-daemon"
+    assert hashlib.sha256(binary.read_bytes()).hexdigest() == daemon
+    assert os.access(binary, os.X_OK)
+    assert json.loads(vm.read("/run/pilot/spec.json")) == spec
+    assert vm.read("/proc/sys/kernel/pid_max") == "4194304\n"
+    assert 'PILOT_AGENT_ADDRESS="10.10.0.7"' in vm.read("/run/pilot/agent.env")
+    assert vm.calls("systemctl") == [
+        "systemctl try-restart systemd-journald.service",
+        "systemctl daemon-reload",
+        "systemctl --no-block restart pilot-node.service",
+    ]
+
+
+def test_the_rendezvous(vm: Vm) -> None:
+    vm.use_rendezvous()
+    vm.attach_disk()
+    status, output = vm.run()
+    assert status == 0, output
+    assert vm.calls("systemctl")[-1] == "systemctl --no-block start pilot-rendezvous.service"
+    whitelist = json.loads(vm.read("/var/lib/pilot/registry/rate-limit-whitelist.json"))
+    assert whitelist == [{"cidr": "10.10.0.0/20", "rate": 100000}]
+    assert 'GOMEMLIMIT="3072MiB"' in vm.read("/run/pilot/rendezvous.env")
+    assert not (vm.root / "etc/systemd/system/pilot-agent@.service").exists()
+
+
+def test_the_second_run_of_a_boot_does_nothing(vm: Vm) -> None:
+    fresh(vm)
+    assert vm.run()[0] == 0
+    before = vm.tree()
+    asked = len(vm.google.requests)
+    calls = vm.log.read_text(encoding="utf-8")
+    assert vm.run() == (0, "pilot: nothing to do: done in this boot, by this script\n")
+    assert vm.tree() == before
+    assert len(vm.google.requests) == asked + 1
+    assert vm.log.read_text(encoding="utf-8") == calls
+
+
+@pytest.mark.parametrize("change", ["boot", "script"])
+def test_another_boot_or_script_runs_again_and_changes_nothing(vm: Vm, change: str) -> None:
+    fresh(vm)
+    assert vm.run()[0] == 0
+    before = vm.tree()
+    downloads = vm.google.count("/storage/")
+    if change == "boot":
+        (vm.root / BOOT_ID).write_text("99999999-2222-3333-4444-555555555555\n", encoding="ascii")
+    else:
+        vm.script.write_text(vm.script.read_text(encoding="utf-8") + "\n# new", encoding="utf-8")
+    status, output = vm.run()
+    assert status == 0
+    assert output.endswith("done: swarm\n")
+    # The unit files are right already: thousands of agents may run, no reload.
+    assert vm.calls("systemctl").count("systemctl daemon-reload") == 1
+    assert vm.google.count("/storage/") == downloads
+    after = vm.tree()
+    changed = {path for path in before | after if before.get(path) != after.get(path)}
+    assert changed == {"run/pilot/guard"} | ({BOOT_ID} if change == "boot" else set())
+
+
+def test_two_in_parallel_do_the_work_once(vm: Vm) -> None:
+    fresh(vm)
+    # The first one waits in the middle of its work until the second has said it waits for nothing.
+    vm.stub("systemctl", f'[ "$1" = daemon-reload ] && read -r < "{vm.root}/gate"; exit 0')
+    os.mkfifo(vm.root / "gate")
+    first, second = vm.start(), vm.start()
+    # Opening it for writing returns once the first is there to read.
+    with (vm.root / "gate").open("w", encoding="ascii") as gate:
+        gate.write("go\n")
+    outputs = [process.communicate(timeout=60)[0] for process in (first, second)]
+    assert [first.returncode, second.returncode] == [0, 0], outputs
+    assert sorted("nothing to do" in output for output in outputs) == [False, True]
+    assert vm.calls("systemctl").count("systemctl daemon-reload") == 1
+
+
+def test_a_lock_held_for_ever_is_a_failure(vm: Vm) -> None:
+    fresh(vm)
+    (vm.root / "run/pilot").mkdir(parents=True)
+    holder = subprocess.Popen(["flock", str(vm.root / "run/pilot/lock"), "cat"], stdin=-1)
+    try:
+        # It has the lock once somebody else cannot take it.
+        probe = ["flock", "--nonblock", str(vm.root / "run/pilot/lock"), "true"]
+        while subprocess.run(probe, check=False).returncode == 0:
+            pass
+        status, output = vm.run(PILOT_LOCK_SECONDS="0")
+    finally:
+        holder.communicate()
+    assert status == 1
+    assert "another run has held" in output
+    assert not (vm.root / "run/pilot/guard").exists()
+
+
+def test_no_child_inherits_the_lock(vm: Vm) -> None:
+    fresh(vm)
+    vm.stub("systemctl", f'ls -l /proc/self/fd >> "{vm.log}"')
+    assert vm.run()[0] == 0
+    lines = [line for line in vm.log.read_text(encoding="utf-8").splitlines() if "->" in line]
+    assert lines
+    assert not [line for line in lines if "run/pilot/lock" in line]
+
+
+@pytest.mark.parametrize("step", ["mount", "systemctl", "systemd-sysusers", "mkfs.ext4"])
+def test_a_failure_sets_no_guard_and_the_next_run_tries_again(vm: Vm, step: str) -> None:
+    fresh(vm)
+    kept = (vm.bin / step).read_text(encoding="utf-8") if (vm.bin / step).exists() else None
+    vm.stub(step, "exit 3")
+    status, output = vm.run()
+    assert status != 0
+    assert "FAILED in step" in output
+    assert not (vm.root / "run/pilot/guard").exists()
+    # Nothing of ours was started.
+    assert not [call for call in vm.calls("systemctl") if "pilot-node" in call]
+    if kept is None:
+        (vm.bin / step).unlink()
+    else:
+        (vm.bin / step).write_text(kept, encoding="utf-8")
+    status, output = vm.run()
+    assert status == 0, output
+    assert (vm.root / "run/pilot/guard").exists()
+
+
+def test_metadata_that_comes_late_only_delays(vm: Vm) -> None:
+    fresh(vm)
+    vm.google.failures = {"pilot-role": [503, hang_up, 429], "pilot-spec": [500, 503]}
+    status, output = vm.run()
+    assert status == 0, output
+    assert "answers 503" in output
+    assert output.count("pilot-spec: http://") == 2
+
+
+def test_a_metadata_server_that_is_not_up_yet(vm: Vm) -> None:
+    fresh(vm)
+    attributes, objects = vm.google.attributes, vm.google.objects
+    port = vm.google.server.server_port
+    vm.google.stop()
+    process = vm.start()
+    assert process.stdout
+    line = process.stdout.readline()
+    assert line.startswith("pilot: metadata server: curl: (7)"), line
+    later = Google(port)
+    try:
+        later.attributes, later.objects = attributes, objects
+        output, _ = process.communicate(timeout=60)
+    finally:
+        later.stop()
+    assert process.returncode == 0, output
+    vm.google.server, vm.google.thread = later.server, later.thread
+
+
+def test_unreachable_is_not_absent(vm: Vm) -> None:
+    before = vm.tree()
+    vm.google.stop()
+    status, output = vm.run(PILOT_RETRY_SECONDS="1", PILOT_RETRY_PAUSE="0.3")
+    assert status == 75
+    assert "gave up after" in output
+    assert vm.tree() == before
+
+
+@pytest.mark.parametrize(
+    ("failure", "said"),
+    [(403, "answers 403"), (301, "is this Google's?")],
+)
+def test_other_answers_of_the_metadata_server_are_final(vm: Vm, failure: int, said: str) -> None:
+    vm.google.failures = {"pilot-role": [failure]}
+    status, output = vm.run()
+    assert status == 1
+    assert said in output
+    assert vm.google.count("pilot-role") == 1
+
+
+def test_a_role_that_there_is_not(vm: Vm) -> None:
+    vm.google.attributes["pilot-role"] = "swarms"
+    assert vm.run() == (
+        1,
+        'pilot: metadata: pilot-role is "swarms": must be rendezvous or swarm, or not there at'
+        " all\n",
+    )
+
+
+def no_spec(google: Google) -> None:
+    del google.attributes["pilot-spec"]
+
+
+def not_json(google: Google) -> None:
+    google.attributes["pilot-spec"] = "{"
+
+
+def two_problems(google: Google) -> None:
+    spec = json.loads(google.attributes["pilot-spec"])
+    spec["window"], spec["roll"]["batch"] = 0, "many"
+    google.attributes["pilot-spec"] = json.dumps(spec)
+
+
+def other_role(google: Google) -> None:
+    google.attributes["pilot-role"] = "rendezvous"
+
+
+def large_reserve(google: Google) -> None:
+    spec = json.loads(google.attributes["pilot-spec"])
+    spec["memory"]["reserveMb"] = 4096
+    google.attributes["pilot-spec"] = json.dumps(spec)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (no_spec, ["no pilot-spec"]),
+        (not_json, ["pilot-spec: not JSON"]),
+        (two_problems, ["window: must be 1 to 1000, is 0", 'roll.batch: must be an integer, is "']),
+        (other_role, ["role: is 'swarm', the metadata's pilot-role is 'rendezvous'"]),
+        (large_reserve, ["memory.reserveMb: 4096 is all of this VM's 4096 MiB"]),
+    ],
+)
+def test_a_spec_that_cannot_be_used(
+    vm: Vm, spoil: Callable[[Google], None], said: list[str]
+) -> None:
+    fresh(vm)
+    spoil(vm.google)
+    status, output = vm.run()
+    assert status == 1
+    for text in said:
+        assert text in output
+    assert "Traceback" not in output
+    assert not (vm.root / "run/pilot/guard").exists()
+
+
+def test_the_token_is_on_no_command_line(vm: Vm) -> None:
+    """Every process's arguments and environment, while a request with the token is served."""
+    fresh(vm)
+    seen: list[bytes] = []
+
+    def look(handler: BaseHTTPRequestHandler) -> None:
+        assert TOKEN in handler.headers["Authorization"]
+        for process in Path("/proc").glob("[0-9]*"):
+            for name in ("cmdline", "environ"):
+                try:
+                    seen.append((process / name).read_bytes())
+                except OSError:
+                    seen.append(b"")
+        handler.send_error(503)
+
+    vm.google.failures = {"/storage/": [look]}
+    status, output = vm.run()
+    assert status == 0, output
+    assert any(b"pilot-node\0release" in text for text in seen)
+    assert not any(TOKEN.encode() in text for text in seen)
+    assert TOKEN not in output
+    for path, content in vm.tree().items():
+        assert TOKEN.encode() not in content, path
