@@ -1,13 +1,16 @@
 """Builds what is missing from the cache, one component at a time, each moved in by one rename.
 
-The cache is `${XDG_CACHE_HOME:-~/.cache}/pilot-fleet/toolchain/COMPONENT-KEY/`. A folder that is
-there is complete; what an interrupted build leaves is a scratch folder, which the next one
-removes. Go keeps every package it has compiled, so such a build also goes on where it was.
+The cache is `${XDG_CACHE_HOME:-~/.cache}/pilot-fleet/toolchain/`: a folder COMPONENT-KEY for
+every component, and KEY, in which their files are linked together, because the engine takes a
+language host without a word only from its own folder. A folder that is there is complete; what
+an interrupted build leaves is a scratch folder, which the next one removes. Go keeps every
+package it has compiled, so such a build also goes on where it was.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -21,7 +24,7 @@ from pathlib import Path
 from toolchain import recipe
 from toolchain.failure import INSTALL_PULUMI, Failure, explain
 from toolchain.progress import Steps, about, say
-from toolchain.recipe import COMPONENTS, ENGINE, HERE, PROVIDER, Component
+from toolchain.recipe import COMPONENTS, ENGINE, HERE, HOST, PROVIDER, Component
 
 Run = Callable[[Component, Sequence[str], Path], str]
 """Runs a command of a component's build in a folder and returns what it printed."""
@@ -36,30 +39,33 @@ def cache_root(environ: Mapping[str, str]) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class Built:
-    """The toolchain in the cache: where each component is, complete or not yet there."""
+    """The toolchain in the cache, complete or not yet there."""
 
-    root: Path
-    folders: Mapping[str, Path]
+    folder: Path
+    parts: Mapping[str, Path]
+    """Where each component is, by its name."""
+
+    def complete(self) -> bool:
+        return self.folder.exists()
 
     def missing(self) -> list[Component]:
-        return [c for c in COMPONENTS if not (self.folders[c.name] / c.output).exists()]
+        return [c for c in COMPONENTS if not self.parts[c.name].exists()]
 
-    def bins(self) -> list[Path]:
-        return [self.folders[c.name] / "bin" for c in COMPONENTS if c is not PROVIDER]
+    def bin(self) -> Path:
+        return self.folder / "bin"
 
     def home(self) -> Path:
         """PULUMI_HOME: the plugin is found in it, and Pulumi keeps its workspaces there."""
-        return self.folders[PROVIDER.name] / "home"
+        return self.folder / "home"
 
 
 def locate(root: Path) -> Built:
     """Names every component's folder; reads a few small files and builds nothing."""
     machine = recipe.system()
+    keys = {c.name: recipe.key(c, HERE / c.name, machine) for c in COMPONENTS}
     return Built(
-        root=root,
-        folders={
-            c.name: root / f"{c.name}-{recipe.key(c, HERE / c.name, machine)}" for c in COMPONENTS
-        },
+        folder=root / hashlib.sha256(repr(keys).encode()).hexdigest()[:12],
+        parts={name: root / f"{name}-{key}" for name, key in keys.items()},
     )
 
 
@@ -200,14 +206,16 @@ def go_build(component: Component, source: Path, scratch: Path, run: Run) -> Non
     run(component, ["go", "build", *flags, component.package], source)
 
 
-def build_engine(scratch: Path, run: Run) -> None:
-    """The engine, and beside it the script with which the language host starts a program."""
-    source = HERE / ENGINE.name
-    go_build(ENGINE, source, scratch, run)
-    sdk = "github.com/pulumi/pulumi/sdk/v3"
-    folder = run(ENGINE, ["go", "list", "-m", "-f", "{{.Dir}}", sdk], source).strip()
+def build_host(scratch: Path, run: Run) -> None:
+    """The language host, and beside it the script with which it starts a program.
+
+    The script is the engine's: it goes with the SDK that the program imports.
+    """
+    go_build(HOST, HERE / HOST.name, scratch, run)
+    download = ["go", "mod", "download", "-json", "github.com/pulumi/pulumi/sdk/v3"]
+    sdk = json.loads(run(HOST, download, HERE / ENGINE.name))["Dir"]
     script = scratch / "bin" / "pulumi-language-python-exec"
-    shutil.copyfile(Path(folder) / "python" / "cmd" / script.name, script)
+    shutil.copyfile(Path(sdk) / "python" / "cmd" / script.name, script)
     script.chmod(0o755)
 
 
@@ -249,12 +257,23 @@ def copy_provider(module: Path, target: Path) -> None:
 
 
 def build_one(component: Component, scratch: Path, run: Run) -> None:
-    if component is ENGINE:
-        build_engine(scratch, run)
+    if component is HOST:
+        build_host(scratch, run)
     elif component is PROVIDER:
         build_provider(scratch, run)
     else:
         go_build(component, HERE / component.name, scratch, run)
+
+
+def assemble(built: Built, scratch: Path) -> None:
+    """Links the files of all components together, and moves that in by one rename."""
+    for part in built.parts.values():
+        for file in part.rglob("*"):
+            if file.is_file():
+                target = scratch / file.relative_to(part)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.hardlink_to(file)
+    scratch.rename(built.folder)
 
 
 def ensure_built(root: Path, build: Callable[[Component, Path, Run], None] = build_one) -> Built:
@@ -263,44 +282,62 @@ def ensure_built(root: Path, build: Callable[[Component, Path, Run], None] = bui
     Raises Failure with a sentence.
     """
     built = locate(root)
-    if not built.missing():
+    if built.complete():
         return built
     root.mkdir(parents=True, exist_ok=True)
     with only_one(root / "lock", "A build of the toolchain"):
-        missing = built.missing()
-        if not missing:
+        if built.complete():
             return built
-        settings = go_settings()
-        total = sum(c.megabytes for c in missing)
-        needs = [
-            # Measured shares of what a build from empty caches leaves.
-            (root, total // 20),
-            (Path(settings["GOMODCACHE"]), total * 7 // 20),
-            (Path(settings["GOCACHE"]), total * 12 // 20),
-        ]
-        if sentence := lacking_space(needs):
-            raise Failure(sentence)
         for leftover in root.glob("scratch-*"):
             shutil.rmtree(leftover)
-        log = root / "build.log"
-        log.unlink(missing_ok=True)
-        run = go_runner(log, settings["GOPROXY"])
-        steps = Steps([c.seconds for c in missing])
-        say(
-            f"Building Pulumi {recipe.ENGINE_VERSION} from source, once: {about(steps.total())} on "
-            "two cores if Go's caches are empty (an installed Pulumi 3.259 or newer skips this)"
-        )
-        for component in missing:
-            scratch = root / f"scratch-{component.name}"
-            number = COMPONENTS.index(component) + 1
-            scratch.mkdir()
-            try:
-                with steps.step(f"building {component.title} ({number} of {len(COMPONENTS)})"):
-                    build(component, scratch, run)
-                scratch.rename(built.folders[component.name])
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
+        if missing := built.missing():
+            build_missing(root, built, missing, build)
+        with scratch_folder(root, "all") as scratch:
+            assemble(built, scratch)
     return built
+
+
+@contextmanager
+def scratch_folder(root: Path, name: str) -> Iterator[Path]:
+    """A folder beside the finished ones that is gone afterwards, unless it was moved in."""
+    scratch = root / f"scratch-{name}"
+    scratch.mkdir()
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def build_missing(
+    root: Path,
+    built: Built,
+    missing: Sequence[Component],
+    build: Callable[[Component, Path, Run], None],
+) -> None:
+    settings = go_settings()
+    total = sum(c.megabytes for c in missing)
+    needs = [
+        # Measured shares of what a build from empty caches leaves.
+        (root, total // 20),
+        (Path(settings["GOMODCACHE"]), total * 7 // 20),
+        (Path(settings["GOCACHE"]), total * 12 // 20),
+    ]
+    if sentence := lacking_space(needs):
+        raise Failure(sentence)
+    log = root / "build.log"
+    log.unlink(missing_ok=True)
+    run = go_runner(log, settings["GOPROXY"])
+    steps = Steps([c.seconds for c in missing])
+    say(
+        f"Building Pulumi {recipe.ENGINE_VERSION} from source, once: {about(steps.total())} on "
+        "two cores if Go's caches are empty (an installed Pulumi 3.259 or newer skips this)"
+    )
+    for component in missing:
+        title = f"building {component.title} ({COMPONENTS.index(component) + 1} of 3)"
+        with scratch_folder(root, component.name) as scratch:
+            with steps.step(title):
+                build(component, scratch, run)
+            scratch.rename(built.parts[component.name])
 
 
 def main_guard(action: Callable[[], int]) -> int:

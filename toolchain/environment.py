@@ -23,11 +23,11 @@ _PROJECT_BACKEND = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class Pulumi:
-    """The Pulumi in use: an installed one (`bins` empty, `home` None), or ours."""
+    """The Pulumi in use: an installed one (`bin` and `home` are None), or ours."""
 
     version: str
     path: str
-    bins: Sequence[str] = ()
+    bin: str | None = None
     home: str | None = None
 
     @property
@@ -91,7 +91,7 @@ def additions(
 
     `login_folder` is where the user's own credentials.json is (or would be).
     """
-    path = [str(checkout / ".venv" / "bin"), *pulumi.bins, environ.get("PATH", "")]
+    path = [str(checkout / ".venv" / "bin"), pulumi.bin, environ.get("PATH")]
     added = {
         "PATH": ":".join(filter(None, path)),
         "PULUMI_SKIP_UPDATE_CHECK": "1",

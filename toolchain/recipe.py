@@ -20,6 +20,9 @@ MINIMUM = (3, 259, 0)
 ENGINE_VERSION = "v3.259.0"
 PLUGIN_VERSION = "v10.2.0"
 
+PROCEDURE = 2
+"""Raised whenever build.py puts other files into a component's folder, or builds otherwise."""
+
 PROVIDER_SOURCE = (
     "github.com/pulumi/terraform-provider-google-beta@v0.0.0-20220322115232-95a6e6e5087e"
 )
@@ -73,6 +76,7 @@ HOST = Component(
     ldflags="-s -w",
     seconds=17.0,
     megabytes=300,
+    extra=ENGINE_VERSION,
 )
 PROVIDER = Component(
     name="provider",
@@ -96,7 +100,7 @@ def key(component: Component, folder: Path, machine: str) -> str:
     """Twelve hex digits that change whenever anything does that the result depends on."""
     digest = hashlib.sha256()
     result = (component.package, component.output, component.ldflags, component.extra)
-    for part in (repr(result), machine):
+    for part in (repr(result), str(PROCEDURE), machine):
         digest.update(part.encode() + b"\0")
     for file in sorted(folder.iterdir()):
         if file.suffix in {".go", ".mod", ".sum"}:

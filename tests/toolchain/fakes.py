@@ -31,10 +31,9 @@ elif args[0] == "build":
     out = pathlib.Path(args[args.index("-o") + 1])
     out.write_text("#!/bin/sh\\necho v3.259.0\\n")
     out.chmod(0o755)
-elif args[0] == "list":
-    print(os.environ["FAKE_MODULES"] + "/sdk")
 elif args[0] == "mod":
-    print(json.dumps({"Dir": os.environ["FAKE_MODULES"] + "/google",
+    module = "sdk" if "sdk" in args[-1] else "google"
+    print(json.dumps({"Dir": os.environ["FAKE_MODULES"] + "/" + module,
                       "Sum": os.environ.get("FAKE_SUM", "")}))
 """
 

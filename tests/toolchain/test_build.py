@@ -7,7 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -55,10 +56,13 @@ def stops_at(name: str, error: BaseException) -> Build:
 def test_a_build_is_complete_and_costs_nothing_again(tmp_path: Path) -> None:
     root = tmp_path / "cache"
     built = build.ensure_built(root, writes)
-    assert built.missing() == []
-    assert sorted(p.name for p in root.iterdir() if p.is_dir()) == sorted(
-        folder.name for folder in built.folders.values()
+    assert built.complete()
+    assert sorted(p for p in root.iterdir() if p.is_dir()) == sorted(
+        [built.folder, *built.parts.values()]
     )
+    # The engine finds its language host beside itself.
+    for component in COMPONENTS:
+        assert (built.folder / component.output).read_text() == component.name
     again = build.ensure_built(root, stops_at("engine", AssertionError("built twice")))
     assert again == built
 
@@ -89,7 +93,8 @@ def test_an_interrupted_build_goes_on_with_what_is_missing(tmp_path: Path) -> No
 
     built = build.ensure_built(root, noting)
     assert names == ["host", "provider"]
-    assert not (built.folders["host"] / "bin" / "half").exists()
+    assert built.complete()
+    assert not (built.parts["host"] / "bin" / "half").exists()
     assert list(root.glob("scratch-*")) == []
 
 
@@ -114,14 +119,21 @@ def test_the_second_of_two_builds_waits_says_so_and_builds_nothing(tmp_path: Pat
         assert other.poll() is None
     out, _ = other.communicate(timeout=30)
     assert out == "in\n"
-    # Somebody else finished while this one waited for the lock.
-    real = build.locate(root)
-    answers = iter([list(COMPONENTS), []])
-    waited = build.Built(root=root, folders=real.folders)
-    object.__setattr__(waited, "missing", lambda: next(answers))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "locate", lambda _: waited)
-        build.ensure_built(root, stops_at("engine", AssertionError("built twice")))
+
+
+@pytest.mark.usefixtures("quiet")
+def test_who_waited_for_a_build_does_not_build_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "cache"
+
+    @contextmanager
+    def held_by_another(_: Path, __: str) -> Iterator[None]:
+        build.locate(root).folder.mkdir()  # which finishes while this one waits
+        yield
+
+    monkeypatch.setattr(build, "only_one", held_by_another)
+    build.ensure_built(root, stops_at("engine", AssertionError("built twice")))
 
 
 def test_the_whole_program_with_a_go_that_obeys(machine: Machine) -> None:
@@ -132,13 +144,13 @@ def test_the_whole_program_with_a_go_that_obeys(machine: Machine) -> None:
         assert words in first.stderr
     assert "an installed Pulumi 3.259 or newer skips this" in first.stderr
     built = build.locate(machine.toolchain)
-    assert built.missing() == []
-    script = built.folders["engine"] / "bin" / "pulumi-language-python-exec"
-    assert os.access(script, os.X_OK)
-    assert not (built.folders["provider"] / "source").exists()
+    assert built.complete()
+    assert os.access(built.bin() / "pulumi-language-python-exec", os.X_OK)
+    assert not (built.parts["provider"] / "source").exists()
     calls = machine.calls()
     # What an interrupted build left of one component is all that is built again.
-    shutil.rmtree(built.folders["host"])
+    shutil.rmtree(built.folder)
+    shutil.rmtree(built.parts["host"])
     second = machine.run("ensure")
     assert second.returncode == 0, second.stderr
     later = machine.calls()[len(calls) :]

@@ -114,7 +114,7 @@ def test_a_plan_without_google_says_so(machine: Machine, checkout: Path) -> None
     seen = json.loads(result.stdout)
     assert seen["GOOGLE_OAUTH_ACCESS_TOKEN"].startswith("placeholder")
     assert seen["PULUMI_BACKEND_URL"] == f"file://{checkout}/.state"
-    assert machine.calls()[0] == "python -m components.config Pulumi.swarm.yaml"
+    assert machine.calls()[0] == "python -m components.stack_file Pulumi.swarm.yaml"
     assert machine.calls()[-2:] == [
         "pulumi stack select --create --non-interactive swarm",
         "pulumi preview --stack swarm --policy-pack policy --non-interactive --diff",

@@ -10,9 +10,7 @@ from toolchain import environment
 from toolchain.environment import Pulumi
 
 INSTALLED = Pulumi(version="v3.272.0", path="/usr/bin/pulumi")
-OURS = Pulumi(
-    version="v3.259.0", path="/c/engine/bin/pulumi", bins=["/c/e", "/c/h"], home="/c/home"
-)
+OURS = Pulumi(version="v3.259.0", path="/c/engine/bin/pulumi", bin="/c/e", home="/c/home")
 
 
 @pytest.mark.parametrize(
@@ -77,7 +75,7 @@ def added(pulumi: Pulumi, environ: dict[str, str], *, chosen: bool = False) -> d
 
 def test_our_engine_comes_with_its_plugins_and_keeps_the_login() -> None:
     assert added(OURS, {"PATH": "/usr/bin"}) == {
-        "PATH": "/home/u/my fleet/.venv/bin:/c/e:/c/h:/usr/bin",
+        "PATH": "/home/u/my fleet/.venv/bin:/c/e:/usr/bin",
         "PULUMI_HOME": "/c/home",
         "PULUMI_CREDENTIALS_PATH": "/home/u/.pulumi",
         "PULUMI_SKIP_UPDATE_CHECK": "1",
