@@ -1,0 +1,150 @@
+"""The program in the real engine, with a real provider: plans, and refusals in words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.components.fleet import SEED_FILE, changed, seed
+from tests.engine.project import Project
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture
+def project(tmp_path: Path, pulumi_env: dict[str, str]) -> Project:
+    return Project(folder=tmp_path / "fleet", environment=pulumi_env)
+
+
+def hundred(rendezvous: str) -> dict[str, object]:
+    """100 swarm VMs of 500 agents each."""
+    return changed(
+        rendezvous={"name": "pilot-rendezvous", "machineType": rendezvous},
+        swarm=[
+            {"name": f"swarm-{n}", "machineType": "e2-standard-8", "agents": 500}
+            for n in range(1, 101)
+        ],
+    )
+
+
+def test_the_seeds_fleet_is_planned_and_passes_the_policies(project: Project) -> None:
+    project.configure(seed())
+    answer = project.preview().no_traceback()
+    assert answer.code == 0, answer.text
+    for vm in (
+        "pilot-rendezvous: n2-standard-4, 4 vCPU, 16 GB: 9,500 agents",
+        "swarm-1         : e2-standard-16, 16 vCPU, 64 GB: 3,000 agents, headroom 50%",
+        "swarm-2         : n2d-highcpu-128, 128 vCPU, 128 GB: 5,000 agents, headroom 59%",
+        "swarm-3         : e2-standard-8, 8 vCPU, 32 GB: 1,500 agents, headroom 48%",
+    ):
+        name, _, rest = vm.partition(": ")
+        assert any(
+            line.strip().startswith(name.strip()) and rest in line
+            for line in answer.text.splitlines()
+        ), answer.text
+    assert "Policies:" in answer.text
+    assert "error" not in answer.text.lower(), answer.text
+
+
+def test_a_hundred_vms_with_fifty_thousand_agents(project: Project) -> None:
+    project.configure(hundred("n2-highmem-16"))
+    answer = project.preview().no_traceback()
+    assert answer.code == 0, answer.text
+    assert "agents         : 50000" in answer.text
+    project.configure(hundred("n2-standard-4"))
+    refused = project.preview().no_traceback()
+    assert refused.code != 0
+    assert "carries 12,000 agents, the fleet has 50,000" in refused.text
+    assert "at least 67 GB" in refused.text
+
+
+def test_every_error_of_the_configuration_in_one_run(project: Project) -> None:
+    project.configure(
+        changed(
+            zone="mars",
+            colour="red",
+            basePort=8000,
+            subnetCidr="10.0.0.1/8",
+            registryRanges=["everyone"],
+            swarm=[
+                {"name": "Upper", "machineType": "e2-standard-8", "agents": -1},
+                {"name": "b", "machineType": "n9-standard-8", "agents": 1},
+                {"name": "b", "machineType": "e2-standard-8", "agents": 10**30},
+                {"name": "c", "machineType": "e2-standard-8", "agents": 9_999},
+            ],
+        )
+    )
+    answer = project.preview().no_traceback()
+    assert answer.code != 0
+    for path in (
+        "pilot-fleet:zone:",
+        "pilot-fleet:colour: unknown key",
+        "pilot-fleet:basePort: the agents' UDP ports",
+        "pilot-fleet:subnetCidr:",
+        "pilot-fleet:registryRanges[0]:",
+        "pilot-fleet:swarm[0].name:",
+        "pilot-fleet:swarm[0].agents: -1 is out of range",
+        "pilot-fleet:swarm[1].machineType:",
+        "pilot-fleet:swarm[2].name: 'b' is also the name",
+        "pilot-fleet:swarm[2].agents:",
+        "pilot-fleet:swarm[3].agents: 9,999 agents do not fit on e2-standard-8: memory allows",
+    ):
+        assert path in answer.text, answer.text
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("config:", "config: [", "Pulumi.test.yaml"),
+        ("us-central1-a", "us-central1-a\n  pilot-fleet:agentMb: ten", "agentMb"),
+        ("agents: 3000}", "agents: 3000, agents: 4}", "agents"),
+        ("pilot-fleet:swarm:", "pilot-fleet:swarm: x\n  other:swarm:", "swarm"),
+    ],
+    ids=["no YAML", "wrong type", "twice", "text for a list"],
+)
+def test_text_that_pulumi_itself_refuses(
+    project: Project, old: str, new: str, message: str
+) -> None:
+    text = SEED_FILE.read_text()
+    assert old in text
+    project.write(text.replace(old, new))
+    answer = project.preview().no_traceback()
+    assert answer.code != 0
+    assert message in answer.text
+
+
+@pytest.mark.parametrize("policies", [False, True], ids=["plain", "with policies"])
+def test_a_ghost_script_is_refused_by_the_program_itself(project: Project, policies: bool) -> None:
+    project.configure(seed())
+    project.append(
+        """
+import pulumi_gcp as gcp
+gcp.compute.Instance(
+    "ghost",
+    name="ghost",
+    zone=config.zone,
+    machine_type="e2-micro",
+    boot_disk=gcp.compute.InstanceBootDiskArgs(
+        initialize_params=gcp.compute.InstanceBootDiskInitializeParamsArgs(image=config.image)
+    ),
+    network_interfaces=[gcp.compute.InstanceNetworkInterfaceArgs(network="default")],
+    metadata={"startup-script": pulumi.Output.secret("echo boo")},
+)
+"""
+    )
+    answer = project.preview(policies=policies).no_traceback()
+    assert answer.code != 0
+    assert "'ghost' carries a startup script of its own: metadata.startup-script" in answer.text
+    assert "boo" not in answer.text
+
+
+def test_a_binary_that_is_not_built_is_a_warning_in_a_preview(project: Project) -> None:
+    project.configure(seed())
+    (project.folder / "artifacts" / "1.18.0" / "pilot-rendezvous").unlink()
+    preview = project.preview().no_traceback()
+    assert preview.code == 0, preview.text
+    assert "warning: not built: artifacts/1.18.0/pilot-rendezvous" in preview.text
+    up = project.up("--skip-preview").no_traceback()
+    assert up.code != 0
+    assert "error: not built: artifacts/1.18.0/pilot-rendezvous" in up.text
