@@ -20,6 +20,7 @@ from lab.store import Store, StoreError, Transaction
 
 KEPT: Final = 500  # operations in a scope; Google keeps them for 14 days
 WAIT_SECONDS: Final = 120.0  # the longest that Google's `wait` method blocks
+QUICK_SECONDS: Final = 0.2  # less than anyone notices, more than a driver that does nothing needs
 _WORKERS: Final = 64  # operations at once; each may wait for a machine to boot
 
 LOG = logging.getLogger("lab.operations")
@@ -91,10 +92,20 @@ class Operations:
         return self._works.get((collection, operation["operationType"]))
 
     def submit(self, operation: Json) -> Json:
-        """Start the work of an operation that is not done; return the operation."""
-        if operation["status"] != "DONE":
-            self._pool.submit(self._run, links.path_of(operation["selfLink"], _NOWHERE))
-        return operation
+        """Start the work of an operation that is not done; return the operation as it then is.
+
+        What takes no longer than QUICK_SECONDS is answered as DONE: a provider that is told
+        otherwise looks again after ten seconds.
+        """
+        if operation["status"] == "DONE":
+            return operation
+        path = links.path_of(operation["selfLink"], _NOWHERE)
+        try:
+            self._pool.submit(self._run, path)
+        except RuntimeError:
+            LOG.warning("%s: the lab is stopping; this runs at the next start", path)
+            return operation
+        return self.wait(*links.split(path), timeout=QUICK_SECONDS) or operation
 
     def resume(self) -> int:
         """Run again what a process that died left undone; return how many operations."""
@@ -108,7 +119,7 @@ class Operations:
             ]
         for operation in left:
             LOG.warning("%s: run again", operation["selfLink"])
-            self.submit(operation)
+            self._pool.submit(self._run, links.path_of(operation["selfLink"], _NOWHERE))
         return len(left)
 
     def _run(self, path: str) -> None:

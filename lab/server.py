@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,9 @@ from lab.web import FileSlice, Request, Response, Router
 LOG = logging.getLogger("lab")
 
 _SERVED: Final = ("/compute/", "/storage/", "/upload/", "/download/", "/v1/", "/v3/")
+# Providers of 2022 take the version off a custom endpoint only where it is https, and so send the
+# version of Resource Manager's paths twice.
+_DOUBLED: Final = re.compile(r"^/v1/v1/")
 _CHUNK: Final = 1024 * 1024
 _IDLE_SECONDS: Final = 120.0  # a connection that says nothing for so long is closed
 
@@ -145,7 +149,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         request = Request(
             method=self.command,
-            path=url.path,
+            path=_DOUBLED.sub("/v1/", url.path),
             query=query,
             headers={key.lower(): value for key, value in self.headers.items()},
             body=body,

@@ -23,7 +23,10 @@ class Request:
     params: dict[str, str] = field(default_factory=dict)
 
     def json(self) -> Json:
-        """Return the body as a JSON object; an absent body is an empty one; 400 otherwise."""
+        """Return the body as a JSON object; an absent body is an empty one; 400 otherwise.
+
+        Null elements of lists are dropped, as Google does: older providers send them.
+        """
         if not self.body:
             return {}
         try:
@@ -32,11 +35,20 @@ class Request:
             raise ApiError(400, "parseError", f"Parse Error: {error}") from error
         if not isinstance(value, dict):
             raise ApiError(400, "parseError", "Parse Error: the body must be a JSON object")
-        return value
+        result: Json = _without_nulls(value)
+        return result
 
     def header(self, name: str) -> str:
         """Return a header, empty where there is none."""
         return self.headers.get(name.lower(), "")
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_without_nulls(each) for each in value if each is not None]
+    return value
 
 
 @dataclass(frozen=True, kw_only=True)
