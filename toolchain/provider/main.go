@@ -4,7 +4,8 @@
 //
 // Only the resources that this project, its policies' tests and its lab declare are
 // mapped. There is no auto-naming: every resource needs its name. Properties that
-// came after 4.14 are dropped by the bridge with a warning.
+// came after 4.14 are refused by name ("Invalid or unknown key"): dropping them would
+// hide them from the policies, which judge what the provider has checked.
 package main
 
 import (
