@@ -96,7 +96,7 @@ def test_every_error_of_the_configuration_in_one_run(project: Project) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("config:", "config: [", "Pulumi.test.yaml"),
+        ("config:", "config: [", "invalid YAML file"),
         ("us-central1-a", "us-central1-a\n  pilot-fleet:agentMb: ten", "agentMb"),
         ("agents: 3000}", "agents: 3000, agents: 4}", "agents"),
         ("pilot-fleet:swarm:", "pilot-fleet:swarm: x\n  other:swarm:", "swarm"),
