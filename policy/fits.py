@@ -181,7 +181,15 @@ def fleet_fits(
     swarm = [spec for vm, spec in vms if vm.role == "swarm"]
     counts = [_agents(spec) for spec in swarm]
     total = sum(count for count in counts if count is not None)
-    certain = None not in counts and all(vm.role in ROLES for vm, _ in vms)
+    certain = (
+        None not in counts
+        and all(vm.role in ROLES for vm, _ in vms)
+        # Something with a machine type and metadata nobody can read may be a VM of the fleet.
+        and not any(
+            resource.props.get("metadata") is UNKNOWN and resource.props.get("machineType")
+            for resource in resources
+        )
+    )
     if len(rendezvous) > 1 or (swarm and not rendezvous and certain):
         names = ", ".join(vm.resource.name for vm, _ in rendezvous) or "none"
         yield (

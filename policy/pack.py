@@ -100,6 +100,27 @@ class Remarks(threading.local):
         return mine
 
 
+class Inputs:
+    """The inputs of resources, as the policies about single resources saw them, by URN.
+
+    The engine shows a stack policy the planned outputs instead. There a provider may blur what
+    the inputs say: in a preview, one unknown value makes the whole metadata of an instance
+    unknown.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[str, Resource] = {}
+
+    def note(self, resource: Resource) -> Resource:
+        """Keep `resource` for the stack policies, which come last."""
+        self._seen[resource.urn] = resource
+        return resource
+
+    def instead_of(self, resource: Resource) -> Resource:
+        """What was kept of `resource`, or itself where it was not seen in this run."""
+        return self._seen.get(resource.urn, resource)
+
+
 def resource_of(args: ResourceValidationArgs | PolicyResource) -> Resource:
     """The SDK's view of a resource as a rule wants it."""
     return Resource(
@@ -116,10 +137,11 @@ def _schema(**properties: Mapping[str, Any]) -> PolicyConfigSchema:
 
 
 class Rules:
-    """Makes policies of rules; they share the mode of the run and the remarks."""
+    """Makes policies of rules; they share the mode of the run, the remarks and the inputs."""
 
     def __init__(self, mode: Mode) -> None:
         self._mode = mode
+        self._inputs = Inputs()
         self._remarks = Remarks()
 
     def resource(
@@ -133,7 +155,8 @@ class Rules:
         """A mandatory policy about single resources, judged before anything is made of them."""
 
         def validate(args: ResourceValidationArgs, report: ReportViolation) -> None:
-            for finding in rule(resource_of(args), config(**plain(args.get_config()))):
+            resource = self._inputs.note(resource_of(args))
+            for finding in rule(resource, config(**plain(args.get_config()))):
                 if finding.unjudged and not self._mode.refuses_unknown:
                     self._remarks.add(name, args.urn, finding)
                 else:
@@ -154,7 +177,7 @@ class Rules:
         """A mandatory policy about resources together; the engine asks it when all are there."""
 
         def validate(args: StackValidationArgs, report: ReportViolation) -> None:
-            resources = [resource_of(resource) for resource in args.resources]
+            resources = [self._inputs.instead_of(resource_of(one)) for one in args.resources]
             for culprit, finding in rule(resources, config(**plain(args.get_config()))):
                 report(str(finding), culprit.urn if culprit else None)
 

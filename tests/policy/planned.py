@@ -38,7 +38,7 @@ def spec(role: str = "swarm", **changes: Any) -> dict[str, Any]:
 
 def vm_props(document: Any, machine_type: Any = "e2-standard-16", role: Any = None) -> Any:
     """Inputs of a VM with this spec (a dict is written as JSON, anything else is left as it is)."""
-    is_spec = isinstance(document, dict) and "$unknown" not in document
+    is_spec = isinstance(document, dict) and "role" in document
     if role is None:
         role = document["role"] if is_spec else "swarm"
     text = json.dumps(document, separators=(",", ":"), sort_keys=True) if is_spec else document

@@ -281,6 +281,9 @@ def test_an_unknown_vm_makes_the_sum_a_lower_bound() -> None:
     props = vm_props(spec())
     props["metadata"]["pilot-role"] = UNKNOWN
     assert fleet(vm(spec(agents=10)), planned(INSTANCE, props)) == []
+    blurred = planned(INSTANCE, {"machineType": "e2-small", "metadata": UNKNOWN})
+    assert fleet(blurred, vm(spec(agents=10)), rendezvous(5000)) == []
+    assert fleet(planned("gcp:x", {"metadata": UNKNOWN}), vm(spec(agents=10)), rendezvous(5000))
 
 
 def test_fleet_settings() -> None:
