@@ -1,0 +1,117 @@
+"""The Makefile, the shell scripts beside it, and the workflows."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.toolchain.fakes import ROOT
+
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """The Makefile in a folder with a space in its name, over a toolchain that only notes."""
+    root = tmp_path / "my fleet"
+    (root / "toolchain").mkdir(parents=True)
+    shutil.copyfile(ROOT / "Makefile", root / "Makefile")
+    script = root / "toolchain" / "python"
+    script.write_text('#!/bin/sh\nshift; echo "$@" >>calls\n[ "$1" != "$FAILING" ]\n')
+    script.chmod(0o755)
+    return root
+
+
+def make(root: Path, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["make", *words],
+        cwd=root,
+        env={"PATH": "/usr/local/bin:/usr/bin:/bin", "FAILING": "", **environ},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_make_alone_lists_every_target_with_a_line(checkout: Path) -> None:
+    text = (ROOT / "Makefile").read_text()
+    phony = re.search(r"^\.PHONY: (.*)$", text, re.MULTILINE)
+    assert phony
+    listed = re.findall(r"^  make (\w+) {2,}\S.*$", make(checkout).stdout, re.MULTILINE)
+    assert listed == [target for target in phony[1].split() if not target.startswith("_")]
+
+
+@pytest.mark.parametrize("verb", ["preview", "up"])
+def test_a_plan_sets_up_what_it_needs_first(checkout: Path, verb: str) -> None:
+    assert make(checkout, verb, "STACK=lab", "ARGS=--diff --refresh").returncode == 0
+    calls = (checkout / "calls").read_text().splitlines()
+    assert calls == ["artifacts", "venv", f"{verb} lab --diff --refresh"]
+
+
+@pytest.mark.parametrize("failing", ["artifacts", "venv"])
+def test_what_cannot_be_set_up_stops_the_plan(checkout: Path, failing: str) -> None:
+    assert make(checkout, "preview", FAILING=failing).returncode != 0
+    assert "preview" not in (checkout / "calls").read_text()
+
+
+def test_clean_keeps_state_and_binaries(checkout: Path) -> None:
+    for name in (".venv", ".mypy_cache", "policy/__pycache__", ".state", "artifacts/1.18.0"):
+        (checkout / name).mkdir(parents=True)
+    assert make(checkout, "clean").returncode == 0
+    left = sorted(str(p.relative_to(checkout)) for p in checkout.rglob("*") if p.is_dir())
+    assert left == [".state", "artifacts", "artifacts/1.18.0", "policy", "toolchain"]
+
+
+def test_shell_files_are_told_by_their_first_line(tmp_path: Path) -> None:
+    bodies = {
+        "a b": "#!/bin/bash\n",
+        "c": "#!/usr/bin/env bash\n",
+        "d.sh": "#!/bin/sh -e\n",
+        "e": "#!/usr/bin/env python3\n",
+        "f.py": 'X = """\n#!/bin/bash\n"""\n',
+        "g.sh.j2": "#!/bin/bash\n{{ x }}\n",
+        "h": "",
+        "i": "\0\1binary",
+    }
+    for name, body in bodies.items():
+        (tmp_path / name).write_text(body)
+    names = "\0".join([*bodies, "deleted", ""])
+    out = subprocess.run(
+        [ROOT / "toolchain" / "shell-files"],
+        cwd=tmp_path,
+        input=names,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert out.split("\0") == ["a b", "c", "d.sh", ""]
+
+
+def test_ci_runs_what_the_readme_calls_the_test_command() -> None:
+    assert "exec make test </dev/null" in (ROOT / ".ci" / "run").read_text()
+    assert "make test" in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_workflows_may_do_little_and_run_pinned_actions(path: Path) -> None:
+    workflow: dict[str, Any] = yaml.safe_load(path.read_text())
+    assert set(workflow["permissions"] or {}) <= {"contents"}
+    for job in workflow["jobs"].values():
+        granted = job.get("permissions", workflow["permissions"])
+        assert set(granted) <= {"contents", "id-token"}
+        assert granted["contents"] == "read"
+        assert job["timeout-minutes"] <= 60
+        for step in job["steps"]:
+            assert re.fullmatch(r"[\w-]+/[\w-]+@v\d+", step.get("uses", "a/b@v1"))
+
+
+def test_only_a_preview_may_prove_who_it_is() -> None:
+    holders = [p.name for p in WORKFLOWS if "id-token" in p.read_text()]
+    assert holders == ["preview.yml"]
