@@ -6,7 +6,6 @@ form `name eq 'swarm-.*'` whose value is a regular expression.
 """
 
 import base64
-import binascii
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -54,8 +53,8 @@ def _offset(token: str, keys: list[str]) -> int:
     if not token:
         return 0
     try:
-        last = base64.urlsafe_b64decode(token.encode()).decode()
-    except (binascii.Error, UnicodeDecodeError) as error:
+        last = base64.b64decode(token, altchars=b"-_", validate=True).decode()
+    except ValueError as error:
         raise invalid("pageToken", token, "Invalid page token.") from error
     if last in keys:
         return keys.index(last) + 1

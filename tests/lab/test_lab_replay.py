@@ -24,7 +24,9 @@ class Replay:
     def send(self, method: str, path: str, body: Any) -> Answer:
         path = path.replace("/projects/1?", f"/projects/{project_number('p1')}?")
         for collection, recorded in RECORDED_IDS.items():
-            path = path.replace(f"{collection}/{recorded}", f"{collection}/{self.ids.get(collection)}")
+            path = path.replace(
+                f"{collection}/{recorded}", f"{collection}/{self.ids.get(collection)}"
+            )
         headers = {}
         data: Any = self.current(path, body)
         if "_multipart_bytes" in (data or {}):
@@ -46,9 +48,11 @@ class Replay:
         text = json.dumps(body)
         text = text.replace("images/debian-12", "images/family/debian-12")
         for collection, recorded in RECORDED_IDS.items():
-            text = text.replace(f"{collection}/{recorded}", f"{collection}/{self.ids.get(collection)}")
+            text = text.replace(
+                f"{collection}/{recorded}", f"{collection}/{self.ids.get(collection)}"
+            )
         result = json.loads(text)
-        where = path.split("?")[0]
+        where = path.split("?", maxsplit=1)[0]
         if where.endswith("setCommonInstanceMetadata"):
             project = self.client.get(COMPUTE)
             result["fingerprint"] = project["commonInstanceMetadata"]["fingerprint"]

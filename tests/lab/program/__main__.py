@@ -28,9 +28,7 @@ internal = gcp.compute.Address(
     subnetwork=subnetwork.id,
     address="10.10.0.2",
 )
-external = gcp.compute.Address(
-    "external", name="external", region=region, address_type="EXTERNAL"
-)
+external = gcp.compute.Address("external", name="external", region=region, address_type="EXTERNAL")
 gcp.compute.Firewall(
     "firewall",
     name="firewall",
@@ -48,9 +46,7 @@ gcp.compute.RouterNat(
     nat_ip_allocate_option="AUTO_ONLY",
     source_subnetwork_ip_ranges_to_nat="ALL_SUBNETWORKS_ALL_IP_RANGES",
 )
-disk = gcp.compute.Disk(
-    "disk", name="state", zone=zone, size=20, type="pd-ssd", labels=labels
-)
+disk = gcp.compute.Disk("disk", name="state", zone=zone, size=20, type="pd-ssd", labels=labels)
 for period, schedule in (
     (
         "hourly",
@@ -83,9 +79,7 @@ for period, schedule in (
     gcp.compute.DiskResourcePolicyAttachment(
         f"{period}-attached", name=policy.name, disk=disk.name, zone=zone
     )
-gcp.compute.ProjectMetadataItem(
-    "script", key="startup-script", value="#!/bin/bash\necho hello\n"
-)
+gcp.compute.ProjectMetadataItem("script", key="startup-script", value="#!/bin/bash\necho hello\n")
 vm = gcp.compute.Instance(
     "vm",
     name="vm",
@@ -97,9 +91,7 @@ vm = gcp.compute.Instance(
             image="debian-cloud/debian-12", size=20, type="pd-balanced"
         )
     ),
-    attached_disks=[
-        gcp.compute.InstanceAttachedDiskArgs(source=disk.id, device_name="state")
-    ],
+    attached_disks=[gcp.compute.InstanceAttachedDiskArgs(source=disk.id, device_name="state")],
     network_interfaces=[
         gcp.compute.InstanceNetworkInterfaceArgs(
             subnetwork=subnetwork.id,
@@ -155,9 +147,7 @@ secret = gcp.secretmanager.Secret(
     secret_id="password",
     replication=gcp.secretmanager.SecretReplicationArgs(
         user_managed=gcp.secretmanager.SecretReplicationUserManagedArgs(
-            replicas=[
-                gcp.secretmanager.SecretReplicationUserManagedReplicaArgs(location=region)
-            ]
+            replicas=[gcp.secretmanager.SecretReplicationUserManagedReplicaArgs(location=region)]
         )
     ),
 )
