@@ -69,7 +69,7 @@ class Google:
         google = self
 
         class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:  # noqa: N802 (http.server's name for it)
+            def do_GET(self) -> None:
                 google.requests.append(self.path)
                 for part, failures in google.failures.items():
                     if part in self.path and failures:

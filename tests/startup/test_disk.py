@@ -111,8 +111,14 @@ def test_a_failed_mount_is_a_failure(vm: Vm) -> None:
 
 def test_a_disk_that_comes_late_is_waited_for(vm: Vm) -> None:
     process = subprocess.Popen(
-        ["bash", "-c", f'source "{vm.script}"; sleep() {{ echo waiting; command sleep "$1"; }}\n'
-         "ensure_state_disk"],
+        [
+            "bash",
+            "-c",
+            (
+                f'source "{vm.script}"; sleep() {{ echo waiting; command sleep "$1"; }}\n'
+                "ensure_state_disk"
+            ),
+        ],
         env=vm.environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

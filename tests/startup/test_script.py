@@ -54,7 +54,7 @@ def test_a_swarm_vm_in_the_declared_order(vm: Vm) -> None:
     assert vm.read("/run/pilot/guard") == f"{boot} {sha256}\n"
     spec = json.loads(vm.google.attributes["pilot-spec"])
     daemon = spec["release"]["daemon"]["sha256"]
-    assert os.readlink(vm.root / "opt/pilot/current") == f"releases/{daemon}"
+    assert str((vm.root / "opt/pilot/current").readlink()) == f"releases/{daemon}"
     binary = vm.root / "opt/pilot/current/pilot-daemon"
     assert hashlib.sha256(binary.read_bytes()).hexdigest() == daemon
     assert os.access(binary, os.X_OK)
@@ -227,8 +227,10 @@ def test_a_role_that_there_is_not(vm: Vm) -> None:
     vm.google.attributes["pilot-role"] = "swarms"
     assert vm.run() == (
         1,
-        'pilot: metadata: pilot-role is "swarms": must be rendezvous or swarm, or not there at'
-        " all\n",
+        (
+            'pilot: metadata: pilot-role is "swarms": must be rendezvous or swarm, or not there at'
+            " all\n"
+        ),
     )
 
 

@@ -1,0 +1,228 @@
+"""Fetching a release: what is retried, what is final, and that nothing unverified is in place."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from startup.node import release
+from startup.node.metadata import MetadataServer
+from startup.node.retry import Bounds, FinalError, Retry, TemporaryError
+from startup.node.spec import Binary
+from tests.startup.conftest import Vm
+from tests.startup.google import BUCKET, TOKEN, Failure, Google, cut_short, hang_up
+
+DATA = b"\x7fELF" + os.urandom(2_500_000)
+
+
+class Fetch:
+    """One `ensure`, with a clock that only sleeping moves."""
+
+    def __init__(self, google: Google, folder: Path) -> None:
+        self.google = google
+        self.opt = folder / "opt"
+        self.now = 0.0
+        self.said: list[str] = []
+        reference = google.put("pilot-daemon", DATA)
+        self.binary = Binary(name="pilot-daemon", **reference)
+        self.path = release.path_of(self.binary, self.opt)
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def __call__(self) -> bool:
+        return release.ensure(
+            self.binary,
+            opt=self.opt,
+            endpoint=f"http://{self.google.host}",
+            bucket=BUCKET,
+            token=MetadataServer(host=self.google.host).token,
+            retry=Retry(
+                bounds=Bounds(), say=self.said.append, clock=lambda: self.now, sleep=self.sleep
+            ),
+        )
+
+    def left(self) -> list[str]:
+        return [path.name for path in self.opt.rglob("*") if path.is_file()]
+
+
+@pytest.fixture
+def fetch(google: Google, tmp_path: Path) -> Fetch:
+    return Fetch(google, tmp_path)
+
+
+def test_it_is_fetched_once(fetch: Fetch) -> None:
+    assert fetch()
+    assert fetch.path.read_bytes() == DATA
+    assert fetch.path.stat().st_mode & 0o777 == 0o755
+    assert fetch.left() == ["pilot-daemon"]
+    asked = len(fetch.google.requests)
+    assert not fetch()
+    assert len(fetch.google.requests) == asked
+
+
+def test_a_file_that_rotted_is_fetched_again(fetch: Fetch) -> None:
+    assert fetch()
+    fetch.path.write_bytes(DATA[:-1] + b"?")
+    assert fetch()
+    assert fetch.path.read_bytes() == DATA
+
+
+@pytest.mark.parametrize("failure", [500, 503, 429, 408, 403, cut_short, hang_up])
+def test_what_may_be_gone_a_moment_later_is_retried(fetch: Fetch, failure: Failure) -> None:
+    fetch.google.failures = {"/storage/": [failure, failure]}
+    assert fetch()
+    assert fetch.path.read_bytes() == DATA
+    assert len(fetch.said) == 2
+    assert fetch.now == 3
+    assert fetch.left() == ["pilot-daemon"]
+
+
+def test_a_token_that_comes_late(fetch: Fetch) -> None:
+    fetch.google.failures = {"/token": [503, hang_up]}
+    assert fetch()
+
+
+@pytest.mark.parametrize(
+    ("failure", "said"),
+    [
+        (404, "404 .*has `pulumi up` uploaded this release"),
+        (401, "401 .*token is not accepted"),
+        (400, "400 .*not an answer of Cloud Storage"),
+        (302, "302 .*not an answer of Cloud Storage"),
+    ],
+)
+def test_what_is_final_is_not_retried(fetch: Fetch, failure: int, said: str) -> None:
+    fetch.google.failures = {"/storage/": [failure]}
+    with pytest.raises(FinalError, match=rf"gs://{BUCKET}/releases/.*{said}"):
+        fetch()
+    assert fetch.google.count("/storage/") == 1
+    assert fetch.left() == []
+
+
+def test_a_denial_ends_within_its_bound(fetch: Fetch) -> None:
+    """IAM is eventually consistent, but not for ever."""
+    fetch.google.failures = {"/storage/": [403] * 1000}
+    with pytest.raises(FinalError, match=r"403 .*roles/storage\.objectViewer.*gave up after"):
+        fetch()
+    assert 280 <= fetch.now <= 300
+
+
+def test_a_corrupt_object_is_never_in_place(fetch: Fetch) -> None:
+    fetch.google.objects[fetch.binary.object] = DATA[:-1] + b"?"
+    with pytest.raises(FinalError, match=r"sha256 is [0-9a-f]{64}, the spec says"):
+        fetch()
+    assert fetch.left() == []
+    assert fetch.google.count("/storage/") == 1
+
+
+def test_a_corrupt_object_leaves_the_release_in_use(fetch: Fetch) -> None:
+    assert fetch()
+    release.use(fetch.binary, fetch.opt)
+    other = Binary(name="pilot-daemon", **fetch.google.put("pilot-daemon", b"what was meant"))
+    fetch.google.objects[other.object] = b"what is there"
+    used, fetch.binary = fetch.binary, other
+    with pytest.raises(FinalError):
+        fetch()
+    assert str((fetch.opt / "current").readlink()) == f"releases/{used.sha256}"
+    assert (fetch.opt / "current" / "pilot-daemon").read_bytes() == DATA
+
+
+def test_current_is_switched_in_one_rename(fetch: Fetch) -> None:
+    fetch()
+    assert release.use(fetch.binary, fetch.opt)
+    assert not release.use(fetch.binary, fetch.opt)
+    # Left behind by a crash between making the link and renaming it.
+    (fetch.opt / ".current.new").symlink_to("nowhere")
+    other = Binary(name="pilot-daemon", object="", sha256=hashlib.sha256(b"").hexdigest())
+    assert release.use(other, fetch.opt)
+    assert str((fetch.opt / "current").readlink()) == f"releases/{other.sha256}"
+
+
+def test_no_service_account(fetch: Fetch) -> None:
+    fetch.google.failures = {"/token": [404]}
+    with pytest.raises(FinalError, match="the VM has no service account"):
+        fetch()
+
+
+@pytest.mark.parametrize("status", ["missing", "corrupt"])
+def test_the_script_stops_with_the_reason(vm: Vm, status: str) -> None:
+    vm.use_swarm()
+    vm.attach_disk()
+    name = next(iter(vm.google.objects))
+    if status == "missing":
+        del vm.google.objects[name]
+    else:
+        vm.google.objects[name] += b"?"
+    code, output = vm.run()
+    assert code == 1
+    assert f"gs://{BUCKET}/{name}" in output
+    assert 'FAILED in step "release"' in output
+    assert not (vm.root / "run/pilot/guard").exists()
+    assert not (vm.root / "opt/pilot/current").exists()
+    assert not [call for call in vm.calls("systemctl") if "pilot-node" in call]
+    assert TOKEN not in output
+
+
+# The retry itself.
+
+
+def test_a_retry_is_bounded_and_keyed_on_what_failed() -> None:
+    now = 0.0
+    said: list[str] = []
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    retry = Retry(
+        bounds=Bounds(limit=30, pause=1, pause_max=8),
+        say=said.append,
+        clock=lambda: now,
+        sleep=sleep,
+    )
+
+    def away() -> None:
+        raise TemporaryError("away")
+
+    with pytest.raises(FinalError, match=r"it: away \(gave up after 23 s\)"):
+        retry("it", away)
+    # 1 + 2 + 4 + 8 + 8: another 8 would pass 30.
+    assert now == 23
+    assert len(said) == 5
+
+    def wrong() -> None:
+        raise FinalError("wrong")
+
+    with pytest.raises(FinalError, match=r"^wrong$"):
+        retry("it", wrong)
+    assert now == 23
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [("{}", "no access_token"), ("[]", "no access_token"), ('{"access_token": "a\\nb"}', "no")],
+)
+def test_an_answer_that_is_no_token(google: Google, answer: str, said: str) -> None:
+    google.values["instance/service-accounts/default/token"] = answer
+    metadata = MetadataServer(host=google.host)
+    # The server's own answer is put aside for one from `values`.
+    google._answer = lambda handler: (200, answer.encode())  # type: ignore[method-assign]
+    with pytest.raises(FinalError, match=said):
+        metadata.token()
+
+
+def test_absent_is_not_unreachable(google: Google) -> None:
+    metadata = MetadataServer(host=google.host)
+    assert metadata.value("instance/attributes/none") is None
+    google.attributes["some"] = ""
+    assert metadata.value("instance/attributes/some") == ""
+    google.failures = {"some": [503]}
+    with pytest.raises(TemporaryError):
+        metadata.value("instance/attributes/some")
+    google.failures = {"some": [403]}
+    with pytest.raises(FinalError, match="does not look like Google's metadata server"):
+        metadata.value("instance/attributes/some")

@@ -1,0 +1,223 @@
+"""pilot-spec: what is read, and every problem with its path, all at once."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from startup.node.spec import (
+    RESERVED_VARIABLES,
+    Binary,
+    RendezvousSpec,
+    Roll,
+    SpecError,
+    SwarmSpec,
+    parse,
+)
+from tests.startup import specs
+from tests.startup.specs import SHA
+
+
+def problems(spec: Any) -> list[str]:
+    with pytest.raises(SpecError) as caught:
+        parse(spec if isinstance(spec, str | bytes) else json.dumps(spec))
+    return list(caught.value.problems)
+
+
+def changed(path: str, value: Any, spec: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The spec with `path` (dotted) set to `value`, or without it when `value` is `...`."""
+    spec = spec or specs.swarm()
+    *parents, last = path.split(".")
+    target = spec
+    for name in parents:
+        target = target[name]
+    if value is ...:
+        del target[last]
+    else:
+        target[last] = value
+    return spec
+
+
+def test_a_swarm_spec() -> None:
+    spec = parse(specs.text(specs.swarm(environment={"GOGC": "50"})))
+    assert spec == SwarmSpec(
+        name="swarm-1",
+        role="swarm",
+        version="1.18.0",
+        binary=Binary(name="pilot-daemon", object=f"releases/{SHA}/pilot-daemon", sha256=SHA),
+        environment={"GOGC": "50"},
+        bucket="fleet-bucket",
+        storage="https://storage.googleapis.com",
+        reserve_mb=1000,
+        script_sha256=SHA,
+        agents=30,
+        base_port=10000,
+        registry="10.10.0.2:9000",
+        beacon="10.10.0.2:9001",
+        window=15,
+        roll=Roll(auto=True, batch=500, watch_seconds=60),
+        agent_mb=10,
+        connection_mb=4,
+        active_connections=3,
+    )
+    assert spec.ports == range(10001, 10031)
+
+
+def test_a_rendezvous_spec() -> None:
+    spec = parse(specs.text(specs.rendezvous()))
+    assert isinstance(spec, RendezvousSpec)
+    assert spec.binary.name == "pilot-rendezvous"
+    assert (spec.registry_port, spec.beacon_port, spec.dashboard_port) == (9000, 9001, 3000)
+    assert spec.subnet == "10.10.0.0/20"
+
+
+def test_all_problems_at_once() -> None:
+    spec = specs.swarm(agents=True, window=0, registry="10.10.0.2", bucket=7, extra=1)
+    del spec["roll"]["batch"]
+    spec["memory"]["agentMB"] = 3
+    assert sorted(problems(spec)) == [
+        "agents: must be an integer, is true",
+        "bucket: must be a bucket's name, is 7",
+        "extra: is not known",
+        "memory.agentMB: is not known",
+        'registry: must be HOST:PORT, is "10.10.0.2"',
+        "roll.batch: is missing",
+        "window: must be 1 to 1000, is 0",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "problem"),
+    [
+        ("schema", 2, "schema: is 2, this script knows 1: run `pulumi up`"),
+        ("role", "agent", 'role: must be rendezvous or swarm, is "agent"'),
+        ("role", ..., "role: is missing"),
+        ("name", "Swarm_1", 'name: must be an instance\'s name, is "Swarm_1"'),
+        ("agents", -1, "agents: must be 0 to 1000000, is -1"),
+        ("agents", 1.5, "agents: must be an integer, is 1.5"),
+        ("agents", 60000, "agents: 60000 from port 10001 pass 65535, the last port"),
+        ("basePort", 80, "basePort: must be 1023 to 65534, is 80"),
+        ("registry", "10.10.0.2:0", "registry: has no such port: '10.10.0.2:0'"),
+        ("registry", "a b:9000", 'registry: must be HOST:PORT, is "a b:9000"'),
+        ("release", None, "release: is null: this binary was not built when the VM was declared"),
+        (
+            "release.daemon",
+            None,
+            "release.daemon: is null: this binary was not built when the VM was declared",
+        ),
+        ("release.daemon.sha256", "ab", 'release.daemon.sha256: must be 64 hex digits, is "ab"'),
+        (
+            "release.daemon.object",
+            "releases/x/pilot-daemon",
+            (
+                "release.daemon.object: is 'releases/x/pilot-daemon', must be "
+                f"'releases/{SHA}/pilot-daemon'"
+            ),
+        ),
+        ("roll", [], "roll: must be an object, is []"),
+        ("roll.auto", "yes", 'roll.auto: must be true or false, is "yes"'),
+        ("environment.A B", "x", "environment.'A B': is not the name of an environment variable"),
+        ("environment.HOME", "/", "environment.HOME: is set by the agent's own unit"),
+        ("environment.A", 1, "environment.A: must be a string, is 1"),
+        (
+            "environment.A",
+            "x\nPILOT_AGENT_REGISTRY=evil",
+            "environment.A: holds a control character (a line break, NUL, ...)",
+        ),
+        (
+            "environment.A",
+            "x\0",
+            "environment.A: holds a control character (a line break, NUL, ...)",
+        ),
+        ("environment.A", "\ud800", "environment.A: is not valid Unicode (a lone surrogate)"),
+        (
+            "endpoints.storage",
+            "http://127.0.0.1/x",
+            (
+                "endpoints.storage: must be http(s)://HOST[:PORT] without a path, is "
+                '"http://127.0.0.1/x"'
+            ),
+        ),
+    ],
+)
+def test_a_problem_and_its_path(path: str, value: Any, problem: str) -> None:
+    assert problems(changed(path, value)) == [problem]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "problem"),
+    [
+        ("subnet", "10.10.0.1/20", "subnet: must be a CIDR such as 10.10.0.0/20: "),
+        ("ports.dashboard", 9000, "ports.dashboard: is 9000, the registry's port as well"),
+        ("ports.beacon", 0, "ports.beacon: must be 1 to 65535, is 0"),
+        ("window", 15, "window: is not known"),
+    ],
+)
+def test_a_problem_of_a_rendezvous(path: str, value: Any, problem: str) -> None:
+    found = problems(changed(path, value, specs.rendezvous()))
+    assert len(found) == 1
+    assert found[0].startswith(problem)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "pilot-spec: not JSON: "),
+        ("{", "pilot-spec: not JSON: "),
+        (b"\xff\xfe\xfa", "pilot-spec: not JSON: "),
+        ("[" * 100_000, "pilot-spec: not JSON: "),
+        ('{"agents": NaN}', "pilot-spec: not JSON: NaN is not a JSON value"),
+        ('{"a": 1, "a": 2}', "pilot-spec: not JSON: given twice: 'a'"),
+        ("[]", "pilot-spec: must be an object, is []"),
+        ("null", "pilot-spec: must be an object, is null"),
+    ],
+)
+def test_what_is_no_spec_at_all(text: str | bytes, problem: str) -> None:
+    found = problems(text)
+    assert len(found) == 1
+    assert found[0].startswith(problem)
+
+
+def test_every_field_is_read() -> None:
+    """Without it, or with another type, each field of both roles is a problem of its path."""
+    for make in (specs.swarm, specs.rendezvous):
+        for path in _paths(make()):
+            assert any(p.startswith(path) for p in problems(changed(path, ..., make()))), path
+            assert any(p.startswith(path) for p in problems(changed(path, [1], make()))), path
+
+
+def _paths(spec: dict[str, Any], before: str = "") -> list[str]:
+    found = []
+    for name, value in spec.items():
+        found.append(before + name)
+        if isinstance(value, dict):
+            found += _paths(value, f"{before}{name}.")
+    return found
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(st.sampled_from(_paths(specs.swarm())), json_values)
+def test_any_value_anywhere_is_a_spec_or_a_spec_error(path: str, value: Any) -> None:
+    try:
+        spec = parse(json.dumps(changed(path, value)))
+    except SpecError:
+        # Its problems have tests of their own.
+        return
+    else:
+        assert not RESERVED_VARIABLES & set(spec.environment)
+
+
+@given(st.text() | st.binary())
+def test_any_text_is_a_spec_or_a_spec_error(text: str | bytes) -> None:
+    with pytest.raises(SpecError):
+        parse(text)

@@ -1,0 +1,51 @@
+"""systemctl as it is called, and what is made of its answers."""
+
+from __future__ import annotations
+
+import pytest
+
+from startup.node.systemd import BATCH, Systemctl, SystemdError, UnitState
+from tests.startup.conftest import Vm
+
+
+@pytest.fixture
+def systemctl(vm: Vm, monkeypatch: pytest.MonkeyPatch) -> Systemctl:
+    monkeypatch.setenv("PATH", vm.environment["PATH"])
+    return Systemctl()
+
+
+def test_starts_are_queued_in_batches(vm: Vm, systemctl: Systemctl) -> None:
+    systemctl.start([f"u{i}" for i in range(BATCH + 1)])
+    first, second = vm.calls("systemctl")
+    assert first.startswith("systemctl --no-block start u0 u1 ")
+    assert second == f"systemctl --no-block start u{BATCH}"
+    systemctl.stop(["a", "b"])
+    assert vm.calls("systemctl")[-1] == "systemctl --no-block stop a b"
+    systemctl.start([])
+    assert len(vm.calls("systemctl")) == 3
+
+
+def test_states(vm: Vm, systemctl: Systemctl) -> None:
+    # As systemctl 252 prints it: no Job= where there is none, blocks apart by an empty line.
+    vm.stub(
+        "systemctl",
+        "printf '%s\\n' Result=exit-code ExecMainStatus=1 Id=a ActiveState=failed '' "
+        "Result=success ExecMainStatus=0 Id=b ActiveState=inactive Job=77 '' "
+        "Result=success ExecMainStatus=0 Id=c ActiveState=active",
+    )
+    states = systemctl.states(["a", "b", "c"])
+    assert states["a"] == UnitState(active="failed", job=False, result="exit-code", exit_status="1")
+    # The second is not over: its job has not run yet.
+    assert [states[unit].ended for unit in "abc"] == [True, False, False]
+
+
+def test_a_failure_is_what_it_said(vm: Vm, systemctl: Systemctl) -> None:
+    vm.stub("systemctl", "echo 'Unit x.service not found.' >&2; exit 5")
+    with pytest.raises(SystemdError, match=r"start x: Unit x\.service not found\."):
+        systemctl.start(["x"])
+
+
+def test_no_systemctl_at_all(vm: Vm, systemctl: Systemctl, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(vm.root))
+    with pytest.raises(SystemdError):
+        systemctl.start(["x"])

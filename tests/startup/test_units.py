@@ -1,0 +1,267 @@
+"""Units and environments: what stands in them, what systemd says to them, how values are quoted."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from startup.node import agents, files, units
+from startup.node.limits import Machine
+from startup.node.place import Place
+from startup.node.spec import RendezvousSpec, SwarmSpec, parse
+from startup.node.units import TemplateError, environment_file, fill
+from tests.startup import specs
+from tests.startup.conftest import Vm
+
+MACHINE = Machine(ram=4 << 30, page=4096, threads_max=31000)
+UNITS = "/etc/systemd/system"
+VARIABLE = re.compile(r"\$\{([A-Z_]+)\}")
+
+
+def swarm(**changes: object) -> SwarmSpec:
+    spec = parse(specs.text(specs.swarm(**changes)))
+    assert isinstance(spec, SwarmSpec)
+    return spec
+
+
+def rendezvous() -> RendezvousSpec:
+    spec = parse(specs.text(specs.rendezvous()))
+    assert isinstance(spec, RendezvousSpec)
+    return spec
+
+
+def all_units() -> dict[str, str]:
+    return units.unit_files(MACHINE, swarm()) | units.unit_files(MACHINE, rendezvous())
+
+
+def directives(unit: str) -> dict[str, str]:
+    lines = all_units()[f"{UNITS}/{unit}"].splitlines()
+    return dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
+
+
+def test_the_numbers_of_this_vm() -> None:
+    assert directives("pilot.slice") == {
+        "Description": "Pilot agents",
+        "TasksMax": "infinity",
+        "MemoryMax": str((4096 - 1000) << 20),
+        "IPAddressDeny": "169.254.169.254",
+    }
+    assert directives("pilot-rendezvous.service")["LimitNOFILE"] == str(9500 * 4 * 2 + 4096)
+
+
+def test_an_agent_as_design_says() -> None:
+    agent = directives("pilot-agent@.service")
+    assert agent["User"] == "pilot"
+    assert agent["Slice"] == "pilot.slice"
+    assert agent["TimeoutStopSec"] == "30"
+    assert agent["Restart"] == "no"
+    assert int(agent["OOMScoreAdjust"]) > 0
+    assert int(agent["LimitNOFILE"]) >= 1024
+    command = agent["ExecStart"]
+    # Never the vendor's public registry, never a call home, never STUN.
+    for flag in (
+        "-registry ${PILOT_AGENT_REGISTRY}",
+        "-beacon ${PILOT_AGENT_BEACON}",
+        "-endpoint ${PILOT_AGENT_ADDRESS}:%i",
+        '-telemetry-url ""',
+        '-motd-feed-url ""',
+        "-no-skillinject",
+        "-socket /run/pilot/%i.sock",
+        "-identity /var/lib/pilot/agents/%i/",
+    ):
+        assert flag in command
+
+
+def test_every_variable_of_a_unit_is_in_its_environment() -> None:
+    agent = units.agent_environment(swarm(), "10.10.0.7")
+    registry = units.rendezvous_environment(MACHINE, rendezvous())
+    for name, environment in (("agent@", agent), ("rendezvous", registry)):
+        used = VARIABLE.findall(directives(f"pilot-{name}.service")["ExecStart"])
+        assert used
+        assert set(used) <= set(environment)
+
+
+def test_nothing_is_enabled() -> None:
+    """What has no [Install] cannot be: at boot nothing of ours runs but through the script."""
+    for name, text in all_units().items():
+        assert "[Install]" not in text, name
+
+
+def test_peoples_sessions_have_no_task_limit() -> None:
+    text = all_units()[f"{UNITS}/user-.slice.d/60-pilot.conf"]
+    assert text.endswith("[Slice]\nTasksMax=infinity\n")
+
+
+def test_every_role_has_its_units() -> None:
+    assert set(units.unit_files(MACHINE, swarm())) == {
+        f"{UNITS}/{name}"
+        for name in (
+            "pilot.slice",
+            "pilot-agent@.service",
+            "pilot-node.service",
+            "user-.slice.d/60-pilot.conf",
+        )
+    }
+    assert set(units.unit_files(MACHINE, rendezvous())) == {
+        f"{UNITS}/{name}"
+        for name in ("pilot.slice", "pilot-rendezvous.service", "user-.slice.d/60-pilot.conf")
+    }
+
+
+def test_systemd_takes_every_unit(tmp_path: Path) -> None:
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("no systemd-analyze here")
+    root = tmp_path / "root"
+    place = Place(root=root)
+    units.write_all(place, all_units())
+    for path in ("opt/pilot/current/pilot-daemon", "opt/pilot/current/pilot-rendezvous"):
+        files.write(root / path, "#!/bin/true\n", 0o755)
+    files.write(root / "usr/local/sbin/pilot-node", "#!/bin/true\n", 0o755)
+    # The system's own targets, which the units hang on.
+    shutil.copytree("/lib/systemd/system", root / "usr/lib/systemd/system", symlinks=True)
+    names = ["pilot.slice", "pilot-agent@10001.service", "pilot-node.service"]
+    for name in [*names, "pilot-rendezvous.service"]:
+        done = subprocess.run(
+            ["systemd-analyze", "verify", "--man=no", f"--root={root}", name],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        ours = [line for line in done.stderr.splitlines() if "pilot" in line]
+        assert ours == [], name
+        assert done.returncode == 0, done.stderr
+
+
+def test_defaults_operators_and_ours_in_this_order() -> None:
+    spec = swarm(environment={"GOGC": "50", "GOMAXPROCS": "2"})
+    assert units.agent_environment(spec, "10.10.0.7") == {
+        "GOGC": "50",
+        "GOMAXPROCS": "2",
+        "PILOT_APPSTORE_CATALOG_URL": "http://127.0.0.1:9/none",
+        "PILOT_AGENT_ADDRESS": "10.10.0.7",
+        "PILOT_AGENT_BEACON": "10.10.0.2:9001",
+        "PILOT_AGENT_REGISTRY": "10.10.0.2:9000",
+    }
+    assert units.agent_environment(swarm(), "10.10.0.7")["GOMAXPROCS"] == "1"
+
+
+printable = st.text(st.characters(blacklist_categories=("Cc", "Cs")), max_size=30)
+
+
+def by_systemd(text: str) -> dict[str, str]:
+    """What systemd 252 makes of a file whose values are all in double quotes, as in its
+    load_env_file(): a backslash takes the meaning from the four characters that have one, before
+    any other it stands for itself."""
+    found = {}
+    for line in text.splitlines():
+        name, _, quoted = line.partition("=")
+        assert (quoted[0], quoted[-1]) == ('"', '"')
+        value, rest = "", list(quoted[1:-1])
+        while rest:
+            char = rest.pop(0)
+            assert char != '"', "the value ends early"
+            if char == "\\":
+                following = rest.pop(0)
+                value += following if following in '"\\`$' else char + following
+            else:
+                value += char
+        found[name] = value
+    return found
+
+
+@given(st.dictionaries(st.sampled_from(["A", "B_2", "_c"]), printable))
+def test_any_value_comes_back_from_an_environment_file(environment: dict[str, str]) -> None:
+    lines = environment_file(environment).split("\n")
+    assert len(lines) == len(environment) + 1
+    # splitlines() also splits at Unicode's own line ends, which systemd does not know.
+    found: dict[str, str] = {}
+    for line in lines[:-1]:
+        found |= by_systemd(line.replace("\u2028", "\ue000").replace("\u2029", "\ue001"))
+    assert found == {
+        name: value.replace("\u2028", "\ue000").replace("\u2029", "\ue001")
+        for name, value in environment.items()
+    }
+
+
+def test_a_shell_reads_the_same(tmp_path: Path) -> None:
+    """The file is also shell: who sources it while looking for a fault sees the same values."""
+    value = "a b\t'c' \"d\" $HOME `id` \\ \\n # é ${X} $(id)"
+    path = tmp_path / "agent.env"
+    path.write_text(environment_file({"A": value}), encoding="utf-8")
+    done = subprocess.run(
+        ["bash", "-c", f'source "{path}"; printf %s "$A"'],
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    assert done.stdout == value
+
+
+def test_every_placeholder_and_every_value() -> None:
+    assert fill("a @b@ pilot-agent@.service\n", {"b": "1"}) == "a 1 pilot-agent@.service\n"
+    with pytest.raises(TemplateError):
+        fill("@b@", {})
+    with pytest.raises(TemplateError):
+        fill("b", {"b": "1"})
+
+
+def test_only_what_differs_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b"
+    assert files.write(path, "1\n", 0o600)
+    before = path.stat()
+    assert not files.write(path, "1\n", 0o600)
+    assert path.stat().st_ino == before.st_ino
+    assert files.write(path, "1\n", 0o644)
+    assert files.write(path, "2\n", 0o644)
+    assert path.read_text(encoding="utf-8") == "2\n"
+    assert [p.name for p in path.parent.iterdir()] == ["b"]
+
+
+def test_the_whitelist_stands_before_the_rendezvous_starts() -> None:
+    unit = directives("pilot-rendezvous.service")
+    assert unit["ExecStartPre"] == "+/usr/local/sbin/pilot-node store"
+    assert unit["Restart"] == "always"
+    assert "-store /var/lib/pilot/registry/registry.json" in unit["ExecStart"]
+
+
+def test_the_user_has_the_same_number_everywhere(vm: Vm) -> None:
+    assert f"readonly PILOT_UID={agents.UID}\n" in vm.script.read_text(encoding="utf-8")
+
+
+def test_the_user_is_made_by_systemd(vm: Vm) -> None:
+    (vm.bin / "systemd-sysusers").unlink()
+    if not shutil.which("systemd-sysusers"):
+        pytest.skip("no systemd-sysusers here")
+    (vm.root / "etc").mkdir()
+    status, output = vm.call("ensure_user; ensure_user")
+    if status and "ermission" in output:
+        pytest.skip("making a user needs root")
+    assert status == 0, output
+    assert "pilot:x:610:610:Pilot:/var/lib/pilot:/usr/sbin/nologin\n" in vm.read("etc/passwd")
+
+
+def test_a_number_that_someone_else_has_is_a_failure(vm: Vm) -> None:
+    vm.stub(
+        "systemd-sysusers",
+        'mkdir -p "$PILOT_ROOT/etc"; echo pilot:x:999:999::/:/bin/sh > "$PILOT_ROOT/etc/passwd"',
+    )
+    status, output = vm.call("ensure_user")
+    assert status == 1
+    assert "user pilot is 999:999, must be 610:610" in output
+
+
+def test_a_restart_of_journald_only_when_its_fragment_changed(vm: Vm) -> None:
+    vm.use_swarm()
+    code = "ROLE=swarm; ensure_node; ensure_spec; ensure_limits; ensure_limits"
+    status, output = vm.call(code)
+    assert status == 0, output
+    assert vm.calls("systemctl") == ["systemctl try-restart systemd-journald.service"]
+    assert "SystemMaxUse=1G" in vm.read("/etc/systemd/journald.conf.d/60-pilot.conf")
+    assert "* hard nofile 1048576" in vm.read("/etc/security/limits.d/60-pilot.conf")
+    assert "kernel.pid_max = 4194304\n" in vm.read("/etc/sysctl.d/60-pilot.conf")
