@@ -7,6 +7,7 @@ policies about single resources are collected and reported by the last one, whic
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -132,6 +133,27 @@ def resource_of(args: ResourceValidationArgs | PolicyResource) -> Resource:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class NoConfig:
+    """Of a policy that has nothing to set."""
+
+
+def configured(policy: str, kind: type[Any], given: Mapping[str, Any]) -> Any:
+    """`given`, whose types the engine has checked against the schema, as a rule's configuration.
+
+    Raises ValueError for a name that `kind` does not have, which the engine lets through: it
+    would change nothing, and whoever wrote it believes that it does.
+    """
+    names = [field.name for field in dataclasses.fields(kind)]
+    wrong = sorted(set(given) - set(names))
+    if wrong:
+        raise ValueError(
+            f"the policy {policy} has no setting {', '.join(wrong)}. It has: "
+            f"{', '.join(names) or 'none'}. Correct the file given with --policy-pack-config."
+        )
+    return kind(**plain(given))
+
+
 def _schema(**properties: Mapping[str, Any]) -> PolicyConfigSchema:
     return PolicyConfigSchema({name: dict(schema) for name, schema in properties.items()})
 
@@ -149,14 +171,14 @@ class Rules:
         name: str,
         description: str,
         rule: Callable[[Resource, Any], Iterable[Finding]],
-        config: Callable[..., Any],
+        config: type[Any],
         schema: PolicyConfigSchema,
     ) -> Policy:
         """A mandatory policy about single resources, judged before anything is made of them."""
 
         def validate(args: ResourceValidationArgs, report: ReportViolation) -> None:
             resource = self._inputs.note(resource_of(args))
-            for finding in rule(resource, config(**plain(args.get_config()))):
+            for finding in rule(resource, configured(name, config, args.get_config())):
                 if finding.unjudged and not self._mode.refuses_unknown:
                     self._remarks.add(name, args.urn, finding)
                 else:
@@ -171,14 +193,14 @@ class Rules:
         name: str,
         description: str,
         rule: Callable[[list[Resource], Any], Iterable[tuple[Resource | None, Finding]]],
-        config: Callable[..., Any],
+        config: type[Any],
         schema: PolicyConfigSchema,
     ) -> Policy:
         """A mandatory policy about resources together; the engine asks it when all are there."""
 
         def validate(args: StackValidationArgs, report: ReportViolation) -> None:
             resources = [self._inputs.instead_of(resource_of(one)) for one in args.resources]
-            for culprit, finding in rule(resources, config(**plain(args.get_config()))):
+            for culprit, finding in rule(resources, configured(name, config, args.get_config())):
                 report(str(finding), culprit.urn if culprit else None)
 
         return StackValidationPolicy(
@@ -260,7 +282,7 @@ def policies(mode: Mode) -> list[Policy]:
             "one-project-script",
             "The project's startup script has one owner and is the one that every VM expects.",
             lambda resources, _: project_script.one_script(resources),
-            dict,
+            NoConfig,
             _schema(),
         ),
         rules.stack(

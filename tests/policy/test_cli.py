@@ -327,7 +327,19 @@ SCENARIOS: dict[str, tuple[list[Planned], list[Planned]]] = {
         ],
     ),
     "hardened-vm": (
-        [item("startup"), member("swarm-1", spec()), RENDEZVOUS, instance("stranger")],
+        [
+            *FLEET,
+            instance("stranger"),
+            member(
+                "unknown",
+                spec(agents=0),
+                shieldedInstanceConfig={
+                    "enableSecureBoot": unknown(True),
+                    "enableVtpm": secret(True),
+                    "enableIntegrityMonitoring": True,
+                },
+            ),
+        ],
         [
             item("startup"),
             member("good", spec(agents=10)),
@@ -382,6 +394,14 @@ def test_more_than_one_script_and_none(cli: Cli) -> None:
     run = cli(FLEET[1:])
     assert run.code != 0
     assert run.refused == {("one-project-script", STACK[1])}, run.output
+
+
+def test_a_fleet_without_a_rendezvous_and_with_two(cli: Cli) -> None:
+    second = member("rv2", spec("rendezvous", agents=3000), "n2-standard-4")
+    for resources in (FLEET[:2], [*FLEET, second]):
+        run = cli(resources)
+        assert run.code != 0
+        assert run.refused == {("fleet-fits", STACK[1])}, run.output
 
 
 def test_a_script_without_guard_and_one_that_is_too_long(cli: Cli) -> None:
@@ -575,7 +595,7 @@ def test_settings_that_are_none_are_refused(cli: Cli, settings: Any, says: str) 
 def test_a_setting_that_does_not_exist_is_refused(cli: Cli) -> None:
     run = cli([instance("vm")], settings={"stateful-protected": {"exemptStack": ["lab"]}})
     assert run.code != 0
-    assert "exemptStack" in run.output
+    assert "the policy stateful-protected has no setting exemptStack. It has: types," in run.output
     assert "Traceback" not in run.output
 
 

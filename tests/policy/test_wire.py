@@ -6,7 +6,10 @@ drops unknowns in an update, so its command line cannot show that they would be 
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +21,7 @@ from google.protobuf import empty_pb2, struct_pb2
 from pulumi.runtime.proto import analyzer_pb2, analyzer_pb2_grpc
 from pulumi_policy import proxy
 
-from policy import pack
+from policy import exposure, fits, ghosts, identity, pack, project_script, protection
 from tests.policy.planned import INSTANCE
 
 POLICY = Path(__file__).parents[2] / "policy"
@@ -122,3 +125,44 @@ def test_an_engine_that_does_not_tell_the_mode(monkeypatch: pytest.MonkeyPatch) 
     assert pack.Mode().refuses_unknown
     monkeypatch.setenv("PULUMI_DRY_RUN", "true")
     assert not pack.Mode().refuses_unknown
+
+
+def test_settings_that_do_not_exist_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"vm-fits has no setting minAgent\. It has: machineTypes"):
+        pack.configured("vm-fits", fits.VmConfig, {"minAgent": 1})
+    with pytest.raises(ValueError, match="It has: none"):
+        pack.configured("one-project-script", pack.NoConfig, {"x": 1})
+
+
+def test_every_setting_is_in_its_schema_and_in_the_readme(analyzer: Any) -> None:
+    info = analyzer.GetAnalyzerInfo(empty_pb2.Empty())
+    readme = (POLICY / "README.md").read_text("utf-8")
+    seen = set()
+    for policy in info.policies:
+        assert f"| `{policy.name}`" in readme
+        for setting in policy.configSchema.properties:
+            assert f"`{setting}`" in readme, setting
+            seen.add((policy.name, setting))
+    kinds = {
+        "no-ghost-startup-script": ghosts.Config,
+        "guarded-project-script": project_script.Config,
+        "vm-fits": fits.VmConfig,
+        "fleet-fits": fits.FleetConfig,
+        "not-open-to-the-world": exposure.Config,
+        "no-default-service-account": identity.AccountConfig,
+        "hardened-vm": identity.HardeningConfig,
+        "stateful-protected": protection.Config,
+    }
+    assert seen == {
+        (policy, field.name) for policy, kind in kinds.items() for field in dataclasses.fields(kind)
+    }
+
+
+def test_the_readmes_settings_are_settings() -> None:
+    readme = (POLICY / "README.md").read_text("utf-8")
+    [block] = re.findall(r"```json\n(.*?)```", readme, re.DOTALL)
+    settings = json.loads(block)
+    names = {policy.name for policy in pack.policies(pack.Mode())}
+    assert set(settings) <= names
+    pack.configured("vm-fits", fits.VmConfig, settings["vm-fits"])
+    pack.configured("stateful-protected", protection.Config, settings["stateful-protected"])
