@@ -245,7 +245,7 @@ class Compute:
         scope = _scope(request, level)
         kind = _KIND.get(collection)
         with self._store.transaction() as tx:
-            found = list(tx.documents(scope.collection(collection)).items())
+            found = sorted(tx.look(scope.collection(collection)).items())
             if kind is not None:
                 found = [(name, kind.present(tx, body)) for name, body in found]
         return self._page(request, found, singular or (kind.singular if kind else collection))
@@ -275,7 +275,7 @@ class Compute:
         with self._store.transaction() as tx:
             for place in places:
                 scope = Scope(project=project, level=kind.level, place=place)
-                for name, body in tx.documents(scope.collection(collection)).items():
+                for name, body in sorted(tx.look(scope.collection(collection)).items()):
                     items.append((f"{scope.short}/{name}", kind.present(tx, body)))
         shown, token = query.page(items, request.query)
         answer: Json = {
@@ -731,7 +731,7 @@ def _by_number(tx: Transaction, project: str) -> str:
     if not project.isdigit():
         return project
     known = {each.split("/")[2] for each in tx.collections(f"{links.STORE}projects/")}
-    for each in known | tx.documents(f"{links.STORE}projects").keys():
+    for each in known | tx.look(f"{links.STORE}projects").keys():
         if project_number(each) == project:
             return each
     raise not_found(f"projects/{project}")
@@ -741,7 +741,7 @@ def _name(tx: Transaction, scope: Scope, collection: str, name: str) -> str:
     """Return the name of a resource that a request names by name or by id."""
     if not name.isdigit():
         return name
-    for each, body in tx.documents(scope.collection(collection)).items():
+    for each, body in tx.look(scope.collection(collection)).items():
         if body.get("id") == name:
             return each
     return name

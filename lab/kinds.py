@@ -63,7 +63,7 @@ def instances(transaction: Transaction, project: str) -> Iterator[Json]:
     """Yield a project's instances."""
     for collection in transaction.collections(f"{links.STORE}projects/{project}/zones/"):
         if collection.endswith("/instances"):
-            yield from transaction.documents(collection).values()
+            yield from transaction.look(collection).values()
 
 
 def project_of(body: Json) -> str:
@@ -98,7 +98,7 @@ def _network(_: Transaction, __: Scope, body: Json) -> Json:
 def _subnetworks(transaction: Transaction, project: str) -> Iterator[Json]:
     for collection in transaction.collections(f"{links.STORE}projects/{project}/regions/"):
         if collection.endswith("/subnetworks"):
-            yield from transaction.documents(collection).values()
+            yield from transaction.look(collection).values()
 
 
 def _network_now(transaction: Transaction, body: Json) -> Json:
@@ -171,7 +171,7 @@ def addresses(transaction: Transaction, project: str) -> Iterator[Json]:
     """Yield a project's reserved addresses."""
     for collection in transaction.collections(f"{links.STORE}projects/{project}/regions/"):
         if collection.endswith("/addresses"):
-            yield from transaction.documents(collection).values()
+            yield from transaction.look(collection).values()
 
 
 def internal_users(transaction: Transaction, subnetwork: str) -> dict[str, str]:
@@ -190,7 +190,7 @@ def external_users(transaction: Transaction) -> dict[str, str]:
     found = {}
     for collection in transaction.collections(f"{links.STORE}projects/"):
         if collection.endswith("/instances"):
-            for each in transaction.documents(collection).values():
+            for each in transaction.look(collection).values():
                 for nic in each["networkInterfaces"]:
                     for access in nic.get("accessConfigs", []):
                         if "natIP" in access:
@@ -203,7 +203,7 @@ def reserved(transaction: Transaction, subnetwork: str | None) -> dict[str, Json
     found = {}
     for collection in transaction.collections(f"{links.STORE}projects/"):
         if collection.endswith("/addresses"):
-            for each in transaction.documents(collection).values():
+            for each in transaction.look(collection).values():
                 if each.get("subnetwork") == subnetwork:
                     found[each["address"]] = each
     return found
@@ -298,7 +298,7 @@ def newest(transaction: Transaction, collection: str, family: str) -> Json:
     """Return the newest image of a family that is not deprecated; 404 where there is none."""
     found = [
         each
-        for each in transaction.documents(links.STORE + collection).values()
+        for each in transaction.look(links.STORE + collection).values()
         if each.get("family") == family and "deprecated" not in each
     ]
     if not found:
@@ -565,7 +565,7 @@ def user_of(transaction: Transaction, body: Json) -> str | None:
     for collection in transaction.collections(f"{links.STORE}projects/{project}/"):
         if collection.endswith(("/operations", "/images", "/instanceTemplates")):
             continue
-        for name, other in transaction.documents(collection).items():
+        for name, other in transaction.look(collection).items():
             if other.get("selfLink") != own and _names(other, own):
                 return f"{collection.removeprefix(links.STORE)}/{name}"
     return None

@@ -82,9 +82,11 @@ class Operations:
         return operation
 
     def _prune(self, transaction: Transaction, collection: str) -> None:
-        held = transaction.documents(collection)
-        finished = [name for name, each in held.items() if each["status"] == "DONE"]
-        for name in finished[: max(0, len(held) - KEPT + 1)]:
+        held = transaction.look(collection)
+        if len(held) < KEPT:
+            return
+        finished = sorted(name for name, each in held.items() if each["status"] == "DONE")
+        for name in finished[: len(held) - KEPT + 1]:
             transaction.delete(collection, name)
 
     def _work(self, operation: Json) -> Work | None:
@@ -162,7 +164,7 @@ class Operations:
     def busy(self, transaction: Transaction, path: str) -> str | None:
         """Return the name of an operation that works on the resource at `path`, or None."""
         scope = path.rsplit("/", 2)[0]
-        for name, operation in transaction.documents(f"{links.STORE}{scope}/operations").items():
+        for name, operation in transaction.look(f"{links.STORE}{scope}/operations").items():
             if operation["status"] != "DONE" and operation["targetLink"] == links.link(path):
                 return name
         return None

@@ -15,7 +15,7 @@ import os
 import sqlite3
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, TextIO
@@ -56,20 +56,31 @@ class Transaction:
 
     def documents(self, collection: str) -> dict[str, Json]:
         """Return a collection's documents by name, sorted."""
-        found = dict(self._documents.get(collection, {}))
-        for (where, name), body in self._changes.items():
-            if where == collection:
-                if body is None:
-                    found.pop(name, None)
-                else:
-                    found[name] = body
+        found = self.look(collection)
         return {name: copy.deepcopy(found[name]) for name in sorted(found)}
+
+    def look(self, collection: str) -> Mapping[str, Json]:
+        """Return a collection's documents without copying them, in no order: only to be read.
+
+        They stay as they are after the transaction too, since a change replaces a document.
+        """
+        changed = [pair for pair in self._changes.items() if pair[0][0] == collection]
+        held = self._documents.get(collection, {})
+        if not changed:
+            return held
+        found = dict(held)
+        for (_, name), body in changed:
+            if body is None:
+                found.pop(name, None)
+            else:
+                found[name] = body
+        return found
 
     def collections(self, prefix: str) -> list[str]:
         """Return the names of collections that start with `prefix` and hold documents, sorted."""
         names = {name for name, held in self._documents.items() if held}
         names |= {where for (where, _), body in self._changes.items() if body is not None}
-        return sorted(name for name in names if name.startswith(prefix) and self.documents(name))
+        return sorted(name for name in names if name.startswith(prefix) and self.look(name))
 
     def put(self, collection: str, name: str, body: Json) -> None:
         """Write a document."""
