@@ -31,7 +31,8 @@ FOREIGN_SCRIPT = (
     "  look:   gcloud compute project-info describe --project {project} --format=json"
     " | jq -r '.commonInstanceMetadata.items[] | select(.key==\"startup-script\").value'\n"
     "  adopt:  pulumi import gcp:compute/projectMetadataItem:ProjectMetadataItem {name}"
-    " startup-script --parent parent={parent}  (the next `pulumi up` replaces its text by ours)\n"
+    " startup-script --parent fleet={parent} --protect=false --generate-code=false\n"
+    "          (the next `pulumi up` then replaces its text by ours)\n"
     "  remove: gcloud compute project-info remove-metadata --project {project}"
     " --keys=startup-script  (it runs on every VM of the project: ask whose it is)"
 )
@@ -124,12 +125,33 @@ class ProjectStartupScript(pulumi.ComponentResource):
             key=KEY,
             project=args.project,
             value=args.script.text,
-            opts=pulumi.ResourceOptions(parent=self),
+            opts=pulumi.ResourceOptions(
+                parent=self,
+                hooks=pulumi.ResourceHookBinding(
+                    on_error=[pulumi.ErrorHook("foreign-startup-script", _explain)]
+                ),
+            ),
         )
         self.key = item.key
         # Of the value as the engine has it, so that it is the item's and not only the input's.
         self.sha256 = item.value.apply(lambda text: hashlib.sha256(text.encode()).hexdigest())
         self.register_outputs({"key": self.key, "sha256": self.sha256})
+
+
+def _explain(failure: pulumi.ErrorHookArgs) -> bool:
+    """Says what to do where the provider refused to create the item; never asks for another try."""
+    if failure.failed_operation == "create" and any(
+        "already present in metadata" in error for error in failure.errors
+    ):
+        parent = failure.urn.rsplit("$", 1)[0] + f"::{failure.name.removesuffix('-item')}"
+        pulumi.log.error(
+            FOREIGN_SCRIPT.format(
+                project=(failure.new_inputs or {}).get("project", "PROJECT"),
+                name=failure.name,
+                parent=parent,
+            )
+        )
+    return False
 
 
 def _files(folder: Path) -> list[_File]:

@@ -115,7 +115,7 @@ class Project:
         return {
             re.sub(r"^.*::", "", step["urn"]): step["op"]
             for step in plan["steps"]
-            if step["op"] not in {"same", "read"}
+            if step["op"] not in {"same", "read", "refresh"}
         }
 
     def append(self, code: str) -> None:

@@ -1,0 +1,156 @@
+"""The fleet carried out: the real engine, a real provider, and a local Compute Engine API.
+
+The API is lab/, a stand-in that boots no machines here: what is tested is what Pulumi asks of
+Google, and that a change of what an operator changes every day replaces no VM and no disk.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab.server import Serving, serve
+from tests.components.fleet import changed
+from tests.engine.project import Project
+
+pytestmark = pytest.mark.engine
+
+CLOUD = "project-1"
+# The lab's storage cannot be told from Google's but by its address. Creating a service account
+# cannot be sent elsewhere than to Google, so the configuration names one.
+FLEET: dict[str, Any] = {"serviceAccount": f"vms@{CLOUD}.iam.gserviceaccount.com"}
+
+
+@pytest.fixture
+def cloud(tmp_path: Path) -> Iterator[Serving]:
+    with serve(tmp_path / "cloud") as serving:
+        yield serving
+
+
+@pytest.fixture
+def project(tmp_path: Path, pulumi_env: dict[str, str], cloud: Serving) -> Project:
+    made = Project(folder=tmp_path / "fleet", environment=pulumi_env, extra=cloud.settings())
+    made.configure(changed(**FLEET))
+    return made
+
+
+def call(cloud: Serving, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    """One request to the compute API, in the way of any client."""
+    request = urllib.request.Request(
+        f"{cloud.url}/compute/v1/{path}",
+        data=None if body is None else json.dumps(body).encode(),
+        headers={"Authorization": "Bearer anything", "Content-Type": "application/json"},
+        method="GET" if body is None else "POST",
+    )
+    with urllib.request.urlopen(request, timeout=30) as response:
+        answer = json.load(response)
+    assert isinstance(answer, dict)
+    return answer
+
+
+def instances(cloud: Serving) -> dict[str, dict[str, Any]]:
+    listed = call(cloud, f"projects/{CLOUD}/zones/us-central1-a/instances")
+    return {instance["name"]: instance for instance in listed.get("items", [])}
+
+
+def metadata(instance: dict[str, Any]) -> dict[str, str]:
+    return {item["key"]: item["value"] for item in instance["metadata"]["items"]}
+
+
+def project_script(cloud: Serving) -> str:
+    items = call(cloud, f"projects/{CLOUD}")["commonInstanceMetadata"]["items"]
+    (script,) = [item["value"] for item in items if item["key"] == "startup-script"]
+    assert isinstance(script, str)
+    return script
+
+
+def test_a_fleets_life(project: Project, cloud: Serving) -> None:
+    made = project.up().no_traceback()
+    assert made.code == 0, made.text
+    vms = instances(cloud)
+    assert set(vms) == {"pilot-rendezvous", "swarm-1", "swarm-2", "swarm-3"}
+    assert vms["pilot-rendezvous"]["networkInterfaces"][0]["networkIP"] == "10.10.0.2"
+    assert all(disk["deviceName"] for vm in vms.values() for disk in vm["disks"])
+    script = project_script(cloud)
+
+    # A second run, also one that has asked Google again, changes nothing.
+    assert project.steps() == {}
+    assert project.steps("--refresh") == {}
+
+    # What operators change every day, and what Google changes for them: all at once, all in place.
+    values = changed(**FLEET)
+    values["swarm"] = copy.deepcopy(values["swarm"])
+    values["swarm"][0] |= {"agents": 3100, "env": {"GOGC": "75"}}
+    project.configure(values)
+    template = project.folder / "startup" / "startup.sh.j2"
+    template.write_text(template.read_text().rstrip("\n") + "\n# a change\n")
+    newer = {"name": "debian-12-bookworm-v20990101", "family": "debian-12"}
+    call(cloud, "projects/debian-cloud/global/images", newer)
+    family = call(cloud, "projects/debian-cloud/global/images/family/debian-12")
+    assert family["name"] == newer["name"]
+    steps = project.steps("--refresh")
+    assert set(steps.values()) == {"update"}, steps
+    assert set(steps) == {
+        "pilot-fleet-item",  # the script
+        "pilot-rendezvous-vm",  # specs: the script's hash, and the fleet's number of agents
+        "swarm-1-vm",
+        "swarm-2-vm",
+        "swarm-3-vm",
+    }
+    assert project.up().code == 0
+    after = instances(cloud)
+    assert {name: vm["id"] for name, vm in after.items()} == {
+        name: vm["id"] for name, vm in vms.items()
+    }
+    assert json.loads(metadata(after["swarm-1"])["pilot-spec"])["agents"] == 3100
+    assert project_script(cloud) != script
+
+    # Protected things stay, whatever is typed.
+    refused = project.pulumi("destroy", "-s", project.stack, "--yes").no_traceback()
+    assert refused.code != 0
+    assert "protect" in refused.text
+    project.configure(values | {"protect": False})
+    unprotected = project.up(policies=False)
+    assert unprotected.code == 0, unprotected.text
+    gone = project.pulumi("destroy", "-s", project.stack, "--yes").no_traceback()
+    assert gone.code == 0, gone.text
+    assert instances(cloud) == {}
+    for kind in ("global/networks", "global/firewalls", "zones/us-central1-a/disks"):
+        assert not call(cloud, f"projects/{CLOUD}/{kind}").get("items"), kind
+
+
+def test_a_foreign_startup_script_stops_the_first_update(project: Project, cloud: Serving) -> None:
+    foreign = {"items": [{"key": "startup-script", "value": "#!/bin/sh\necho theirs\n"}]}
+    fingerprint = call(cloud, f"projects/{CLOUD}")["commonInstanceMetadata"]["fingerprint"]
+    call(
+        cloud,
+        f"projects/{CLOUD}/setCommonInstanceMetadata",
+        foreign | {"fingerprint": fingerprint},
+    )
+    refused = project.up().no_traceback()
+    assert refused.code != 0
+    assert "already has a startup-script in its metadata" in refused.text
+    for what in ("look:", "adopt:", "remove:"):
+        assert what in refused.text, refused.text
+    assert "theirs" in project_script(cloud)
+    assert instances(cloud) == {}
+
+    # The way that the message names.
+    (adopt,) = {
+        line.split("adopt:", 1)[1].strip() for line in refused.text.splitlines() if "adopt:" in line
+    }
+    words = adopt.split()
+    assert words[:2] == ["pulumi", "import"]
+    adopted = project.pulumi(*words[1:], "-s", project.stack, "--yes")
+    assert adopted.code == 0, adopted.text
+    assert "theirs" in project_script(cloud)
+    assert project.steps()["pilot-fleet-item"] == "update"
+    done = project.up()
+    assert done.code == 0, done.text
+    assert "# pilot-fleet startup script" in project_script(cloud)
