@@ -69,14 +69,14 @@ def _rules(value: Any, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 def _judge(path: str, rule: Mapping[str, Any], config: Config) -> Iterator[Finding]:
     # Ingress is the default, and an unknown direction may turn out to be ingress.
-    if rule.get("disabled") is True or rule.get("direction") not in {None, "INGRESS", UNKNOWN}:
+    if rule.get("disabled") is True or rule.get("direction") not in (None, "INGRESS", UNKNOWN):
         return
     if "allows" in rule:
         sources, allowed, where = rule.get("sourceRanges"), rule["allows"], "sourceRanges"
         protocol, matched = "protocol", rule
     else:
         # What is not denied or left to the next rule goes through, inspected or not.
-        if rule["action"] in {"deny", "goto_next"}:
+        if rule["action"] in ("deny", "goto_next"):
             return
         match = rule["match"]
         if not isinstance(match, Mapping):
@@ -103,7 +103,7 @@ def _judge(path: str, rule: Mapping[str, Any], config: Config) -> Iterator[Findi
 
 def _reached(allowed: Any, protocol: str, ports: Sequence[int]) -> tuple[list[int], bool]:
     """Which of `ports` an allow list reaches or could reach, and whether that is certain."""
-    if allowed is UNKNOWN:
+    if allowed is not None and not isinstance(allowed, list):
         return sorted(ports), False
     sure: set[int] = set()
     perhaps: set[int] = set()
@@ -115,7 +115,7 @@ def _reached(allowed: Any, protocol: str, ports: Sequence[int]) -> tuple[list[in
         if name is not UNKNOWN and str(name or "").strip().lower() not in _TCP:
             continue
         ranges = entry.get("ports")
-        if ranges is UNKNOWN:
+        if ranges is not None and not isinstance(ranges, list):
             perhaps.update(ports)
             continue
         for text in ranges or ["0-65535"]:

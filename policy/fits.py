@@ -13,6 +13,8 @@ from .values import UNKNOWN, Finding, Resource
 
 ROLES: Final = ("swarm", "rendezvous")
 HIGHEST_PORT: Final = 65535
+# More than any number in a spec can honestly be, and small enough to reckon with.
+_ABSURD: Final = 10**9
 _MEMORY: Final = {
     "swarm": ("agentMb", "reserveMb", "connectionMb", "activeConnections"),
     "rendezvous": ("reserveMb",),
@@ -100,11 +102,11 @@ def _malformed(spec: Mapping[str, Any], role: str) -> list[str]:
 
 def _number(value: Any) -> bool:
     numeric = isinstance(value, int | float) and not isinstance(value, bool)
-    return numeric and math.isfinite(value) and value >= 0
+    return numeric and 0 <= value <= _ABSURD
 
 
 def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and _number(value)
 
 
 def _honest(vm: Vm, memory: Mapping[str, float], config: VmConfig) -> Iterator[Finding]:

@@ -70,7 +70,7 @@ def default_accounts(resource: Resource, config: AccountConfig) -> Iterator[Find
         if not email:
             problem = "no e-mail address, which means the project's default service account"
             yield Finding(path=where, problem=problem, remedy=_REMEDY)
-        elif _DEFAULT.fullmatch(str(email)) or email in config.refuse:
+        elif _DEFAULT.fullmatch(str(email).strip().lower()) or email in config.refuse:
             problem = f"{email} is a default service account, shared and mighty"
             yield Finding(path=where, problem=problem, remedy=_REMEDY)
 

@@ -59,6 +59,6 @@ def parse_spec(text: Any) -> Any:
         return "pilot-spec is not a string"
     try:
         spec = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return f"pilot-spec is not JSON ({error})"
     return spec if isinstance(spec, dict) else "pilot-spec is not a JSON object"

@@ -121,6 +121,15 @@ def test_memory_to_the_last_agent() -> None:
     assert "At most 1286 agents fit" in text
 
 
+def test_no_agents_at_all_are_a_good_spec() -> None:
+    assert vm_problems(spec(agents=0, basePort=0, memory_activeConnections=0)) == []
+
+
+def test_a_missing_spec_is_called_missing() -> None:
+    [text] = vm_problems(None)
+    assert "there is no pilot-spec" in text
+
+
 def test_exactly_full_fits() -> None:
     document = spec(agents=100, memory_activeConnections=0, memory_reserveMb=3096)
     assert vm_problems(document, "e2-custom-2-4096") == []
@@ -167,7 +176,11 @@ def test_planning_sizes_that_would_make_anything_fit(change: Any, setting: str) 
         "null",
         7,
         {},
+        "[" * 100000,
+        "9" * 10000,
         spec(agents=-1),
+        spec(agents=10**400),
+        spec(memory_reserveMb=10**400),
         spec(agents=1.5),
         spec(agents=True),
         spec(agents="3000"),
@@ -181,7 +194,6 @@ def test_planning_sizes_that_would_make_anything_fit(change: Any, setting: str) 
         spec(memory_connectionMb=-4),
         spec(memory_activeConnections=False),
     ],
-    ids=str,
 )
 def test_a_spec_that_is_none(document: Any) -> None:
     if document == {}:

@@ -19,6 +19,7 @@ DEFAULTS = [
     "my-project@appspot.gserviceaccount.com",
     "example.com:my-project@appspot.gserviceaccount.com",
     "default",
+    " 123456789-Compute@developer.gserviceaccount.com ",
     "",
     None,
 ]
