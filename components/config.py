@@ -7,18 +7,17 @@ every problem at once, each with the path of its key. Nothing here does I/O or n
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
-import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import pulumi
 
 from components import capacity
 from components.machines import MIB_PER_GIB, MachineType, look_up
+from components.reading import ConfigError, Node, Problem, describe, show
 
 PROJECT_NAME = "pilot-fleet"
 REGISTRY_PORT = 9000
@@ -39,29 +38,6 @@ _SERVICE_ACCOUNT = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
 _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+_-]{0,63}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _URL = re.compile(r"https?://[^\s/?#@]+")
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, kw_only=True, order=True)
-class Problem:
-    """What is wrong at `path` (the key in the stack file), and what to do about it."""
-
-    path: str
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.message}"
-
-
-class ConfigError(Exception):
-    """Every problem of a configuration at once, in the order of the file."""
-
-    def __init__(self, problems: list[Problem]) -> None:
-        self.problems = tuple(problems)
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        lines = "\n".join(f"  {problem}" for problem in problems)
-        super().__init__(f"the stack's configuration has {count}:\n{lines}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,166 +190,6 @@ def from_pulumi() -> FleetConfig:
         raise pulumi.RunError(str(error)) from None
 
 
-class _Node:
-    """A map of the configuration: hands out its values by type and records what is wrong.
-
-    Every getter returns a usable stand-in after recording a problem, so that parsing goes on and
-    finds the rest; `_parse` raises before any stand-in can be used.
-    """
-
-    def __init__(self, values: Mapping[str, Any], path: str, problems: list[Problem]) -> None:
-        self.values = values
-        self.path = path
-        self.problems = problems
-        self.known: set[str] = set()
-
-    def at(self, key: str) -> str:
-        if self.path == PROJECT_NAME:
-            return f"{PROJECT_NAME}:{key}"
-        return f"{self.path}.{key}"
-
-    def problem(self, key: str, message: str) -> None:
-        self.problems.append(Problem(path=self.at(key), message=message))
-
-    def take(self, key: str) -> Any:
-        self.known.add(key)
-        return self.values.get(key)
-
-    def unknown_keys(self) -> None:
-        for key in self.values:
-            if key not in self.known:
-                close = difflib.get_close_matches(str(key), self.known, n=1)
-                expected = (
-                    f"did you mean {close[0]}?"
-                    if close
-                    else (f"the keys here are {', '.join(sorted(self.known))}")
-                )
-                self.problem(str(key), f"unknown key: {expected}")
-
-    def string(
-        self,
-        key: str,
-        pattern: re.Pattern[str],
-        what: str,
-        default: str | None = None,
-        *,
-        required: bool = True,
-    ) -> str:
-        """The text at `key`; `what` says in words what the pattern wants."""
-        value = self.take(key)
-        # Pulumi knows no optional key without a default, so an empty text means "the default".
-        if value is None or (value == "" and not (default is None and required)):
-            if default is None and required:
-                self.problem(key, f"is missing: give {what}")
-            return default or ""
-        if not isinstance(value, str):
-            self.problem(key, f"must be text ({what}), not {_describe(value)}")
-        elif not pattern.fullmatch(value):
-            self.problem(key, f"{_show(value)} is not {what}")
-        else:
-            return value
-        return default or ""
-
-    def integer(self, key: str, low: int, high: int, default: int | None = None) -> int:
-        """The whole number at `key`, between `low` and `high`."""
-        value = self.take(key)
-        fallback = low if default is None else default
-        if value is None:
-            if default is None:
-                self.problem(key, f"is missing: give a whole number from {low:,} to {high:,}")
-            return fallback
-        # Pulumi hands top-level scalars over as text.
-        if (
-            self.path == PROJECT_NAME
-            and isinstance(value, str)
-            and re.fullmatch(r"-?[0-9]{1,18}", value)
-        ):
-            value = int(value)
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int):
-            self.problem(key, f"must be a whole number, not {_describe(value)}")
-        elif not low <= value <= high:
-            self.problem(key, f"{_show(value)} is out of range: {low:,} to {high:,}")
-        else:
-            return value
-        return fallback
-
-    def boolean(self, key: str, default: bool) -> bool:
-        value = self.take(key)
-        if value is None:
-            return default
-        if self.path == PROJECT_NAME and value in ("true", "false"):
-            return bool(value == "true")
-        if not isinstance(value, bool):
-            self.problem(key, f"must be true or false, not {_describe(value)}")
-            return default
-        return value
-
-    def node(self, key: str, *, required: bool = False) -> _Node:
-        """The map at `key`; an empty one where it is absent or wrong."""
-        value = self._structured(self.take(key))
-        if value is None:
-            if required:
-                self.problem(key, "is missing")
-            value = {}
-        elif not isinstance(value, Mapping):
-            self.problem(key, f"must be a map, not {_describe(value)}")
-            value = {}
-        return _Node(value, self.at(key), self.problems)
-
-    def items(self, key: str) -> list[Any]:
-        value = self._structured(self.take(key))
-        if value is None:
-            return []
-        if not isinstance(value, list):
-            self.problem(key, f"must be a list, not {_describe(value)}")
-            return []
-        return value
-
-    def choose(self, key: str, read: Callable[[str], T], what: str, default: T) -> T:
-        """The text at `key` through `read`, whose ValueError means that it is not `what`."""
-        value = self.take(key)
-        if value is None:
-            return default
-        if not isinstance(value, str):
-            self.problem(key, f"must be text ({what}), not {_describe(value)}")
-            return default
-        try:
-            return read(value)
-        except ValueError:
-            self.problem(key, f"{_show(value)} is not {what}")
-            return default
-
-    def _structured(self, value: Any) -> Any:
-        # Pulumi hands top-level maps and lists over as JSON text.
-        if self.path == PROJECT_NAME and isinstance(value, str):
-            try:
-                return json.loads(value)
-            except (ValueError, RecursionError):
-                return value
-        return value
-
-
-def _show(value: object) -> str:
-    text = f"{value:,}" if isinstance(value, int) and abs(value) < 10**18 else repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _describe(value: object) -> str:
-    if value is None:
-        return "empty"
-    if isinstance(value, Mapping):
-        return "a map"
-    if isinstance(value, list):
-        return "a list"
-    if isinstance(value, str):
-        return f"the text {_show(value)}"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"the number {_show(value)}"
-
-
 @dataclass(kw_only=True)
 class _Context:
     """What the VMs of a fleet share while it is parsed."""
@@ -387,15 +203,13 @@ class _Context:
 
 def _parse(values: Mapping[str, Any], project: str | None) -> FleetConfig:
     problems: list[Problem] = []
-    root = _Node(values, PROJECT_NAME, problems)
+    root = Node(values, PROJECT_NAME, problems, top=True)
     if project is None:
         problems.append(
             Problem(path="gcp:project", message="is missing: give the Google Cloud project's id")
         )
     elif not _PROJECT_ID.fullmatch(project):
-        problems.append(
-            Problem(path="gcp:project", message=f"{_show(project)} is not a project id")
-        )
+        problems.append(Problem(path="gcp:project", message=f"{show(project)} is not a project id"))
     zone = root.string("zone", _ZONE, "a zone such as us-central1-a")
     context = _Context(
         release=_release(root.node("release", required=True), None),
@@ -468,7 +282,7 @@ def _parse(values: Mapping[str, Any], project: str | None) -> FleetConfig:
     return config
 
 
-def _release(node: _Node, inherited: Release | None) -> Release:
+def _release(node: Node, inherited: Release | None) -> Release:
     if not node.values:
         return inherited or Release(version="", daemon="", rendezvous="")
     path = re.compile(r"[^\0\n]{1,1000}")
@@ -484,7 +298,7 @@ def _release(node: _Node, inherited: Release | None) -> Release:
     return release
 
 
-def _machine(node: _Node) -> MachineType | None:
+def _machine(node: Node) -> MachineType | None:
     """The VM's machine type, or None with its problem recorded."""
     before = len(node.problems)
     name = node.string("machineType", re.compile(r"[a-z0-9-]{1,63}"), "a machine type's name")
@@ -521,7 +335,7 @@ def _machine(node: _Node) -> MachineType | None:
     )
 
 
-def _name(node: _Node, context: _Context) -> str:
+def _name(node: Node, context: _Context) -> str:
     name = node.string(
         "name", _NAME, "a VM's name: lower-case letters, digits and dashes, 57 at most"
     )
@@ -547,11 +361,11 @@ def _swarm_vm(
         problems.append(
             Problem(
                 path=path,
-                message=f"must be a map with name, machineType and agents, not {_describe(item)}",
+                message=f"must be a map with name, machineType and agents, not {describe(item)}",
             )
         )
         return None
-    node = _Node(item, path, problems)
+    node = Node(item, path, problems)
     name = _name(node, context)
     machine = _machine(node)
     agents = node.integer("agents", 0, 1_000_000)
@@ -607,14 +421,14 @@ def _swarm_vm(
     )
 
 
-def _environment(node: _Node) -> dict[str, str]:
+def _environment(node: Node) -> dict[str, str]:
     environment = {}
     for key in node.values:
         value = node.take(key)
         if not isinstance(key, str) or not _VARIABLE.fullmatch(key):
             node.problem(str(key), "is not the name of an environment variable")
         elif not isinstance(value, str):
-            node.problem(key, f"must be text, not {_describe(value)}: put it in quotes")
+            node.problem(key, f"must be text, not {describe(value)}: put it in quotes")
         elif "\n" in value or "\0" in value:
             node.problem(key, "must be one line of text")
         else:
@@ -623,7 +437,7 @@ def _environment(node: _Node) -> dict[str, str]:
 
 
 def _rendezvous(
-    node: _Node, context: _Context, subnet: ipaddress.IPv4Network, *, agents: int
+    node: Node, context: _Context, subnet: ipaddress.IPv4Network, *, agents: int
 ) -> RendezvousConfig:
     name = _name(node, context) if node.values else ""
     machine = _machine(node) if node.values else None
@@ -677,7 +491,7 @@ def _subnet(text: str) -> ipaddress.IPv4Network:
     return network
 
 
-def _ranges(root: _Node) -> tuple[str, ...]:
+def _ranges(root: Node) -> tuple[str, ...]:
     ranges = []
     for index, item in enumerate(root.items("registryRanges")):
         try:
@@ -687,12 +501,12 @@ def _ranges(root: _Node) -> tuple[str, ...]:
         except ValueError:
             root.problem(
                 f"registryRanges[{index}]",
-                f"{_show(item)} is not an IPv4 range such as 203.0.113.0/24 (no host bits set)",
+                f"{show(item)} is not an IPv4 range such as 203.0.113.0/24 (no host bits set)",
             )
     return tuple(ranges)
 
 
-def _check_ports(root: _Node, base_port: int, swarm: tuple[SwarmVmConfig, ...]) -> None:
+def _check_ports(root: Node, base_port: int, swarm: tuple[SwarmVmConfig, ...]) -> None:
     last = base_port + max((vm.agents for vm in swarm), default=0)
     taken = [
         f"{port} (the {owner}'s)"
@@ -711,7 +525,7 @@ def _check_ports(root: _Node, base_port: int, swarm: tuple[SwarmVmConfig, ...]) 
         )
 
 
-def _check_subnet(root: _Node, subnet: ipaddress.IPv4Network, *, vms: int) -> None:
+def _check_subnet(root: Node, subnet: ipaddress.IPv4Network, *, vms: int) -> None:
     room = subnet.num_addresses - _RESERVED_HEAD - _RESERVED_TAIL
     if vms > room:
         root.problem("subnetCidr", f"{subnet} has room for {room:,} VMs, the fleet has {vms:,}")

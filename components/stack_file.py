@@ -17,7 +17,8 @@ from typing import Any
 
 import yaml
 
-from components.config import PROJECT_NAME, ConfigError, FleetConfig, Problem
+from components.config import PROJECT_NAME, FleetConfig
+from components.reading import ConfigError, Problem
 
 
 class _Loader(yaml.SafeLoader):

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from components.config import ConfigError, FleetConfig
+from components.config import FleetConfig
+from components.reading import ConfigError
 from tests.components.fleet import ROOT, changed, seed
 
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.config import ConfigError, FleetConfig
+from components.config import FleetConfig
+from components.reading import ConfigError
 from components.stack_file import parse
 from tests.components.fleet import ROOT, SEED_FILE
 

@@ -1,0 +1,198 @@
+"""Reading configuration: values by type, and every problem with the path of its key."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class Problem:
+    """What is wrong at `path` (the key in the stack file), and what to do about it."""
+
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}"
+
+
+class ConfigError(Exception):
+    """Every problem of a configuration at once, in the order of the file."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        self.problems = tuple(problems)
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        lines = "\n".join(f"  {problem}" for problem in problems)
+        super().__init__(f"the stack's configuration has {count}:\n{lines}")
+
+
+class Node:
+    """A map of the configuration: hands out its values by type and records what is wrong.
+
+    Every getter returns a usable stand-in after recording a problem, so that parsing goes on and
+    finds the rest; the caller raises before any stand-in can be used.
+    """
+
+    def __init__(
+        self,
+        values: Mapping[str, Any],
+        path: str,
+        problems: list[Problem],
+        *,
+        top: bool = False,
+    ) -> None:
+        self.values = values
+        self.path = path
+        self.problems = problems
+        # The top level is a namespace of Pulumi's, whose values all arrive as text.
+        self.top = top
+        self.known: set[str] = set()
+
+    def at(self, key: str) -> str:
+        if self.top:
+            return f"{self.path}:{key}"
+        return f"{self.path}.{key}"
+
+    def problem(self, key: str, message: str) -> None:
+        self.problems.append(Problem(path=self.at(key), message=message))
+
+    def take(self, key: str) -> Any:
+        self.known.add(key)
+        return self.values.get(key)
+
+    def unknown_keys(self) -> None:
+        for key in self.values:
+            if key not in self.known:
+                close = difflib.get_close_matches(str(key), self.known, n=1)
+                expected = (
+                    f"did you mean {close[0]}?"
+                    if close
+                    else (f"the keys here are {', '.join(sorted(self.known))}")
+                )
+                self.problem(str(key), f"unknown key: {expected}")
+
+    def string(
+        self,
+        key: str,
+        pattern: re.Pattern[str],
+        what: str,
+        default: str | None = None,
+        *,
+        required: bool = True,
+    ) -> str:
+        """The text at `key`; `what` says in words what the pattern wants."""
+        value = self.take(key)
+        # Pulumi knows no optional key without a default, so an empty text means "the default".
+        if value is None or (value == "" and not (default is None and required)):
+            if default is None and required:
+                self.problem(key, f"is missing: give {what}")
+            return default or ""
+        if not isinstance(value, str):
+            self.problem(key, f"must be text ({what}), not {describe(value)}")
+        elif not pattern.fullmatch(value):
+            self.problem(key, f"{show(value)} is not {what}")
+        else:
+            return value
+        return default or ""
+
+    def integer(self, key: str, low: int, high: int, default: int | None = None) -> int:
+        """The whole number at `key`, between `low` and `high`."""
+        value = self.take(key)
+        fallback = low if default is None else default
+        if value is None:
+            if default is None:
+                self.problem(key, f"is missing: give a whole number from {low:,} to {high:,}")
+            return fallback
+        # Pulumi hands top-level scalars over as text.
+        if self.top and isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,18}", value):
+            value = int(value)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int):
+            self.problem(key, f"must be a whole number, not {describe(value)}")
+        elif not low <= value <= high:
+            self.problem(key, f"{show(value)} is out of range: {low:,} to {high:,}")
+        else:
+            return value
+        return fallback
+
+    def boolean(self, key: str, default: bool) -> bool:
+        value = self.take(key)
+        if value is None:
+            return default
+        if self.top and value in ("true", "false"):
+            return bool(value == "true")
+        if not isinstance(value, bool):
+            self.problem(key, f"must be true or false, not {describe(value)}")
+            return default
+        return value
+
+    def node(self, key: str, *, required: bool = False) -> Node:
+        """The map at `key`; an empty one where it is absent or wrong."""
+        value = self._structured(self.take(key))
+        if value is None:
+            if required:
+                self.problem(key, "is missing")
+            value = {}
+        elif not isinstance(value, Mapping):
+            self.problem(key, f"must be a map, not {describe(value)}")
+            value = {}
+        return Node(value, self.at(key), self.problems)
+
+    def items(self, key: str) -> list[Any]:
+        value = self._structured(self.take(key))
+        if value is None:
+            return []
+        if not isinstance(value, list):
+            self.problem(key, f"must be a list, not {describe(value)}")
+            return []
+        return value
+
+    def choose(self, key: str, read: Callable[[str], T], what: str, default: T) -> T:
+        """The text at `key` through `read`, whose ValueError means that it is not `what`."""
+        value = self.take(key)
+        if value is None:
+            return default
+        if not isinstance(value, str):
+            self.problem(key, f"must be text ({what}), not {describe(value)}")
+            return default
+        try:
+            return read(value)
+        except ValueError:
+            self.problem(key, f"{show(value)} is not {what}")
+            return default
+
+    def _structured(self, value: Any) -> Any:
+        # Pulumi hands top-level maps and lists over as JSON text.
+        if self.top and isinstance(value, str):
+            try:
+                return json.loads(value)
+            except (ValueError, RecursionError):
+                return value
+        return value
+
+
+def show(value: object) -> str:
+    text = f"{value:,}" if isinstance(value, int) and abs(value) < 10**18 else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def describe(value: object) -> str:
+    if value is None:
+        return "empty"
+    if isinstance(value, Mapping):
+        return "a map"
+    if isinstance(value, list):
+        return "a list"
+    if isinstance(value, str):
+        return f"the text {show(value)}"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"the number {show(value)}"
