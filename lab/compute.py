@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
-from lab import Json, attributes, catalog, instances, kinds, links, query
+from lab import Json, attributes, catalog, instances, kinds, links, maintenance, query
 from lab.errors import (
     ApiError,
     OperationError,
@@ -186,7 +186,8 @@ class Compute:
             self._route("GET", f"{one}/serialPort", self._serial),
             self._route("GET", f"{one}/getGuestAttributes", self._guest_attributes),
         ]
-        for action, change in instances.QUIET.items():
+        actions = {**instances.QUIET, "simulateMaintenanceEvent": maintenance.simulate}
+        for action, change in actions.items():
             # Google's rule: what is called update… is a PATCH, the rest are POSTs.
             method = "PATCH" if action.startswith("update") else "POST"
             handler = partial(self._act, INSTANCES, action, change)

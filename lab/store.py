@@ -176,7 +176,7 @@ class Store:
 
     @property
     def generation(self) -> int:
-        """Return a number that grows with every commit of this process."""
+        """Return a number that grows with every commit of this process (and with `wake`)."""
         with self._changed:
             return self._generation
 
@@ -185,6 +185,12 @@ class Store:
         with self._changed:
             self._changed.wait_for(lambda: self._generation > after or not self._open, timeout)
             return self._generation
+
+    def wake(self) -> None:
+        """Have who waits look again, though nothing was committed."""
+        with self._changed:
+            self._generation += 1
+            self._changed.notify_all()
 
     def close(self) -> None:
         """Release the directory and wake who waits; a second call does nothing."""
