@@ -1,0 +1,39 @@
+#!/bin/sh
+# Runs in the image's root, once, after the packages and the files of `root/` are there.
+set -eu
+
+# Nobody waits for these on a machine that lives for a test; each costs a second or more of boot
+# where the processor is emulated.
+mask() {
+  for unit in "$@"; do
+    ln -sf /dev/null "/etc/systemd/system/$unit"
+  done
+}
+mask apt-daily.timer apt-daily-upgrade.timer apt-daily.service apt-daily-upgrade.service \
+  dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer \
+  getty.target getty-static.service console-getty.service container-getty@.service \
+  systemd-pstore.service systemd-hwdb-update.service systemd-binfmt.service \
+  proc-sys-fs-binfmt_misc.automount proc-sys-fs-binfmt_misc.mount \
+  sys-kernel-debug.mount sys-kernel-tracing.mount sys-fs-fuse-connections.mount \
+  dev-hugepages.mount dev-mqueue.mount \
+  systemd-update-utmp.service systemd-update-utmp-runlevel.service systemd-rfkill.socket \
+  systemd-ask-password-console.path systemd-ask-password-wall.path \
+  modprobe@drm.service modprobe@efi_pstore.service modprobe@fuse.service modprobe@configfs.service
+
+systemctl --quiet enable instance-network.service ssh.service \
+  google-guest-agent.service google-startup-scripts.service google-shutdown-scripts.service
+systemctl --quiet set-default multi-user.target
+mkdir -p /etc/systemd/system/local-fs.target.wants
+ln -sf /lib/systemd/system/systemd-growfs-root.service /etc/systemd/system/local-fs.target.wants/
+
+# The guest agent makes new host keys on an instance's first boot, and sshd waits for it: an RSA
+# key takes seconds of emulated processor.
+sed -i 's/^host_key_types = .*/host_key_types = ed25519/' /etc/default/instance_configs.cfg
+rm -f /etc/ssh/ssh_host_*
+
+# What is an instance's own, or the machine's that built the image.
+: >/etc/machine-id
+rm -f /etc/hostname /etc/resolv.conf /var/lib/dbus/machine-id /var/lib/systemd/random-seed
+: >/etc/resolv.conf
+rm -rf /etc/apt/sources.list /etc/apt/sources.list.d/* /etc/apt/apt.conf.d/99mmdebstrap \
+  /var/lib/apt/lists/* /var/cache/apt/* /var/log/*.log /var/log/apt
