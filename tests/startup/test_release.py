@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 
-from startup.node import release
+from startup.node import release, web
 from startup.node.metadata import MetadataServer
 from startup.node.retry import Bounds, FinalError, Retry, TemporaryError
 from startup.node.spec import Binary
@@ -140,6 +142,53 @@ def test_current_is_switched_in_one_rename(fetch: Fetch) -> None:
     other = Binary(name="pilot-daemon", object="", sha256=hashlib.sha256(b"").hexdigest())
     assert release.use(other, fetch.opt)
     assert str((fetch.opt / "current").readlink()) == f"releases/{other.sha256}"
+
+
+class Slow:
+    """Answers with a head and then byte after byte, until it is let go."""
+
+    def __init__(self, *, head: bool) -> None:
+        self.head = head
+        self.over = threading.Event()
+
+    def __call__(self, handler: BaseHTTPRequestHandler) -> None:
+        if self.head:
+            handler.send_response(200)
+            handler.send_header("Content-Length", "1000000")
+            handler.end_headers()
+        while not self.over.wait(0.01):
+            if self.head:
+                try:
+                    handler.wfile.write(b".")
+                except OSError:
+                    break
+        handler.close_connection = True
+
+
+def test_a_server_that_does_not_answer(google: Google) -> None:
+    slow = Slow(head=False)
+    google.failures = {"/x": [slow]}
+    try:
+        with (
+            pytest.raises(TemporaryError, match="timed out"),
+            web.get(f"http://{google.host}/x", {}, timeout=0.1),
+        ):
+            pass
+    finally:
+        slow.over.set()
+
+
+def test_a_body_that_only_drips_has_a_deadline(google: Google) -> None:
+    slow = Slow(head=True)
+    google.failures = {"/x": [slow]}
+    try:
+        with (
+            web.get(f"http://{google.host}/x", {}) as answer,
+            pytest.raises(TemporaryError, match="not all there after 0 s"),
+        ):
+            list(answer.chunks(0.1))
+    finally:
+        slow.over.set()
 
 
 def test_no_service_account(fetch: Fetch) -> None:

@@ -113,18 +113,38 @@ def test_another_boot_or_script_runs_again_and_changes_nothing(vm: Vm, change: s
     assert changed == {"run/pilot/guard"} | ({BOOT_ID} if change == "boot" else set())
 
 
+def waits_for_the_lock(process: subprocess.Popen[str]) -> bool:
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="ascii")
+    for child in children.split():
+        try:
+            if Path(f"/proc/{child}/comm").read_text(encoding="ascii") == "flock\n":
+                return True
+        except OSError:
+            # Gone between the two looks.
+            continue
+    return False
+
+
 def test_two_in_parallel_do_the_work_once(vm: Vm) -> None:
     fresh(vm)
-    # The first one waits in the middle of its work until the second has said it waits for nothing.
-    vm.stub("systemctl", f'[ "$1" = daemon-reload ] && read -r < "{vm.root}/gate"; exit 0')
+    # The first one stops in the middle of its work until the second waits for the lock.
+    os.mkfifo(vm.root / "inside")
     os.mkfifo(vm.root / "gate")
-    first, second = vm.start(), vm.start()
-    # Opening it for writing returns once the first is there to read.
-    with (vm.root / "gate").open("w", encoding="ascii") as gate:
-        gate.write("go\n")
+    vm.stub(
+        "systemctl",
+        f'[ "$1" = daemon-reload ] || exit 0\n'
+        f'echo > "{vm.root}/inside"\nread -r < "{vm.root}/gate"',
+    )
+    first = vm.start()
+    (vm.root / "inside").read_text(encoding="ascii")
+    second = vm.start()
+    while not waits_for_the_lock(second):
+        assert second.poll() is None
+    (vm.root / "gate").write_text("go\n", encoding="ascii")
     outputs = [process.communicate(timeout=60)[0] for process in (first, second)]
     assert [first.returncode, second.returncode] == [0, 0], outputs
-    assert sorted("nothing to do" in output for output in outputs) == [False, True]
+    assert outputs[0].endswith("done: swarm\n")
+    assert outputs[1] == "pilot: nothing to do: done in this boot, by this script\n"
     assert vm.calls("systemctl").count("systemctl daemon-reload") == 1
 
 
