@@ -7,6 +7,7 @@ the operation's thread (the `_work_…` methods), each of which can be run again
 import hashlib
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
@@ -139,6 +140,10 @@ class Compute:
     def _answer(self, handler: Callable[[Request], Json], request: Request) -> Json:
         if request.params["version"] not in ("v1", "beta"):
             raise not_implemented(request.path)
+        if request.params["project"].isdigit():
+            with self._store.transaction() as tx:
+                project = _by_number(tx, request.params["project"])
+            request = replace(request, params={**request.params, "project": project})
         return handler(request)
 
     def _kind_routes(self, kind: Kind) -> list[Route]:
@@ -165,7 +170,6 @@ class Compute:
             actions["resize"] = lambda _, __, body, given: kinds.resize(body, given)
         if kind.collection == "subnetworks":
             actions["setPrivateIpGoogleAccess"] = _set_private_access
-            actions["expandIpCidrRange"] = _expand
         return routes + [
             self._route("POST", f"{one}/{action}", partial(self._act, kind, action, act))
             for action, act in actions.items()
@@ -330,6 +334,8 @@ class Compute:
                 error = refused
             else:
                 identity = body["id"]
+                if kind.collection == "disks":
+                    body["status"] = "CREATING"
                 tx.put(*links.split(path), body)
             operation = self._operations.begin(
                 tx, scope, "insert", path, target_id=identity, error=error
@@ -399,7 +405,7 @@ class Compute:
     def _project(self, request: Request) -> Json:
         project = _project(request)
         with self._store.transaction() as tx:
-            return self._project_body(tx, _by_number(tx, project))
+            return self._project_body(tx, project)
 
     def _project_body(self, tx: Transaction, project: str) -> Json:
         held = tx.get(f"{links.STORE}projects", project)
@@ -689,6 +695,7 @@ class Compute:
                 with self._store.transaction() as tx:
                     tx.delete(*links.split(path))
                 raise
+            self._set_status(path, "READY")
 
     def _work_disk_resize(self, path: str) -> None:
         body = self._disk(path)
@@ -728,9 +735,7 @@ def _body(request: Request) -> Json:
 
 
 def _by_number(tx: Transaction, project: str) -> str:
-    """Return the id of the project that a request names by id or by number; 404 for a number."""
-    if not project.isdigit():
-        return project
+    """Return the id of the project with that number; 404 where there is none."""
     known = {each.split("/")[2] for each in tx.collections(f"{links.STORE}projects/")}
     for each in known | tx.look(f"{links.STORE}projects").keys():
         if project_number(each) == project:
@@ -789,10 +794,6 @@ def _by_place(kind: Kind, places: list[str], shown: list[Json]) -> Json:
 def _set_private_access(_: Transaction, __: Scope, body: Json, given: Json) -> None:
     body["privateIpGoogleAccess"] = bool(given.get("privateIpGoogleAccess"))
     _refresh(body)
-
-
-def _expand(_: Transaction, __: Scope, body: Json, given: Json) -> None:
-    raise invalid("ipCidrRange", given.get("ipCidrRange"), f"{body['name']} keeps its range here.")
 
 
 def _refresh(body: Json) -> None:

@@ -151,6 +151,8 @@ def source_disk(
     """Return the existing disk that a request attaches; 404, or 400 where it is in use."""
     path = links.reference(source, field, scope, "disks")
     body = kinds.find(transaction, path)
+    if body["status"] != "READY":
+        raise not_ready(path, f"it is {body['status']}")
     users = kinds.disk_users(transaction, body)
     if users and given.get("mode") != "READ_ONLY":
         user = links.path_of(users[0], scope)

@@ -88,6 +88,12 @@ class Lab:
             return _refusal(error)
         except StoreError as error:
             return _refusal(ApiError(503, "backendError", str(error), "UNAVAILABLE"))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            # A field of another type than the API has. Not a 500: providers repeat those for
+            # minutes, and the same request will not do better.
+            LOG.exception("%s %s", request.method, request.path)
+            message = f"{type(error).__name__}: {error}; is a field of the wrong type?"
+            return _refusal(ApiError(400, "badRequest", message))
         except Exception as error:
             LOG.exception("%s %s", request.method, request.path)
             message = f"{type(error).__name__} in the {NAME}; its log has the traceback"
@@ -239,6 +245,8 @@ class Serving:
             "gcp:secretManagerCustomEndpoint": f"{self.url}/v1/",
             "gcp:monitoringCustomEndpoint": f"{self.url}/",
             "gcp:resourceManagerCustomEndpoint": f"{self.url}/v1/",
+            # Heeded by older providers only: the current one makes service accounts at Google.
+            "gcp:iamCustomEndpoint": f"{self.url}/v1/",
         }
 
 

@@ -273,8 +273,7 @@ class Storage:
             found += [(name, each) for each in [*old, record["live"]] if each is not None]
         names, prefixes = _chosen([name for name, _ in found], query)
         items = [self._object_shown(each, request.base) for name, each in found if name in names]
-        most = min(int(query.get("maxResults") or _MOST_OBJECTS), _MOST_OBJECTS)
-        start = int(base64.urlsafe_b64decode(query["pageToken"])) if query.get("pageToken") else 0
+        most, start = _page(query)
         answer: Json = {"kind": "storage#objects"}
         if items[start : start + most]:
             answer["items"] = items[start : start + most]
@@ -654,6 +653,17 @@ def _chosen(names: list[str], query: Mapping[str, str]) -> tuple[set[str], list[
         else:
             shown.add(name)
     return shown, sorted(prefixes)
+
+
+def _page(query: Mapping[str, str]) -> tuple[int, int]:
+    """Return how many objects a page holds and at which it starts; 400 where that is unreadable."""
+    try:
+        most = int(query.get("maxResults") or _MOST_OBJECTS)
+        start = int(base64.b64decode(query.get("pageToken", ""), b"-_", validate=True) or 0)
+    except ValueError as error:
+        asked = f"{query.get('maxResults')}, {query.get('pageToken')}"
+        raise invalid("maxResults, pageToken", asked, "Must be a number and a token.") from error
+    return min(most, _MOST_OBJECTS), start
 
 
 def _multipart(request: Request) -> tuple[Json, bytes, str]:

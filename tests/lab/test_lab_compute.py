@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lab.compute import MOST_SERIAL, project_number
+from lab.machines import Disk
 from lab.server import Serving, serve
 from tests.lab.client import COMPUTE, REGION, ZONE, Client, make_network, vm
-from tests.lab.drivers import PATIENCE, Gated, Recorder
+from tests.lab.fake_drivers import PATIENCE, Gated, Recorder
 
 FAMILY = "/compute/v1/projects/debian-cloud/global/images/family/debian-12"
 LINK = "https://www.googleapis.com"
@@ -645,3 +648,81 @@ def test_operations_are_pruned(client: Client, monkeypatch: pytest.MonkeyPatch) 
     for number in range(8):
         client.do("POST", f"{ZONE}/disks", {"name": f"d{number}", "sizeGb": 1})
     assert len(client.get(f"{ZONE}/operations")["items"]) == 5
+
+
+def test_a_project_is_known_by_its_number_too(network: Client) -> None:
+    network.do("POST", f"{ZONE}/instances", vm())
+    path = ZONE.replace("/p1/", f"/{project_number('p1')}/")
+    assert network.get(f"{path}/instances/vm") == network.get(f"{ZONE}/instances/vm")
+
+
+def test_a_disk_is_not_attached_before_it_is_made(tmp_path: Path) -> None:
+    made = threading.Event()
+
+    class Slow(Recorder):
+        def create_disk(self, disk: Disk) -> None:
+            assert made.wait(PATIENCE)
+
+    with serve(tmp_path, driver=Slow()) as serving:
+        client = Client(serving.url)
+        make_network(client)
+        started = client.call("POST", f"{ZONE}/disks", {"name": "state", "sizeGb": 20}).json
+        assert client.get(f"{ZONE}/disks/state")["status"] == "CREATING"
+        body = vm()
+        body["disks"].append({"source": "zones/us-central1-a/disks/state"})
+        refused = client.call("POST", f"{ZONE}/instances", body)
+        assert (refused.status, refused.reason) == (400, "resourceNotReady")
+        refused = client.call("DELETE", f"{ZONE}/disks/state")
+        assert (refused.status, refused.reason) == (400, "resourceNotReady")
+        made.set()
+        client.wait(started)
+        assert client.get(f"{ZONE}/disks/state")["status"] == "READY"
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=8,
+)
+FIELD_NAMES = """name disks networkInterfaces metadata tags labels machineType scheduling
+serviceAccounts shieldedInstanceConfig sizeGb sourceImage subnetwork network ipCidrRange allowed
+address addressType items fingerprint resourcePolicies routingConfig snapshotSchedulePolicy"""
+FIELDS = st.sampled_from(FIELD_NAMES.split())
+COLLECTIONS = st.sampled_from(
+    [
+        f"{ZONE}/instances",
+        f"{ZONE}/disks",
+        f"{REGION}/addresses",
+        f"{REGION}/subnetworks",
+        f"{REGION}/resourcePolicies",
+        f"{REGION}/routers",
+        f"{COMPUTE}/global/networks",
+        f"{COMPUTE}/global/firewalls",
+        f"{COMPUTE}/setCommonInstanceMetadata",
+    ]
+)
+
+
+@pytest.fixture(scope="module")
+def battered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    with serve(tmp_path_factory.mktemp("battered")) as serving:
+        client = Client(serving.url)
+        make_network(client)
+        yield client
+
+
+@given(path=COLLECTIONS, more=st.dictionaries(FIELDS, JSON, max_size=4), whole=st.booleans())
+@settings(max_examples=300, deadline=None)
+def test_no_body_is_an_internal_error(
+    battered: Client, path: str, more: dict[str, Any], whole: bool
+) -> None:
+    answer = battered.call("POST", path, {**(vm() if whole else {"name": "x"}), **more})
+    assert answer.status < 500 or answer.reason == "notImplemented", answer
+    if answer.status == 200:
+        error = battered.wait(answer.json).get("error", {"errors": [{"code": ""}]})
+        assert error["errors"][0]["code"] != "INTERNAL_ERROR"
+    # And it still answers what it holds.
+    for collection in ("instances", "disks", "addresses", "subnetworks"):
+        battered.get(f"{COMPUTE}/aggregated/{collection}")
+    for name in [each["name"] for each in list_of(battered, "instances")]:
+        battered.do("DELETE", f"{ZONE}/instances/{name}")

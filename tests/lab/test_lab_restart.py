@@ -18,7 +18,7 @@ import pytest
 from lab.server import Lab, serve
 from lab.web import Request
 from tests.lab.client import COMPUTE, REGION, ZONE, Client, make_network, vm
-from tests.lab.drivers import PATIENCE, Recorder
+from tests.lab.fake_drivers import PATIENCE, Recorder
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -187,4 +187,4 @@ def test_a_state_in_use_and_a_port_in_use_are_a_sentence(tmp_path: Path) -> None
 def test_the_lab_knows_nothing_of_what_is_built_on_it() -> None:
     for path in sorted((ROOT / "lab").rglob("*")):
         if path.is_file() and path.suffix != ".pyc":
-            assert "pilot" not in path.read_text().lower(), path
+            assert "pilot" not in path.read_text(errors="replace").lower(), path
