@@ -93,7 +93,7 @@ def test_nothing_is_enabled() -> None:
         assert "[Install]" not in text, name
 
 
-def test_peoples_sessions_have_no_task_limit() -> None:
+def test_people_have_no_task_limit() -> None:
     text = all_units()[f"{UNITS}/user-.slice.d/60-pilot.conf"]
     assert text.endswith("[Slice]\nTasksMax=infinity\n")
 
