@@ -354,6 +354,7 @@ class Compute:
         scope = _scope(request, kind.level)
         # Some actions on instances have their arguments in the query.
         given = {**(request.query if kind is INSTANCES else {}), **request.json()}
+        shapes.check(given)
         path = f"{scope.path}/{kind.collection}/{request.params['name']}"
         error = None
         with self._store.transaction() as tx:
@@ -731,6 +732,7 @@ def _body(request: Request) -> Json:
     body = request.json()
     if not body:
         raise required("resource")
+    shapes.check(body)
     return body
 
 

@@ -210,7 +210,12 @@ def reserved(transaction: Transaction, subnetwork: str | None) -> dict[str, Json
 
 
 def _address(transaction: Transaction, scope: Scope, body: Json) -> Json:
-    kind = body.get("addressType", "EXTERNAL")
+    kind = body.get("addressType") or "EXTERNAL"
+    if kind not in ("EXTERNAL", "INTERNAL"):
+        raise invalid("resource.addressType", kind, "Must be EXTERNAL or INTERNAL.")
+    if kind == "EXTERNAL" and (body.get("subnetwork") or body.get("address")):
+        why = "An external address has neither a subnetwork nor an address of one's own choice."
+        raise invalid("resource.addressType", kind, why)
     fields = _internal(transaction, scope, body) if kind == "INTERNAL" else _external(transaction)
     return {
         "description": "",
