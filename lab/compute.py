@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
-from lab import Json, attributes, catalog, instances, kinds, links, maintenance, query
+from lab import Json, attributes, catalog, instances, kinds, links, maintenance, query, shapes
 from lab.errors import (
     ApiError,
     OperationError,
