@@ -84,7 +84,10 @@ class Server:
         self._ports: Mapping[str, str] = {}
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Serve until `stop` is set, then write the store a last time. CannotStartError if it can't."""
+        """Serve until `stop` is set, then write the store a last time.
+
+        CannotStartError where a port or the store's folder is not to be had.
+        """
         options = self._options
         if options.store is not None and not options.store.parent.is_dir():
             raise CannotStartError(f"-store {options.store}: its folder does not exist")

@@ -176,7 +176,7 @@ def sealed(document: bytes) -> bytes:
 
 
 def read_snapshot(content: bytes, *, started: float) -> State:
-    """The state in a store. CorruptSnapshotError where it is truncated, damaged or something else."""
+    """The state in a store. CorruptSnapshotError: truncated, damaged, or something else."""
     try:
         document = json.loads(content)
     except ValueError as error:
