@@ -298,6 +298,12 @@ def test_an_unknown_vm_makes_the_sum_a_lower_bound() -> None:
     assert fleet(planned("gcp:x", {"metadata": UNKNOWN}), vm(spec(agents=10)), rendezvous(5000))
 
 
+@pytest.mark.parametrize("machine", [UNKNOWN, None, "m9-mega-4"])
+def test_a_rendezvous_of_unknown_size_is_left_to_the_rule_about_vms(machine: Any) -> None:
+    assert fleet(vm(spec(agents=10)), rendezvous(10, machine)) == []
+    assert list(fits.vm_fits(rendezvous(10, machine), fits.VmConfig()))
+
+
 def test_fleet_settings() -> None:
     swarm = vm(spec(agents=6000))
     assert fleet(swarm, rendezvous(6000, "m9"), machineTypes={"m9": {"memoryGb": 1}})

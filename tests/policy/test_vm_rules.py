@@ -50,6 +50,7 @@ def test_no_block_is_no_account() -> None:
     assert account_problems(INSTANCE, {}) == []
     assert account_problems(TEMPLATE, {"serviceAccount": None}) == []
     assert account_problems(INSTANCE, {"serviceAccount": UNKNOWN}) == []
+    assert account_problems(INSTANCE, {"serviceAccounts": []}) == []
 
 
 @pytest.mark.parametrize("kind", [FROM_TEMPLATE, FROM_IMAGE])

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,21 @@ POLICY = Path(__file__).parents[2] / "policy"
 UNKNOWN = proxy.UNKNOWN_STRING_VALUE
 
 
-@pytest.fixture(scope="module")
-def analyzer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A client of `policy/analyzer`, started as the engine starts it, from a foreign folder."""
+STARTS = {
+    "executable": [str(POLICY / "analyzer"), "127.0.0.1:1"],
+    # What a language host does with a policy directory.
+    "directory": [sys.executable, "-u", "-m", "pulumi.policy", "127.0.0.1:1", str(POLICY)],
+}
+
+
+@pytest.fixture(scope="module", params=STARTS)
+def analyzer(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Any]:
+    """A client of the pack, started in both ways that there are, from a foreign folder."""
     environment = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
     with subprocess.Popen(
-        [POLICY / "analyzer", "127.0.0.1:1"],
+        STARTS[request.param],
         cwd=tmp_path_factory.mktemp("program"),
         env=environment,
         stdout=subprocess.PIPE,
