@@ -319,8 +319,8 @@ def build_missing(
     needs = [
         # Measured shares of what a build from empty caches leaves.
         (root, total // 20),
-        (Path(settings["GOMODCACHE"]), total * 7 // 20),
-        (Path(settings["GOCACHE"]), total * 12 // 20),
+        (Path(settings["GOMODCACHE"]), total * 9 // 20),
+        (Path(settings["GOCACHE"]), total * 10 // 20),
     ]
     if sentence := lacking_space(needs):
         raise Failure(sentence)

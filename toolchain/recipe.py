@@ -66,7 +66,7 @@ ENGINE = Component(
     output="bin/pulumi",
     ldflags=f"-s -w -X github.com/pulumi/pulumi/sdk/v3/go/common/version.Version={ENGINE_VERSION}",
     seconds=210.0,
-    megabytes=2600,
+    megabytes=3400,
 )
 HOST = Component(
     name="host",
@@ -75,7 +75,7 @@ HOST = Component(
     output="bin/pulumi-language-python",
     ldflags="-s -w",
     seconds=17.0,
-    megabytes=300,
+    megabytes=200,
     extra=ENGINE_VERSION,
 )
 PROVIDER = Component(
@@ -85,7 +85,7 @@ PROVIDER = Component(
     output=f"home/plugins/resource-gcp-{PLUGIN_VERSION}/pulumi-resource-gcp",
     ldflags="-s -w",
     seconds=220.0,
-    megabytes=3100,
+    megabytes=2400,
     extra=repr((PROVIDER_SOURCE, PROVIDER_SUM, PATCHED_FILE, PATCHES, PROVIDER_GO_MOD)),
 )
 COMPONENTS = (ENGINE, HOST, PROVIDER)

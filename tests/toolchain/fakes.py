@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -49,6 +50,15 @@ elif sys.argv[1] in ("preview", "up"):
 """
 
 
+def executable(path: Path, program: str) -> None:
+    """A Python program that runs by its name, wherever the interpreter is (a first line that
+    names it could hold no space)."""
+    source = path.with_name(f"{path.name}-source.py")
+    source.write_text(program)
+    path.write_text(f'#!/bin/sh\nexec {shlex.join([sys.executable, "-IS", str(source)])} "$@"\n')
+    path.chmod(0o755)
+
+
 @dataclass
 class Machine:
     """A machine with a home, a cache and only the fake programs that were installed on it."""
@@ -76,9 +86,7 @@ class Machine:
         return self.cache / "pilot-fleet" / "toolchain"
 
     def install(self, name: str, program: str) -> None:
-        path = self.folder / "bin" / name
-        path.write_text(f"#!{sys.executable} -IS\n{program}")
-        path.chmod(0o755)
+        executable(self.folder / "bin" / name, program)
 
     def run(self, *arguments: str, root: Path = ROOT) -> subprocess.CompletedProcess[str]:
         """toolchain.py of a checkout on this machine, without a terminal."""

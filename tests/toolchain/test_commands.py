@@ -42,8 +42,7 @@ def checkout(tmp_path: Path) -> Path:
     (root / "Pulumi.swarm.yaml").write_text("config:\n  gcp:project: p\n")
     python = root / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
-    python.write_text(f"#!{sys.executable} -IS\n{CHECKER}")
-    python.chmod(0o755)
+    fakes.executable(python, CHECKER)
     return root
 
 
