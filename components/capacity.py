@@ -32,6 +32,12 @@ CONNECTIONS_PER_AGENT = 4
 # Registry connections a GiB of the rendezvous carries: upstream ran 150,000 to 207,000 on 64 GiB.
 CONNECTIONS_PER_GIB = 3_000
 MAX_PORT = 65_535
+# Local TCP ports of a VM for connections to one registry: the widest range (1024 to 65535), less
+# what the VM keeps for the system, and in quarters of a port what an agent takes of it: four
+# connections, its own UDP port and a quarter more that is reserved for new agents
+# (startup/node/limits.py works to the same numbers).
+LOCAL_PORTS = 65_536 - 1_024 - 4_096 - 128
+LOCAL_PORT_QUARTERS_PER_AGENT = 4 * (CONNECTIONS_PER_AGENT + 1) + 1
 # Below this share of headroom a VM is reported: the blog's fleet keeps 50 to 60 %.
 WARN_HEADROOM = 0.40
 
@@ -115,6 +121,13 @@ def swarm_fit(
         walls=(
             memory,
             ports,
+            Wall(
+                name="local ports",
+                unit="ports",
+                capacity=LOCAL_PORTS,
+                demand=ceil(agents * LOCAL_PORT_QUARTERS_PER_AGENT / 4),
+                fits=LOCAL_PORTS * 4 // LOCAL_PORT_QUARTERS_PER_AGENT,
+            ),
             Wall(
                 name="tasks",
                 unit="tasks",

@@ -37,6 +37,8 @@ _IMAGE = re.compile(r"[a-z][-a-z0-9]{4,28}[a-z0-9]/[a-z](?:[-a-z0-9]{0,61}[a-z0-
 _SERVICE_ACCOUNT = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
 _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+_-]{0,63}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# What an agent's unit sets itself (docs/CONTRACT.md).
+_RESERVED_VARIABLE = re.compile(r"HOME|PILOT_AGENT_.*|PILOT_PORT_.*")
 _URL = re.compile(r"https?://[^\s/?#@]+")
 
 
@@ -429,8 +431,10 @@ def _environment(node: Node) -> dict[str, str]:
             node.problem(str(key), "is not the name of an environment variable")
         elif not isinstance(value, str):
             node.problem(key, f"must be text, not {describe(value)}: put it in quotes")
-        elif "\n" in value or "\0" in value:
-            node.problem(key, "must be one line of text")
+        elif not value.isprintable():
+            node.problem(key, "must be one line of printable text")
+        elif _RESERVED_VARIABLE.fullmatch(key):
+            node.problem(key, "is set on the VM itself: leave it out")
         else:
             environment[key] = value
     return environment

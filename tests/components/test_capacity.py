@@ -84,8 +84,13 @@ def test_incident_3_of_the_blog() -> None:
 
 def test_each_wall_can_bind() -> None:
     large = MachineType(name="large", vcpus=416, memory_mb=12_000_000)
-    assert capacity.swarm_fit(large, agents=50_000, base_port=10_000).binds.name == "UDP ports"
-    tasks = capacity.swarm_fit(large, agents=1, base_port=10_000).walls[2]
+    local = capacity.swarm_fit(large, agents=11_483, base_port=10_000)
+    assert (local.binds.name, local.fits) == ("local ports", 11_483)
+    assert local.headroom >= 0
+    assert capacity.swarm_fit(large, agents=11_484, base_port=10_000).headroom < 0
+    high = capacity.swarm_fit(large, agents=5_000, base_port=60_000)
+    assert (high.binds.name, high.fits) == ("UDP ports", 5_535)
+    tasks = capacity.swarm_fit(large, agents=1, base_port=10_000).walls[-1]
     assert (tasks.name, tasks.demand, tasks.fits) == ("tasks", 8, (4_194_304 - 4096) // 8)
     rendezvous = capacity.rendezvous_fit(machine("n2-standard-4"), agents=9500)
     assert (rendezvous.binds.name, rendezvous.fits) == ("registry connections", 12_000)
