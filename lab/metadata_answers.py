@@ -38,6 +38,7 @@ TOKEN_RENEWED_SECONDS: Final = 300  # a token with less left is replaced by a ne
 MOST_GUEST_KEY: Final = 128  # characters of a namespace and of a key, as of metadata keys
 MOST_GUEST_VALUE: Final = 256 * 1024  # bytes of a value, as of metadata values
 MOST_GUEST_TOTAL: Final = 512 * 1024  # bytes of all keys and values of a VM, as of metadata
+_MOST_TOKENS: Final = 1000  # kept at once
 _LOOK_SECONDS: Final = 2.0  # how often a long poll sees whether its client is still there
 _TRUE: Final = frozenset({"true", "on", "yes", "1"})
 _NOWHERE: Final = Scope(project="")
@@ -288,6 +289,8 @@ class Metadata:
         with self._lock:
             token, ends = self._tokens.get(key, ("", 0.0))
             if ends - now < TOKEN_RENEWED_SECONDS:
+                if len(self._tokens) >= _MOST_TOKENS:
+                    self._tokens.clear()  # a guest chooses its scopes: what it asks is not kept
                 token, ends = f"lab.{secrets.token_urlsafe(96)}", now + TOKEN_SECONDS
                 self._tokens[key] = token, ends
         value = {"access_token": token, "expires_in": int(ends - now), "token_type": "Bearer"}

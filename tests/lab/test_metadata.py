@@ -4,6 +4,7 @@ import base64
 import json
 import socket
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from http.client import HTTPConnection, HTTPException
@@ -17,6 +18,13 @@ from lab.metadata_answers import MOST_GUEST_TOTAL, MOST_GUEST_VALUE, GoneError, 
 from lab.server import Serving
 from lab.store import Store
 from tests.lab.client import COMPUTE, ZONE, Answer, Client, vm
+from tests.lab.test_lab_official_client import AT, build
+
+with warnings.catch_warnings():
+    # On import it announces when it will drop this Python, which is Debian 12's.
+    warnings.simplefilter("ignore", FutureWarning)
+    from google.api_core import exceptions
+    from google.cloud import compute_v1
 
 PATIENCE = 30.0  # seconds after which what a test waits for is broken
 ROOT = "/computeMetadata/v1/"
@@ -479,6 +487,27 @@ def test_guest_attributes_are_written_read_and_deleted(guest: Guest) -> None:
     assert guest.call("DELETE", f"{base}/ns/status").status == 200
     assert guest.call("GET", f"{base}/ns/status").status == 404
     assert guest.call("DELETE", f"{base}/ns/status").status == 404
+
+
+def test_guest_attributes_are_seen_through_the_official_client(
+    serving: Serving, guest: Guest
+) -> None:
+    client = build(compute_v1.InstancesClient, serving)
+    ask = compute_v1.GetGuestAttributesInstanceRequest
+    with pytest.raises(exceptions.NotFound, match="'ns/' of type 'Guest Attribute' was not found"):
+        client.get_guest_attributes(request=ask(**AT, instance="vm", query_path="ns/"))
+    for name, value in (("ns/status", b"up"), ("ns/since", b"noon"), ("other/x", b"\xe2\x9c\x93")):
+        assert guest.call("PUT", f"instance/guest-attributes/{name}", value).status == 200
+    one = client.get_guest_attributes(request=ask(**AT, instance="vm", variable_key="other/x"))
+    assert (one.variable_key, one.variable_value) == ("other/x", "✓")
+    found = client.get_guest_attributes(request=ask(**AT, instance="vm", query_path="ns/"))
+    assert [(each.namespace, each.key, each.value) for each in found.query_value.items] == [
+        ("ns", "since", "noon"),
+        ("ns", "status", "up"),
+    ]
+    guest.call("DELETE", "instance/guest-attributes/ns/status")
+    with pytest.raises(exceptions.NotFound):
+        client.get_guest_attributes(request=ask(**AT, instance="vm", variable_key="ns/status"))
 
 
 @pytest.mark.parametrize(
