@@ -726,3 +726,15 @@ def test_no_body_is_an_internal_error(
         battered.get(f"{COMPUTE}/aggregated/{collection}")
     for name in [each["name"] for each in list_of(battered, "instances")]:
         battered.do("DELETE", f"{ZONE}/instances/{name}")
+
+
+def test_null_elements_of_lists_are_dropped(network: Client) -> None:
+    # The older provider sends them: [null, {"key": …}], and fails on one that comes back.
+    body = vm(
+        metadata={"items": [None, {"key": "a", "value": "b"}]},
+        scheduling={"automaticRestart": True, "nodeAffinities": [None]},
+    )
+    network.do("POST", f"{ZONE}/instances", body)
+    found = network.get(f"{ZONE}/instances/vm")
+    assert found["metadata"]["items"] == [{"key": "a", "value": "b"}]
+    assert found["scheduling"]["nodeAffinities"] == []
