@@ -172,6 +172,13 @@ def test_rules_of_firewall_policies(kind: str) -> None:
     assert finding.unjudged
 
 
+def test_what_is_no_firewall_rule() -> None:
+    kind = "gcp:compute/urlMap:UrlMap"
+    assert found(kind, {"match": new_style()["match"]}) == []
+    assert found(kind, {"action": "allow"}) == []
+    assert found("aws:ec2/group:Group", {"allows": SSH, "sourceRanges": WORLD}) == []
+
+
 def test_rules_inside_a_policy() -> None:
     kind = "gcp:compute/networkFirewallPolicyWithRules:NetworkFirewallPolicyWithRules"
     good, bad = new_style(srcIpRanges=IAP), new_style()

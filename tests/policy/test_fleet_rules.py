@@ -8,6 +8,7 @@ import pytest
 
 from policy import fits, project_script
 from policy.machines import memory_gb
+from policy.spec import parse_spec
 from policy.values import UNKNOWN, Finding, Resource
 from tests.policy.planned import INSTANCE, SCRIPT, owner, planned, spec, vm, vm_props
 
@@ -125,7 +126,8 @@ def test_no_agents_at_all_are_a_good_spec() -> None:
     assert vm_problems(spec(agents=0, basePort=0, memory_activeConnections=0)) == []
 
 
-def test_a_missing_spec_is_called_missing() -> None:
+def test_a_missing_spec_is_called_missing_and_an_unknown_one_is_none() -> None:
+    assert parse_spec(UNKNOWN) is UNKNOWN
     [text] = vm_problems(None)
     assert "there is no pilot-spec" in text
 
@@ -140,8 +142,10 @@ def test_exactly_full_fits() -> None:
 def test_a_reserve_bigger_than_the_machine() -> None:
     [text] = vm_problems(spec(memory_reserveMb=99999))
     assert "At most 0 agents fit" in text
-    [text] = vm_problems(spec("rendezvous", memory_reserveMb=99999))
-    assert "leaves nothing" in text
+    for reserve in (99999, 64 * 1024):
+        [text] = vm_problems(spec("rendezvous", memory_reserveMb=reserve))
+        assert "leaves nothing" in text
+    assert vm_problems(spec("rendezvous", memory_reserveMb=64 * 1024 - 1)) == []
 
 
 def test_ports() -> None:

@@ -269,5 +269,8 @@ def test_every_setting_changes_what_is_found() -> None:
 def test_the_message_says_where_and_what_to_do() -> None:
     [finding] = found(INSTANCE, {"metadata": {"startup-script": "x"}})
     assert 'metadata["startup-script"]: ' in str(finding)
+    assert "a value that a VM runs at boot" in str(finding)
     assert "Take it out" in str(finding)
     assert "projectMetadataItem" in str(finding)
+    [finding] = found(INSTANCE, {"metadata": {"startup-script": UNKNOWN}})
+    assert "an unknown value" in str(finding)
