@@ -48,6 +48,8 @@ _PLACES: Final[dict[Level, str]] = {
     "zones": "zones/{place}",
 }
 _NOWHERE: Final = Scope(project="")
+_WHENEVER: Final = frozenset({"setMetadata", "setLabels", "setTags", "setDeletionProtection"})
+"""Actions on instances that need not wait for a machine to start or stop."""
 
 
 def project_number(project: str) -> str:
@@ -359,7 +361,7 @@ class Compute:
         error = None
         with self._store.transaction() as tx:
             body = kinds.find(tx, path)
-            if kind.collection == "instances":
+            if kind is INSTANCES and action not in _WHENEVER:
                 self._refuse_while_busy(tx, path)
             held = body.get("fingerprint")
             if kind.collection == "subnetworks" and given.get("fingerprint", held) != held:
@@ -390,7 +392,8 @@ class Compute:
             body = kinds.find(tx, path)
             shown = kind.present(tx, body)
             user = next(iter(shown.get("users", [])), None) or kinds.user_of(tx, body)
-            if user:
+            # Disks and machines only remember what they were made from.
+            if user and kind.collection not in ("images", "instanceTemplates"):
                 raise in_use(kind.singular, path, links.path_of(user, _NOWHERE))
             if kind.collection == "disks":
                 self._refuse_while_busy(tx, path)

@@ -234,13 +234,18 @@ def test_an_operation_runs_as_long_as_the_driver_works(tmp_path: Path) -> None:
         assert client.get(f"{ZONE}/instances/vm")["status"] == "STAGING"
         refused = client.call("POST", f"{ZONE}/instances/vm/stop")
         assert (refused.status, refused.reason) == (400, "resourceNotReady")
+        metadata = client.get(f"{ZONE}/instances/vm")["metadata"]
+        change = {"items": [{"key": "a", "value": "b"}], "fingerprint": metadata["fingerprint"]}
+        client.do("POST", f"{ZONE}/instances/vm/setMetadata", change)
         done: list[Any] = []
         waiter = threading.Thread(target=lambda: done.append(client.wait(operation)))
         waiter.start()
         driver.go.set()
         waiter.join(PATIENCE)
         assert (done[0]["status"], done[0]["progress"]) == ("DONE", 100)
-        assert client.get(f"{ZONE}/instances/vm")["status"] == "RUNNING"
+        found = client.get(f"{ZONE}/instances/vm")
+        assert found["status"] == "RUNNING"
+        assert found["metadata"]["items"] == change["items"]
         names = [each["name"] for each in client.get(f"{ZONE}/operations")["items"]]
         assert operation["name"] in names
 
@@ -738,3 +743,12 @@ def test_null_elements_of_lists_are_dropped(network: Client) -> None:
     found = network.get(f"{ZONE}/instances/vm")
     assert found["metadata"]["items"] == [{"key": "a", "value": "b"}]
     assert found["scheduling"]["nodeAffinities"] == []
+
+
+def test_an_image_may_go_while_a_disk_was_made_from_it(client: Client) -> None:
+    images = f"{COMPUTE}/global/images"
+    client.do("POST", images, {"name": "mine", "family": "own"})
+    source = "projects/p1/global/images/family/own"
+    client.do("POST", f"{ZONE}/disks", {"name": "d", "sourceImage": source})
+    client.do("DELETE", f"{images}/mine")
+    assert client.call("GET", f"{images}/family/own").status == 404

@@ -3,13 +3,12 @@
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from lab.server import Serving, serve
+from lab.server import Serving
 from tests.lab.client import COMPUTE, ZONE, Client
 
 PROGRAM = Path(__file__).parent / "program"
@@ -64,12 +63,6 @@ def stack(tmp_path: Path, serving: Serving, pulumi_env: dict[str, str]) -> Stack
     place = {"gcp:project": "p1", "gcp:region": "us-central1", "gcp:zone": "us-central1-a"}
     stack.set({**place, **serving.settings()})
     return stack
-
-
-@pytest.fixture
-def serving(tmp_path: Path) -> Iterator[Serving]:
-    with serve(tmp_path / "state") as started:
-        yield started
 
 
 def everything(serving: Serving) -> dict[str, list[str]]:
