@@ -124,26 +124,23 @@ _SWITCHES: Final = ("version", "ignore-whitelist")
 _KNOBS: Final = {one.name for one in fields(Knobs)}
 
 
-def _read(name: str, text: str) -> object:
-    """The value of a flag. KeyError for one that is not known, ValueError for a bad value."""
-    readers: dict[str, Callable[[str], object]] = {
-        "registry-addr": address,
-        "beacon-addr": address,
-        "http": lambda value: address(value) if value else None,
-        "store": lambda value: Path(value) if value else None,
-        "log-level": lambda value: _choice(value, tuple(LEVELS)),
-        "log-format": lambda value: _choice(value, FORMATS),
-        "config": str,
-        "admin-token": str,
-        "dashboard-token": str,
-        "stale-threshold": duration,
-        "version": _truth,
-        "delay": _seconds,
-        "refuse": lambda value: _choice(value, REFUSALS),
-        "new-keys-per-minute": _count,
-        "ignore-whitelist": _truth,
-    }
-    return readers[name](text)
+_READERS: Final[Mapping[str, Callable[[str], object]]] = {
+    "registry-addr": address,
+    "beacon-addr": address,
+    "http": lambda value: address(value) if value else None,
+    "store": lambda value: Path(value) if value else None,
+    "log-level": lambda value: _choice(value, tuple(LEVELS)),
+    "log-format": lambda value: _choice(value, FORMATS),
+    "config": str,
+    "admin-token": str,
+    "dashboard-token": str,
+    "stale-threshold": duration,
+    "version": _truth,
+    "delay": _seconds,
+    "refuse": lambda value: _choice(value, REFUSALS),
+    "new-keys-per-minute": _count,
+    "ignore-whitelist": _truth,
+}
 
 
 def _given(arguments: Sequence[str]) -> dict[str, object]:
@@ -155,6 +152,8 @@ def _given(arguments: Sequence[str]) -> dict[str, object]:
         name, equals, value = word.removeprefix("-").removeprefix("-").partition("=")
         if not word.startswith("-") or not name:
             raise UsageError(f'"{word}" is no flag')
+        if name not in _READERS:
+            raise UsageError(f"-{name}: there is no such flag")
         if not equals and name in _SWITCHES:
             value = "true"
         elif not equals:
@@ -162,9 +161,7 @@ def _given(arguments: Sequence[str]) -> dict[str, object]:
                 raise UsageError(f"-{name} needs a value")
             value = rest.pop(0)
         try:
-            found[name] = _read(name, value)
-        except KeyError:
-            raise UsageError(f"-{name}: there is no such flag") from None
+            found[name] = _READERS[name](value)
         except ValueError as error:
             raise UsageError(f"-{name}: {error}") from None
     return found
@@ -181,11 +178,11 @@ def _configured(file: Path) -> dict[str, object]:
     found: dict[str, object] = {}
     for key, value in content.items():
         name = key.replace("_", "-")
+        if name not in _READERS:
+            continue
         text = json.dumps(value) if isinstance(value, bool | int | float) else str(value)
         try:
-            found[name] = _read(name, text)
-        except KeyError:
-            continue
+            found[name] = _READERS[name](text)
         except ValueError as error:
             raise UsageError(f"-config {file}: {key}: {error}") from None
     return found

@@ -183,10 +183,12 @@ def read_snapshot(content: bytes, *, started: float) -> State:
         raise CorruptSnapshotError(f"no JSON: {error}") from None
     if not isinstance(document, dict):
         raise CorruptSnapshotError("must be a JSON object")
-    _check_sum(content.strip(), document.get("checksum"))
     version = document.get("version")
-    if not isinstance(version, int) or version > SNAPSHOT_VERSION:
+    if not _whole(version, 0) or version > SNAPSHOT_VERSION:
         raise CorruptSnapshotError(f"version {version!r}, this program reads {SNAPSHOT_VERSION}")
+    # Version 0 is older than checksums.
+    if version > 0:
+        _check_sum(content.strip(), document.get("checksum"))
     state = State(started=started)
     nodes = _mapping(document, "nodes")
     for where, fields in nodes.items():
@@ -206,12 +208,9 @@ def read_snapshot(content: bytes, *, started: float) -> State:
 
 
 def _check_sum(content: bytes, checksum: object) -> None:
-    """A document without one is older than checksums; the real one takes it as well."""
-    if checksum is None:
-        return
     at = content.rfind(_CHECKSUM_FIELD)
     if at < 0:
-        raise CorruptSnapshotError("checksum is not the last field")
+        raise CorruptSnapshotError("no checksum as last field")
     if hashlib.sha256(content[:at] + b"}").hexdigest() != checksum:
         raise CorruptSnapshotError("checksum does not match")
 

@@ -181,7 +181,7 @@ class Wire:
             return False
         try:
             message = json.loads(body)
-        except ValueError:
+        except (ValueError, RecursionError):
             message = None
         if not isinstance(message, dict):
             self.log.debug("no JSON object, closed", remote=connection.source)
