@@ -206,10 +206,10 @@ class MetadataServing:
             self._cut()
 
     def back(self) -> None:
-        """Be there again, at the same address."""
+        """Be there again, at the same address; nothing where it is closed."""
         with self._lock:
             self._server.unavailable = False
-            if self._thread is None:
+            if self._thread is None and self._listener.fileno() >= 0:
                 self._listen()
 
     def close(self) -> None:

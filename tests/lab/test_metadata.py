@@ -663,6 +663,7 @@ def test_closing_leaves_nothing(serving: Serving, cloud: Client) -> None:
     assert guest.text("instance/name") == "vm"
     served.close()
     served.close()
+    served.back()
     guest.connection.close()
     names = {each.name for each in threading.enumerate()}
     assert f"metadata {served.address[1]}" not in names
