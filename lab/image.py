@@ -27,6 +27,7 @@ LOG = logging.getLogger("lab.image")
 SUITE: Final = "bookworm"
 FILES: Final = Path(__file__).parent / "image"
 PACKAGES: Final = (
+    "busybox-static",
     "ca-certificates",
     "curl",
     "dbus",
@@ -39,7 +40,6 @@ PACKAGES: Final = (
     "less",
     "libpam-systemd",
     "linux-image-cloud-amd64",
-    "lz4",
     "mount",
     "netbase",
     "openssh-server",
@@ -49,7 +49,7 @@ PACKAGES: Final = (
     "systemd-sysv",
     "udev",
 )
-"""What Google's image has of what programs on an instance rely on, and a kernel."""
+"""What Google's image has of what programs on an instance rely on, a kernel, and its first init."""
 
 ROOT_MIB: Final = 2048
 """Size of the root file system in MiB; a guest grows it to its disk's size when it boots."""
@@ -185,7 +185,7 @@ def _install(target: Path) -> None:
         "--dpkgopt=path-exclude=/usr/share/doc/*",
         "--dpkgopt=path-exclude=/usr/share/locale/*",
         f"--essential-hook=sync-in {FILES / 'root'} /",
-        f"--customize-hook=copy-in {FILES / 'setup.sh'} /",
+        f"--customize-hook=copy-in {FILES / 'setup.sh'} {FILES / 'init'} /",
         '--customize-hook=chroot "$1" /setup.sh',
         '--customize-hook=rm "$1/setup.sh"',
         SUITE,

@@ -1,0 +1,1 @@
+"""What runs machines: QEMU guests, which need no root, and systemd containers, which do."""

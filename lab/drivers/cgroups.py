@@ -1,0 +1,100 @@
+"""Cgroups of containers: each needs its own, and its memory limit is set there.
+
+Where this machine has version 2 beside version 1, the container gets version 2, as Debian 12 has
+it, with what needs no controller: freezing, killing, programs that filter packets.
+"""
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from lab.drivers.processes import until
+
+_MIB: Final = 1024**2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hierarchies:
+    """Where hierarchies are mounted: `unified` is version 2, `legacy` version 1 by controller."""
+
+    unified: Path | None
+    legacy: dict[str, Path]
+
+    @property
+    def description(self) -> str:
+        """What a container has of it."""
+        if self.unified is None:
+            return "cgroup v1"
+        if self.legacy:
+            return "cgroup v2 without controllers"
+        return "cgroup v2"
+
+    @property
+    def limits_memory(self) -> bool:
+        """Tell whether a container's memory can be limited."""
+        if "memory" in self.legacy:
+            return True
+        if self.unified is None:
+            return False
+        return "memory" in (self.unified / "cgroup.controllers").read_text().split()
+
+
+def hierarchies(mounts: str) -> Hierarchies:
+    """Return what `/proc/mounts` says of this machine's cgroups."""
+    unified = None
+    legacy: dict[str, Path] = {}
+    for line in mounts.splitlines():
+        _, where, kind, options, *_ = line.split()
+        if kind == "cgroup2" and unified is None:
+            unified = Path(where)
+        elif kind == "cgroup":
+            for name in options.split(","):
+                if name.startswith("name=") or name in ("memory", "pids"):
+                    legacy.setdefault(name, Path(where))
+    return Hierarchies(unified=unified, legacy=legacy)
+
+
+class Group:
+    """The cgroup `name` (`LAB/MACHINE`) in every hierarchy that there is."""
+
+    def __init__(self, found: Hierarchies, name: str) -> None:
+        """Take it; `make` makes it."""
+        roots = dict.fromkeys(found.legacy.values())
+        if found.unified is not None:
+            roots[found.unified] = None
+        self._found = found
+        self._name = name
+        self.directories = [root / name for root in roots]
+
+    def make(self, memory_mb: int) -> None:
+        """Make it, with at most `memory_mb` MiB of memory where that can be limited."""
+        for directory in self.directories:
+            directory.mkdir(parents=True, exist_ok=True)
+        limit = str(memory_mb * _MIB)
+        if "memory" in self._found.legacy:
+            (self._found.legacy["memory"] / self._name / "memory.limit_in_bytes").write_text(limit)
+        elif self._found.unified is not None and self._found.limits_memory:
+            directory = self._found.unified / self._name
+            for parent in (self._found.unified, directory.parent):
+                with contextlib.suppress(OSError):
+                    (parent / "cgroup.subtree_control").write_text("+memory +pids")
+            (directory / "memory.max").write_text(limit)
+
+    def remove(self, seconds: float = 5.0) -> bool:
+        """Remove it with all below, once its processes are gone; tell whether that worked."""
+        return until(lambda: all([_remove(each) for each in self.directories]), seconds)
+
+
+def _remove(directory: Path) -> bool:
+    if not directory.exists():
+        return True
+    below = sorted(directory.rglob("*/"), key=lambda path: len(path.parts), reverse=True)
+    try:
+        for each in [*(path for path in below if path.is_dir()), directory]:
+            each.rmdir()
+    except FileNotFoundError:
+        return False
+    except OSError:  # a process is still on its way out
+        return False
+    return True

@@ -1,0 +1,76 @@
+#!/bin/bash
+# Runs one container until it is off. Started in mount and network namespaces of its own, so that
+# whatever it mounts, and its interfaces, go away with the last of its processes, however they end.
+#
+# container.sh FOLDER NAMESPACE CGROUPS LAYERS NICS DISKS ARGUMENT…
+#   FOLDER     the machine's; below it root/ and lower/ are mounted on
+#   NAMESPACE  name of the lab's network namespace, with the bridge `lan`
+#   CGROUPS    directories to move to, separated by newlines
+#   LAYERS     file system image, upper and work directory, separated by newlines
+#   NICS       lines of: name in the container, name on the bridge, MAC, MTU
+#   DISKS      lines of: device in the container, rw or ro, file
+#   ARGUMENT…  systemd-nspawn's
+set -euo pipefail
+
+readonly FOLDER=$1 NAMESPACE=$2 CGROUPS=$3 LAYERS=$4 NICS=$5 DISKS=$6
+shift 6
+readonly REBOOT=133 # what nspawn --keep-unit says when the container rebooted
+
+# A session's limits are the machine's own affair: nobody else's cgroup may count this container.
+enter_cgroups() {
+  local directory
+  while read -r directory; do
+    [[ -z $directory ]] || echo "$$" >"$directory/cgroup.procs"
+  done <<<"$CGROUPS"
+}
+
+mount_root() {
+  local image upper work
+  { read -r image && read -r upper && read -r work; } <<<"$LAYERS"
+  mount -o ro,loop,noload "$image" "$FOLDER/lower"
+  mount -t overlay overlay -o "lowerdir=$FOLDER/lower,upperdir=$upper,workdir=$work" "$FOLDER/root"
+}
+
+# The kernel detaches a loop device that was told to go as soon as nobody has it open: this script
+# does, for as long as it lives.
+binds=()
+open_disks() {
+  local device mode file loop held options
+  while read -r device mode file; do
+    [[ -n $device ]] || continue
+    options=()
+    [[ $mode == rw ]] || options=(--read-only)
+    loop=$(losetup --find --show "${options[@]}" "$file")
+    # shellcheck disable=SC2034 # held is that: the number is bash's affair
+    exec {held}<"$loop"
+    losetup --detach "$loop"
+    binds+=("--bind=$loop:$device")
+  done <<<"$DISKS"
+}
+
+interfaces=()
+plug_nics() {
+  local name peer mac mtu
+  interfaces=()
+  while read -r name peer mac mtu; do
+    [[ -n $name ]] || continue
+    ip -n "$NAMESPACE" link delete "$peer" 2>/dev/null || true
+    ip link add "$name" address "$mac" mtu "$mtu" type veth peer name "$peer" netns "$NAMESPACE"
+    ip -n "$NAMESPACE" link set "$peer" mtu "$mtu" master lan up
+    interfaces+=("--network-interface=$name")
+  done <<<"$NICS"
+}
+
+echo "$$" >"$FOLDER/pid.part"
+mv "$FOLDER/pid.part" "$FOLDER/pid"
+enter_cgroups
+mkdir -p "$FOLDER/root" "$FOLDER/lower"
+mount_root
+open_disks
+status=$REBOOT
+while ((status == REBOOT)); do
+  plug_nics
+  status=0
+  systemd-nspawn "${binds[@]}" "${interfaces[@]}" "$@" || status=$?
+done
+exit "$status"
