@@ -26,7 +26,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_same_sources_same_bytes(program: Path, tmp_path: Path) -> None:
     copy = tmp_path / "standin"
     copy.mkdir()
-    for file in reversed(sorted((ROOT / "standin").glob("*.py"))):
+    for file in sorted((ROOT / "standin").glob("*.py"), reverse=True):
         (copy / file.name).write_bytes(file.read_bytes())
         os.utime(copy / file.name, (1, 1))
     again = tmp_path / "again"
