@@ -231,3 +231,26 @@ def test_googles_runner_waits_for_a_metadata_server_that_is_away(
         said, _ = process.communicate(timeout=SECONDS)
     assert "startup-script exit status 0" in said
     assert log.read_text() == "project\n"
+
+
+def test_googles_runner_of_2021_gives_up_on_a_503(
+    network: Client, namespace: Path, runner: Path, served: MetadataServing, tmp_path: Path
+) -> None:
+    """The page of a refusal is no JSON to it: that boot goes on without a startup script."""
+    log = tmp_path / "log"
+    change(network, {}, {}, {"startup-script": script("project", log)})
+    served.away(unavailable=True)
+    process = subprocess.Popen(
+        ["nsenter", f"--net={namespace}", runner, "startup"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    with process:
+        assert process.stdout is not None
+        if not any("20211116" in line for line in iter(process.stdout.readline, "")):
+            pytest.skip("this is another version of the runner")
+        assert "invalid character" in process.stdout.readline()
+        # Now and then it hangs here, once it has taken this for Google and tries to log there.
+        process.kill()
+    assert not log.exists()
