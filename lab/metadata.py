@@ -181,6 +181,9 @@ class MetadataServing:
     def __init__(self, store: Store, instance: Instance, listener: socket.socket) -> None:
         self._store = store
         self._listener = listener
+        # Before the first connection: they inherit it, and their remains would keep the port from
+        # `back` for a minute.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._server = _Server(Metadata(store), instance, listener)
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()

@@ -692,6 +692,23 @@ def test_a_bound_socket_and_a_peers_address(serving: Serving, cloud: Client) -> 
     assert names["127.0.0.3"][0] == 404
 
 
+def test_a_socket_that_was_handed_over_comes_back_too(serving: Serving, cloud: Client) -> None:
+    del cloud
+    listener = socket.socket()  # without SO_REUSEADDR: old connections keep its port for a minute
+    with socket.socket() as first:
+        first.bind(("127.0.0.1", 0))
+        address = first.getsockname()
+    listener.bind(address)
+    with serve_metadata(serving.lab, PATH, listener) as served:
+        guest = Guest(address)
+        assert guest.text("instance/name") == "vm"
+        served.away()
+        guest.connection.close()
+        served.back()
+        assert guest.text("instance/name") == "vm"
+        guest.connection.close()
+
+
 def test_a_port_that_is_taken_is_an_error(serving: Serving, served: MetadataServing) -> None:
     with pytest.raises(OSError, match="in use"):
         serve_metadata(serving.lab, PATH, served.address)

@@ -27,7 +27,7 @@ SECONDS = 60.0  # after which a download or a run of the runner is broken
 CLONE_NEWNET = 0x40000000  # <sched.h>
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def runner(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Google's runner."""
     if os.geteuid() != 0:
