@@ -104,6 +104,10 @@ class Driver(Protocol):
         """Return all that a machine wrote to its first serial port since it was created."""
         ...
 
+    def forward(self, machine: Machine, guest_port: int) -> int:
+        """Forward a TCP port of this machine's loopback to a guest's port, and return it."""
+        ...
+
 
 class NoMachines:
     """A driver that boots nothing: instances exist in the API only, and say RUNNING."""
@@ -144,3 +148,8 @@ class NoMachines:
     def serial_output(self, machine: Machine) -> bytes:
         """Return a line that says why there is nothing."""
         return f"{machine.path}: this driver boots nothing, so there is no console\r\n".encode()
+
+    def forward(self, machine: Machine, guest_port: int) -> int:
+        """Refuse: there is nobody to talk to."""
+        message = f"{machine.path}: this driver boots nothing, so port {guest_port} leads nowhere"
+        raise MachineError(message)

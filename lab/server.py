@@ -13,6 +13,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from lab import NAME
 from lab.compute import Compute
+from lab.control import Control
 from lab.errors import ApiError, not_implemented
 from lab.iam import Policies, ResourceManager, ServiceAccounts
 from lab.machines import Driver, NoMachines
@@ -54,6 +55,7 @@ class Lab:
                 *ServiceAccounts(self.store, policies).routes(),
                 *Secrets(self.store, policies).routes(),
                 *Monitoring(self.store).routes(),
+                *Control(self.store, self.driver).routes(),
             ]
         )
         self.storage.recover()

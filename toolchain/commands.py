@@ -153,6 +153,7 @@ def preview_or_up(verb: str, stack: str, arguments: list[str]) -> NoReturn:
         environ["GOOGLE_OAUTH_ACCESS_TOKEN"] = environment.PLACEHOLDER_TOKEN
     select_stack(pulumi, stack, environ)
     command = [pulumi.path, verb, "--stack", stack, "--policy-pack", pulumi.policy_pack]
+    command += ["--policy-pack-config", "policy/settings.json"]
     if not terminal:
         command.append("--non-interactive")
     os.chdir(ROOT)

@@ -1,0 +1,133 @@
+"""The whole of it: the API, the machines behind it, and a metadata server for each of them."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from lab.machines import Driver, Machine, NoMachines
+from lab.metadata import HasStore, MetadataServing, serve_metadata
+from lab.server import Serving, serve
+
+DRIVERS: Final = ("none", "qemu", "container")
+
+
+class MetadataServers:
+    """One metadata server a machine, on a loopback port of its own.
+
+    A driver asks for the address before the API serves: the port is bound at once (a connection
+    waits in its backlog), and answers begin with `attach`.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lab: HasStore | None = None
+        self._waiting: dict[str, socket.socket] = {}
+        self._addresses: dict[str, tuple[str, int]] = {}
+        self._serving: dict[str, MetadataServing] = {}
+
+    def endpoint(self, machine: Machine) -> tuple[str, int]:
+        """Return (host, port) of the server that answers for a machine."""
+        with self._lock:
+            if machine.path not in self._addresses:
+                listener = socket.socket()
+                listener.bind(("127.0.0.1", 0))
+                listener.listen()
+                self._waiting[machine.path] = listener
+                self._addresses[machine.path] = listener.getsockname()[:2]
+                self._serve()
+            return self._addresses[machine.path]
+
+    def attach(self, lab: HasStore) -> None:
+        """Answer from this lab's state from now on."""
+        with self._lock:
+            self._lab = lab
+            self._serve()
+
+    def serving(self, path: str) -> MetadataServing:
+        """Return a machine's server, for who wants it away for a while. KeyError for none."""
+        with self._lock:
+            return self._serving[path]
+
+    def close(self) -> None:
+        """Stop answering."""
+        with self._lock:
+            for serving in self._serving.values():
+                serving.close()
+            for listener in self._waiting.values():
+                listener.close()
+
+    def _serve(self) -> None:
+        if self._lab is None:
+            return
+        for path, listener in self._waiting.items():
+            self._serving[path] = serve_metadata(self._lab, path, listener)
+        self._waiting.clear()
+
+
+class _Stopped:
+    """Tells the API of machines that powered themselves off, also of those before it served."""
+
+    def __init__(self) -> None:
+        self._serving: Serving | None = None
+
+    def attach(self, serving: Serving) -> None:
+        self._serving = serving
+
+    def __call__(self, path: str) -> None:
+        # What stops before the API is there is found by its recovery.
+        if self._serving is not None:
+            self._serving.lab.compute.machine_stopped(path)
+
+
+@contextmanager
+def run(
+    state: Path, *, driver: str = "none", port: int = 0, cache: Path | None = None
+) -> Iterator[tuple[Serving, MetadataServers]]:
+    """Serve a cloud with its state in `state` until the block ends; its machines run on.
+
+    `driver` is one of `DRIVERS`; `cache` is where the machines' image is kept. StoreError where
+    the state cannot be used, MachineError where the driver cannot, OSError where the port is taken.
+    """
+    servers, stopped = MetadataServers(), _Stopped()
+    machines = _driver(driver, state, port=port, servers=servers, stopped=stopped, cache=cache)
+    try:
+        with serve(state, port, machines) as serving:
+            stopped.attach(serving)
+            servers.attach(serving.lab)
+            yield serving, servers
+    finally:
+        servers.close()
+        close(machines)
+
+
+def close(driver: Driver) -> None:
+    """Let go of the machines of a driver that has any; they run on."""
+    let_go = getattr(driver, "close", None)
+    if let_go is not None:
+        let_go()
+
+
+def _driver(
+    name: str,
+    state: Path,
+    *,
+    port: int,
+    servers: MetadataServers,
+    stopped: _Stopped,
+    cache: Path | None,
+) -> Driver:
+    # Imported here: a cloud without machines needs nothing that they need.
+    if name == "qemu":
+        from lab.drivers.qemu import Qemu  # noqa: PLC0415
+
+        return Qemu(state, metadata_endpoint=servers.endpoint, cache=cache, stopped=stopped)
+    if name == "container":
+        from lab.drivers.container import Container  # noqa: PLC0415
+
+        return Container(
+            state, metadata_endpoint=servers.endpoint, cache=cache, stopped=stopped, api_port=port
+        )
+    return NoMachines()
