@@ -14,6 +14,7 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from typing import Any, Final, Protocol, Self
 
+from lab.machines import Machine
 from lab.metadata_answers import (
     MOST_GUEST_VALUE,
     Answer,
@@ -269,6 +270,59 @@ def serve_metadata(
     """
     listener = listen if isinstance(listen, socket.socket) else _bound(listen)
     return MetadataServing(lab.store, instance, listener)
+
+
+class MetadataServers:
+    """A metadata server on the loopback interface for each VM, made when it is first asked for.
+
+    A lab needs its driver, the driver the servers' addresses, and the servers the lab's state. So
+    this is made first, `endpoint` is given to the driver, and `attach` called with the lab: until
+    then the addresses are taken and refuse connections, as while a server is away.
+    """
+
+    def __init__(self) -> None:
+        self._lab: HasStore | None = None
+        self._waiting: dict[str, socket.socket] = {}
+        self._serving: dict[str, MetadataServing] = {}
+        self._lock = threading.Lock()
+
+    def attach(self, lab: HasStore) -> None:
+        """Serve what was asked for and will be, from the state of `lab`."""
+        with self._lock:
+            self._lab = lab
+            for path, listener in self._waiting.items():
+                self._serving[path] = serve_metadata(lab, path, listener)
+            self._waiting.clear()
+
+    def endpoint(self, machine: Machine) -> tuple[str, int]:
+        """Return (host, port) of the machine's metadata server."""
+        with self._lock:
+            path = machine.path
+            if path not in self._serving and path not in self._waiting:
+                listener = _bound(("127.0.0.1", 0))
+                if self._lab is None:
+                    self._waiting[path] = listener
+                else:
+                    self._serving[path] = serve_metadata(self._lab, path, listener)
+            if path in self._serving:
+                return self._serving[path].address
+            host, port = self._waiting[path].getsockname()
+            return str(host), int(port)
+
+    def of(self, path: str) -> MetadataServing:
+        """Return the server of the instance at `path`; KeyError where none was asked for."""
+        with self._lock:
+            return self._serving[path]
+
+    def close(self) -> None:
+        """Stop them all; a second call does nothing."""
+        with self._lock:
+            for listener in self._waiting.values():
+                listener.close()
+            for serving in self._serving.values():
+                serving.close()
+            self._waiting.clear()
+            self._serving.clear()
 
 
 def _bound(address: tuple[str, int]) -> socket.socket:

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from lab import maintenance
-from lab.metadata import MetadataServing, serve_metadata
+from lab.machines import Machine
+from lab.metadata import MetadataServers, MetadataServing, serve_metadata
 from lab.metadata_answers import MOST_GUEST_TOTAL, MOST_GUEST_VALUE, GoneError, Metadata
 from lab.server import Serving
 from lab.store import Store
@@ -712,3 +713,39 @@ def test_a_socket_that_was_handed_over_comes_back_too(serving: Serving, cloud: C
 def test_a_port_that_is_taken_is_an_error(serving: Serving, served: MetadataServing) -> None:
     with pytest.raises(OSError, match="in use"):
         serve_metadata(serving.lab, PATH, served.address)
+
+
+def machine(path: str) -> Machine:
+    return Machine(path=path, id=1, hostname="h", vcpus=1, memory_mb=256, disks=(), nics=())
+
+
+def test_servers_are_there_before_the_lab_and_serve_with_it(
+    serving: Serving, cloud: Client
+) -> None:
+    del cloud
+    servers = MetadataServers()
+    early = servers.endpoint(machine(PATH))
+    assert servers.endpoint(machine(PATH)) == early
+    guest = Guest(early)
+    with pytest.raises(ConnectionRefusedError):
+        guest.text("instance/name")
+    guest.connection.close()
+    servers.attach(serving.lab)
+    assert guest.text("instance/name") == "vm"
+    late = servers.endpoint(machine(PATH.replace("/vm", "/later")))
+    other = Guest(late)
+    assert other.call("GET", "instance/name").status == 503  # no such instance (yet)
+    servers.of(PATH).away()
+    assert servers.endpoint(machine(PATH)) == early
+    guest.connection.close()
+    with pytest.raises(ConnectionRefusedError):
+        guest.text("instance/name")
+    servers.close()
+    servers.close()
+    for each in (guest, other):
+        each.connection.close()
+    with pytest.raises(ConnectionRefusedError):
+        other.text("instance/name")
+    unused = MetadataServers()
+    unused.endpoint(machine(PATH))
+    unused.close()
