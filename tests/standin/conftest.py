@@ -20,7 +20,7 @@ def running(tmp_path: Path) -> Iterator[Standin]:
         yield found
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def artifacts() -> Path:
     """The folder with the real pilot-daemon and pilotctl, fetched if they are not there yet."""
     fetch = [sys.executable, str(ROOT / "toolchain" / "toolchain.py"), "artifacts"]

@@ -159,3 +159,7 @@ def test_counting_open_registrations() -> None:
     assert counter.shown() == {"open": 2, "peak": 3, "peak_by_source": {"a": 2, "b": 1}}
     counter.reset()
     assert counter.shown() == {"open": 2, "peak": 2, "peak_by_source": {"a": 1, "b": 1}}
+    counter.end("a")
+    counter.end("b")
+    counter.begin("b")
+    assert counter.shown() == {"open": 1, "peak": 2, "peak_by_source": {"a": 1, "b": 1}}

@@ -141,6 +141,41 @@ def test_a_failed_save_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.Mo
     assert file.read_bytes() == before
 
 
+def test_who_reads_while_it_is_saved_finds_the_old_one_or_the_new(tmp_path: Path) -> None:
+    file = tmp_path / "registry.json"
+    documents = [filled(count).snapshot() for count in (2000, 2001)]
+    store.save(file, documents[0])
+    done = threading.Event()
+
+    def save() -> None:
+        for index in range(60):
+            store.save(file, documents[index % 2])
+        done.set()
+
+    saver = threading.Thread(target=save)
+    saver.start()
+    found = set()
+    while not done.is_set():
+        found.add(file.read_bytes())
+    saver.join()
+    assert found <= {sealed(document) for document in documents}
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_it_is_on_disk_before_it_replaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda _: order.append("fsync"))
+    rename = Path.replace
+
+    def replace(source: Path, target: Path) -> Path:
+        order.append("rename")
+        return rename(source, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    store.save(tmp_path / "registry.json", filled(1).snapshot())
+    assert order == ["fsync", "rename"]
+
+
 def test_it_is_saved_by_itself_when_asked_and_at_the_end(tmp_path: Path, running: Standin) -> None:
     file = tmp_path / "registry.json"
 
