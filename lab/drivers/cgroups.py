@@ -83,7 +83,7 @@ class Group:
 
     def remove(self, seconds: float = 5.0) -> bool:
         """Remove it with all below, once its processes are gone; tell whether that worked."""
-        return until(lambda: all([_remove(each) for each in self.directories]), seconds)
+        return until(lambda: all(_remove(each) for each in self.directories), seconds)
 
 
 def _remove(directory: Path) -> bool:

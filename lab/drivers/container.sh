@@ -48,6 +48,13 @@ open_disks() {
   done <<<"$DISKS"
 }
 
+# nspawn looks its interfaces up in /sys, which shows those of the namespace that mounted it.
+mount_sys() {
+  mount -t sysfs -o ro,nosuid,nodev,noexec sysfs "$FOLDER/root"
+  mount --rbind /sys/fs/cgroup "$FOLDER/root/fs/cgroup"
+  mount --move "$FOLDER/root" /sys
+}
+
 interfaces=()
 plug_nics() {
   local name peer mac mtu
@@ -65,6 +72,7 @@ echo "$$" >"$FOLDER/pid.part"
 mv "$FOLDER/pid.part" "$FOLDER/pid"
 enter_cgroups
 mkdir -p "$FOLDER/root" "$FOLDER/lower"
+mount_sys
 mount_root
 open_disks
 status=$REBOOT

@@ -29,7 +29,7 @@ _PLACES: Final = ("/usr/local/sbin", "/usr/sbin", "/sbin")  # not on everybody's
 
 
 def missing_packages(driver: str, *, root: bool) -> list[str]:
-    """Return the Debian packages that the driver `qemu` or `container` needs and that are missing."""
+    """Return the packages that the driver `qemu` or `container` needs and that are missing."""
     wanted = {**_IMAGE, **_DRIVERS[driver], **({} if root else _WITHOUT_ROOT)}
     path = os.pathsep.join([os.environ.get("PATH", ""), *_PLACES])
     return sorted({wanted[each] for each in wanted if shutil.which(each, path=path) is None})

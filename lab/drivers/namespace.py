@@ -68,7 +68,7 @@ class Namespace:
                 run("ip", "netns", "delete", self.name)
 
     def inside(self, make: Callable[[], Made]) -> Made:
-        """Call `make` in a thread that has entered the namespace: sockets stay where they are made."""
+        """Call `make` in a thread that has entered the namespace: sockets stay where made."""
 
         def enter() -> Made:
             try:

@@ -13,6 +13,7 @@ import os
 import shutil
 import socket
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict
@@ -47,6 +48,8 @@ class Places:
     def __init__(self, state: Path) -> None:
         """Take `state`, a directory that exists or will be made."""
         self.state = state.absolute()
+        # Machines start side by side, and the first of them make what all of them share.
+        self._making = threading.Lock()
 
     def machine(self, path: str) -> Path:
         """Return the folder of the machine `path`."""
@@ -71,9 +74,13 @@ class Places:
     def keep_image(self, image: Image) -> Path:
         """Return the lab's own links to an image.
 
-        Disks lie over the image's file system, so it must not change or go away under them, whatever
-        happens to the cache: a link keeps it, at no cost.
+        Disks lie over the image's file system, so it must not change or go away under them,
+        whatever happens to the cache: a link keeps it, at no cost.
         """
+        with self._making:
+            return self._keep_image(image)
+
+    def _keep_image(self, image: Image) -> Path:
         folder = self.state / "images" / image.build
         if folder.exists():
             return folder
@@ -118,6 +125,10 @@ class Places:
 
     def ssh_key(self) -> Path:
         """Return the lab's own private key, made now if there is none; `.pub` is beside it."""
+        with self._making:
+            return self._ssh_key()
+
+    def _ssh_key(self) -> Path:
         key = self.state / "ssh" / "id_ed25519"
         if not key.with_suffix(".pub").exists():
             key.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -212,7 +223,7 @@ def copy_sparse(source: Path, target: Path) -> None:
 
 
 def run(*command: str) -> str:
-    """Run a program to its end and return what it printed; MachineError says what it complains of."""
+    """Run a program to its end and return what it printed; MachineError has its complaint."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     except FileNotFoundError:
