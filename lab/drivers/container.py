@@ -95,7 +95,8 @@ class Container:
         """What this driver is, and what is not as on Compute Engine."""
         memory = "limited" if self._found.limits_memory else "not limited"
         return (
-            "systemd containers: kernel, sysctls (read-only but for net.*), processors, /proc/meminfo"
+            "systemd containers: kernel, sysctls (read-only but for a few of net.*), processors,"
+            " /proc/meminfo"
             f" and the cap on open files are this machine's; {self._found.description}; memory is"
             f" {memory}; a boot disk has no size of its own; a reset loses nothing that was"
             " written; one network for all, firewall rules are recorded and not enforced; no way"

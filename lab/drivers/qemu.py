@@ -214,19 +214,14 @@ class Qemu:
             return
         wanted = {_node(each.disk): each for each in machine.disks}
         with self._monitor(machine) as monitor:
-
-            def plugged() -> set[str]:
-                found = monitor.do("qom-list", path="/machine/peripheral")
-                names = (str(each["name"]) for each in found)
-                return {name for name in names if name.startswith("disk-")}
-
-            there = plugged()
+            found = monitor.do("qom-list", path="/machine/peripheral")
+            there = {str(each["name"]) for each in found if each["name"].startswith("disk-")}
             for node in there - set(wanted):
                 monitor.do("device_del", id=node)
-                if not processes.until(lambda gone=node: gone not in plugged(), 10):  # type: ignore[misc]
+            for node in there - set(wanted):
+                if not processes.until(lambda gone=node: self._let_go(monitor, gone), 10):  # type: ignore[misc]
                     message = f"{machine.path}: the guest does not let go of {node}"
                     raise MachineError(message)
-                monitor.do("blockdev-del", **{"node-name": node})
             for node, attachment in wanted.items():
                 if node not in there:
                     monitor.do("blockdev-add", **self._blockdev(attachment))
@@ -367,6 +362,15 @@ class Qemu:
 
     def _monitor(self, machine: Machine) -> Monitor:
         return Monitor(self._places.machine(machine.path) / "qmp.sock")
+
+    @staticmethod
+    def _let_go(monitor: Monitor, node: str) -> bool:
+        """Tell whether a disk that was unplugged is free; it is some time after the command."""
+        try:
+            monitor.do("blockdev-del", **{"node-name": node})
+        except MachineError:
+            return False
+        return True
 
     def _write_endpoint(self, machine: Machine) -> None:
         host, port = self._endpoint(machine)
