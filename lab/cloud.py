@@ -1,70 +1,15 @@
 """The whole of it: the API, the machines behind it, and a metadata server for each of them."""
 
-import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from lab.machines import Driver, Machine, NoMachines
-from lab.metadata import HasStore, MetadataServing, serve_metadata
+from lab.machines import Driver, NoMachines
+from lab.metadata import MetadataServers
 from lab.server import Serving, serve
 
 DRIVERS: Final = ("none", "qemu", "container")
-
-
-class MetadataServers:
-    """One metadata server a machine, on a loopback port of its own.
-
-    A driver asks for the address before the API serves: the port is bound at once (a connection
-    waits in its backlog), and answers begin with `attach`.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._lab: HasStore | None = None
-        self._waiting: dict[str, socket.socket] = {}
-        self._addresses: dict[str, tuple[str, int]] = {}
-        self._serving: dict[str, MetadataServing] = {}
-
-    def endpoint(self, machine: Machine) -> tuple[str, int]:
-        """Return (host, port) of the server that answers for a machine."""
-        with self._lock:
-            if machine.path not in self._addresses:
-                listener = socket.socket()
-                listener.bind(("127.0.0.1", 0))
-                listener.listen()
-                self._waiting[machine.path] = listener
-                self._addresses[machine.path] = listener.getsockname()[:2]
-                self._serve()
-            return self._addresses[machine.path]
-
-    def attach(self, lab: HasStore) -> None:
-        """Answer from this lab's state from now on."""
-        with self._lock:
-            self._lab = lab
-            self._serve()
-
-    def serving(self, path: str) -> MetadataServing:
-        """Return a machine's server, for who wants it away for a while. KeyError for none."""
-        with self._lock:
-            return self._serving[path]
-
-    def close(self) -> None:
-        """Stop answering."""
-        with self._lock:
-            for serving in self._serving.values():
-                serving.close()
-            for listener in self._waiting.values():
-                listener.close()
-
-    def _serve(self) -> None:
-        if self._lab is None:
-            return
-        for path, listener in self._waiting.items():
-            self._serving[path] = serve_metadata(self._lab, path, listener)
-        self._waiting.clear()
 
 
 class _Stopped:

@@ -32,6 +32,7 @@ PACKAGES: Final = (
     "curl",
     "dbus",
     "e2fsprogs",
+    "google-compute-engine-oslogin",
     "google-guest-agent",
     "initramfs-tools",
     "iproute2",
