@@ -19,8 +19,18 @@ mask apt-daily.timer apt-daily-upgrade.timer apt-daily.service apt-daily-upgrade
   systemd-update-utmp.service systemd-update-utmp-runlevel.service systemd-rfkill.socket \
   systemd-ask-password-console.path systemd-ask-password-wall.path systemd-journald-audit.socket \
   systemd-initctl.socket systemd-random-seed.service systemd-sysusers.service \
+  systemd-remount-fs.service systemd-modules-load.service \
   modprobe@drm.service modprobe@efi_pstore.service modprobe@fuse.service \
   modprobe@configfs.service modprobe@dm_mod.service modprobe@loop.service
+
+# Generators run before everything else, and find nothing here: no crypt, no partitions, no getty.
+mkdir -p /etc/systemd/system-generators
+for generator in /lib/systemd/system-generators/*; do
+  case ${generator##*/} in
+    systemd-fstab-generator | systemd-run-generator) ;;
+    *) ln -s /dev/null "/etc/systemd/system-generators/${generator##*/}" ;;
+  esac
+done
 
 systemctl --quiet enable instance-network.service instance-grow-root.service ssh.service \
   google-guest-agent.service google-startup-scripts.service google-shutdown-scripts.service
