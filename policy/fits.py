@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,21 +20,27 @@ _MEMORY: Final = {
     "swarm": ("agentMb", "reserveMb", "connectionMb", "activeConnections"),
     "rendezvous": ("reserveMb",),
 }
-_MACHINE_REMEDY: Final = (
-    'Use another machine type, or configure this one: machineTypes: {NAME: {"memoryGb": GB}}'
-)
+# A connection leaves from a local port below 65536; 1024 are the system's own, and the startup
+# script keeps 4096 more for it and 128 for what comes and goes.
+_LOCAL_PORTS: Final = 65536 - 1024 - 4096 - 128
+# Four connections to the registry, an agent's own port, and a quarter of one set aside for agents
+# that are still to come.
+_PORTS_PER_AGENT: Final = 4 + 1 + 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
 class VmConfig:
     """`machineTypes`: `{NAME: {"memoryGb": GB}}` beside the table. Floors, in MiB, below which a
     spec's planning sizes are not believed: `minAgentMb` (measured: 1.7 to 2.4 an agent, FACTS),
-    `minReserveMb`, `minConnectionMb` (the blog's 4 a connection)."""
+    `minReserveMb`, `minConnectionMb` (the blog's 4 a connection). `localPorts`: ports of a VM from
+    which its agents can connect; `localPortsPerAgent`: how many an agent takes of them."""
 
     machineTypes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # noqa: N815
     minAgentMb: float = 2  # noqa: N815
     minReserveMb: float = 256  # noqa: N815
     minConnectionMb: float = 4  # noqa: N815
+    localPorts: int = _LOCAL_PORTS  # noqa: N815
+    localPortsPerAgent: float = _PORTS_PER_AGENT  # noqa: N815
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +85,7 @@ def _vm_fits(vm: Vm, config: VmConfig) -> Iterator[Finding]:
     yield from _honest(vm, spec["memory"], config)
     if vm.role == "swarm":
         yield from _ports(vm, spec)
+        yield from _local_ports(vm, spec, config)
     yield from _memory(vm, spec, config)
 
 
@@ -136,6 +144,18 @@ def _ports(vm: Vm, spec: Mapping[str, Any]) -> Iterator[Finding]:
             problem=f"{spec['agents']} agents from port {spec['basePort'] + 1} on end at {last}, "
             f"and {HIGHEST_PORT} is the last there is",
             remedy=f"At most {fits} agents fit above basePort {spec['basePort']}",
+        )
+
+
+def _local_ports(vm: Vm, spec: Mapping[str, Any], config: VmConfig) -> Iterator[Finding]:
+    needed = spec["agents"] * config.localPortsPerAgent
+    if needed > config.localPorts:
+        fits = math.floor(config.localPorts / config.localPortsPerAgent)
+        yield Finding(
+            path=f"{vm.at('pilot-spec')} agents",
+            problem=f"{spec['agents']} agents take {needed:g} local ports for themselves and "
+            f"their connections, and a VM has {config.localPorts}",
+            remedy=f"At most {fits} agents fit on one VM, however big; use more VMs",
         )
 
 
@@ -257,8 +277,20 @@ def _ram_mb(vm: Vm, known: Mapping[str, Mapping[str, float]]) -> float | Finding
     gb = memory_gb(vm.machine_type, known)
     if gb is None:
         problem = f"the memory of {_name(vm)!r} is not known to this policy"
-        return Finding(path=path, problem=problem, remedy=_MACHINE_REMEDY)
+        return Finding(path=path, problem=problem, remedy=_tell_size(vm))
     return gb * 1024
+
+
+def _tell_size(vm: Vm) -> str:
+    """How to let this policy know a machine type; `memoryGb` in the stack file does not reach it,
+    because what is checked does not say itself how big it is."""
+    policies = ("vm-fits", "fleet-fits") if vm.role == "rendezvous" else ("vm-fits",)
+    known = {"machineTypes": {_name(vm): {"memoryGb": "GB"}}}
+    setting = json.dumps(dict.fromkeys(policies, known)).replace('"GB"', "GB")
+    return (
+        "Use another machine type; or, where the stack file declares its memoryGb, say its GB to "
+        f"the policies too, in policy/settings.json (the make targets pass it on): {setting}"
+    )
 
 
 def _later(path: str, what: str) -> Finding:

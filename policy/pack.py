@@ -247,6 +247,8 @@ def policies(mode: Mode) -> list[Policy]:
                 minAgentMb=_COUNT,
                 minReserveMb=_COUNT,
                 minConnectionMb=_COUNT,
+                localPorts={"type": "integer", "minimum": 1, "maximum": 65535},
+                localPortsPerAgent=_SIZE,
             ),
         ),
         rules.resource(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -150,10 +151,34 @@ def test_a_reserve_bigger_than_the_machine() -> None:
 
 def test_ports() -> None:
     config = {"machineTypes": {"huge": {"memoryGb": 100000}}}
-    assert vm_problems(spec(agents=55535), "huge", **config) == []
-    [text] = vm_problems(spec(agents=55536), "huge", **config)
+    assert vm_problems(spec(agents=5535, basePort=60000), "huge", **config) == []
+    [text] = vm_problems(spec(agents=5536, basePort=60000), "huge", **config)
     assert "end at 65536" in text
-    assert "At most 55535 agents fit" in text
+    assert "At most 5535 agents fit" in text
+
+
+def test_local_ports() -> None:
+    # 65536 - 1024 - 4096 - 128 = 60288 ports; four connections, a port and a quarter an agent.
+    config = {"machineTypes": {"huge": {"memoryGb": 100000}}}
+    assert vm_problems(spec(agents=11483), "huge", **config) == []
+    [text] = vm_problems(spec(agents=11484), "huge", **config)
+    assert "11484 agents take 60291 local ports" in text
+    assert "At most 11483 agents fit on one VM" in text
+    assert vm_problems(spec(agents=11484), "huge", localPorts=60291, **config) == []
+    assert vm_problems(spec(agents=11484), "huge", localPortsPerAgent=5, **config) == []
+    # The rendezvous' agents are elsewhere.
+    assert vm_problems(spec("rendezvous", agents=50000)) == []
+
+
+def test_a_machine_type_that_only_the_stack_file_knows_says_what_to_write_where() -> None:
+    [text] = vm_problems(spec(), "m9-mega-4")
+    assert "policy/settings.json" in text
+    assert "make targets" in text
+    assert '{"vm-fits": {"machineTypes": {"m9-mega-4": {"memoryGb": GB}}}}' in text
+    [text] = vm_problems(spec("rendezvous"), "m9-mega-4")
+    setting = json.loads(text[text.index("{") : text.rindex("}") + 1].replace("GB}", "976}"))
+    assert setting.keys() == {"vm-fits", "fleet-fits"}
+    assert vm_problems(spec("rendezvous"), "m9-mega-4", **setting["vm-fits"]) == []
 
 
 @pytest.mark.parametrize(
