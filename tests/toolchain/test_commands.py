@@ -116,7 +116,8 @@ def test_a_plan_without_google_says_so(machine: Machine, checkout: Path) -> None
     assert machine.calls()[0] == "python -m components.stack_file Pulumi.swarm.yaml"
     assert machine.calls()[-2:] == [
         "pulumi stack select --create --non-interactive swarm",
-        "pulumi preview --stack swarm --policy-pack policy --non-interactive --diff",
+        "pulumi preview --stack swarm --policy-pack policy"
+        " --policy-pack-config policy/settings.json --non-interactive --diff",
     ]
 
 
@@ -159,7 +160,8 @@ def test_up_where_nobody_can_be_asked(machine: Machine, checkout: Path) -> None:
     assert agreed.returncode == 0
     assert "docs/PRODUCTION.md" in agreed.stderr
     assert machine.calls()[-1] == (
-        "pulumi up --stack swarm --policy-pack policy --non-interactive --yes"
+        "pulumi up --stack swarm --policy-pack policy"
+        " --policy-pack-config policy/settings.json --non-interactive --yes"
     )
 
 
