@@ -21,6 +21,7 @@ RESERVED_VARIABLES: Final = frozenset(
         "PILOT_AGENT_ADDRESS",
         "PILOT_AGENT_BEACON",
         "PILOT_AGENT_REGISTRY",
+        "PILOT_AGENT_VM",
         "PILOT_PORT_BEACON",
         "PILOT_PORT_DASHBOARD",
         "PILOT_PORT_REGISTRY",

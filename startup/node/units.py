@@ -91,6 +91,9 @@ def agent_environment(spec: SwarmSpec, address: str) -> dict[str, str]:
         "PILOT_AGENT_ADDRESS": address,
         "PILOT_AGENT_BEACON": spec.beacon,
         "PILOT_AGENT_REGISTRY": spec.registry,
+        # Part of the agent's e-mail: the registry allows one node an owner, and ports repeat on
+        # every VM. It is the same after a reboot and for the VM's replacement.
+        "PILOT_AGENT_VM": spec.name,
     }
 
 

@@ -87,6 +87,19 @@ def test_every_variable_of_a_unit_is_in_its_environment() -> None:
         assert set(used) <= set(environment)
 
 
+def test_the_same_port_on_two_vms_is_two_owners() -> None:
+    """The registry allows one node an owner (e-mail), and ports repeat on every VM."""
+    template = directives("pilot-agent@.service")["ExecStart"]
+    emails = set()
+    for name in ("swarm-1", "swarm-2"):
+        environment = units.agent_environment(swarm(name=name), "10.10.0.7")
+        email = template.partition(" -email ")[2].split()[0]
+        for variable in VARIABLE.findall(email):
+            email = email.replace(f"${{{variable}}}", environment[variable])
+        emails.add(email)
+    assert emails == {"agent-%i@swarm-1.invalid", "agent-%i@swarm-2.invalid"}
+
+
 def test_nothing_is_enabled() -> None:
     """What has no [Install] cannot be: at boot nothing of ours runs but through the script."""
     for name, text in all_units().items():
@@ -147,6 +160,7 @@ def test_defaults_operators_and_ours_in_this_order() -> None:
         "PILOT_AGENT_ADDRESS": "10.10.0.7",
         "PILOT_AGENT_BEACON": "10.10.0.2:9001",
         "PILOT_AGENT_REGISTRY": "10.10.0.2:9000",
+        "PILOT_AGENT_VM": "swarm-1",
     }
     assert units.agent_environment(swarm(), "10.10.0.7")["GOMAXPROCS"] == "1"
 
