@@ -9,6 +9,7 @@ PID 1. A start that comes to nothing is told by systemd, asked about the few in 
 from __future__ import annotations
 
 import os
+import stat
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -98,7 +99,9 @@ def decide(wanted: Collection[int], window: int, memory: Memory, seen: Observed)
     surplus = sorted(seen.running - set(wanted) - work.stopping.keys(), reverse=True)
     stop = (*hung, *surplus[: max(0, window - len(work.stopping))])
     work.stopping |= dict.fromkeys(stop, seen.now)
-    start = work.candidates()[: max(0, window - len(work.starting))]
+    # It keeps its place until it is gone.
+    held = len(work.starting) + sum(port in wanted for port in work.stopping)
+    start = work.candidates()[: max(0, window - held)]
     work.starting |= dict.fromkeys(start, seen.now)
     return Decision(
         stop=stop,
@@ -183,11 +186,36 @@ class _Work:
             self.trouble.pop(port, None)
             self.said.append(f"agent {port}: {why}; starting it again")
             return
-        failures = self._failures(port) + 1
-        # The exponent is bounded: an agent that fails for days must not overflow a float.
-        pause = min(BACK_OFF * 2.0 ** min(failures - 1, 16), BACK_OFF_MAX)
-        self.trouble[port] = Trouble(failures=failures, until=self.seen.now + pause)
-        self.said.append(f"agent {port}: {why} (failure {failures}); again in {pause:g} s")
+        self.trouble[port], line = _rest(port, self._failures(port) + 1, why, self.seen.now)
+        self.said.append(line)
+
+
+def without(decision: Decision, unfit: Mapping[int, str], now: float) -> Decision:
+    """`decision`, where the starts `unfit` (port -> why) cannot be made: each is trouble of its
+    own and keeps none of the others from starting."""
+    before = decision.memory
+    trouble, said = dict(before.trouble), list(decision.said)
+    for port, why in unfit.items():
+        failures = trouble[port].failures if port in trouble else 0
+        trouble[port], line = _rest(port, failures + 1, why, now)
+        said.append(line)
+    return replace(
+        decision,
+        start=tuple(port for port in decision.start if port not in unfit),
+        said=tuple(said),
+        memory=replace(
+            before,
+            starting={port: t for port, t in before.starting.items() if port not in unfit},
+            trouble=trouble,
+        ),
+    )
+
+
+def _rest(port: int, failures: int, why: str, now: float) -> tuple[Trouble, str]:
+    # The exponent is bounded: an agent that fails for days must not overflow a float.
+    pause = min(BACK_OFF * 2.0 ** min(failures - 1, 16), BACK_OFF_MAX)
+    line = f"agent {port}: {why} (failure {failures}); again in {pause:g} s"
+    return Trouble(failures=failures, until=now + pause), line
 
 
 def own(path: Path) -> None:
@@ -225,6 +253,7 @@ class Keeper:
             )
         self._seen = seen = self._look()
         decision = decide(self.spec.ports, self.spec.window, self.memory, seen)
+        decision = without(decision, self._prepare(decision.start), seen.now)
         for line in decision.said:
             self.say(line)
         self._act(decision)
@@ -254,7 +283,7 @@ class Keeper:
         for port in ports:
             there = base is not None and (base / UNIT.format(port)).is_dir()
             (running.add if there else running.discard)(port)
-            there = self.place.socket(port).exists()
+            there = _is_socket(self.place.socket(port))
             (sockets.add if there else sockets.discard)(port)
         return Observed(now=now, running=frozenset(running), sockets=frozenset(sockets))
 
@@ -270,7 +299,8 @@ class Keeper:
         return _numbers(base, "pilot-agent@", ".service") if base else frozenset()
 
     def _sockets(self) -> frozenset[int]:
-        return _numbers(self.place.run, "", ".sock")
+        found = _numbers(self.place.sockets, "", ".sock")
+        return frozenset(port for port in found if _is_socket(self.place.socket(port)))
 
     def _ended(self, ports: Sequence[int]) -> dict[int, str]:
         states = self.systemd.states([UNIT.format(port) for port in ports])
@@ -287,11 +317,20 @@ class Keeper:
         if decision.stop:
             self.systemd.stop([UNIT.format(port) for port in decision.stop])
         if decision.start:
-            for port in decision.start:
+            self.systemd.start([UNIT.format(port) for port in decision.start])
+
+    def _prepare(self, ports: Iterable[int]) -> dict[int, str]:
+        """Make way for each of `ports`: no stale socket, a home. Those that cannot start: why."""
+        unfit = {}
+        for port in ports:
+            try:
                 # Left by SIGKILL, it would look like readiness.
                 self.place.socket(port).unlink(missing_ok=True)
                 self._home(port)
-            self.systemd.start([UNIT.format(port) for port in decision.start])
+            except OSError as error:
+                # The directory of the sockets is the agents' own: there may be anything.
+                unfit[port] = str(error)
+        return unfit
 
     def _home(self, port: int) -> None:
         home = self.place.agents / str(port)
@@ -305,6 +344,8 @@ class Keeper:
     def _cut_logs(self) -> None:
         if self.place.logs.is_dir():
             for entry in os.scandir(self.place.logs):
+                if not entry.is_file(follow_symlinks=False):
+                    continue
                 # They are opened for appending: a cut one goes on at its new end.
                 if entry.stat(follow_symlinks=False).st_size > LOG_BYTES:
                     os.truncate(entry.path, 0)
@@ -346,6 +387,14 @@ def _numbers(folder: Path, before: str, after: str) -> frozenset[int]:
                 if number.isascii() and number.isdigit():
                     found.add(int(number))
     return frozenset(found)
+
+
+def _is_socket(path: Path) -> bool:
+    """Itself, not what a link of that name points to."""
+    try:
+        return stat.S_ISSOCK(path.lstat().st_mode)
+    except OSError:
+        return False
 
 
 def _last_line(path: Path) -> str:

@@ -41,6 +41,11 @@ class Place:
         return self.run / "rendezvous.env"
 
     @property
+    def sockets(self) -> Path:
+        """The agents' sockets, in the one directory of /run/pilot that the agents write in."""
+        return self.run / "agents"
+
+    @property
     def logs(self) -> Path:
         """Standard error of the agents, one file each, owned by root: nothing an agent can
         replace by a link is ever opened on its behalf by PID 1."""
@@ -68,7 +73,7 @@ class Place:
         return self.at("/etc/systemd/system")
 
     def socket(self, port: int) -> Path:
-        return self.run / f"{port}.sock"
+        return self.sockets / f"{port}.sock"
 
 
 def place_of(environment: Mapping[str, str]) -> Place:

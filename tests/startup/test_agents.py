@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
+import stat
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -145,7 +149,8 @@ def test_a_start_that_hangs_is_stopped_and_started_again_later() -> None:
     memory = Memory(starting={10001: NOW - START_DEADLINE - 1, 10002: NOW - START_DEADLINE})
     decision = on(memory, seen([10001, 10002], sockets=[]))
     assert decision.stop == (10001,)
-    assert decision.start == (10003,)
+    # It keeps its place in the window until it is gone.
+    assert decision.start == ()
     assert decision.said == ("agent 10001: no socket after 60 s (failure 1); again in 1 s",)
     # While it is being stopped it is not started, however long that takes.
     later = replace(seen([10001, 10002], sockets=[]), now=NOW + 30)
@@ -257,7 +262,8 @@ class Pid1:
         for unit in units:
             port = int(unit.removeprefix("pilot-agent@").removesuffix(".service"))
             self.kill(port)
-            self.place.socket(port).unlink(missing_ok=True)
+            if self.place.socket(port).is_socket():
+                self.place.socket(port).unlink()
 
     def states(self, units: Sequence[str]) -> dict[str, UnitState]:
         self.asked += len(units)
@@ -278,7 +284,7 @@ class Pid1:
             outcome = self.behave(port)
             if outcome == "ready":
                 (self.slice / unit).mkdir(parents=True)
-                self.place.socket(port).touch()
+                os.mknod(self.place.socket(port), stat.S_IFSOCK | 0o600)
             elif outcome == "hangs":
                 (self.slice / unit).mkdir(parents=True, exist_ok=True)
                 continue
@@ -296,7 +302,7 @@ class World:
 
     def __init__(self, root: Path, count: int) -> None:
         self.place = Place(root=root)
-        self.place.run.mkdir(parents=True)
+        self.place.sockets.mkdir(parents=True)
         self.place.logs.mkdir()
         self.place.state.mkdir(parents=True)
         self.now = 0.0
@@ -386,6 +392,43 @@ def test_one_that_exits_at_once_is_told_by_systemd_and_holds_up_nobody(world: Wo
     assert 8 <= world.pid1.started.count(10003) <= 11
     world.behave = lambda port: "ready"
     world.until(lambda: 10003 in world.running())
+
+
+def a_directory(path: Path) -> None:
+    (path / "kept").mkdir(parents=True)
+
+
+def a_file(path: Path) -> None:
+    path.write_text("", encoding="utf-8")
+
+
+def a_link(path: Path) -> None:
+    path.symlink_to("/dev/log")
+
+
+@pytest.mark.parametrize("plant", [a_directory, a_file, a_link])
+def test_what_is_no_socket_is_no_readiness(world: World, plant: Callable[[Path], None]) -> None:
+    world.behave = lambda port: "hangs" if port == 10003 else "ready"
+    world.until(lambda: len(world.running()) == 40)
+    plant(world.place.socket(10003))
+    world.until(lambda: world.now > START_DEADLINE + 10)
+    assert any(line.startswith("agent 10003: no socket after") for line in world.said)
+
+
+def test_one_port_that_cannot_be_prepared_holds_up_nobody(world: World) -> None:
+    a_directory(world.place.socket(10001))
+    world.place.agents.mkdir()
+    # No home can be made where a file has the name.
+    a_file(world.place.agents / "10002")
+    world.until(lambda: len(world.running()) == 38)
+    assert world.now < START_DEADLINE
+    for port, why in ((10001, "Is a directory"), (10002, "exists|Not a directory")):
+        lines = [line for line in world.said if line.startswith(f"agent {port}: ")]
+        assert re.search(why, lines[0])
+        assert lines[0].endswith("(failure 1); again in 1 s")
+    shutil.rmtree(world.place.socket(10001))
+    world.until(lambda: 10001 in world.running())
+    assert world.pid1.most <= 15
 
 
 def test_those_that_hang_are_stopped_and_tried_again(world: World) -> None:

@@ -72,7 +72,7 @@ def test_an_agent_as_design_says() -> None:
         '-telemetry-url ""',
         '-motd-feed-url ""',
         "-no-skillinject",
-        "-socket /run/pilot/%i.sock",
+        "-socket /run/pilot/agents/%i.sock",
         "-identity /var/lib/pilot/agents/%i/",
     ):
         assert flag in command
