@@ -17,15 +17,28 @@ NAME = "pilot-fleet"
 ROOT = Path(__file__).resolve().parent
 
 config = from_pulumi()
+fleet = outputs.label(pulumi.get_stack())
 for warning in config.warnings():
     pulumi.log.warn(warning)
 guard.register()
 
 script = startup.render()
 release = config.release
-rendezvous_binary = read_binary(ROOT, "pilot-rendezvous", release.version, release.rendezvous)
+rendezvous_binary = read_binary(
+    ROOT,
+    "pilot-rendezvous",
+    release.version,
+    release.rendezvous,
+    release.sha256.get("rendezvous"),
+)
 daemons = {
-    vm.name: read_binary(ROOT, "pilot-daemon", vm.release.version, vm.release.daemon)
+    vm.name: read_binary(
+        ROOT,
+        "pilot-daemon",
+        vm.release.version,
+        vm.release.daemon,
+        vm.release.sha256.get("daemon"),
+    )
     for vm in config.swarm
 }
 outputs.require_built((rendezvous_binary, *daemons.values()))
@@ -33,7 +46,7 @@ outputs.require_built((rendezvous_binary, *daemons.values()))
 
 def labels(role: str) -> dict[str, str]:
     """How people and `ops` find the fleet's resources."""
-    return {"pilot-fleet": pulumi.get_stack().lower(), "pilot-role": role}
+    return {"pilot-fleet": fleet, "pilot-role": role}
 
 
 network = FleetNetwork(
@@ -56,7 +69,7 @@ bucket = FleetBucket(
         bucket=config.bucket,
         location=config.region,
         binaries=(rendezvous_binary, *daemons.values()),
-        labels={"pilot-fleet": pulumi.get_stack().lower()},
+        labels={"pilot-fleet": fleet},
         protect=config.protect,
     ),
 )
@@ -84,7 +97,7 @@ Rendezvous(
             image=config.image,
             boot_disk_gb=config.rendezvous.boot_disk_gb,
             disk_gb=config.rendezvous.disk_gb,
-            disk_type="pd-ssd",
+            hyperdisk=config.rendezvous.machine.hyperdisk,
             subnet_id=network.subnet_id,
             service_account=identity.email,
             metadata=spec.metadata(
@@ -113,7 +126,7 @@ for vm in config.swarm:
             image=config.image,
             boot_disk_gb=vm.boot_disk_gb,
             disk_gb=vm.disk_gb,
-            disk_type="pd-balanced",
+            hyperdisk=vm.machine.hyperdisk,
             subnet_id=network.subnet_id,
             service_account=identity.email,
             metadata=spec.metadata(

@@ -62,9 +62,14 @@ class FleetBucket(pulumi.ComponentResource):
                 f"{name}-{binary.name}-{(binary.sha256 or '')[:12]}",
                 name=binary.object,
                 bucket=bucket.name,
-                source=pulumi.FileAsset(binary.path),
-                # A VM that rolls back may ask for the release before this one.
-                opts=pulumi.ResourceOptions(parent=self, retain_on_delete=True),
+                source=pulumi.FileAsset(binary.path) if binary.is_built else pulumi.StringAsset(""),
+                opts=pulumi.ResourceOptions(
+                    parent=self,
+                    # A VM that rolls back may ask for the release before this one.
+                    retain_on_delete=True,
+                    # Content is in the name. A plan without the file leaves the object alone.
+                    ignore_changes=[] if binary.is_built else ["source", "detectMd5hash"],
+                ),
             )
             for binary in unique(args.binaries)
             if binary.object is not None
@@ -73,15 +78,29 @@ class FleetBucket(pulumi.ComponentResource):
         self.register_outputs({"bucketName": self.bucket_name})
 
 
-def read_binary(root: Path, name: str, version: str, path: str) -> Binary:
-    """The binary at `path` below `root`, with its sha256, or without one if there is no file."""
-    file = root / path
+def read_binary(
+    root: Path, name: str, version: str, path: str, expected: str | None = None
+) -> Binary:
+    """The binary at `path` below `root` with the sha256 of its bytes.
+
+    Where there is no file its sha256 is the `expected` one of the configuration, or None. Raises
+    `pulumi.RunError` where the file is not the expected one, or none that can be read.
+    """
     try:
-        with file.open("rb") as stream:
+        with (root / path).open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
     except FileNotFoundError:
-        digest = None
-    return Binary(name=name, version=version, path=path, sha256=digest)
+        return Binary(name=name, version=version, path=path, sha256=expected, is_built=False)
+    except OSError as error:
+        raise pulumi.RunError(
+            f"{path} (the {name} of release {version}): {error.strerror}"
+        ) from None
+    if expected is not None and digest != expected:
+        raise pulumi.RunError(
+            f"{path} is not the {name} of release {version}: its sha256 is {digest}, the "
+            f"configuration expects {expected}"
+        )
+    return Binary(name=name, version=version, path=path, sha256=digest, is_built=True)
 
 
 def unique(binaries: Iterable[Binary]) -> tuple[Binary, ...]:

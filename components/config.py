@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 import pulumi
 
@@ -27,9 +28,9 @@ STATE_DISK_SUFFIX = "-state"
 # Google reserves the first two and the last two addresses of a subnet.
 _RESERVED_HEAD, _RESERVED_TAIL = 2, 2
 
-# RFC 1035, which Google requires of instance names, less the six characters of `-state`, which
-# name a VM's disk.
-_NAME = re.compile(r"[a-z](?:[-a-z0-9]{0,55}[a-z0-9])?")
+# RFC 1035, which Google requires of names, less the seven characters of `-hourly`, which name the
+# longest thing that is named after a VM.
+_NAME = re.compile(r"[a-z](?:[-a-z0-9]{0,54}[a-z0-9])?")
 _PROJECT_ID = re.compile(r"[a-z][-a-z0-9]{4,28}[a-z0-9]")
 _ZONE = re.compile(r"[a-z]+-[a-z]+[0-9]+-[a-z]")
 _BUCKET = re.compile(r"[a-z0-9](?:[-_.a-z0-9]{1,61}[a-z0-9])")
@@ -40,15 +41,26 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # What an agent's unit sets itself (docs/CONTRACT.md).
 _RESERVED_VARIABLE = re.compile(r"HOME|PILOT_AGENT_.*|PILOT_PORT_.*")
 _URL = re.compile(r"https?://[^\s/?#@]+")
+# The accounts that Google makes by itself: far too powerful, and anyone's.
+_DEFAULT_ACCOUNT = re.compile(
+    r"[0-9]+-compute@developer\.gserviceaccount\.com|[^@]+@appspot\.gserviceaccount\.com"
+    r"|[0-9]+@cloudservices\.gserviceaccount\.com"
+)
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Release:
-    """A version of the binaries and where they are built, as paths relative to the checkout."""
+    """A version of the binaries and where they are built, as paths relative to the checkout.
+
+    `sha256` holds the hex digests that the binaries must have, by name (daemon, rendezvous), where
+    the stack file names them: then a plan without the files is the plan of an update.
+    """
 
     version: str
     daemon: str
     rendezvous: str
+    sha256: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +232,10 @@ def _parse(values: Mapping[str, Any], project: str | None) -> FleetConfig:
         base_port=root.integer("basePort", 1024, 65_000, 10_000),
     )
     subnet = root.choose(
-        "subnetCidr", _subnet, "an IPv4 range from /8 to /29 such as 10.10.0.0/20", _DEFAULT_SUBNET
+        "subnetCidr",
+        _subnet,
+        "an IPv4 range that a subnet can have, from /8 to /29, such as 10.10.0.0/20",
+        _DEFAULT_SUBNET,
     )
     rendezvous_node = root.node("rendezvous", required=True)
     swarm_items = root.items("swarm")
@@ -237,6 +252,15 @@ def _parse(values: Mapping[str, Any], project: str | None) -> FleetConfig:
         subnet,
         agents=sum(vm.agents for vm in swarm),
     )
+    account = root.string(
+        "serviceAccount", _SERVICE_ACCOUNT, "a service account's address", required=False
+    )
+    if _DEFAULT_ACCOUNT.fullmatch(account):
+        root.problem(
+            "serviceAccount",
+            f"{account} is a default account of Google's, which may do far too much: make one "
+            "for the VMs, or leave this empty",
+        )
     _check_ports(root, context.base_port, swarm)
     _check_subnet(root, subnet, vms=len(swarm) + 1)
     roll = root.node("roll")
@@ -264,17 +288,17 @@ def _parse(values: Mapping[str, Any], project: str | None) -> FleetConfig:
         bucket=root.string(
             "bucket", _BUCKET, "a bucket's name", f"{project or 'project'}-pilot-fleet"
         ),
-        service_account=root.string(
-            "serviceAccount", _SERVICE_ACCOUNT, "a service account's address", required=False
-        )
-        or None,
+        service_account=account or None,
         protect=root.boolean("protect", True),
         snapshots=Snapshots(
             hourly_days=snapshots.integer("hourlyDays", 1, 365, Snapshots.hourly_days),
             daily_days=snapshots.integer("dailyDays", 1, 3650, Snapshots.daily_days),
         ),
-        storage_endpoint=endpoints.string(
-            "storage", _URL, "a URL without a path", "https://storage.googleapis.com"
+        storage_endpoint=endpoints.choose(
+            "storage",
+            _endpoint,
+            "a URL without a path, over https unless the address is private",
+            "https://storage.googleapis.com",
         ),
     )
     for node in (roll, snapshots, endpoints, root):
@@ -287,17 +311,30 @@ def _parse(values: Mapping[str, Any], project: str | None) -> FleetConfig:
 def _release(node: Node, inherited: Release | None) -> Release:
     if not node.values:
         return inherited or Release(version="", daemon="", rendezvous="")
-    path = re.compile(r"[^\0\n]{1,1000}")
+    names = ["daemon"] if inherited else ["daemon", "rendezvous"]
+    paths = {name: _path(node, name) for name in names}
+    digests = node.node("sha256")
     release = Release(
         version=node.string("version", _VERSION, "a version such as 1.18.0"),
-        daemon=node.string("daemon", path, "the path of the pilot-daemon binary"),
+        daemon=paths["daemon"],
         # Only the fleet's own release names a rendezvous binary: there is one rendezvous.
-        rendezvous=node.string("rendezvous", path, "the path of the pilot-rendezvous binary")
-        if inherited is None
-        else inherited.rendezvous,
+        rendezvous=inherited.rendezvous if inherited else paths["rendezvous"],
+        sha256={
+            name: digest
+            for name in names
+            if (digest := digests.string(name, _SHA256, "a sha256 in hex", required=False))
+        },
     )
+    digests.unknown_keys()
     node.unknown_keys()
     return release
+
+
+def _path(node: Node, name: str) -> str:
+    path = node.string(name, re.compile(r"[^\0\n]{1,1000}"), f"the path of the pilot-{name} binary")
+    if path.startswith("/") or ".." in path.split("/"):
+        node.problem(name, f"{show(path)} leads out of the checkout: give a path inside it")
+    return path
 
 
 def _machine(node: Node) -> MachineType | None:
@@ -316,11 +353,19 @@ def _machine(node: Node) -> MachineType | None:
     if len(node.problems) > before:
         return None
     known = look_up(name)
+    if known is not None:
+        for key, given, real in (
+            ("memoryGb", memory_gb, known.memory_mb / MIB_PER_GIB),
+            ("vcpus", vcpus, known.vcpus),
+        ):
+            if given is not None and given != real:
+                node.problem(key, f"{name} has {real:g}, not {given:g}: leave it out")
     if known is None and (memory_gb is None or vcpus is None):
         node.problem(
             "machineType",
             f"{name!r} is not in the table of machine types: give memoryGb and vcpus beside it "
-            "(custom types are e2-custom-VCPUS-MB, with MB in steps of 256)",
+            "(custom types are e2-custom-VCPUS-MB, with MB in steps of 256 and as much a vCPU as "
+            "Google sells)",
         )
         return None
     if known is not None and known.arm:
@@ -339,7 +384,7 @@ def _machine(node: Node) -> MachineType | None:
 
 def _name(node: Node, context: _Context) -> str:
     name = node.string(
-        "name", _NAME, "a VM's name: lower-case letters, digits and dashes, 57 at most"
+        "name", _NAME, "a VM's name: lower-case letters, digits and dashes, 56 at most"
     )
     if name and name in context.names:
         node.problem("name", f"{name!r} is also the name of {context.names[name]}")
@@ -400,8 +445,14 @@ def _swarm_vm(
         reserve_mb=reserve_mb,
         active_connections=connections if connections_given else None,
     )
-    if fit.headroom < 0 or fit.fits < agents:
-        binding = min(fit.walls, key=lambda wall: wall.fits)
+    binding = min(fit.walls, key=lambda wall: wall.fits)
+    if binding.fits < 0 and connections_given:
+        most = (machine.memory_mb - reserve_mb) // capacity.CONNECTION_MB
+        node.problem(
+            "activeConnections",
+            f"{connections:,} do not fit on {machine.name}: without agents {most:,} would",
+        )
+    elif fit.headroom < 0 or fit.fits < agents:
         node.problem(
             "agents",
             f"{agents:,} agents do not fit on {machine.name}: {binding.name} allows "
@@ -465,7 +516,13 @@ def _rendezvous(
         node.unknown_keys()
     if machine is not None:
         fit = capacity.rendezvous_fit(machine, agents=agents)
-        if fit.headroom < 0:
+        if machine.memory_mb <= context.reserve_mb:
+            node.problem(
+                "machineType",
+                f"{machine.name} has {machine.memory_mb:,} MiB, and reserveMb "
+                f"({context.reserve_mb:,}) leaves nothing of them",
+            )
+        elif fit.headroom < 0:
             node.problem(
                 "machineType",
                 f"{machine.name} carries {max(fit.fits, 0):,} agents, the fleet has {agents:,}: "
@@ -492,7 +549,33 @@ def _subnet(text: str) -> ipaddress.IPv4Network:
     network = ipaddress.IPv4Network(text)
     if not 8 <= network.prefixlen <= 29:
         raise ValueError(text)
+    # What Google takes for no subnet: this host, loopback, link-local, multicast and beyond.
+    if (
+        network.is_loopback
+        or network.is_link_local
+        or network.is_multicast
+        or network.is_reserved
+        or network.overlaps(ipaddress.IPv4Network("0.0.0.0/8"))
+    ):
+        raise ValueError(text)
     return network
+
+
+def _endpoint(text: str) -> str:
+    """A base URL: over TLS, unless it leads to a private address. ValueError for others.
+
+    VMs send their service account's token there.
+    """
+    if not _URL.fullmatch(text):
+        raise ValueError(text)
+    url = urlsplit(text)
+    if not url.hostname or (url.port is not None and url.port == 0):
+        raise ValueError(text)
+    if url.scheme == "http" and not ipaddress.ip_address(url.hostname).is_private:
+        raise ValueError(text)
+    if not all(0 < len(label) < 64 for label in url.hostname.split(".")):
+        raise ValueError(text)
+    return text
 
 
 def _ranges(root: Node) -> tuple[str, ...]:

@@ -56,13 +56,30 @@ def refuse(args: pulumi.ResourceTransformArgs) -> None:
         )
 
 
+async def resolve(value: Any) -> Any:
+    """Inputs with every output in them replaced by its value, secrets too.
+
+    Each on its own: one unknown value would make an `Output.all` of everything unknown.
+    """
+    if isinstance(value, pulumi.Output):
+        return await resolve(await value.future(with_unknowns=True))
+    if isinstance(value, Mapping):
+        return {key: await resolve(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [await resolve(inner) for inner in value]
+    return value
+
+
 def register() -> None:
     """Guards every resource that the program declares from now on."""
     pulumi.runtime.register_resource_transform(_transform)
 
 
-def _transform(args: pulumi.ResourceTransformArgs) -> None:
+async def _transform(args: pulumi.ResourceTransformArgs) -> None:
     try:
+        refuse(args)
+        # What hides a script hides it in an output: a secret map, or a key that is secret.
+        args.props = await resolve(args.props)
         refuse(args)
     except GhostScriptError as error:
         # An exception out of a transform comes back as the traceback of an RPC. So the sentence is

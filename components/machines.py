@@ -30,6 +30,11 @@ class MachineType:
         series = self.name.split("-", 1)[0]
         return {"custom": "n1", "f1": "n1", "g1": "n1"}.get(series, series)
 
+    @property
+    def hyperdisk(self) -> bool:
+        """Whether this series boots from Hyperdisk only and takes no Persistent Disk."""
+        return self.family in _HYPERDISK_SERIES
+
 
 # (series and class, GiB a vCPU, vCPU counts): where memory is a plain multiple.
 _BY_RATIO: tuple[tuple[str, float, tuple[int, ...]], ...] = (
@@ -97,7 +102,6 @@ _BY_SIZE: tuple[tuple[str, Mapping[int, float]], ...] = (
         "c4d-highmem",
         {2: 15, 4: 31, 8: 63, 16: 126, 32: 252, 48: 378, 64: 504, 96: 756, 192: 1512, 384: 3024},
     ),
-    ("h3-standard", {88: 352}),
     ("m1-ultramem", {40: 961, 80: 1922, 160: 3844}),
     ("m1-megamem", {96: 1433}),
     ("m2-ultramem", {208: 5888, 416: 11776}),
@@ -105,7 +109,6 @@ _BY_SIZE: tuple[tuple[str, Mapping[int, float]], ...] = (
     ("m2-hypermem", {416: 8832}),
     ("m3-ultramem", {32: 976, 64: 1952, 128: 3904}),
     ("m3-megamem", {64: 976, 128: 1952}),
-    ("z3-highmem", {88: 704, 176: 1408}),
 )
 
 # name -> (vCPUs that the guest sees, GiB)
@@ -117,6 +120,8 @@ _SHARED_CORE: dict[str, tuple[int, float]] = {
     "g1-small": (1, 1.7),
 }
 
+# Series of the fourth generation take no Persistent Disk (Google's disk documentation).
+_HYPERDISK_SERIES = frozenset({"n4", "n4a", "n4d", "c4", "c4a", "c4d"})
 _ARM_SERIES = frozenset({"t2a", "c4a", "n4a"})
 _LOCAL_SSD_SUFFIX = re.compile(r"-(lssd|standardlssd|highlssd)$")
 _CUSTOM = re.compile(
@@ -125,6 +130,35 @@ _CUSTOM = re.compile(
 )
 # Google sells custom memory in steps of 256 MiB.
 _CUSTOM_STEP_MB = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class _CustomSeries:
+    """What a series sells: vCPUs in even numbers up to `most_vcpus`, `gib` a vCPU (from, to)."""
+
+    most_vcpus: int
+    gib: tuple[float, float]
+    extended: bool = False
+
+
+# Source: Google's documentation of custom machine types. With `-ext` a series that has extended
+# memory sells up to `_EXTENDED_MB` in all.
+_CUSTOM_SERIES: Mapping[str, _CustomSeries] = {
+    "e2": _CustomSeries(most_vcpus=32, gib=(0.5, 8)),
+    "n1": _CustomSeries(most_vcpus=96, gib=(0.9, 6.5), extended=True),
+    "n2": _CustomSeries(most_vcpus=128, gib=(0.5, 8), extended=True),
+    "n2d": _CustomSeries(most_vcpus=96, gib=(0.5, 8), extended=True),
+    "n4": _CustomSeries(most_vcpus=80, gib=(2, 8), extended=True),
+    "n4d": _CustomSeries(most_vcpus=96, gib=(0.5, 8), extended=True),
+    "n4a": _CustomSeries(most_vcpus=64, gib=(0.5, 8), extended=True),
+}
+_EXTENDED_MB = 864 * MIB_PER_GIB
+# GiB of E2's shared-core custom types: from, to.
+_CUSTOM_SHARED: Mapping[str, tuple[float, float]] = {
+    "micro": (1, 2),
+    "small": (2, 4),
+    "medium": (4, 8),
+}
 
 
 def _predefined() -> Iterator[MachineType]:
@@ -167,15 +201,23 @@ def _custom(name: str) -> MachineType | None:
     match = _CUSTOM.fullmatch(name)
     if match is None:
         return None
-    series, vcpus, memory_mb = match["series"] or "n1", match["vcpus"], int(match["mb"])
+    series, size, memory_mb = match["series"] or "n1", match["vcpus"], int(match["mb"])
     # Shared-core custom types exist in E2 only; their guests see two vCPUs.
-    if not vcpus.isdigit() and series != "e2":
+    shared = not size.isdigit()
+    if (shared and series != "e2") or memory_mb % _CUSTOM_STEP_MB:
         return None
-    if memory_mb % _CUSTOM_STEP_MB:
+    vcpus = 2 if shared else int(size)
+    if not _is_sold(series, size, vcpus, memory_mb, extended=name.endswith("-ext")):
         return None
-    return MachineType(
-        name=name,
-        vcpus=int(vcpus) if vcpus.isdigit() else 2,
-        memory_mb=memory_mb,
-        arm=series in _ARM_SERIES,
-    )
+    return MachineType(name=name, vcpus=vcpus, memory_mb=memory_mb, arm=series in _ARM_SERIES)
+
+
+def _is_sold(series: str, size: str, vcpus: int, memory_mb: int, *, extended: bool) -> bool:
+    sold = _CUSTOM_SERIES[series]
+    low, high = _CUSTOM_SHARED.get(size, (vcpus * sold.gib[0], vcpus * sold.gib[1]))
+    if extended:
+        if not sold.extended:
+            return False
+        high = _EXTENDED_MB / MIB_PER_GIB
+    even = vcpus % 2 == 0 or (vcpus == 1 and series in {"n1", "n4a"})
+    return even and vcpus <= sold.most_vcpus and low <= memory_mb / MIB_PER_GIB <= high

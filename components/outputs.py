@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pulumi
@@ -31,6 +32,17 @@ def of(config: FleetConfig) -> dict[str, Any]:
     }
 
 
+def label(stack: str) -> str:
+    """The stack's name as the value of a label. RunError where Google would refuse it."""
+    if not re.fullmatch(r"[a-z0-9_-]{1,63}", stack):
+        raise pulumi.RunError(
+            f"the stack's name {stack!r} labels every resource, and Google allows lower-case "
+            "letters, digits, dashes and underscores in a label, 63 at most: rename the stack "
+            "(pulumi stack rename)"
+        )
+    return stack
+
+
 def _vm(fit: capacity.Fit) -> str:
     # One line a VM: Pulumi prints nested maps a key a line, and a fleet is read as a table.
     machine = fit.machine
@@ -46,7 +58,7 @@ def require_built(binaries: tuple[Binary, ...]) -> None:
 
     Raises `pulumi.RunError`, so that the engine prints the sentence and no traceback.
     """
-    paths = sorted({binary.path for binary in binaries if binary.sha256 is None})
+    paths = sorted({binary.path for binary in binaries if not binary.is_built})
     if not paths:
         return
     what = (

@@ -68,15 +68,20 @@ class Node:
         return self.values.get(key)
 
     def unknown_keys(self) -> None:
+        told = False
         for key in self.values:
-            if key not in self.known:
-                close = difflib.get_close_matches(str(key), self.known, n=1)
-                expected = (
-                    f"did you mean {close[0]}?"
-                    if close
-                    else (f"the keys here are {', '.join(sorted(self.known))}")
+            if key in self.known:
+                continue
+            close = difflib.get_close_matches(str(key), self.known, n=1)
+            if close:
+                self.problem(str(key), f"unknown key: did you mean {close[0]}?")
+            elif told:
+                self.problem(str(key), "unknown key")
+            else:
+                self.problem(
+                    str(key), f"unknown key: the keys here are {', '.join(sorted(self.known))}"
                 )
-                self.problem(str(key), f"unknown key: {expected}")
+                told = True
 
     def string(
         self,
@@ -185,14 +190,16 @@ def show(value: object) -> str:
 
 
 def describe(value: object) -> str:
-    if value is None:
-        return "empty"
+    """A value of the wrong kind, in words."""
+    if isinstance(value, bool | None):
+        return "empty" if value is None else str(value).lower()
     if isinstance(value, Mapping):
-        return "a map"
-    if isinstance(value, list):
-        return "a list"
-    if isinstance(value, str):
-        return f"the text {show(value)}"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"the number {show(value)}"
+        return "an encrypted value (it is no secret)" if set(value) == {"secure"} else "a map"
+    for kind, words in (
+        (list, "a list"),
+        (str, f"the text {show(value)}"),
+        (int | float, f"the number {show(value)}"),
+    ):
+        if isinstance(value, kind):
+            return words
+    return f"a {type(value).__name__}"

@@ -26,16 +26,17 @@ ROLE_SWARM = "swarm"
 
 @dataclass(frozen=True, kw_only=True)
 class Binary:
-    """A binary of a release. `sha256` (hex) is None while the file is not built."""
+    """A binary of a release. `sha256` (hex) is None where neither file nor configuration tells."""
 
     name: str
     version: str
     path: str
     sha256: str | None
+    is_built: bool
 
     @property
     def object(self) -> str | None:
-        """Its object in the fleet's bucket, named by content; None while it is not built."""
+        """Its object in the fleet's bucket, named by content; None without a sha256."""
         return None if self.sha256 is None else f"releases/{self.sha256}/{self.name}"
 
     def reference(self) -> dict[str, str] | None:

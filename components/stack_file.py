@@ -55,6 +55,18 @@ for _tag, _pattern, _first in (
     )
 
 
+# What PyYAML raises for text that it cannot make sense of: not all of it is a YAMLError (tags).
+_UNREADABLE = (
+    yaml.YAMLError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    RecursionError,
+)
+
+
 def parse(text: str, name: str) -> FleetConfig:
     """The fleet in the text of a stack file called `name` (for messages).
 
@@ -62,7 +74,7 @@ def parse(text: str, name: str) -> FleetConfig:
     """
     try:
         document = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
-    except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
+    except _UNREADABLE as error:
         raise ConfigError([Problem(path=name, message=_not_yaml(error))]) from None
     if document is None:
         document = {}
@@ -72,14 +84,20 @@ def parse(text: str, name: str) -> FleetConfig:
         raise ConfigError([Problem(path=name, message=message)])
     values: dict[str, Any] = {}
     project: Any = None
+    twice: list[Problem] = []
     for key, value in config.items():
-        namespace, _, rest = str(key).partition(":")
-        if not rest:
+        namespace, colon, rest = str(key).partition(":")
+        if not colon:
             namespace, rest = PROJECT_NAME, namespace
         if namespace == PROJECT_NAME:
+            if rest in values:
+                message = f"stands here twice, with and without {PROJECT_NAME}:"
+                twice.append(Problem(path=f"{PROJECT_NAME}:{rest}", message=message))
             values[rest] = value
         elif key == "gcp:project":
             project = value
+    if twice:
+        raise ConfigError(twice)
     return FleetConfig.parse(values, project=None if project is None else str(project))
 
 

@@ -18,7 +18,10 @@ _SCOPES = ["https://www.googleapis.com/auth/cloud-platform"]
 
 @dataclass(frozen=True, kw_only=True)
 class VmArgs:
-    """What every fleet VM is made from. Disk sizes in GB; `metadata` as docs/CONTRACT.md."""
+    """What every fleet VM is made from. Disk sizes in GB; `metadata` as docs/CONTRACT.md.
+
+    `hyperdisk` for machine types that take no Persistent Disk.
+    """
 
     vm_name: str
     zone: pulumi.Input[str]
@@ -26,7 +29,7 @@ class VmArgs:
     image: pulumi.Input[str]
     boot_disk_gb: pulumi.Input[int]
     disk_gb: pulumi.Input[int]
-    disk_type: str
+    hyperdisk: bool
     subnet_id: pulumi.Input[str]
     service_account: pulumi.Input[str]
     metadata: dict[str, str]
@@ -37,6 +40,11 @@ class VmArgs:
     external_address: pulumi.Input[str] | None = None
 
 
+def _disk_type(args: VmArgs) -> str:
+    # Identities and a registry of tens of megabytes: neither needs more than the balanced kinds.
+    return "hyperdisk-balanced" if args.hyperdisk else "pd-balanced"
+
+
 def state_disk(name: str, args: VmArgs, opts: pulumi.ResourceOptions) -> gcp.compute.Disk:
     """The disk that outlives the VM: identities of agents, or the registry's store."""
     return gcp.compute.Disk(
@@ -44,7 +52,7 @@ def state_disk(name: str, args: VmArgs, opts: pulumi.ResourceOptions) -> gcp.com
         name=f"{args.vm_name}{STATE_DISK_SUFFIX}",
         zone=args.zone,
         size=args.disk_gb,
-        type=args.disk_type,
+        type=_disk_type(args),
         labels=args.labels,
         opts=pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(protect=args.protect)),
     )
@@ -65,7 +73,7 @@ def instance(
             initialize_params=gcp.compute.InstanceBootDiskInitializeParamsArgs(
                 image=args.image,
                 size=args.boot_disk_gb,
-                type="pd-balanced",
+                type=_disk_type(args),
             ),
         ),
         attached_disks=[

@@ -51,6 +51,11 @@ def test_machine_types(name: str, vcpus: int, memory_mb: int) -> None:
         "E2-standard-8",
         "e2-standard-8 ",
         "e2-custom-0-1024",
+        "e2-custom-3-4096",
+        "e2-custom-2-16640",
+        "e2-custom-2-16640-ext",
+        "e2-custom-34-34816",
+        "h3-standard-88",
     ],
 )
 def test_not_a_machine_type(name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pulumi
@@ -61,6 +62,25 @@ def test_refused(type_: str, props: dict[str, Any], path: str) -> None:
         guard.refuse(args(type_, props))
     assert path in str(caught.value)
     assert "'vm'" in str(caught.value)
+
+
+def test_what_an_output_hides_is_found() -> None:
+    async def program() -> None:
+        for hidden in (
+            pulumi.Output.secret({"startup-script": "x"}),
+            pulumi.Output.from_input({"startup-script": "x", "other": pulumi.UNKNOWN}),
+            {"a": "b", "startup-script": pulumi.Output.secret("x")},
+        ):
+            with pytest.raises(guard.GhostScriptError):
+                guard.refuse(args(INSTANCE, await guard.resolve({"metadata": hidden})))
+        key = await guard.resolve({"key": pulumi.Output.secret("startup-script-url")})
+        with pytest.raises(guard.GhostScriptError):
+            guard.refuse(args(ITEM, key))
+
+    # Not asyncio.run, which leaves the thread without the loop that Pulumi's mocks look for.
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(program())
+    loop.close()
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pulumi
 import pytest
 import yaml
 
+from components import outputs
 from components.config import FleetConfig
 from tests.components.fleet import ROOT, Recorder, changed, run_program, seed
 
@@ -175,6 +176,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "rendezvous.public": rendezvous(public=True),
     "rendezvous.diskGb": rendezvous(diskGb=50),
     "rendezvous.bootDiskGb": rendezvous(bootDiskGb=50),
+    "release.sha256": changed(release=seed()["release"] | {"sha256": {"rendezvous": "0" * 64}}),
     "swarm": changed(swarm=seed()["swarm"][:2]),
     "swarm.name": first(name="another"),
     "swarm.machineType": first(machineType="e2-standard-32"),
@@ -246,6 +248,35 @@ def test_binaries_are_named_by_their_content() -> None:
     assert canary["version"] == "2.0.0"
     assert canary["daemon"]["sha256"] == digests["Pulumi.yaml"]
     assert fleet.spec("swarm-2")["release"]["daemon"]["sha256"] == digests["Makefile"]
+
+
+def test_a_binary_is_the_one_that_is_expected() -> None:
+    digest = hashlib.sha256((ROOT / "Makefile").read_bytes()).hexdigest()
+    run_program(changed(release=RELEASE | {"sha256": {"daemon": digest}}))
+    with pytest.raises(pulumi.RunError, match="Makefile is not the pilot-daemon of release 2"):
+        run_program(changed(release=RELEASE | {"sha256": {"daemon": "0" * 64}}))
+    with pytest.raises(pulumi.RunError, match=r"components .* Is a directory"):
+        run_program(changed(release=RELEASE | {"daemon": "components"}))
+
+
+def test_a_plan_without_the_file_is_the_plan_of_an_update() -> None:
+    absent = RELEASE | {"daemon": "artifacts/none/pilot-daemon", "sha256": {"daemon": "0" * 64}}
+    plan = run_program(changed(release=absent))
+    assert plan.spec("swarm-1")["release"]["daemon"]["sha256"] == "0" * 64
+    names = {inputs["name"] for inputs in plan.of("storage/bucketObject:BucketObject").values()}
+    assert f"releases/{'0' * 64}/pilot-daemon" in names
+
+
+def test_machine_types_without_persistent_disk_get_hyperdisk() -> None:
+    disks = run_program(first(machineType="n4-standard-16")).of("compute/disk:Disk")
+    assert disks["swarm-1-disk"]["type"] == "hyperdisk-balanced"
+    assert disks["swarm-2-disk"]["type"] == "pd-balanced"
+
+
+@pytest.mark.parametrize("stack", ["prod.eu", "Prod", "x" * 64])
+def test_a_stack_name_that_google_refuses_as_a_label(stack: str) -> None:
+    with pytest.raises(pulumi.RunError, match="pulumi stack rename"):
+        outputs.label(stack)
 
 
 def test_the_same_input_gives_the_same_bytes(fleet: Recorder) -> None:

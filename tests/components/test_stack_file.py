@@ -64,6 +64,11 @@ VALUES = st.one_of(
             "`",
             "[" * 2000,
             "a:\n" * 3,
+            "!!bool maybe",
+            '!!int ""',
+            "!!float x",
+            "!!timestamp abc",
+            "!!set {a}",
         ]
     ),
     st.integers().map(str),
@@ -166,6 +171,10 @@ config:
         ("config: " + "[" * 5000, "nested too deeply"),
         ("config: !!python/object/apply:os.getcwd []", "is not YAML"),
         ("config: {? [a] : 1}", "is not YAML"),
+        ("config: {nat: !!bool maybe}", "is not YAML"),
+        ('config: {agentMb: !!int ""}', "is not YAML"),
+        ("config: {image: !!timestamp abc}", "is not YAML"),
+        ("config: {zone: us-east1-b, pilot-fleet:zone: us-east1-c}", "stands here twice"),
     ],
 )
 def test_text_that_is_no_stack_file(text: str, message: str) -> None:
