@@ -27,7 +27,7 @@ from pulumi_policy import (
 )
 from pulumi_policy import policy as sdk
 
-from . import exposure, fits, ghosts, identity, project_script, protection
+from . import endpoints, exposure, fits, ghosts, identity, project_script, protection
 from .values import Finding, Resource, plain
 
 NAME: Final = "pilot-fleet"
@@ -264,6 +264,13 @@ def policies(mode: Mode) -> list[Policy]:
             identity.default_accounts,
             identity.AccountConfig,
             _schema(refuse=_STRINGS, ignoreTypes=_STRINGS),
+        ),
+        rules.resource(
+            "endpoints-are-googles",
+            "A VM of the fleet sends its service account's token to Google only.",
+            endpoints.not_googles,
+            endpoints.Config,
+            _schema(allowed=_STRINGS, exemptStacks=_STRINGS),
         ),
         rules.resource(
             "hardened-vm",

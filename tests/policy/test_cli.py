@@ -196,6 +196,7 @@ def disk(name: str, **more: Any) -> Planned:
 RENDEZVOUS = member("rv", spec("rendezvous", agents=3000), "n2-standard-4")
 FLEET = [item("startup"), member("swarm-1", spec()), RENDEZVOUS]
 IAP = ["35.235.240.0/20"]
+GOOGLE = "https://storage.googleapis.com"
 DEFAULT_ACCOUNT = "123-compute@developer.gserviceaccount.com"
 
 # policy: (a scenario that passes, one in which every resource named `bad…` is refused by it and
@@ -324,6 +325,24 @@ SCENARIOS: dict[str, tuple[list[Planned], list[Planned]]] = {
                 "bad-app-engine",
                 serviceAccount={"email": "p@appspot.gserviceaccount.com", "scopes": ["a"]},
             ),
+        ],
+    ),
+    "endpoints-are-googles": (
+        [
+            item("startup"),
+            member("known", spec(agents=10, endpoints={"storage": GOOGLE})),
+            member("secret", secret(json.dumps(spec(agents=10, endpoints={"storage": GOOGLE})))),
+            member("unknown", unknown(json.dumps(spec(agents=10)))),
+            member("absent", spec(agents=10)),
+            member("rv", spec("rendezvous", agents=40), "n2-standard-4"),
+        ],
+        [
+            item("startup"),
+            member("good", spec(agents=10, endpoints={"storage": GOOGLE})),
+            member("bad-known", spec(agents=10, endpoints={"storage": "http://169.254.169.1"})),
+            member("bad-secret", secret(json.dumps(spec(agents=10, endpoints={"storage": ""})))),
+            blurred("bad-blurred", spec(agents=10, endpoints={"storage": f"{GOOGLE}@x.example"})),
+            member("rv", spec("rendezvous", agents=40), "n2-standard-4"),
         ],
     ),
     "hardened-vm": (

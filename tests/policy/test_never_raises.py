@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policy import exposure, fits, ghosts, identity, project_script, protection
+from policy import endpoints, exposure, fits, ghosts, identity, project_script, protection
 from policy.values import UNKNOWN, Resource
 from tests.policy.planned import INSTANCE, SCRIPT, owner, planned, spec, vm, vm_props
 
@@ -80,6 +80,7 @@ def judge(*resources: Resource) -> list[str]:
         found += list(fits.vm_fits(one, fits.VmConfig()))
         found += list(exposure.open_to_the_world(one, exposure.Config()))
         found += list(identity.default_accounts(one, identity.AccountConfig()))
+        found += list(endpoints.not_googles(one, endpoints.Config()))
         found += list(identity.hardening(one, identity.HardeningConfig()))
         found += list(protection.unprotected(one, protection.Config()))
     found += [finding for _, finding in project_script.one_script(resources)]
@@ -92,7 +93,10 @@ def test_any_inputs(kind: str, props: dict[str, Any]) -> None:
     judge(planned(kind, props))
 
 
-@given(st.dictionaries(st.sampled_from(sorted(spec())), _ANYTHING, max_size=3), _ANYTHING)
+@given(
+    st.dictionaries(st.sampled_from([*sorted(spec()), "endpoints"]), _ANYTHING, max_size=3),
+    _ANYTHING,
+)
 def test_any_spec(changes: dict[str, Any], machine: Any) -> None:
     document = spec() | changes
     text = json.dumps(document, default=str)

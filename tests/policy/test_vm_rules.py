@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from policy import identity, protection
+from policy import endpoints, identity, protection
 from policy.values import UNKNOWN, Finding
 from tests.policy.planned import INSTANCE, nested, planned, spec, vm, vm_props
 
@@ -77,6 +77,67 @@ def test_account_settings() -> None:
     assert account_problems(INSTANCE, props, refuse=[OWN])
     props = {"serviceAccount": {"email": "default"}}
     assert account_problems(INSTANCE, props, ignoreTypes=[INSTANCE]) == []
+
+
+def endpoint_problems(url: Any, **config: Any) -> list[str]:
+    resource = vm(spec(endpoints={"storage": url}))
+    return [str(one) for one in endpoints.not_googles(resource, endpoints.Config(**config))]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://storage.googleapis.com",
+        "https://storage.googleapis.com/",
+        "https://storage.googleapis.com:443",
+        "https://storage-psc.p.googleapis.com",
+    ],
+)
+def test_tokens_may_go_to_google(url: str) -> None:
+    assert endpoint_problems(url) == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://storage.googleapis.com",
+        "http://169.254.169.1:8480",
+        "https://storage.googleapis.com.evil.example",
+        "https://evilgoogleapis.com",
+        "https://googleapis.com.",
+        "https://storage.googleapis.com@evil.example",
+        "https://evil.example/.googleapis.com",
+        "https://evil.example#.googleapis.com",
+        "https://evil.example\\.googleapis.com",
+        "https://storage.googleapis.com\n",
+        "https://storage.googleapis.com:8443",
+        "",
+        None,
+        7,
+        ["https://storage.googleapis.com"],
+    ],
+)
+def test_tokens_go_nowhere_else(url: Any) -> None:
+    [text] = endpoint_problems(url)
+    assert "endpoints.storage" in text
+    assert "token" in text
+
+
+def test_every_endpoint_is_judged_and_a_list_is_none() -> None:
+    both = vm(spec(endpoints={"storage": "https://storage.googleapis.com", "other": "http://x"}))
+    [finding] = endpoints.not_googles(both, endpoints.Config())
+    assert finding.path.endswith("endpoints.other")
+    odd = vm(spec(endpoints=["https://storage.googleapis.com"]))
+    assert list(endpoints.not_googles(odd, endpoints.Config()))
+    for document in (spec(), UNKNOWN, "{", None):
+        assert list(endpoints.not_googles(vm(document), endpoints.Config())) == []
+
+
+def test_endpoint_settings() -> None:
+    url = "http://169.254.169.1:8480"
+    assert endpoint_problems(url, allowed=[url]) == []
+    assert endpoint_problems(url, exemptStacks=["swarm"]) == []
+    assert endpoint_problems(url + "0", allowed=[url], exemptStacks=["lab"])
 
 
 def hardening_problems(props: dict[str, Any], **config: Any) -> list[str]:

@@ -22,7 +22,7 @@ from google.protobuf import empty_pb2, struct_pb2
 from pulumi.runtime.proto import analyzer_pb2, analyzer_pb2_grpc
 from pulumi_policy import proxy
 
-from policy import exposure, fits, ghosts, identity, pack, project_script, protection
+from policy import endpoints, exposure, fits, ghosts, identity, pack, project_script, protection
 from tests.policy.planned import INSTANCE
 
 POLICY = Path(__file__).parents[2] / "policy"
@@ -160,6 +160,7 @@ def test_every_setting_is_in_its_schema_and_in_the_readme(analyzer: Any) -> None
         "fleet-fits": fits.FleetConfig,
         "not-open-to-the-world": exposure.Config,
         "no-default-service-account": identity.AccountConfig,
+        "endpoints-are-googles": endpoints.Config,
         "hardened-vm": identity.HardeningConfig,
         "stateful-protected": protection.Config,
     }

@@ -1,0 +1,49 @@
+"""Where the fleet's VMs send their service account's token."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from .spec import fleet_vms, parse_spec
+from .values import Finding, Resource
+
+# Strict rather than complete: a URL that two programs could read in two ways is none of Google's.
+_GOOGLE: Final = re.compile(r"https://([a-z0-9-]+\.)+googleapis\.com(:443)?/?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """`allowed`: more URLs that a spec may name, each as it stands there. `exemptStacks`: stacks
+    whose cloud is none of Google's, such as a lab's."""
+
+    allowed: Sequence[str] = ()
+    exemptStacks: Sequence[str] = ()  # noqa: N815 - the name in the configuration
+
+
+def not_googles(resource: Resource, config: Config) -> Iterator[Finding]:
+    """Endpoints in a VM's spec that are not Google's, or not over TLS.
+
+    A spec that is not known, or is none, is left to `vm-fits`.
+    """
+    if resource.stack in config.exemptStacks:
+        return
+    for vm in fleet_vms([resource]):
+        spec = parse_spec(vm.metadata.get("pilot-spec"))
+        endpoints = spec.get("endpoints") if isinstance(spec, Mapping) else None
+        if endpoints is None:
+            continue
+        named = endpoints.items() if isinstance(endpoints, Mapping) else [("", endpoints)]
+        for name, url in named:
+            if isinstance(url, str) and (_GOOGLE.fullmatch(url) or url in config.allowed):
+                continue
+            path = ".".join(filter(None, ["endpoints", name]))
+            yield Finding(
+                path=f"{vm.at('pilot-spec')} {path}",
+                problem=f"{url!r} would be sent this VM's service-account token, and is not a "
+                "service of Google over TLS",
+                remedy="Use https://storage.googleapis.com (another host below googleapis.com, "
+                "without a path), or configure allowed",
+            )
