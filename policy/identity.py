@@ -11,9 +11,50 @@ from .spec import Vm, fleet_vms
 from .values import UNKNOWN, Finding, Resource, join, walk
 
 _DEFAULT: Final = re.compile(
-    r"(default|\d+-compute@developer\.gserviceaccount\.com|[^@]+@appspot\.gserviceaccount\.com)"
+    r"default|\d+-compute@developer\.gserviceaccount\.com|[^@]+@appspot\.gserviceaccount\.com"
+    # Google's own agent of a project: Editor unless somebody took that away.
+    r"|\d+@cloudservices\.gserviceaccount\.com"
 )
-_ACCOUNT_KEYS: Final = frozenset({"serviceAccount", "serviceAccounts", "serviceAccountEmail"})
+_PACKAGES: Final = frozenset({"gcp", "google-native", "google", "google-beta"})
+_ACCOUNT_KEYS: Final = frozenset(
+    {"serviceAccount", "serviceAccounts", "serviceAccountEmail", "serviceAccountName"}
+)
+# Services that run a machine or a container as the project's default account where none is
+# stated: (module, kind) of the type, and where it can be stated, in one package's words or
+# another's. One of these paths must be there; `x[]` is every item of a list.
+_STATED: Final[Mapping[tuple[str, str], Sequence[str]]] = {
+    ("appengine", "FlexibleAppVersion"): ("serviceAccount",),
+    ("batch", "Job"): ("allocationPolicy.serviceAccount.email",),
+    ("cloudfunctions", "Function"): (
+        "serviceAccountEmail",
+        "serviceConfig.serviceAccountEmail",
+    ),
+    ("cloudfunctionsv2", "Function"): ("serviceConfig.serviceAccountEmail",),
+    ("cloudrun", "Service"): ("template.spec.serviceAccountName",),
+    ("cloudrunv2", "Job"): ("template.template.serviceAccount",),
+    ("cloudrunv2", "Service"): ("template.serviceAccount",),
+    ("cloudrunv2", "WorkerPool"): ("template.serviceAccount",),
+    ("composer", "Environment"): ("config.nodeConfig.serviceAccount",),
+    ("container", "NodePool"): ("nodeConfig.serviceAccount", "config.serviceAccount"),
+    ("dataflow", "FlexTemplateJob"): ("serviceAccountEmail",),
+    ("dataflow", "Job"): ("serviceAccountEmail", "environment.serviceAccountEmail"),
+    ("datafusion", "Instance"): ("dataprocServiceAccount",),
+    ("dataproc", "Cluster"): (
+        "clusterConfig.gceClusterConfig.serviceAccount",
+        "config.gceClusterConfig.serviceAccount",
+        # On a cluster of Kubernetes, whose nodes have an account of their own.
+        "virtualClusterConfig",
+    ),
+    ("dataproc", "WorkflowTemplate"): (
+        "placement.managedCluster.config.gceClusterConfig.serviceAccount",
+        "placement.clusterSelector",
+    ),
+    ("notebooks", "Instance"): ("serviceAccount", "gceSetup.serviceAccounts[].email"),
+    ("tpu", "Node"): ("serviceAccount.email",),
+    ("tpu", "V2QueuedResource"): ("tpu.nodeSpecs[].node.serviceAccount.email",),
+    ("tpu", "V2Vm"): ("serviceAccount.email",),
+    ("workbench", "Instance"): ("gceSetup.serviceAccounts[].email",),
+}
 # Made without an account of their own, these take the one of what they are made from, which a
 # plan does not show.
 _INHERITING: Final = frozenset({"InstanceFromTemplate", "InstanceFromMachineImage"})
@@ -46,33 +87,99 @@ def default_accounts(resource: Resource, config: AccountConfig) -> Iterator[Find
 
     An instance or template without a `serviceAccount` block has no account at all (the provider
     sends none and Compute Engine adds none), so that is fine. A block without `email` means the
-    default account, and something made from a template or an image inherits what the plan does
-    not show. An unknown e-mail address is that of an account made in the same plan.
+    default account, and so does another service's machine for which no account is stated
+    (`_STATED`); something made from a template or an image inherits what the plan does not show.
+    An unknown e-mail address is that of an account made in the same plan.
     """
-    if resource.package != "gcp" or resource.type in config.ignoreTypes:
+    if resource.package not in _PACKAGES or resource.type in config.ignoreTypes:
         return
+    yield from _unstated(resource)
+    for path, key, value in walk(resource.props):
+        if key in _ACCOUNT_KEYS and not isinstance(value, list):
+            yield from _account(path, value, config)
+
+
+def _unstated(resource: Resource) -> Iterator[Finding]:
+    """An account that somebody else chooses because the plan does not."""
     if resource.kind in _INHERITING and resource.props.get("serviceAccount") is None:
         yield Finding(
             path="serviceAccount",
             problem="the VM takes whatever account its template or image has",
             remedy=_REMEDY,
         )
-    for path, key, value in walk(resource.props):
-        if key not in _ACCOUNT_KEYS:
-            continue
-        email, where = value, path
-        if isinstance(value, list):
-            continue
-        if isinstance(value, Mapping):
-            email, where = value.get("email"), join(path, "email")
-        if value is None or email is UNKNOWN:
-            continue
-        if not email:
-            problem = "no e-mail address, which means the project's default service account"
-            yield Finding(path=where, problem=problem, remedy=_REMEDY)
-        elif _DEFAULT.fullmatch(str(email).strip().lower()) or email in config.refuse:
-            problem = f"{email} is a default service account, shared and mighty"
-            yield Finding(path=where, problem=problem, remedy=_REMEDY)
+    for paths in _must_state(resource):
+        if not any(_is_stated(resource.props, path.split(".")) for path in paths):
+            yield Finding(
+                path=paths[0],
+                problem=f"no account is stated, so this {resource.kind} runs as the project's "
+                "default service account",
+                remedy=f"State one of its own with the few roles it needs ({' or '.join(paths)})",
+            )
+
+
+def _account(path: str, value: Any, config: AccountConfig) -> Iterator[Finding]:
+    """What is wrong with an account that is stated: an address, or a block with one."""
+    email, where = value, path
+    if isinstance(value, Mapping):
+        email, where = value.get("email"), join(path, "email")
+    if value is None or email is UNKNOWN:
+        return
+    if not email:
+        problem = "no e-mail address, which means the project's default service account"
+        yield Finding(path=where, problem=problem, remedy=_REMEDY)
+    elif _DEFAULT.fullmatch(_address(email)) or email in config.refuse:
+        problem = f"{email} is a default service account, shared and mighty"
+        yield Finding(path=where, problem=problem, remedy=_REMEDY)
+
+
+def _must_state(resource: Resource) -> Iterator[Sequence[str]]:
+    """What a resource must state, as ways to say it: one of each sequence of paths."""
+    module = resource.type.partition(":")[2].partition("/")[0]
+    if (module, resource.kind) == ("container", "Cluster"):
+        yield from _of_cluster(resource.props)
+    elif (module, resource.kind) in _STATED:
+        yield _STATED[module, resource.kind]
+
+
+def _of_cluster(props: Mapping[str, Any]) -> Iterator[Sequence[str]]:
+    """A Kubernetes cluster's nodes: those it has from the start, and those it makes by itself."""
+    autopilot = props.get("enableAutopilot") or _at(props, ["autopilot", "enabled"])
+    scaling = _at(props, ["clusterAutoscaling", "enabled"])
+    scaling = scaling or _at(props, ["autoscaling", "enableNodeAutoprovisioning"])
+    if autopilot or scaling:
+        yield tuple(
+            f"{name}.{default}.serviceAccount"
+            for name, default in (
+                ("clusterAutoscaling", "autoProvisioningDefaults"),
+                ("autoscaling", "autoprovisioningNodePoolDefaults"),
+            )
+        )
+    # Pools of their own are resources of their own; the one that is made first goes at once.
+    if not autopilot and props.get("removeDefaultNodePool") is not True:
+        pools = ("nodePools[].nodeConfig.serviceAccount", "nodePools[].config.serviceAccount")
+        yield pools if props.get("nodePools") else ("nodeConfig.serviceAccount",)
+
+
+def _at(value: Any, steps: Sequence[str]) -> Any:
+    for step in steps:
+        value = value.get(step) if isinstance(value, Mapping) else None
+    return value
+
+
+def _is_stated(value: Any, steps: Sequence[str]) -> bool:
+    """Whether something stands at a path, in every item of its lists; what is unknown counts."""
+    if value is UNKNOWN or not steps:
+        return value is not None and value != ""
+    name, in_list = steps[0].removesuffix("[]"), steps[0].endswith("[]")
+    value = value.get(name) if isinstance(value, Mapping) else None
+    if not in_list or value is UNKNOWN:
+        return _is_stated(value, steps[1:])
+    return isinstance(value, list) and bool(value) and all(_is_stated(v, steps[1:]) for v in value)
+
+
+def _address(email: Any) -> str:
+    """The address alone, of `projects/P/serviceAccounts/ADDRESS` too."""
+    return str(email).rpartition("/")[2].strip().lower()
 
 
 def hardening(resource: Resource, config: HardeningConfig) -> Iterator[Finding]:

@@ -19,6 +19,8 @@ DEFAULTS = [
     "my-project@appspot.gserviceaccount.com",
     "example.com:my-project@appspot.gserviceaccount.com",
     "default",
+    "123456789@cloudservices.gserviceaccount.com",
+    "projects/p/serviceAccounts/123456789-compute@developer.gserviceaccount.com",
     " 123456789-Compute@developer.gserviceaccount.com ",
     "",
     None,
@@ -65,6 +67,69 @@ def test_machines_of_other_services() -> None:
     assert account_problems(kind, nested("nodeConfig.serviceAccount", OWN)) == []
     kind = "gcp:workbench/instance:Instance"
     assert account_problems(kind, nested("gceSetup.serviceAccounts[].email", DEFAULTS[0]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "path"),
+    [
+        ("gcp:appengine/flexibleAppVersion:FlexibleAppVersion", "serviceAccount"),
+        ("gcp:cloudfunctions/function:Function", "serviceAccountEmail"),
+        ("gcp:cloudfunctionsv2/function:Function", "serviceConfig.serviceAccountEmail"),
+        ("gcp:cloudrun/service:Service", "template.spec.serviceAccountName"),
+        ("gcp:cloudrunv2/job:Job", "template.template.serviceAccount"),
+        ("gcp:cloudrunv2/service:Service", "template.serviceAccount"),
+        ("gcp:composer/environment:Environment", "config.nodeConfig.serviceAccount"),
+        ("gcp:container/cluster:Cluster", "nodeConfig.serviceAccount"),
+        ("gcp:container/nodePool:NodePool", "nodeConfig.serviceAccount"),
+        ("gcp:dataflow/flexTemplateJob:FlexTemplateJob", "serviceAccountEmail"),
+        ("gcp:dataflow/job:Job", "serviceAccountEmail"),
+        ("gcp:dataproc/cluster:Cluster", "clusterConfig.gceClusterConfig.serviceAccount"),
+        ("gcp:notebooks/instance:Instance", "serviceAccount"),
+        ("gcp:tpu/v2Vm:V2Vm", "serviceAccount.email"),
+        ("gcp:workbench/instance:Instance", "gceSetup.serviceAccounts[].email"),
+        ("google-native:container/v1:NodePool", "config.serviceAccount"),
+        ("google-native:dataproc/v1:Cluster", "config.gceClusterConfig.serviceAccount"),
+        ("google-native:notebooks/v2:Instance", "gceSetup.serviceAccounts[].email"),
+    ],
+)
+def test_services_that_take_the_default_account_must_state_another(kind: str, path: str) -> None:
+    [finding] = account_problems(kind, {"name": "it"})
+    assert "no account is stated" in str(finding)
+    assert path in finding.remedy
+    assert account_problems(kind, nested(path, OWN)) == []
+    assert account_problems(kind, nested(path, UNKNOWN)) == []
+    assert (
+        account_problems(kind, {path.split(".", maxsplit=1)[0].removesuffix("[]"): UNKNOWN}) == []
+    )
+    for default in DEFAULTS:
+        assert account_problems(kind, nested(path, default)), default
+    assert account_problems(kind, {}, ignoreTypes=[kind]) == []
+
+
+def test_nodes_of_a_kubernetes_cluster() -> None:
+    kind = "gcp:container/cluster:Cluster"
+    assert account_problems(kind, {"removeDefaultNodePool": True, "initialNodeCount": 1}) == []
+    pools: list[Any] = [{"nodeConfig": {"serviceAccount": OWN}}, {"nodeConfig": {}}]
+    [finding] = account_problems(kind, {"nodePools": pools})
+    assert "nodePools[]" in finding.path
+    assert account_problems(kind, {"nodePools": pools[:1]}) == []
+    defaults = nested("autoProvisioningDefaults.serviceAccount", OWN)
+    auto: dict[str, Any] = {"enableAutopilot": True}
+    [finding] = account_problems(kind, auto)
+    assert "autoProvisioningDefaults" in finding.path
+    assert account_problems(kind, auto | {"clusterAutoscaling": defaults}) == []
+    scaled: dict[str, Any] = {"removeDefaultNodePool": True}
+    assert account_problems(kind, scaled | {"clusterAutoscaling": {"enabled": True}})
+    good = scaled | {"clusterAutoscaling": {"enabled": True} | defaults}
+    assert account_problems(kind, good) == []
+
+
+@pytest.mark.parametrize("package", ["google-native", "google", "google-beta"])
+def test_other_packages_of_the_same_cloud(package: str) -> None:
+    kind = f"{package}:compute/v1:Instance"
+    assert account_problems(kind, {"serviceAccounts": [{"email": DEFAULTS[0]}]})
+    assert account_problems(kind, {"serviceAccounts": [{"email": OWN}]}) == []
+    assert account_problems("aws:ec2/instance:Instance", {"serviceAccount": "default"}) == []
 
 
 def test_a_default_account_as_a_member_of_a_role_runs_nothing() -> None:

@@ -125,7 +125,7 @@ def test_what_the_pack_says_about_itself(analyzer: Any) -> None:
     advisory = {name for name, level in told_levels.items() if level == "ADVISORY"}
     assert advisory == {"judged-in-preview"}
     assert set(told_levels) == {policy.name for policy in pack.policies(pack.Mode())}
-    assert len(info.policies) == 10
+    assert len(info.policies) == 11
 
 
 def test_an_engine_that_does_not_tell_the_mode(monkeypatch: pytest.MonkeyPatch) -> None:
