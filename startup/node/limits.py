@@ -6,6 +6,7 @@ them are derived instead, FACTS for what was measured.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .spec import RendezvousSpec, SwarmSpec
@@ -24,7 +25,7 @@ NR_OPEN = 1048576
 PORT_RANGE = (32768, 60999)
 PORT_RANGE_WIDE = (1024, 65535)
 # Ports of services that a wide range must not take away from them (rendezvous, exporters).
-SERVICE_PORTS = "3000,9000-9001,9090-9100"
+SERVICE_PORTS = ((3000, 3000), (9000, 9001), (9090, 9100))
 
 
 class LimitsError(Exception):
@@ -58,10 +59,10 @@ def sysctls(machine: Machine, spec: SwarmSpec | RendezvousSpec) -> dict[str, str
     }
     if isinstance(spec, SwarmSpec):
         low, high = port_range(spec)
-        reserved = reserved_ports(spec)
+        reserved = [reserved_ports(spec)]
         if (low, high) == PORT_RANGE_WIDE:
-            reserved = f"{SERVICE_PORTS},{reserved}"
-        numbers["net.ipv4.ip_local_reserved_ports"] = reserved
+            reserved += SERVICE_PORTS
+        numbers["net.ipv4.ip_local_reserved_ports"] = port_list(reserved)
         numbers["net.ipv4.ip_local_port_range"] = f"{low} {high}"
     return numbers
 
@@ -93,15 +94,27 @@ def udp_mem(machine: Machine) -> tuple[int, int, int]:
     return (pages // 16, pages // 8, pages * 3 // 16)
 
 
-def reserved_ports(spec: SwarmSpec) -> str:
-    """The agents' UDP ports, kept out of what the kernel hands out, as `FIRST-LAST`.
+def reserved_ports(spec: SwarmSpec) -> tuple[int, int]:
+    """First and last of the agents' UDP ports, kept out of what the kernel hands out.
 
     A quarter more than there are agents, 64 at least: a change of `agents` reaches a running VM
     at once, and until then no connection shall have taken a port that a new agent needs.
     """
     room = max(64, spec.agents // 4)
     first = spec.base_port + 1
-    return f"{first}-{min(spec.base_port + spec.agents + room, 65535)}"
+    return first, min(spec.base_port + spec.agents + room, 65535)
+
+
+def port_list(ranges: Iterable[tuple[int, int]]) -> str:
+    """`ranges` (first, last) as the kernel prints them back: in order, those that touch merged,
+    a single port alone."""
+    merged: list[list[int]] = []
+    for first, last in sorted(ranges):
+        if merged and first <= merged[-1][1] + 1:
+            merged[-1][1] = max(merged[-1][1], last)
+        else:
+            merged.append([first, last])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in merged)
 
 
 def port_range(spec: SwarmSpec) -> tuple[int, int]:
@@ -153,8 +166,8 @@ def go_memory_limit(machine: Machine) -> str:
     return f"{machine.ram * 3 // 4 >> 20}MiB"
 
 
-def _free(ports: tuple[int, int], reserved: str) -> int:
-    first, last = map(int, reserved.split("-"))
+def _free(ports: tuple[int, int], reserved: tuple[int, int]) -> int:
+    first, last = reserved
     low, high = ports
     taken = max(0, min(last, high) - max(first, low) + 1)
     return high - low + 1 - taken

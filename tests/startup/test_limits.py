@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from startup.node import kernel, limits
@@ -97,14 +97,64 @@ def test_udp_mem_holds_what_every_agent_may_buffer_by_default(name: str) -> None
 
 @pytest.mark.parametrize(
     ("agents", "reserved"),
-    [(0, "10001-10064"), (30, "10001-10094"), (5000, "10001-16250"), (12000, "10001-25000")],
+    [(0, (10001, 10064)), (30, (10001, 10094)), (5000, (10001, 16250)), (12000, (10001, 25000))],
 )
-def test_reserved_ports(agents: int, reserved: str) -> None:
+def test_reserved_ports(agents: int, reserved: tuple[int, int]) -> None:
     assert limits.reserved_ports(swarm(agents)) == reserved
 
 
 def test_reserved_ports_end_with_the_ports() -> None:
-    assert limits.reserved_ports(swarm(30, base_port=65500)) == "65501-65535"
+    assert limits.reserved_ports(swarm(30, base_port=65500)) == (65501, 65535)
+
+
+def as_the_kernel_prints(text: str) -> str:
+    """What the kernel makes of a list of ports: a bitmap, printed as `%*pbl`."""
+    bits = bytearray(65537)
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        for port in range(int(first), int(last or first) + 1):
+            bits[port] = 1
+    parts, first = [], None
+    for port, bit in enumerate(bits):
+        if bit and first is None:
+            first = port
+        elif not bit and first is not None:
+            parts.append(str(first) if first == port - 1 else f"{first}-{port - 1}")
+            first = None
+    return ",".join(parts)
+
+
+@pytest.mark.parametrize(
+    ("base_port", "agents", "expected"),
+    [
+        (10000, 8000, "3000,9000-9001,9090-9100,10001-20000"),
+        # Below, beside, over and among the services' ports.
+        (1023, 8000, "1024-11023"),
+        (9001, 8000, "3000,9000-19001"),
+        (9050, 8000, "3000,9000-9001,9051-19050"),
+        (9098, 8000, "3000,9000-9001,9090-19098"),
+        (9099, 8000, "3000,9000-9001,9090-19099"),
+        (9100, 8000, "3000,9000-9001,9090-19100"),
+        (65534, 1, "65535"),
+        (65534, 0, "65535"),
+    ],
+)
+def test_reserved_ports_are_as_the_kernel_prints_them(
+    base_port: int, agents: int, expected: str
+) -> None:
+    """It is asked what it took, and compared with what it was given."""
+    spec = swarm(agents, base_port=base_port)
+    found = limits.sysctls(machine(125), spec)["net.ipv4.ip_local_reserved_ports"]
+    assert found == expected
+    assert as_the_kernel_prints(found) == found
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1023, 65534), st.integers(0, 10000))
+def test_any_reserved_ports_are_as_the_kernel_prints_them(base_port: int, agents: int) -> None:
+    spec = swarm(min(agents, 65535 - base_port), base_port=base_port)
+    ranges = [limits.reserved_ports(spec), *limits.SERVICE_PORTS]
+    assert as_the_kernel_prints(limits.port_list(ranges)) == limits.port_list(ranges)
 
 
 @pytest.mark.parametrize(
