@@ -14,25 +14,17 @@ ROLE_SWARM: Final = "swarm"
 ROLE_RENDEZVOUS: Final = "rendezvous"
 
 # What the units set themselves: an operator's value would send an agent to another registry, or
-# all of them into one home.
-RESERVED_VARIABLES: Final = frozenset(
-    {
-        "HOME",
-        "PILOT_AGENT_ADDRESS",
-        "PILOT_AGENT_BEACON",
-        "PILOT_AGENT_REGISTRY",
-        "PILOT_AGENT_VM",
-        "PILOT_PORT_BEACON",
-        "PILOT_PORT_DASHBOARD",
-        "PILOT_PORT_REGISTRY",
-    }
-)
+# all of them into one home. By prefix, so that the next one is reserved before it is in use.
+RESERVED_VARIABLES: Final = re.compile(r"HOME|PILOT_(AGENT|PORT)_.*")
+# What the dynamic loader obeys in every program of the unit, those of root as well.
+LOADER_VARIABLES: Final = re.compile(r"LD_.*|GLIBC_TUNABLES|GCONV_PATH")
 
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
 _VERSION = re.compile(r"[0-9A-Za-z][-+.0-9A-Za-z_]{0,63}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _BUCKET = re.compile(r"[a-z0-9][-_.a-z0-9]{1,220}[a-z0-9]")
-_HOST = r"[0-9A-Za-z]([-.0-9A-Za-z]{0,251}[0-9A-Za-z])?"
+_LABEL = r"[0-9A-Za-z]([-0-9A-Za-z]{0,61}[0-9A-Za-z])?"
+_HOST = rf"(?=[^:/]{{1,253}}(:|$)){_LABEL}(\.{_LABEL})*"
 _HOST_PORT = re.compile(rf"{_HOST}:[0-9]{{1,5}}")
 _BASE_URL = re.compile(rf"https?://{_HOST}(:[0-9]{{1,5}})?")
 _VARIABLE = re.compile(r"[A-Za-z_][0-9A-Za-z_]*")
@@ -158,7 +150,7 @@ def _build(top: _Reader) -> SwarmSpec | RendezvousSpec:
         "binary": _binary(release.child(what), f"pilot-{what}"),
         "environment": _environment(top.child("environment")),
         "bucket": top.string("bucket", _BUCKET, "a bucket's name"),
-        "storage": endpoints.string("storage", _BASE_URL, "http(s)://HOST[:PORT] without a path"),
+        "storage": endpoints.base_url("storage"),
         "reserve_mb": memory.integer("reserveMb", 0, 1 << 24),
         "script_sha256": script.string("sha256", _SHA256, "64 hex digits"),
         "agents": top.integer("agents", 0, 1_000_000),
@@ -221,8 +213,10 @@ def _environment(reader: _Reader) -> dict[str, str]:
     for name in reader.names():
         if not _VARIABLE.fullmatch(name):
             reader.problem(name, "is not the name of an environment variable")
-        elif name in RESERVED_VARIABLES:
-            reader.problem(name, "is set by the agent's own unit")
+        elif RESERVED_VARIABLES.fullmatch(name):
+            reader.problem(name, "is set by the unit itself")
+        elif LOADER_VARIABLES.fullmatch(name):
+            reader.problem(name, "is obeyed by the loader of every program: not taken")
         value = reader.string(name, None, "a string")
         # An environment file is lines of bytes: what cannot stand in a line cannot be passed.
         if any((ord(c) < 32 and c != "\t") or ord(c) == 127 for c in value):
@@ -284,6 +278,13 @@ class _Reader:
     def address(self, key: str) -> str:
         value = self.string(key, _HOST_PORT, "HOST:PORT")
         if value and not 1 <= int(value.rpartition(":")[2]) <= 65535:
+            self.problem(key, f"has no such port: {value!r}")
+        return value
+
+    def base_url(self, key: str) -> str:
+        value = self.string(key, _BASE_URL, "http(s)://HOST[:PORT] without a path")
+        port = value.partition("://")[2].partition(":")[2]
+        if port and not 1 <= int(port) <= 65535:
             self.problem(key, f"has no such port: {value!r}")
         return value
 

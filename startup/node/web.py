@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from .retry import TemporaryError
+from .retry import FinalError, TemporaryError
 
 # Seconds without a single byte. The metadata server answers in milliseconds, the bucket in tens.
 TIMEOUT = 10.0
@@ -68,13 +68,17 @@ def get(url: str, headers: Mapping[str, str], timeout: float = TIMEOUT) -> Itera
     """Open `url` (http or https).
 
     Raises TemporaryError when nothing answers within `timeout` seconds, when the connection
-    breaks, and when the answer is 408, 429 or 5xx.
+    breaks, and when the answer is 408, 429 or 5xx; FinalError when `url` cannot be one.
     """
     parts = urlsplit(url)
+    try:
+        port = parts.port
+    except ValueError as error:
+        raise FinalError(f"{url}: {error}") from error
     kind: Callable[..., http.client.HTTPConnection] = (
         http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     )
-    connection = kind(parts.hostname or "", parts.port, timeout=timeout)
+    connection = kind(parts.hostname or "", port, timeout=timeout)
     target = parts.path + (f"?{parts.query}" if parts.query else "")
     try:
         try:
@@ -82,6 +86,9 @@ def get(url: str, headers: Mapping[str, str], timeout: float = TIMEOUT) -> Itera
             response = connection.getresponse()
         except (OSError, http.client.HTTPException) as error:
             raise TemporaryError(f"{url}: {_reason(error)}") from error
+        except ValueError as error:
+            # A host that is none: an empty label, one that is too long.
+            raise FinalError(f"{url}: {_reason(error)}") from error
         if response.status in _LATER or response.status >= 500:
             raise TemporaryError(f"{url}: {response.status} {response.reason}")
         yield Answer(status=response.status, reason=response.reason, _response=response, _url=url)

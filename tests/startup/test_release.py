@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import threading
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -275,3 +276,9 @@ def test_absent_is_not_unreachable(google: Google) -> None:
     google.failures = {"some": [403]}
     with pytest.raises(FinalError, match="does not look like Google's metadata server"):
         metadata.value("instance/attributes/some")
+
+
+@pytest.mark.parametrize("host", ["h:99999", "a..b", "a" * 70])
+def test_an_address_that_is_none_is_final(host: str) -> None:
+    with pytest.raises(FinalError, match=re.escape(host)), web.get(f"http://{host}/", {}):
+        pytest.fail("there is nothing there")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from hypothesis import given
@@ -67,6 +68,12 @@ def test_a_swarm_spec() -> None:
     assert spec.ports == range(10001, 10031)
 
 
+def test_names_that_can_be_looked_up() -> None:
+    for host in ("h", "a" * 63 + ".b", "storage.googleapis.com", "10.0.0.1", "h:65535"):
+        changes = {"endpoints": {"storage": f"http://{host}"}}
+        assert parse(specs.text(specs.swarm(**changes))).storage == f"http://{host}"
+
+
 def test_a_rendezvous_spec() -> None:
     spec = parse(specs.text(specs.rendezvous()))
     assert isinstance(spec, RendezvousSpec)
@@ -121,7 +128,29 @@ def test_all_problems_at_once() -> None:
         ("roll", [], "roll: must be an object, is []"),
         ("roll.auto", "yes", 'roll.auto: must be true or false, is "yes"'),
         ("environment.A B", "x", "environment.'A B': is not the name of an environment variable"),
-        ("environment.HOME", "/", "environment.HOME: is set by the agent's own unit"),
+        ("environment.HOME", "/", "environment.HOME: is set by the unit itself"),
+        (
+            "environment.PILOT_AGENT_NEXT",
+            "x",
+            "environment.PILOT_AGENT_NEXT: is set by the unit itself",
+        ),
+        (
+            "environment.LD_PRELOAD",
+            "/x.so",
+            "environment.LD_PRELOAD: is obeyed by the loader of every program: not taken",
+        ),
+        (
+            "endpoints.storage",
+            "http://h:99999",
+            "endpoints.storage: has no such port: 'http://h:99999'",
+        ),
+        (
+            "endpoints.storage",
+            "http://a..b",
+            ('endpoints.storage: must be http(s)://HOST[:PORT] without a path, is "http://a..b"'),
+        ),
+        ("beacon", "a" * 64 + ":9001", f'beacon: must be HOST:PORT, is "{"a" * 56}...'),
+        ("beacon", "a.-b:9001", 'beacon: must be HOST:PORT, is "a.-b:9001"'),
         ("environment.A", 1, "environment.A: must be a string, is 1"),
         (
             "environment.A",
@@ -214,7 +243,9 @@ def test_any_value_anywhere_is_a_spec_or_a_spec_error(path: str, value: Any) -> 
         # Its problems have tests of their own.
         return
     else:
-        assert not RESERVED_VARIABLES & set(spec.environment)
+        assert not any(map(RESERVED_VARIABLES.fullmatch, spec.environment))
+        # Whatever is taken for a host can be looked up: no label that is none.
+        urlsplit(spec.storage).netloc.encode("idna")
 
 
 @given(st.text() | st.binary())
