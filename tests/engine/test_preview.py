@@ -97,9 +97,17 @@ def test_every_error_of_the_configuration_in_one_run(project: Project) -> None:
     ("old", "new", "message"),
     [
         ("config:", "config: [", "invalid YAML file"),
-        ("us-central1-a", "us-central1-a\n  pilot-fleet:agentMb: ten", "agentMb"),
-        ("agents: 3000}", "agents: 3000, agents: 4}", "agents"),
-        ("pilot-fleet:swarm:", "pilot-fleet:swarm: x\n  other:swarm:", "swarm"),
+        (
+            "us-central1-a",
+            "us-central1-a\n  pilot-fleet:agentMb: ten",
+            "configuration key 'agentMb' must be of type 'integer'",
+        ),
+        ("agents: 3000}", "agents: 3000, agents: 4}", "already defined"),
+        (
+            "pilot-fleet:swarm:",
+            "pilot-fleet:swarm: x\n  other:swarm:",
+            "configuration key 'swarm' must be of type 'array<object>'",
+        ),
     ],
     ids=["no YAML", "wrong type", "twice", "text for a list"],
 )
@@ -114,8 +122,18 @@ def test_text_that_pulumi_itself_refuses(
     assert message in answer.text
 
 
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        '{"startup-script": pulumi.Output.secret("echo boo")}',
+        'pulumi.Output.secret({"startup-script": "echo boo"})',
+    ],
+    ids=["a secret value", "a secret map"],
+)
 @pytest.mark.parametrize("policies", [False, True], ids=["plain", "with policies"])
-def test_a_ghost_script_is_refused_by_the_program_itself(project: Project, policies: bool) -> None:
+def test_a_ghost_script_is_refused_by_the_program_itself(
+    project: Project, policies: bool, metadata: str
+) -> None:
     project.configure(seed())
     project.append(
         """
@@ -129,9 +147,9 @@ gcp.compute.Instance(
         initialize_params=gcp.compute.InstanceBootDiskInitializeParamsArgs(image=config.image)
     ),
     network_interfaces=[gcp.compute.InstanceNetworkInterfaceArgs(network="default")],
-    metadata={"startup-script": pulumi.Output.secret("echo boo")},
+    metadata=METADATA,
 )
-"""
+""".replace("METADATA", metadata)
     )
     answer = project.preview(policies=policies).no_traceback()
     assert answer.code != 0
