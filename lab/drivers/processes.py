@@ -27,6 +27,19 @@ def find(pid_file: Path, marker: str) -> int | None:
     return pid if marker.encode() in command else None
 
 
+def having(marker: str) -> list[int]:
+    """Return the ids of the processes that have `marker` in their command line."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = file.read_bytes()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if marker.encode() in command:
+            found.append(int(file.parent.name))
+    return found
+
+
 def wait(pid: int, seconds: float) -> bool:
     """Wait until a process has ended, for at most `seconds`; tell whether it has."""
     try:

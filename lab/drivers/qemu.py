@@ -52,6 +52,8 @@ STOP_SECONDS: Final = 90.0
 _PRESS_SECONDS: Final = 5.0  # a guest whose init is not up yet does not hear the power button
 _CODE_CACHE_MIB: Final = 256  # of translated code a guest; QEMU's own default is up to 1 GiB
 
+_RELAY: Final = Path(__file__).parent / "relay.py"
+
 # As on Compute Engine the network is `ens4`; the lab's own interface stands before it.
 _SLOT_SERVICE: Final = 3
 _SLOT_LAN: Final = 4
@@ -268,6 +270,8 @@ class Qemu:
             pid = processes.find(folder / "pid", str(folder))
             if pid is not None:
                 processes.kill(pid)
+            for relay in processes.having(f"{_RELAY}\0{folder / 'endpoint'}"):
+                processes.kill(relay)
         self.close()
 
     # What a guest is made of
@@ -339,7 +343,7 @@ class Qemu:
 
     def _service_netdev(self, machine: Machine, forwards: Mapping[int, int]) -> str:
         folder = self._places.machine(machine.path)
-        relay = [sys.executable, "-I", "-S", str(Path(__file__).parent / "relay.py")]
+        relay = [sys.executable, "-I", "-S", str(_RELAY)]
         metadata = shlex.join([*relay, str(folder / "endpoint")])
         options = {
             "id": "service",

@@ -13,10 +13,11 @@ from pathlib import Path
 
 _CHUNK = 65536
 _CONNECT_SECONDS = 10.0
+_SILENCE_SECONDS = 2.0
 
 
 def main(endpoint: str) -> int:
-    """Carry until both sides have closed; 1 if the server cannot be reached."""
+    """Carry until the guest has hung up and the server is silent; 1 if there is no server."""
     try:
         host, port = Path(endpoint).read_text().split()
         server = socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS)
@@ -25,17 +26,25 @@ def main(endpoint: str) -> int:
     server.settimeout(None)
     guest = socket.socket(fileno=os.dup(0))
 
+    carried = 0
+
     def carry(source: socket.socket, sink: socket.socket) -> None:
+        nonlocal carried
         with contextlib.suppress(OSError):
             while data := source.recv(_CHUNK):
                 sink.sendall(data)
+                carried += len(data)
         with contextlib.suppress(OSError):
             sink.shutdown(socket.SHUT_WR)
 
-    back = threading.Thread(target=carry, args=(server, guest))
+    back = threading.Thread(target=carry, args=(server, guest), daemon=True)
     back.start()
     carry(guest, server)
-    back.join()
+    # The guest has said all, or its power is off: a server that is silent may be in a long poll.
+    before = -1
+    while back.is_alive() and carried != before:
+        before = carried
+        back.join(_SILENCE_SECONDS)
     return 0
 
 

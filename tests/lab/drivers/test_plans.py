@@ -340,6 +340,22 @@ def test_the_relay_carries_both_ways(tmp_path: Path) -> None:
     assert heard == b"you said " + b"x" * 70000
 
 
+def test_the_relay_does_not_wait_for_a_server_in_a_long_poll(tmp_path: Path) -> None:
+    endpoint = tmp_path / "endpoint"
+    with closing(socket.socket()) as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        endpoint.write_text(f"127.0.0.1 {server.getsockname()[1]}\n")
+        guest, end = socket.socketpair()
+        command = [sys.executable, "-I", "-S", relay.__file__, str(endpoint)]
+        with subprocess.Popen(command, stdin=end.fileno(), stdout=end.fileno()) as process:
+            end.close()
+            peer, _ = server.accept()
+            with peer:
+                guest.close()
+                assert process.wait(20) == 0
+
+
 def test_the_relay_hangs_up_where_nobody_listens(tmp_path: Path) -> None:
     endpoint = tmp_path / "endpoint"
     assert relay.main(str(endpoint)) == 1
