@@ -15,6 +15,9 @@ from .retry import FinalError, Retry, bounds_of
 from .spec import RendezvousSpec, SpecError, SwarmSpec, parse
 from .systemd import Systemctl
 
+# A run in which nothing is left to do ends at its guard.
+AGAIN = "run `rm /run/pilot/guard; google_metadata_script_runner startup`"
+
 USAGE = """usage: pilot-node COMMAND
   spec ROLE  fetch this VM's spec from the metadata server and check it
   limits     write the kernel's numbers and the limits, and apply them
@@ -50,8 +53,8 @@ class Node:
             return parse(self.place.spec.read_bytes())
         except FileNotFoundError:
             raise FinalError(
-                f"{self.place.spec} is not there: the startup script has not run in this boot; "
-                "run `google_metadata_script_runner startup`"
+                f"{self.place.spec} is not there: the startup script has not got to it in this "
+                f"boot; {AGAIN}"
             ) from None
 
     def limits(self) -> None:
@@ -105,9 +108,15 @@ class Node:
         spec = self.spec()
         if not isinstance(spec, RendezvousSpec):
             raise FinalError(f"store: this VM is a {spec.role}, it has no registry")
-        # The directory is the registry's, the whitelist root's: it is read and never written.
-        self.place.registry.mkdir(mode=0o750, parents=True, exist_ok=True)
-        agents.own(self.place.registry)
+        if not self.place.is_mounted(self.place.state):
+            raise FinalError(
+                f"{self.place.state} is not mounted: the registry would be lost with the boot "
+                f"disk; {AGAIN}"
+            )
+        # Root's, and sticky: the rendezvous makes its own files in it, but cannot remove or
+        # replace the whitelist.
+        self.place.registry.mkdir(mode=0o700, exist_ok=True)
+        agents.share(self.place.registry)
         files.write(self.place.registry / "rate-limit-whitelist.json", units.whitelist(spec))
 
     def run(self) -> None:

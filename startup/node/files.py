@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import tempfile
 from pathlib import Path
 
@@ -11,27 +13,58 @@ def write(path: Path, content: str, mode: int = 0o644) -> bool:
     """Make `path` hold `content` with `mode`; True when it did not before.
 
     The new file is complete and on disk before it takes the old one's place in one rename.
-    Directories above it are made as needed.
+    Directories above it are made as needed. Whatever else has the name (a link, a FIFO, a file of
+    somebody else's) is replaced, never followed and never waited for. Raises OSError with the
+    path, and with what to do where the disk is full.
     """
     data = content.encode()
+    if _holds(path, data, mode):
+        return False
+    temporary = None
     try:
-        if path.read_bytes() == data and path.stat().st_mode & 0o7777 == mode:
-            return False
-    except FileNotFoundError:
-        pass
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         with os.fdopen(handle, "wb") as stream:
             stream.write(data)
             os.fchmod(stream.fileno(), mode)
             stream.flush()
             os.fsync(stream.fileno())
         Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    except OSError as error:
+        raise OSError(error.errno, explained(error), str(path)) from error
+    finally:
+        # Nothing where it was renamed.
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
     return True
+
+
+def explained(error: OSError) -> str:
+    """What `error` is and, where the disk is full or read-only, what to do."""
+    advice = {
+        errno.ENOSPC: ": make room (`df -h` and `df -i` show where), then run it again",
+        errno.EDQUOT: ": make room, then run it again",
+        errno.EROFS: ": `dmesg` says why; check the file system, then start the VM again",
+    }
+    return (error.strerror or str(error)) + advice.get(error.errno or 0, "")
+
+
+def _holds(path: Path, data: bytes, mode: int) -> bool:
+    """`path` itself is a file of this user's with `mode` and `data`. It may stand in a directory
+    that is another's: O_NONBLOCK, because opening a FIFO would wait for a writer."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    with os.fdopen(handle, "rb") as stream:
+        found = os.fstat(stream.fileno())
+        return (
+            stat.S_ISREG(found.st_mode)
+            and stat.S_IMODE(found.st_mode) == mode
+            and found.st_uid == os.geteuid()
+            and found.st_size == len(data)
+            and stream.read(len(data) + 1) == data
+        )
 
 
 def link(path: Path, target: str) -> bool:

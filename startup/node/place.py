@@ -72,6 +72,14 @@ class Place:
     def units(self) -> Path:
         return self.at("/etc/systemd/system")
 
+    def is_mounted(self, path: Path) -> bool:
+        """Whether something is mounted on `path`, by what the kernel says."""
+        for line in self.at("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
+            # The fifth field is the mount point.
+            if line.split(" ", 5)[4] == str(path):
+                return True
+        return False
+
     def socket(self, port: int) -> Path:
         return self.sockets / f"{port}.sock"
 

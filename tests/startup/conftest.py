@@ -16,6 +16,7 @@ from tests.startup.google import Google
 
 PROC = {
     "meminfo": "MemTotal:        4194304 kB\nMemFree:         4000000 kB\n",
+    "self/mountinfo": "20 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n",
     "sys/kernel/random/boot_id": "11111111-2222-3333-4444-555555555555\n",
     "sys/kernel/threads-max": "31000\n",
     "sys/kernel/pid_max": "32768\n",
@@ -32,8 +33,12 @@ PROC = {
 STUBS = {
     "systemctl": "",
     "systemd-detect-virt": "exit 1",
-    "mountpoint": '[ -e "$PILOT_ROOT/mounted" ]',
-    "mount": 'touch "$PILOT_ROOT/mounted"',
+    # As the kernel shows it: the device is the last word but one, the mount point the last.
+    "mount": (
+        'set -- "${@: -2}"; echo "40 1 8:16 / $2 rw,nosuid,nodev - ext4 $1 rw"'
+        ' >> "$PILOT_ROOT/proc/self/mountinfo"'
+    ),
+    "umount": "",
     "chown": "",
     "systemd-sysusers": (
         'mkdir -p "$PILOT_ROOT/etc"; echo pilot:x:610:610::/var/lib/pilot:/usr/sbin/nologin'
@@ -121,6 +126,12 @@ class Vm:
         name.parent.mkdir(parents=True, exist_ok=True)
         name.symlink_to(image)
         return image
+
+    def mount(self, path: str, device: str = "/dev/sdb", options: str = "rw") -> None:
+        """As if `device` were mounted on `path`."""
+        line = f"40 1 8:16 / {self.root}{path} rw,nosuid,nodev - ext4 {device} {options}\n"
+        with (self.root / "proc/self/mountinfo").open("a", encoding="utf-8") as stream:
+            stream.write(line)
 
     def start(self, **environment: str) -> subprocess.Popen[str]:
         return subprocess.Popen(

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import shutil
+import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from components.startup import STARTUP_DIR
 from startup.node import agents, files, units
 from startup.node.limits import Machine
 from startup.node.place import Place
@@ -50,8 +55,10 @@ def test_the_numbers_of_this_vm() -> None:
         "Description": "Pilot agents",
         "TasksMax": "infinity",
         "MemoryMax": str((4096 - 1000) << 20),
-        "IPAddressDeny": "169.254.169.254",
+        # Both addresses of the metadata server.
+        "IPAddressDeny": "169.254.169.254 fd20:ce::254",
     }
+    assert directives("pilot-rendezvous.service")["IPAddressDeny"].endswith(" fd20:ce::254")
     assert directives("pilot-rendezvous.service")["LimitNOFILE"] == str(9500 * 4 * 2 + 4096)
 
 
@@ -135,7 +142,8 @@ def test_systemd_takes_every_unit(tmp_path: Path) -> None:
     units.write_all(place, all_units())
     for path in ("opt/pilot/current/pilot-daemon", "opt/pilot/current/pilot-rendezvous"):
         files.write(root / path, "#!/bin/true\n", 0o755)
-    files.write(root / "usr/local/sbin/pilot-node", "#!/bin/true\n", 0o755)
+    for path in ("usr/local/sbin/pilot-node", "usr/bin/env"):
+        files.write(root / path, "#!/bin/true\n", 0o755)
     # The system's own targets, which the units hang on.
     shutil.copytree("/lib/systemd/system", root / "usr/lib/systemd/system", symlinks=True)
     names = ["pilot.slice", "pilot-agent@10001.service", "pilot-node.service"]
@@ -237,9 +245,82 @@ def test_only_what_differs_is_written(tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["b"]
 
 
+def other(kind: str, path: Path) -> None:
+    """Something else of that name, as whoever owns the directory can make it."""
+    victim = path.with_name("victim")
+    victim.write_text("1\n", encoding="utf-8")
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "link":
+        path.symlink_to(victim)
+    elif kind == "device":
+        os.mknod(path, stat.S_IFSOCK | 0o644)
+    else:
+        path.write_bytes(b"1" * 1_000_000)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "link", "device", "large"])
+def test_a_trap_is_replaced_and_never_followed(tmp_path: Path, kind: str) -> None:
+    """In a process of its own: one that waits for a FIFO's writer can be ended."""
+    path = tmp_path / "whitelist"
+    other(kind, path)
+    code = (
+        "import sys; from pathlib import Path; from startup.node import files; "
+        "print(files.write(Path(sys.argv[1]), '1\\n'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)],
+        capture_output=True,
+        check=True,
+        cwd=STARTUP_DIR.parent,
+        text=True,
+        timeout=10,
+    )
+    assert done.stdout == "True\n"
+    assert not path.is_symlink()
+    assert path.read_text(encoding="utf-8") == "1\n"
+    assert (tmp_path / "victim").read_text(encoding="utf-8") == "1\n"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["victim", "whitelist"]
+
+
+def test_a_full_disk_names_the_path_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=rf"No space left .*`df -h`.*{tmp_path}/spec"):
+        files.write(tmp_path / "spec", "1\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_registrys_directory_is_roots_and_the_rendezvous_works_in_it(vm: Vm) -> None:
+    vm.use_rendezvous()
+    vm.mount("/var/lib/pilot")
+    (vm.root / "var/lib/pilot").mkdir(parents=True)
+    status, output = vm.call("ROLE=rendezvous; ensure_node; node spec rendezvous; node store")
+    assert status == 0, output
+    found = (vm.root / "var/lib/pilot/registry").stat()
+    assert stat.S_IMODE(found.st_mode) == 0o1770
+    if os.geteuid() == 0:
+        assert (found.st_uid, found.st_gid) == (0, agents.UID)
+
+
+def test_without_the_state_disk_there_is_no_registry(vm: Vm) -> None:
+    vm.use_rendezvous()
+    (vm.root / "var/lib/pilot").mkdir(parents=True)
+    status, output = vm.call("ROLE=rendezvous; ensure_node; node spec rendezvous; node store")
+    assert status == 1, output
+    assert "/var/lib/pilot is not mounted" in output
+    assert list((vm.root / "var/lib/pilot").iterdir()) == []
+
+
 def test_the_whitelist_stands_before_the_rendezvous_starts() -> None:
     unit = directives("pilot-rendezvous.service")
-    assert unit["ExecStartPre"] == "+/usr/local/sbin/pilot-node store"
+    # As root: what an operator put into the rendezvous' environment is not in this one's.
+    assert unit["ExecStartPre"].startswith("+/usr/bin/env -i PATH=")
+    assert unit["ExecStartPre"].endswith(" /usr/local/sbin/pilot-node store")
     assert unit["Restart"] == "always"
     assert "-store /var/lib/pilot/registry/registry.json" in unit["ExecStart"]
 
