@@ -100,12 +100,10 @@ class Project:
         return Answer(code=done.returncode, text=done.stdout)
 
     def preview(self, *arguments: str, policies: bool = True) -> Answer:
-        pack = ["--policy-pack", "policy/analyzer"] if policies else []
-        return self.pulumi("preview", "-s", self.stack, *pack, *arguments)
+        return self.pulumi("preview", "-s", self.stack, *_pack(policies), *arguments)
 
     def up(self, *arguments: str, policies: bool = True) -> Answer:
-        pack = ["--policy-pack", "policy/analyzer"] if policies else []
-        return self.pulumi("up", "-s", self.stack, "--yes", *pack, *arguments)
+        return self.pulumi("up", "-s", self.stack, "--yes", *_pack(policies), *arguments)
 
     def steps(self, *arguments: str) -> dict[str, str]:
         """What a preview would do: resource name to operation, without what stays the same."""
@@ -122,3 +120,8 @@ class Project:
         """Adds to the program, as an operator with an idea would."""
         with (self.folder / "__main__.py").open("a", encoding="utf-8") as main:
             main.write(f"\n{code}\n")
+
+
+def _pack(policies: bool) -> list[str]:
+    settings = ["--policy-pack-config", "policy/settings.json"]
+    return ["--policy-pack", "policy/analyzer", *settings] if policies else []

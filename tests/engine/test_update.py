@@ -111,12 +111,29 @@ def test_a_fleets_life(project: Project, cloud: Serving) -> None:
     assert json.loads(metadata(after["swarm-1"])["pilot-spec"])["agents"] == 3100
     assert project_script(cloud) != script
 
+    # A VM less: its disk is held until somebody says which.
+    values["swarm"] = values["swarm"][:2]
+    project.configure(values)
+    held = project.preview().no_traceback()
+    assert held.code != 0
+    assert "swarm-3-disk" in held.text
+    disk = "pilot:fleet:SwarmVm$gcp:compute/disk:Disk::swarm-3-disk"
+    urn = f"urn:pulumi:{project.stack}::pilot-fleet::{disk}"
+    let_go = project.pulumi("state", "unprotect", urn, "-s", project.stack, "--yes")
+    assert let_go.code == 0, let_go.text
+    less = project.up()
+    assert less.code == 0, less.text
+    assert set(instances(cloud)) == {"pilot-rendezvous", "swarm-1", "swarm-2"}
+
     # Protected things stay, whatever is typed.
     refused = project.pulumi("destroy", "-s", project.stack, "--yes").no_traceback()
     assert refused.code != 0
     assert "protect" in refused.text
     project.configure(values | {"protect": False})
-    unprotected = project.up(policies=False)
+    assert "stateful-protected" in project.preview().text
+    settings = project.folder / "policy" / "settings.json"
+    settings.write_text('{"stateful-protected": {"exemptStacks": ["test"]}}')
+    unprotected = project.up()
     assert unprotected.code == 0, unprotected.text
     gone = project.pulumi("destroy", "-s", project.stack, "--yes").no_traceback()
     assert gone.code == 0, gone.text
