@@ -19,13 +19,20 @@ _NARROWING: Final = (
     "sourceServiceAccounts",
     "srcSecureTags",
     "srcFqdns",
-    "srcAddressGroups",
     "srcNetworks",
 )
+# Sources beside the ranges (Google lets in whoever is in any of them) that say nothing in the
+# plan about who that is: half the world may be in a country, a list of Google's, a scope or a
+# group of addresses.
+_VAGUE: Final = ("srcAddressGroups", "srcRegionCodes", "srcThreatIntelligences")
+# These narrow the ranges of a rule down, and say as little where it has none.
+_SCOPES: Final = ("srcNetworkScope", "srcNetworkContext", "srcNetworkType")
+_GROUPS: Final = frozenset({"AddressGroup", "OrgAddressGroup"})
 _PRIVATE: Final = tuple(
     ipaddress.ip_network(cidr)
     for cidr in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7")
 )
+_EVERYBODY: Final = "everybody"
 _REMEDY: Final = (
     "Name the ranges that need it; people reach the dashboard and SSH through Google's IAP range, "
     "35.235.240.0/20"
@@ -36,29 +43,56 @@ _REMEDY: Final = (
 class Config:
     """`ports`: TCP ports that must not be open to the world (SSH, registry, dashboard).
     `widestV4`, `widestV6`: prefix lengths; a shorter one counts as the world, and so do more
-    public addresses in all than one such range has."""
+    public addresses in all than one such range has. `vagueSources`: sources of a rule of a
+    firewall policy that do not say who is in them. `exemptGroups`: Pulumi names of address groups
+    that may be wide, because nothing is allowed to them."""
 
     ports: Sequence[int] = (22, 9000, 3000)
     widestV4: int = 8  # noqa: N815 - the name in the configuration
     widestV6: int = 32  # noqa: N815
+    vagueSources: Sequence[str] = (*_VAGUE, *_SCOPES)  # noqa: N815
+    exemptGroups: Sequence[str] = ()  # noqa: N815
 
 
 def open_to_the_world(resource: Resource, config: Config) -> Iterator[Finding]:
     """Ingress rules of `resource` that let the world reach one of the configured ports."""
     if resource.package not in {"gcp", "google-native", "google", "google-beta"}:
         return
+    if resource.kind in _GROUPS and resource.name not in config.exemptGroups:
+        yield from _group(resource.props.get("items"), config)
     for path, rule in _rules(resource.props, ""):
         yield from _judge(path, rule, config)
+
+
+def _group(items: Any, config: Config) -> Iterator[Finding]:
+    """An address group as wide as the world: which ports it reaches stands in other rules."""
+    if items is None or items == []:
+        return
+    world, known = _world(items, {}, config)
+    if world:
+        yield Finding(
+            path="items",
+            problem=f"{world} is in this group of addresses, which rules let in by its name alone",
+            remedy="Name the ranges that need it; a group for rules that deny goes into "
+            "exemptGroups",
+        )
+    elif not known:
+        yield Finding(
+            path="items",
+            problem="it is not known yet who is in this group of addresses",
+            remedy="It is judged in the update; to see it in the plan, write the ranges out",
+            unjudged=True,
+        )
 
 
 def _rules(value: Any, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Every firewall rule in `value`, whatever the resource is called.
 
-    A VPC rule has `allows` (and `sourceRanges`); a rule of a firewall policy has a `match` and an
-    `action`, alone or in a list of rules.
+    A VPC rule has `allows`, or `allowed` (and `sourceRanges`); a rule of a firewall policy has a
+    `match` and an `action`, alone or in a list of rules.
     """
     if isinstance(value, Mapping):
-        if "allows" in value or ("match" in value and "action" in value):
+        if _allows(value) is not None or ("match" in value and "action" in value):
             yield path, value
         for key, item in value.items():
             yield from _rules(item, join(path, key))
@@ -67,12 +101,24 @@ def _rules(value: Any, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
             yield from _rules(item, join(path, index))
 
 
+def _allows(value: Mapping[str, Any]) -> Any:
+    """What a VPC rule lets through, in the words of either package; `None` for another thing."""
+    native = value.get("allowed")
+    if isinstance(native, list) and any("ipProtocol" in e for e in native if isinstance(e, dict)):
+        return [
+            {**entry, "protocol": entry.get("ipProtocol")} if isinstance(entry, dict) else entry
+            for entry in native
+        ]
+    return value["allows"] or [] if "allows" in value else None
+
+
 def _judge(path: str, rule: Mapping[str, Any], config: Config) -> Iterator[Finding]:
     # Ingress is the default, and an unknown direction may turn out to be ingress.
     if rule.get("disabled") is True or rule.get("direction") not in (None, "INGRESS", UNKNOWN):
         return
-    if "allows" in rule:
-        sources, allowed, where = rule.get("sourceRanges"), rule["allows"], "sourceRanges"
+    allowed = _allows(rule)
+    if allowed is not None:
+        sources, where = rule.get("sourceRanges"), "sourceRanges"
         protocol, matched = "protocol", rule
     else:
         # What is not denied or left to the next rule goes through, inspected or not.
@@ -87,8 +133,18 @@ def _judge(path: str, rule: Mapping[str, Any], config: Config) -> Iterator[Findi
     if not reached:
         return
     at = join(path, where) if "." not in where else ".".join(filter(None, [path, where]))
-    world, ranges_known = _world(sources, matched, config)
     ports = ", ".join(str(port) for port in reached)
+    world, ranges_known = _world(sources, matched, config)
+    vague = _vague(sources, matched, config)
+    for key in vague:
+        yield Finding(
+            path=".".join(filter(None, [path, "match", key])),
+            problem=f"{key} does not say in the plan who can reach TCP {ports}",
+            remedy=f"{_REMEDY}; or, after looking, leave {key} out of vagueSources",
+            unjudged=not ports_known,
+        )
+    if vague and world == _EVERYBODY:
+        return
     if world and ports_known:
         yield Finding(path=at, problem=f"{world} can reach TCP {ports}", remedy=_REMEDY)
     elif world or not ranges_known:
@@ -99,6 +155,14 @@ def _judge(path: str, rule: Mapping[str, Any], config: Config) -> Iterator[Findi
             "out",
             unjudged=True,
         )
+
+
+def _vague(sources: Any, matched: Mapping[str, Any], config: Config) -> list[str]:
+    """Sources of a rule that let in nobody knows whom."""
+    named = bool(sources) or any(matched.get(key) for key in _NARROWING)
+    return [
+        key for key in config.vagueSources if matched.get(key) and not (named and key in _SCOPES)
+    ]
 
 
 def _reached(allowed: Any, protocol: str, ports: Sequence[int]) -> tuple[list[int], bool]:
@@ -141,8 +205,10 @@ def _world(sources: Any, rule: Mapping[str, Any], config: Config) -> tuple[str, 
         return "", False
     items = sources if isinstance(sources, list) else []
     if not items:
-        # No source at all means any source, unless the rule narrows it down otherwise.
-        return ("" if any(rule.get(key) for key in _NARROWING) else "everybody"), True
+        # No source at all means any source, unless the rule names or narrows it otherwise.
+        told = any(rule.get(key) for key in (*_NARROWING, *_VAGUE))
+        told = told or any(rule.get(key) not in (None, "", "INTERNET") for key in _SCOPES)
+        return ("" if told else _EVERYBODY), True
     networks: list[Network] = []
     for item in items:
         if item is UNKNOWN:

@@ -256,7 +256,13 @@ def policies(mode: Mode) -> list[Policy]:
             "Registry, dashboard and SSH are open to named ranges only.",
             exposure.open_to_the_world,
             exposure.Config,
-            _schema(ports=_PORTS, widestV4={**_PREFIX, "maximum": 32}, widestV6=_PREFIX),
+            _schema(
+                ports=_PORTS,
+                widestV4={**_PREFIX, "maximum": 32},
+                widestV6=_PREFIX,
+                vagueSources=_STRINGS,
+                exemptGroups=_STRINGS,
+            ),
         ),
         rules.resource(
             "no-default-service-account",

@@ -172,6 +172,76 @@ def test_rules_of_firewall_policies(kind: str) -> None:
     assert finding.unjudged
 
 
+VAGUE = {
+    "srcAddressGroups": ["projects/p/locations/global/addressGroups/g"],
+    "srcRegionCodes": ["US"],
+    "srcThreatIntelligences": ["iplist-public-clouds"],
+}
+
+
+@pytest.mark.parametrize("key", VAGUE)
+def test_sources_that_do_not_say_who_is_in_them(key: str) -> None:
+    kind = "gcp:compute/networkFirewallPolicyRule:NetworkFirewallPolicyRule"
+    values: list[Any] = [VAGUE[key], UNKNOWN]
+    for value in values:
+        for ranges in (None, IAP):
+            # Google lets in whoever is in any of a rule's sources, so good ranges are no excuse.
+            [finding] = found(kind, new_style(srcIpRanges=ranges, **{key: value}))
+            assert finding.path == f"match.{key}"
+            assert not finding.unjudged
+    looked: dict[str, Any] = {"vagueSources": []}
+    assert found(kind, new_style(srcIpRanges=None, **{key: VAGUE[key]}), **looked) == []
+    assert refused(found(kind, new_style(**{key: VAGUE[key]}), **looked))
+    assert found(kind, new_style(srcIpRanges=IAP, **{key: []})) == []
+    web = [{"ipProtocol": "tcp", "ports": ["443"]}]
+    assert found(kind, new_style(srcIpRanges=IAP, layer4Configs=web, **{key: VAGUE[key]})) == []
+    denied = {**new_style(**{key: VAGUE[key]}), "action": "deny"}
+    assert found(kind, denied) == []
+    [later] = found(kind, new_style(srcIpRanges=IAP, layer4Configs=UNKNOWN, **{key: VAGUE[key]}))
+    assert later.unjudged
+
+
+@pytest.mark.parametrize("key", ["srcNetworkScope", "srcNetworkContext", "srcNetworkType"])
+def test_a_scope_narrows_ranges_down_and_alone_says_nothing(key: str) -> None:
+    kind = "gcp:compute/networkFirewallPolicyRule:NetworkFirewallPolicyRule"
+    for scope in ("INTERNET", "NON_INTERNET", UNKNOWN):
+        assert refused(found(kind, new_style(srcIpRanges=None, **{key: scope})))
+        assert found(kind, new_style(srcIpRanges=IAP, **{key: scope})) == []
+        assert refused(found(kind, new_style(**{key: scope})))
+    named = new_style(srcIpRanges=None, srcNetworks=["n"], **{key: "VPC_NETWORKS"})
+    assert found(kind, named) == []
+    looked: dict[str, Any] = {"vagueSources": []}
+    assert found(kind, new_style(srcIpRanges=None, **{key: "NON_INTERNET"}), **looked) == []
+    assert refused(found(kind, new_style(srcIpRanges=None, **{key: "INTERNET"}), **looked))
+
+
+GROUP = "gcp:networksecurity/addressGroup:AddressGroup"
+
+
+def test_address_groups_are_judged_by_their_width() -> None:
+    for good in (IAP, ["10.0.0.0/8"], [], None):
+        assert found(GROUP, {"type": "IPV4", "items": good}) == []
+    for wide in (WORLD, ["64.0.0.0/7"], ["0.0.0.0/1", "128.0.0.0/1"], ["x"], [UNKNOWN, *WORLD]):
+        [finding] = found(GROUP, {"type": "IPV4", "items": wide})
+        assert finding.path == "items"
+        assert not finding.unjudged
+    unknown: list[Any] = [UNKNOWN, [UNKNOWN]]
+    for items in unknown:
+        [finding] = found(GROUP, {"items": items})
+        assert finding.unjudged
+    assert found(GROUP, {"items": WORLD}, exemptGroups=["it"]) == []
+    assert found(GROUP, {"items": WORLD}, exemptGroups=["other"])
+    assert found("gcp:compute/urlMap:UrlMap", {"items": WORLD}) == []
+
+
+def test_rules_in_the_words_of_googles_own_package() -> None:
+    kind = "google-native:compute/v1:Firewall"
+    rule: dict[str, Any] = {"allowed": [{"ipProtocol": "tcp", "ports": ["22"]}]}
+    assert refused(found(kind, rule | {"sourceRanges": WORLD}))
+    assert found(kind, rule | {"sourceRanges": IAP}) == []
+    assert found(kind, {"allowed": True, "sourceRanges": WORLD}) == []
+
+
 def test_what_is_no_firewall_rule() -> None:
     kind = "gcp:compute/urlMap:UrlMap"
     assert found(kind, {"match": new_style()["match"]}) == []
