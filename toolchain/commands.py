@@ -72,21 +72,29 @@ def _text(path: Path) -> str | None:
         return None
 
 
+def login_folder() -> Path:
+    """Where this user's credentials.json is, or would be."""
+    home = os.environ.get("PULUMI_HOME") or str(Path.home() / ".pulumi")
+    return Path(os.environ.get("PULUMI_CREDENTIALS_PATH") or home)
+
+
+def chosen_backend() -> str | None:
+    """The URL of where this user keeps this project's state, or None."""
+    login, project = _text(login_folder() / "credentials.json"), _text(ROOT / "Pulumi.yaml")
+    return environment.chosen_backend(os.environ, login, project)
+
+
 def additions(pulumi: Pulumi) -> dict[str, str]:
     """The environment for this checkout and this user, beyond what is set already."""
-    home = os.environ.get("PULUMI_HOME") or str(Path.home() / ".pulumi")
-    login = Path(os.environ.get("PULUMI_CREDENTIALS_PATH") or home)
-    chosen = environment.backend_is_chosen(
-        os.environ, _text(login / "credentials.json"), _text(ROOT / "Pulumi.yaml")
-    )
+    backend = chosen_backend()
     added = environment.additions(
         pulumi=pulumi,
         environ=os.environ,
         checkout=ROOT,
-        login_folder=login,
-        backend_chosen=chosen,
+        login_folder=login_folder(),
+        backend=backend,
     )
-    if not chosen:
+    if backend is None:
         (ROOT / ".state").mkdir(mode=0o700, exist_ok=True)
     return added
 
@@ -146,7 +154,8 @@ def preview_or_up(verb: str, stack: str, arguments: list[str]) -> NoReturn:
     pulumi = find_pulumi(tell=False)
     environ = {**os.environ, **additions(pulumi)}
     if verb == "up":
-        if warning := environment.local_backend_warning(environ.get("PULUMI_BACKEND_URL", "")):
+        backend = chosen_backend() or environ["PULUMI_BACKEND_URL"]
+        if warning := environment.local_backend_warning(backend):
             say(warning)
     elif found is None:
         say(environment.NO_CREDENTIALS)

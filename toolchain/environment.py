@@ -15,9 +15,11 @@ from toolchain import recipe
 PLACEHOLDER_TOKEN = "placeholder-for-a-plan-without-google"  # noqa: S105 - no secret
 NO_CREDENTIALS = "no Google credentials: this plan was made without asking Google"
 
+PULUMI_CLOUD = "https://api.pulumi.com"
+
 # `backend:` with a `url:`, in block or flow style. An empty one is none.
 _PROJECT_BACKEND = re.compile(
-    r"^backend\s*:(?:[ \t]*#.*)?\s*\{?\s*url\s*:[ \t]*[^\s}]", re.MULTILINE
+    r"^backend\s*:(?:[ \t]*#.*)?\s*\{?\s*[\"']?url[\"']?\s*:[ \t]*[\"']?([^\s}\"'#]+)", re.MULTILINE
 )
 
 
@@ -60,23 +62,27 @@ def judge_installed(path: str | None, answer: str) -> tuple[bool, str | None]:
     return True, f"Using the installed Pulumi {recipe.dotted(version)} ({path}) and its plugins."
 
 
-def backend_is_chosen(
+def chosen_backend(
     environ: Mapping[str, str], credentials: str | None, project: str | None
-) -> bool:
-    """Whether the user has said where state lives.
+) -> str | None:
+    """The URL of where the user keeps state, in the order in which Pulumi looks; None: has not
+    chosen.
 
-    By environment, by `pulumi login` (`credentials`: the text of credentials.json), or in
-    Pulumi.yaml (`project`: its text). An access token alone means Pulumi Cloud.
+    By environment, in Pulumi.yaml (`project`: its text), or by `pulumi login` (`credentials`: the
+    text of credentials.json). An access token alone means Pulumi Cloud.
     """
-    if environ.get("PULUMI_BACKEND_URL") or environ.get("PULUMI_ACCESS_TOKEN"):
-        return True
-    if project and _PROJECT_BACKEND.search(project):
-        return True
+    if url := environ.get("PULUMI_BACKEND_URL"):
+        return url
+    if project and (found := _PROJECT_BACKEND.search(project)):
+        return found[1]
     try:
-        return bool(json.loads(credentials or "{}").get("current"))
+        current = json.loads(credentials or "{}").get("current")
     except (ValueError, AttributeError):
-        # Pulumi itself says what is wrong with that file.
-        return True
+        # Chosen, though nobody can say what: Pulumi itself says what is wrong with that file.
+        return "unreadable"
+    if current:
+        return str(current)
+    return PULUMI_CLOUD if environ.get("PULUMI_ACCESS_TOKEN") else None
 
 
 def additions(
@@ -85,11 +91,12 @@ def additions(
     environ: Mapping[str, str],
     checkout: Path,
     login_folder: Path,
-    backend_chosen: bool,
+    backend: str | None,
 ) -> dict[str, str]:
     """What is added to `environ` so that `pulumi` and the program run as they should.
 
-    `login_folder` is where the user's own credentials.json is (or would be).
+    `login_folder` is where the user's own credentials.json is (or would be); `backend` is what
+    `chosen_backend` found.
     """
     path = [str(checkout / ".venv" / "bin"), pulumi.bin, environ.get("PATH")]
     added = {
@@ -103,7 +110,7 @@ def additions(
         added["PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION"] = "1"
     if not {"PULUMI_CONFIG_PASSPHRASE", "PULUMI_CONFIG_PASSPHRASE_FILE"} & environ.keys():
         added["PULUMI_CONFIG_PASSPHRASE"] = ""
-    if not backend_chosen:
+    if backend is None:
         added["PULUMI_BACKEND_URL"] = f"file://{checkout / '.state'}"
     return added
 

@@ -177,6 +177,25 @@ def test_a_backend_of_ones_own_is_not_warned_about(machine: Machine, checkout: P
     assert not (checkout / ".state").exists()
 
 
+@pytest.mark.parametrize(("url", "warned"), [("file://~", True), ("https://x.example", False)])
+@pytest.mark.parametrize("by", ["login", "project"])
+def test_a_local_backend_is_warned_about_however_it_was_chosen(
+    machine: Machine, checkout: Path, by: str, url: str, warned: bool
+) -> None:
+    machine.environ |= {"GOOGLE_APPLICATION_CREDENTIALS": "/key.json", "PILOT_FLEET_YES": "1"}
+    if by == "login":
+        (machine.folder / "home" / ".pulumi").mkdir()
+        login = machine.folder / "home" / ".pulumi" / "credentials.json"
+        login.write_text(json.dumps({"current": url}))
+    else:
+        with (checkout / "Pulumi.yaml").open("a") as project:
+            project.write(f"backend:\n  url: {url}\n")
+    result = machine.run("up", "swarm", root=checkout)
+    assert result.returncode == 0
+    assert (f"Warning: the state of this fleet is kept in {url}" in result.stderr) is warned
+    assert json.loads(result.stdout)["PULUMI_BACKEND_URL"] is None
+
+
 def test_a_login_of_ones_own_stands(machine: Machine, checkout: Path) -> None:
     login = machine.folder / "home" / ".pulumi"
     login.mkdir()

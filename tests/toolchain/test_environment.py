@@ -38,38 +38,47 @@ def test_an_installed_pulumi_is_used_from_3_259_on(
         assert "\n" not in sentence
 
 
+LOGIN = '{"current": "https://api.pulumi.com"}'
+PROJECT = "name: x\nbackend:\n  url: gs://b\n"
+
+
 @pytest.mark.parametrize(
     ("environ", "credentials", "project", "chosen"),
     [
-        ({}, None, None, False),
-        ({"PULUMI_BACKEND_URL": ""}, None, "name: x\n", False),
-        ({"PULUMI_BACKEND_URL": "gs://b"}, None, None, True),
-        ({"PULUMI_ACCESS_TOKEN": "pul-x"}, None, None, True),
-        ({}, '{"current": "https://api.pulumi.com"}', None, True),
-        ({}, '{"current": "", "accounts": {}}', None, False),
-        ({}, "{}", None, False),
-        ({}, "no json", None, True),
-        ({}, None, "name: x\nbackend:\n  url: gs://b\n", True),
-        ({}, None, "backend: {url: gs://b}\n", True),
-        ({}, None, "backend: # ours\n  url: gs://b\n", True),
-        ({}, None, "backend:\n  url:\nname: x\n", False),
-        ({}, None, "#backend:\n#  url: gs://b\n", False),
-        ({}, None, "config:\n  backend:\n    url: x\n", False),
+        ({}, None, None, None),
+        ({"PULUMI_BACKEND_URL": ""}, None, "name: x\n", None),
+        ({"PULUMI_BACKEND_URL": "gs://a"}, LOGIN, PROJECT, "gs://a"),
+        ({"PULUMI_ACCESS_TOKEN": "pul-x"}, None, None, "https://api.pulumi.com"),
+        ({"PULUMI_ACCESS_TOKEN": "pul-x"}, '{"current": "file://~"}', None, "file://~"),
+        ({"PULUMI_ACCESS_TOKEN": "pul-x"}, None, PROJECT, "gs://b"),
+        ({}, LOGIN, None, "https://api.pulumi.com"),
+        ({}, LOGIN, PROJECT, "gs://b"),
+        ({}, '{"current": "file:///home/u"}', None, "file:///home/u"),
+        ({}, '{"current": "", "accounts": {}}', None, None),
+        ({}, "{}", None, None),
+        ({}, "no json", None, "unreadable"),
+        ({}, "[]", None, "unreadable"),
+        ({}, None, "backend: {url: gs://b}\n", "gs://b"),
+        ({}, None, "backend: # ours\n  url: 'file://~/state' # here\n", "file://~/state"),
+        ({}, None, 'backend: {"url": "gs://b"}\n', "gs://b"),
+        ({}, None, "backend:\n  url:\nname: x\n", None),
+        ({}, None, "#backend:\n#  url: gs://b\n", None),
+        ({}, None, "config:\n  backend:\n    url: x\n", None),
     ],
 )
-def test_a_backend_is_only_chosen_for_who_has_not(
-    environ: dict[str, str], credentials: str | None, project: str | None, chosen: bool
+def test_which_backend_a_user_has_chosen(
+    environ: dict[str, str], credentials: str | None, project: str | None, chosen: str | None
 ) -> None:
-    assert environment.backend_is_chosen(environ, credentials, project) is chosen
+    assert environment.chosen_backend(environ, credentials, project) == chosen
 
 
-def added(pulumi: Pulumi, environ: dict[str, str], *, chosen: bool = False) -> dict[str, str]:
+def added(pulumi: Pulumi, environ: dict[str, str], *, backend: str | None = None) -> dict[str, str]:
     return environment.additions(
         pulumi=pulumi,
         environ=environ,
         checkout=Path("/home/u/my fleet"),
         login_folder=Path("/home/u/.pulumi"),
-        backend_chosen=chosen,
+        backend=backend,
     )
 
 
@@ -100,7 +109,7 @@ def test_a_passphrase_of_ones_own_stands(name: str) -> None:
 
 
 def test_a_backend_of_ones_own_stands() -> None:
-    assert "PULUMI_BACKEND_URL" not in added(OURS, {"PATH": ""}, chosen=True)
+    assert "PULUMI_BACKEND_URL" not in added(OURS, {"PATH": ""}, backend="gs://b")
 
 
 def test_the_policy_pack_is_an_executable_for_our_engine_only() -> None:
