@@ -235,7 +235,7 @@ def build_provider(scratch: Path, run: Run) -> None:
         )
     copy_provider(Path(answer["Dir"]), source / "google")
     go_build(PROVIDER, source, scratch, run)
-    shutil.rmtree(source)
+    remove(source)
 
 
 def copy_provider(module: Path, target: Path) -> None:
@@ -289,12 +289,26 @@ def ensure_built(root: Path, build: Callable[[Component, Path, Run], None] = bui
         if built.complete():
             return built
         for leftover in root.glob("scratch-*"):
-            shutil.rmtree(leftover)
+            remove(leftover)
         if missing := built.missing():
             build_missing(root, built, missing, build)
         with scratch_folder(root, "all") as scratch:
             assemble(built, scratch)
     return built
+
+
+def remove(folder: Path) -> None:
+    """Removes a folder, also one that was being copied out of Go's module cache.
+
+    What stands there is read-only, folders too, and copies are until they are finished: nobody
+    but root could take anything out of them.
+    """
+    folder.chmod(0o700)
+    for parent, names, _ in os.walk(folder):
+        for path in (Path(parent, name) for name in names):
+            if not path.is_symlink():
+                path.chmod(0o700)
+    shutil.rmtree(folder)
 
 
 @contextmanager
@@ -305,7 +319,8 @@ def scratch_folder(root: Path, name: str) -> Iterator[Path]:
     try:
         yield scratch
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        if scratch.exists():
+            remove(scratch)
 
 
 def build_missing(

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -96,6 +97,66 @@ def test_an_interrupted_build_goes_on_with_what_is_missing(tmp_path: Path) -> No
     assert built.complete()
     assert not (built.parts["host"] / "bin" / "half").exists()
     assert list(root.glob("scratch-*")) == []
+
+
+# What an interruption in the middle of copying a module leaves, as whoever may not write what is
+# read-only: root may, so as root these run as another user, in folders of that user's.
+READ_ONLY = """\
+import pathlib, sys
+sys.path[0] = sys.argv[1]
+from toolchain import build
+build.go_settings = lambda: {"GOMODCACHE": sys.argv[1], "GOCACHE": sys.argv[1], "GOPROXY": ""}
+build.lacking_space = lambda _: None
+root = pathlib.Path(sys.argv[1], "cache")
+
+def half_a_copy(scratch):
+    folder = scratch / "source" / "google"
+    (folder / "inner").mkdir(parents=True)
+    for place in (folder / "inner", folder):
+        (place / "file.go").touch(0o444)
+        (place / "link").symlink_to("/")
+        place.chmod(0o555)
+
+def interrupted(component, scratch, run):
+    half_a_copy(scratch)
+    raise KeyboardInterrupt
+
+def whole(component, scratch, run):
+    (scratch / component.output).parent.mkdir(parents=True)
+    (scratch / component.output).touch()
+
+if sys.argv[2] == "power cut":
+    half_a_copy(root / "scratch-provider")
+else:
+    try:
+        build.ensure_built(root, interrupted)
+    except KeyboardInterrupt:
+        pass
+    print(len(list(root.glob("scratch-*"))), "left by an interruption")
+build.ensure_built(root, whole)
+print(len(list(root.glob("scratch-*"))), "left by a build")
+"""
+
+
+@pytest.mark.parametrize("what", ["interruption", "power cut"])
+def test_read_only_copies_of_an_interrupted_build_are_in_nobodys_way(what: str) -> None:
+    nobody = 65534 if os.geteuid() == 0 else os.geteuid()
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(ROOT / "toolchain", Path(folder, "toolchain"))
+        Path(folder).chmod(0o755)
+        os.chown(folder, nobody, -1)
+        done = subprocess.run(
+            [Path(sys.executable).resolve(), "-S", "-c", READ_ONLY, folder, what],
+            user=nobody,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert "Permission" not in done.stderr
+        assert done.returncode == 0, done.stderr
+        expected = ["0 left by an interruption"] if what == "interruption" else []
+        assert done.stdout.splitlines() == [*expected, "0 left by a build"]
 
 
 @pytest.mark.usefixtures("quiet")

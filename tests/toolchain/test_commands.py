@@ -114,11 +114,11 @@ def test_a_plan_without_google_says_so(machine: Machine, checkout: Path) -> None
     assert seen["GOOGLE_OAUTH_ACCESS_TOKEN"].startswith("placeholder")
     assert seen["PULUMI_BACKEND_URL"] == f"file://{checkout}/.state"
     assert machine.calls()[0] == "python -m components.stack_file Pulumi.swarm.yaml"
-    assert machine.calls()[-2:] == [
-        "pulumi stack select --create --non-interactive swarm",
+    assert machine.calls()[-2] == "pulumi stack select --create --non-interactive swarm"
+    assert machine.calls()[-1] == (
         "pulumi preview --stack swarm --policy-pack policy"
-        " --policy-pack-config policy/settings.json --non-interactive --diff",
-    ]
+        " --policy-pack-config policy/settings.json --non-interactive --diff"
+    )
 
 
 def test_a_plan_with_credentials_is_made_with_them(machine: Machine, checkout: Path) -> None:
