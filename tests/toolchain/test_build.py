@@ -102,9 +102,12 @@ def test_an_interrupted_build_goes_on_with_what_is_missing(tmp_path: Path) -> No
 # What an interruption in the middle of copying a module leaves, as whoever may not write what is
 # read-only: root may, so as root these run as another user, in folders of that user's.
 READ_ONLY = """\
-import pathlib, sys
+import os, pathlib, sys
 sys.path[0] = sys.argv[1]
 from toolchain import build
+if os.geteuid() == 0:
+    os.chown(sys.argv[1], 65534, -1)
+    os.setuid(65534)  # after the imports: Python may be installed where only root goes
 build.go_settings = lambda: {"GOMODCACHE": sys.argv[1], "GOCACHE": sys.argv[1], "GOPROXY": ""}
 build.lacking_space = lambda _: None
 root = pathlib.Path(sys.argv[1], "cache")
@@ -140,15 +143,10 @@ print(len(list(root.glob("scratch-*"))), "left by a build")
 
 @pytest.mark.parametrize("what", ["interruption", "power cut"])
 def test_read_only_copies_of_an_interrupted_build_are_in_nobodys_way(what: str) -> None:
-    nobody = 65534 if os.geteuid() == 0 else os.geteuid()
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(ROOT / "toolchain", Path(folder, "toolchain"))
-        Path(folder).chmod(0o755)
-        os.chown(folder, nobody, -1)
         done = subprocess.run(
-            [Path(sys.executable).resolve(), "-S", "-c", READ_ONLY, folder, what],
-            user=nobody,
-            cwd=folder,
+            [sys.executable, "-S", "-c", READ_ONLY, folder, what],
             capture_output=True,
             text=True,
             check=False,
