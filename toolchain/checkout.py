@@ -36,10 +36,11 @@ def ensure_venv(root: Path, *, dev: bool) -> None:
     """`.venv` with exactly the pinned requirements; costs nothing when it has them.
 
     A stamp is written after success only. An installation that was interrupted has left its
-    marker, and starts from an empty venv.
+    marker, and starts from an empty venv; so does one in a checkout that was moved, because the
+    programs of a venv name its old place.
     """
     venv = root / ".venv"
-    done, marker = venv / ".requirements", venv / ".installing"
+    done, marker, place = (venv / name for name in (".requirements", ".installing", ".place"))
     interpreter = sys.version
     base = stamp(root, REQUIREMENTS, interpreter)
     full = stamp(root, DEV_REQUIREMENTS, interpreter)
@@ -55,9 +56,11 @@ def ensure_venv(root: Path, *, dev: bool) -> None:
         if complete():
             return
         say("Setting up .venv with the pinned requirements (a minute or so, once)")
-        usable = _runs_pip(venv) and not marker.exists()
+        here = place.is_file() and place.read_text() == str(root)
+        usable = here and _runs_pip(venv) and not marker.exists()
         if not usable:
             _run([sys.executable, "-m", "venv", "--clear", str(venv)], "create .venv")
+            place.write_text(str(root))
         done.unlink(missing_ok=True)
         marker.touch()
         files = DEV_REQUIREMENTS if dev else REQUIREMENTS

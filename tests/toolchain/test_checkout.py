@@ -37,6 +37,7 @@ class Pip:
             python.parent.mkdir(parents=True, exist_ok=True)
             # The same interpreter, which has pip.
             python.unlink(missing_ok=True)
+            (Path(command[-1]) / ".place").unlink(missing_ok=True)
             python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
             python.chmod(0o755)
             (Path(command[-1]) / ".installing").unlink(missing_ok=True)
@@ -107,6 +108,19 @@ def test_a_venv_that_lost_its_python_is_made_again(root: Path, pip: Pip) -> None
     (root / ".venv" / "bin" / "python").unlink()
     checkout.ensure_venv(root, dev=False)
     assert pip.words() == ["--clear", "install", "--clear", "install"]
+
+
+def test_a_checkout_that_moved_gets_a_new_venv(root: Path, pip: Pip) -> None:
+    checkout.ensure_venv(root, dev=False)
+    moved = root.with_name("moved")
+    root.rename(moved)
+    checkout.ensure_venv(moved, dev=False)
+    assert pip.words() == ["--clear", "install", "--clear", "install"]
+    assert pip.commands[2][-1] == str(moved / ".venv")
+    checkout.ensure_venv(moved, dev=False)
+    (moved / "requirements.txt").write_text("other\n")
+    checkout.ensure_venv(moved, dev=False)
+    assert pip.words()[4:] == ["install"]
 
 
 def test_a_checkout_that_moved_or_another_python_is_set_up_again(root: Path) -> None:
