@@ -76,7 +76,7 @@ class Container:
         self._api_port = api_port
         self._cache = cache or default_cache()
         self._found = hierarchies(Path("/proc/mounts").read_text())
-        self._name = "lab-" + hashlib.sha256(str(self._places.state).encode()).hexdigest()[:8]
+        self._name = lab_name(state)
         self._namespace = Namespace(self._name)
         self._relays: Relays | None = None
         self._lock = RLock()
@@ -438,6 +438,11 @@ class Container:
     def _leave_nothing(self) -> None:
         self._namespace.delete()
         Group(self._found, self._name).remove()
+
+
+def lab_name(state: Path) -> str:
+    """Return the name of a lab's network namespace and cgroup: one for each state directory."""
+    return "lab-" + hashlib.sha256(str(state.absolute()).encode()).hexdigest()[:8]
 
 
 def _digest(folder: Path) -> str:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from lab.drivers.container import lab_name
 from lab.drivers.host import ensure_packages, missing_packages
+from lab.drivers.processes import having
 from lab.image import default_cache, ensure_image
 
 
@@ -35,19 +37,19 @@ def programs() -> Callable[[str], None]:
 
 
 @pytest.fixture
-def nothing_left() -> Iterator[None]:
-    """What a test leaves on the machine makes it fail: processes, mounts, namespaces, loops."""
-    before = leftovers()
+def nothing_left(tmp_path: Path) -> Iterator[None]:
+    """What the lab in `tmp_path` leaves on the machine makes its test fail."""
     yield
-    after = leftovers()
-    assert after <= before, f"left behind: {sorted(after - before)}"
+    assert leftovers(tmp_path) == set()
 
 
-def leftovers() -> set[str]:
-    found = {f"mount {line.split()[1]}" for line in Path("/proc/mounts").read_text().splitlines()}
-    found |= {f"namespace {each.name}" for each in Path("/run/netns").glob("*")}
-    found |= {f"interface {each.name}" for each in Path("/sys/class/net").glob("*")}
+def leftovers(state: Path) -> set[str]:
+    """Processes, mounts, namespaces, loop devices and cgroups of the lab in `state`."""
+    name = lab_name(state)
+    mounts = Path("/proc/mounts").read_text().splitlines()
+    found = {f"mount {line}" for line in mounts if str(state) in line or name in line}
+    found |= {f"namespace {each}" for each in Path("/run/netns").glob(f"{name}*")}
     for each in Path("/sys/block").glob("loop*/loop/backing_file"):
-        found.add(f"loop {each.read_text().strip()}")
-    found |= {f"cgroup {each}" for each in Path("/sys/fs/cgroup").glob("**/lab-*")}
-    return found
+        found |= {f"loop {each}"} if str(state) in each.read_text() else set()
+    found |= {f"cgroup {each}" for each in Path("/sys/fs/cgroup").glob(f"**/{name}")}
+    return found | {f"process {each}" for each in having(str(state))}

@@ -42,6 +42,10 @@ ASK_UDP = (
 )
 
 
+SOON = "systemd-run --quiet --on-active=1s --timer-property=AccuracySec=100ms"
+"""For what ends the connection: ssh would not know whether it was done, and do it again."""
+
+
 class Forwarding(Driver, Protocol):
     """A driver with what both have beyond the interface."""
 
@@ -114,4 +118,4 @@ def wait_until(condition: Callable[[], bool], what: str, timeout: float = 120) -
 def boot_count(stub: Stub, count: int, timeout: float = 240) -> None:
     """Wait until the machine's script has run `count` times, and its disk has seen them all."""
     seen = stub.wait_for("lab/boots", count, timeout)
-    assert seen == [str(number + 1) for number in range(count)]
+    assert seen == [str(number + 1) for number in range(count)], seen

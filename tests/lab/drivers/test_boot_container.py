@@ -13,6 +13,7 @@ from lab.machines import MachineError
 from tests.lab.drivers.site import (
     ASK_UDP,
     SCRIPT,
+    SOON,
     boot_count,
     machine,
     make_disks,
@@ -98,7 +99,7 @@ def test_two_containers_live(
         boot_count(stubs[one.path], 2)
         assert ssh(driver, one, "cat /root/kept; wc -l </mnt/data/boots") == "kept\n2"
         assert ssh(driver, one, "cat /proc/sys/kernel/random/boot_id") != first
-        ssh(driver, one, "systemctl reboot --no-block")
+        ssh(driver, one, f"{SOON} systemctl reboot")
         boot_count(stubs[one.path], 3)
         address = two.nics[0].address
         assert ssh(driver, one, f"curl -sS http://{address}:8000/name") == "vm-2"
@@ -112,7 +113,7 @@ def test_two_containers_live(
         assert stopped == []
 
         # One powers itself off, the other is asked to.
-        ssh(driver, one, "systemctl poweroff --no-block")
+        ssh(driver, one, f"{SOON} systemctl poweroff")
         wait_until(lambda: stopped == [one.path], "the lab hears of the power-off")
         assert driver.is_running(one) is False
         driver.stop(two)
