@@ -22,6 +22,8 @@ STARTUP_DIR = Path(__file__).resolve().parent.parent / "startup"
 _MODULES = "/usr/local/lib/pilot/node"
 _UNITS = "/usr/local/lib/pilot/units"
 _PROGRAM = "/usr/local/sbin/pilot-node"
+# Of the here-document with the files. Each is counted in lines: nothing in them is looked for.
+_END = "END_OF_FILES"
 
 # What to do where the provider refuses to create the item because the project already has one
 # ('key "startup-script" already present in metadata for project ...').
@@ -57,7 +59,14 @@ class _File:
     path: str
     mode: str
     text: str
-    delimiter: str
+
+    @property
+    def lines(self) -> int:
+        return self.text.count("\n")
+
+    @property
+    def delimiter(self) -> str:
+        return _delimiter(self.path)
 
 
 def render(startup_dir: Path | None = None) -> Script:
@@ -75,7 +84,11 @@ def render(startup_dir: Path | None = None) -> Script:
         autoescape=False,  # noqa: S701
     )
     try:
-        text = environment.get_template(TEMPLATE).render(files=_files(folder))
+        text = environment.get_template(TEMPLATE).render(
+            files=_files(folder),
+            unpack=_file("unpack.py", "", folder / "unpack.py"),
+            delimiter=_END,
+        )
     except jinja2.TemplateNotFound as error:
         raise RenderError(f"{folder}: there is no {error.message}") from error
     except jinja2.TemplateSyntaxError as error:
@@ -176,15 +189,19 @@ def _file(target: str, mode: str, path: Path) -> _File:
         raise RenderError(f"{path}: is missing") from None
     except UnicodeDecodeError as error:
         raise RenderError(f"{path}: is not UTF-8: {error.reason}") from error
-    delimiter = f"END_OF_{hashlib.sha256(target.encode()).hexdigest()[:12].upper()}"
     # In a quoted here-document everything stands for itself but a line that is the delimiter. A
-    # NUL the shell would drop, and a last line without its end would swallow the delimiter.
+    # NUL the shell would drop, and a last line without its end would swallow what follows.
+    lines = text.split("\n")
     for problem, found in (
-        (f"has a line {delimiter}", delimiter in text.split("\n")),
+        *((f"has a line {end}", end in lines) for end in (_END, _delimiter(target))),
         ("holds a NUL or a carriage return", "\0" in text or "\r" in text),
         ("does not end with a newline", bool(text) and not text.endswith("\n")),
-        ("has a name that a shell would take apart", "'" in target),
+        ("has a name with white space", len(target.split()) != 1),
     ):
         if found:
             raise RenderError(f"{path}: {problem}: it cannot be embedded in the startup script")
-    return _File(path=target, mode=mode, text=text, delimiter=delimiter)
+    return _File(path=target, mode=mode, text=text)
+
+
+def _delimiter(target: str) -> str:
+    return f"END_OF_{hashlib.sha256(target.encode()).hexdigest()[:12].upper()}"

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 
 from . import agents, files, kernel, limits, release, units
 from .metadata import MetadataServer
@@ -18,7 +19,12 @@ from .systemd import Systemctl
 # A run in which nothing is left to do ends at its guard.
 AGAIN = "run `rm /run/pilot/guard; google_metadata_script_runner startup`"
 
-USAGE = """usage: pilot-node COMMAND
+# In the words of the startup script, which says its own steps in the same form.
+TITLES = {"limits": "kernel limits"}
+# Seconds of /proc/uptime when the startup script began; without it no step is announced.
+STARTED_VARIABLE = "PILOT_STARTED"
+
+USAGE = """usage: pilot-node COMMAND [COMMAND ...]
   spec ROLE  fetch this VM's spec from the metadata server and check it
   limits     write the kernel's numbers and the limits, and apply them
   release    fetch and verify this VM's binary, and make it the current one
@@ -91,8 +97,6 @@ class Node:
         if isinstance(spec, SwarmSpec):
             path = self.place.agent_environment
             environment = units.agent_environment(spec, self._address())
-            # Owned by root: PID 1 opens the files in it on behalf of the agents.
-            self.place.logs.mkdir(parents=True, exist_ok=True)
             self.place.agents.mkdir(parents=True, exist_ok=True)
         else:
             path = self.place.rendezvous_environment
@@ -146,35 +150,55 @@ class Node:
 
 
 def main(arguments: list[str]) -> int:
-    """Run one command. 0 when it is done, 1 when it failed (said why), 2 when it is none."""
+    """Run the commands. 0 when all are done, 1 when one failed (said why), 2 when one is none."""
     # The serial console may know no UTF-8, and a message may hold what an operator typed.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace", line_buffering=True)
     node = Node(os.environ, lambda line: print(f"pilot:   {line}"))
-    commands: dict[tuple[str, ...], Callable[[], None]] = {
-        ("limits",): node.limits,
-        ("release",): node.release,
-        ("units",): node.units,
-        ("store",): node.store,
-        ("run",): node.run,
-    }
-    if arguments[:1] == ["spec"] and len(arguments) == 2:
-        commands[tuple(arguments)] = partial(node.fetch_spec, arguments[1])
-    command = commands.get(tuple(arguments))
-    if command is None:
+    steps = _steps(node, arguments)
+    if not steps:
         print(USAGE, file=sys.stderr, end="")
         return 2
-    try:
-        command()
-    except SpecError as error:
-        for problem in error.problems:
-            print(f"pilot: pilot-spec: {problem}")
-        return 1
-    except (FinalError, limits.LimitsError, OSError, subprocess.SubprocessError) as error:
-        print(f"pilot: {' '.join(arguments)}: {error}")
-        return 1
+    for name, command in steps:
+        if started := os.environ.get(STARTED_VARIABLE):
+            print(f"pilot: {TITLES.get(name, name)} ({_uptime() - int(started)} s)")
+        try:
+            command()
+        except SpecError as error:
+            for problem in error.problems:
+                print(f"pilot: pilot-spec: {problem}")
+            return 1
+        except (FinalError, limits.LimitsError, OSError, subprocess.SubprocessError) as error:
+            print(f"pilot: {name}: {error}")
+            return 1
     return 0
+
+
+def _steps(node: Node, arguments: list[str]) -> list[tuple[str, Callable[[], None]]]:
+    """What `arguments` ask for, in their order; nothing when one is not known."""
+    commands = {
+        "limits": node.limits,
+        "release": node.release,
+        "units": node.units,
+        "store": node.store,
+        "run": node.run,
+    }
+    found: list[tuple[str, Callable[[], None]]] = []
+    words = iter(arguments)
+    for word in words:
+        if word in commands:
+            found.append((word, commands[word]))
+        elif word == "spec" and (role := next(words, "")):
+            found.append((word, partial(node.fetch_spec, role)))
+        else:
+            return []
+    return found
+
+
+def _uptime() -> int:
+    """The clock of the startup script; the wall clock jumps at boot."""
+    return int(float(Path("/proc/uptime").read_text(encoding="ascii").split()[0]))
 
 
 def _in_container() -> bool:

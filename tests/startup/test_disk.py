@@ -41,12 +41,15 @@ def test_an_empty_disk_is_formatted_once(vm: Vm) -> None:
     mount = f"mount -t ext4 -o nodev,nosuid,errors=remount-ro {image} {vm.root}/var/lib/pilot"
     assert vm.calls("mount") == [mount]
     before = unique_id(image)
-    (vm.root / "mounted").unlink()
+    mountinfo = vm.root / "proc/self/mountinfo"
+    mounted = mountinfo.read_text(encoding="utf-8")
+    mountinfo.write_text("", encoding="utf-8")
     status, output = vm.call("ensure_state_disk")
     assert status == 0, output
     assert output == ""
     assert unique_id(image) == before
     # Mounted already: nothing is looked at.
+    mountinfo.write_text(mounted, encoding="utf-8")
     status, output = vm.call("ensure_state_disk")
     assert (status, len(vm.calls("mount"))) == (0, 2)
     assert "is mounted already" in output
@@ -139,13 +142,98 @@ def test_a_disk_that_never_comes(vm: Vm) -> None:
     assert "is the state disk attached as pilot-state?" in output
 
 
+def lose(image: Path, first: int, count: int) -> None:
+    with image.open("r+b") as stream:
+        stream.seek(first)
+        stream.write(bytes(count))
+
+
+@pytest.mark.parametrize("lost", [4096, 1 << 20])
+def test_a_disk_that_lost_its_beginning_is_not_formatted(vm: Vm, lost: int) -> None:
+    """No signature is left, but the first copy of the superblock is: at block 32768."""
+    image = vm.attach_disk(200)
+    subprocess.run(["mkfs.ext4", "-q", "-b", "4096", str(image)], check=True)
+    if lost > 4096:
+        # Everything of the first block group.
+        lost = 32768 * 4096
+    lose(image, 0, lost)
+    assert signatures(image) == set()
+    status, output = vm.call("ensure_state_disk")
+    assert status == 1, output
+    assert "has no signature, but is not blank" in output
+    assert f"e2fsck -b 32768 {image}" in output
+    assert signatures(image) == set()
+    # The advice is good.
+    if lost == 4096:
+        done = subprocess.run(["e2fsck", "-y", "-b", "32768", str(image)], check=False)
+        assert done.returncode == 1
+        assert vm.call("ensure_state_disk")[0] == 0
+
+
+def test_a_disk_whose_blankness_cannot_be_read_is_not_formatted(vm: Vm) -> None:
+    vm.attach_disk()
+    vm.stub("cmp", "exit 2")
+    vm.stub("mkfs.ext4", "")
+    status, output = vm.call("ensure_state_disk")
+    assert status == 1
+    assert "cannot be read" in output
+    assert vm.calls("mkfs.ext4") == []
+
+
+def test_a_disk_of_the_right_size_is_not_resized(vm: Vm) -> None:
+    vm.attach_disk()
+    vm.stub("resize2fs", "exit 1")
+    assert vm.call("ensure_state_disk")[0] == 0
+    assert vm.calls("resize2fs") == []
+
+
+def test_a_larger_disk_is_used_while_it_is_mounted(vm: Vm) -> None:
+    image = vm.attach_disk()
+    subprocess.run(["mkfs.ext4", "-q", str(image)], check=True)
+    with image.open("r+b") as stream:
+        stream.truncate(64 << 20)
+    vm.stub("resize2fs", "")
+    status, output = vm.call("ensure_state_disk")
+    assert status == 0, output
+    calls = [line.split(" ")[0] for line in vm.log.read_text(encoding="utf-8").splitlines()]
+    assert calls == ["mount", "resize2fs"]
+    # Where the kernel denies that: unmounted, checked in full, mounted again.
+    (vm.root / "proc/self/mountinfo").write_text("", encoding="utf-8")
+    vm.log.write_text("", encoding="utf-8")
+    vm.stub("resize2fs", f'[ "$(grep -c "^resize2fs" "{vm.log}")" -gt 1 ]')
+    status, output = vm.call("ensure_state_disk")
+    assert status == 0, output
+    calls = [line.split(" ")[0] for line in vm.log.read_text(encoding="utf-8").splitlines()]
+    assert calls == ["mount", "resize2fs", "umount", "resize2fs", "mount"]
+
+
+@pytest.mark.parametrize(
+    ("device", "options", "said"),
+    [
+        ("/dev/sdz", "rw", "is /dev/sdz, not "),
+        ("", "ro,errors=remount-ro", "is mounted read-only"),
+    ],
+)
+def test_what_is_mounted_already_is_the_disk_and_writable(
+    vm: Vm, device: str, options: str, said: str
+) -> None:
+    image = vm.attach_disk()
+    vm.mount("/var/lib/pilot", device or str(image), options)
+    status, output = vm.call("ensure_state_disk")
+    assert status == 1, output
+    assert said in output
+
+
 @pytest.fixture
 def mounting(vm: Vm) -> Iterator[Vm]:
     """A VM that mounts for real."""
     if os.geteuid() != 0:
         pytest.skip("mounting needs root")
-    for name in ("mount", "mountpoint"):
+    for name in ("mount", "umount"):
         (vm.bin / name).unlink()
+    mountinfo = vm.root / "proc/self/mountinfo"
+    mountinfo.unlink()
+    mountinfo.symlink_to("/proc/self/mountinfo")
     image = vm.attach_disk()
     probe = vm.root.parent / "probe"
     probe.mkdir()
@@ -159,7 +247,8 @@ def mounting(vm: Vm) -> Iterator[Vm]:
     subprocess.run(["umount", str(probe)], check=True)
     assert image.exists()
     yield vm
-    subprocess.run(["umount", str(vm.root / "var/lib/pilot")], capture_output=True, check=False)
+    for name in ("var/lib/pilot", "run/pilot/agents", "run/pilot/log"):
+        subprocess.run(["umount", str(vm.root / name)], capture_output=True, check=False)
 
 
 def test_what_is_on_the_disk_survives_and_a_larger_disk_is_used(mounting: Vm) -> None:
@@ -178,3 +267,32 @@ def test_what_is_on_the_disk_survives_and_a_larger_disk_is_used(mounting: Vm) ->
     assert status == 0, output
     assert (state / "kept").read_text(encoding="utf-8") == "identity"
     assert os.statvfs(state).f_blocks > size * 2
+
+
+def as_an_agent(code: str, run: Path) -> int:
+    return subprocess.run(
+        ["bash", "-c", code, "bash", str(run)], check=False, user=610, group=610, extra_groups=[]
+    ).returncode
+
+
+def test_an_agent_has_its_sockets_and_nothing_else(mounting: Vm) -> None:
+    vm = mounting
+    (vm.root / "run/pilot").mkdir(parents=True)
+    for folder in (vm.root, *vm.root.parents):
+        if folder.stat().st_uid == 0 and not folder.stat().st_mode & 0o001:
+            folder.chmod(folder.stat().st_mode | 0o011)
+    status, output = vm.call("ROLE=swarm; umask 022; ensure_runtime; ensure_runtime")
+    assert status == 0, output
+    run = vm.root / "run/pilot"
+    assert as_an_agent('cd "$1/agents" && : >10001.sock && rm 10001.sock', run) == 0
+    for code in (
+        ': >"$1/guard"',
+        'mv "$1/agents" "$1/other"',
+        ': >"$1/log/10001"',
+        'echo exit 0 >"$1/agents/x" && chmod +x "$1/agents/x" && "$1/agents/x"',
+        'head --bytes=17000000 /dev/zero >"$1/agents/full"',
+    ):
+        assert as_an_agent(f"{{ {code}; }} 2>/dev/null", run) != 0, code
+    # Root's, beside them: it cannot be replaced.
+    (run / "agents/roots").write_text("", encoding="utf-8")
+    assert as_an_agent('rm -f "$1/agents/roots" 2>/dev/null', run) != 0

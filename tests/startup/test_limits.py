@@ -111,16 +111,16 @@ def as_the_kernel_prints(text: str) -> str:
     """What the kernel makes of a list of ports: a bitmap, printed as `%*pbl`."""
     bits = bytearray(65537)
     for part in text.split(","):
-        first, _, last = part.partition("-")
-        for port in range(int(first), int(last or first) + 1):
+        low, _, high = part.partition("-")
+        for port in range(int(low), int(high or low) + 1):
             bits[port] = 1
-    parts, first = [], None
+    parts, first = [], -1
     for port, bit in enumerate(bits):
-        if bit and first is None:
+        if bit and first < 0:
             first = port
-        elif not bit and first is not None:
+        elif not bit and first >= 0:
             parts.append(str(first) if first == port - 1 else f"{first}-{port - 1}")
-            first = None
+            first = -1
     return ",".join(parts)
 
 

@@ -211,7 +211,7 @@ def test_the_script_stops_with_the_reason(vm: Vm, status: str) -> None:
     assert code == 1
     assert f"gs://{BUCKET}/{name}" in output
     assert 'FAILED in step "release"' in output
-    assert not (vm.root / "run/pilot/guard").exists()
+    assert vm.read("/run/pilot/guard") == "working\n"
     assert not (vm.root / "opt/pilot/current").exists()
     assert not [call for call in vm.calls("systemctl") if "pilot-node" in call]
     assert TOKEN not in output

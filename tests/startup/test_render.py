@@ -98,15 +98,46 @@ def test_shellcheck_takes_it(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout
 
 
+def install(script: Path, root: Path) -> None:
+    subprocess.run(
+        ["bash", "-c", f'source "{script}"; ensure_node'],
+        check=True,
+        env={"PILOT_ROOT": str(root), "PATH": "/usr/bin:/bin"},
+    )
+
+
+def test_what_an_older_script_left_goes_and_nothing_is_written_twice(tmp_path: Path) -> None:
+    path = tmp_path / "startup-script"
+    path.write_text(render().text, encoding="utf-8")
+    root = tmp_path / "root"
+    install(path, root)
+    lib = root / "usr/local/lib/pilot"
+    before = {p: p.stat().st_ino for p in lib.rglob("*")}
+    (lib / "node" / "older.py").write_text("", encoding="utf-8")
+    (lib / "node" / ".new.spec.py").write_text("half", encoding="utf-8")
+    (lib / "units" / "older.service").symlink_to("/dev/null")
+    neighbour = root / "usr/local/sbin/somebody-elses"
+    neighbour.write_text("", encoding="utf-8")
+    install(path, root)
+    assert {p: p.stat().st_ino for p in lib.rglob("*")} == before
+    assert neighbour.exists()
+    # A link and a wrong mode are mended, and what a link points to is not written to.
+    victim = tmp_path / "victim"
+    victim.write_text("kept", encoding="utf-8")
+    (lib / "node" / "spec.py").unlink()
+    (lib / "node" / "spec.py").symlink_to(victim)
+    (lib / "node" / "retry.py").chmod(0o600)
+    install(path, root)
+    assert victim.read_text(encoding="utf-8") == "kept"
+    assert not (lib / "node" / "spec.py").is_symlink()
+    assert (lib / "node" / "retry.py").stat().st_mode & 0o777 == 0o644
+
+
 def test_what_is_embedded_comes_out_as_it_went_in(tmp_path: Path) -> None:
     path = tmp_path / "startup-script"
     path.write_text(render().text, encoding="utf-8")
     root = tmp_path / "root"
-    subprocess.run(
-        ["bash", "-c", f'source "{path}"; ensure_node'],
-        check=True,
-        env={"PILOT_ROOT": str(root), "PATH": "/usr/bin:/bin"},
-    )
+    install(path, root)
     lib = root / "usr/local/lib/pilot"
     found = {str(p.relative_to(lib)): p.read_bytes() for p in lib.rglob("*") if p.is_file()}
     folder = startup.STARTUP_DIR
@@ -160,13 +191,33 @@ def test_what_cannot_be_embedded_is_refused(copy: Path, content: bytes, problem:
 
 
 def test_a_file_that_holds_its_own_delimiter_is_refused(copy: Path) -> None:
-    delimiter = "END_OF_" + hashlib.sha256(f"{UNITS}/trap".encode()).hexdigest()[:12].upper()
+    delimiter = "END_OF_FILES"
     (copy / "units" / "trap").write_text(f"a\n{delimiter}\nrm -rf /\n", encoding="utf-8")
     with pytest.raises(RenderError, match=f"has a line {delimiter}"):
         render(copy)
 
 
-@pytest.mark.parametrize("name", ["startup.sh.j2", "node", "units", "pilot_node.py"])
+def test_the_installer_may_not_hold_its_own_end(copy: Path) -> None:
+    end = "END_OF_" + hashlib.sha256(b"unpack.py").hexdigest()[:12].upper()
+    assert f"\n{end}\n" in render(copy).text
+    with (copy / "unpack.py").open("a", encoding="utf-8") as stream:
+        stream.write(f"{end}\n")
+    with pytest.raises(RenderError, match=f"has a line {end}"):
+        render(copy)
+
+
+def test_a_line_that_looks_like_the_next_file_is_text(copy: Path, tmp_path: Path) -> None:
+    trap = "a\nFILE 0644 1 /etc/passwd\nroot::0:0::/:/bin/sh\n"
+    (copy / "units" / "trap").write_text(trap, encoding="utf-8")
+    path = tmp_path / "startup-script"
+    path.write_text(render(copy).text, encoding="utf-8")
+    root = tmp_path / "root"
+    install(path, root)
+    assert (root / f"{UNITS.lstrip('/')}/trap").read_text(encoding="utf-8") == trap
+    assert not (root / "etc").exists()
+
+
+@pytest.mark.parametrize("name", ["startup.sh.j2", "node", "units", "pilot_node.py", "unpack.py"])
 def test_a_part_that_is_missing_is_named(copy: Path, name: str) -> None:
     path = copy / name
     shutil.rmtree(path) if path.is_dir() else path.unlink()

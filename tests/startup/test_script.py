@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+import stat
 import subprocess
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
@@ -113,6 +115,91 @@ def test_another_boot_or_script_runs_again_and_changes_nothing(vm: Vm, change: s
     assert changed == {"run/pilot/guard"} | ({BOOT_ID} if change == "boot" else set())
 
 
+def test_the_guard_of_an_earlier_script_does_not_outlive_a_failure(vm: Vm) -> None:
+    """A is done, B fails halfway, A is put back: what B did has to be undone."""
+    fresh(vm)
+    assert vm.run()[0] == 0
+    first = vm.script.read_text(encoding="utf-8")
+    vm.script.write_text(first + "\n# B", encoding="utf-8")
+    vm.stub("systemctl", "exit 3")
+    assert vm.run()[0] != 0
+    vm.stub("systemctl", "")
+    vm.script.write_text(first, encoding="utf-8")
+    status, output = vm.run()
+    assert (status, output.rpartition("pilot: ")[2]) == (0, "done: swarm\n")
+
+
+def test_what_is_roots_in_run_is_roots_alone(vm: Vm) -> None:
+    """Who may open the lock may hold it, and who may write beside the guard may plant one."""
+    fresh(vm)
+    assert vm.run()[0] == 0
+    run = vm.root / "run/pilot"
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in run.iterdir()}
+    assert modes == {
+        "lock": 0o600,
+        "guard": 0o644,
+        "spec.json": 0o644,
+        "agent.env": 0o600,
+        "agents": 0o755,
+        "log": 0o755,
+    }
+    assert stat.S_IMODE(run.stat().st_mode) == 0o755
+    # The agents' two are file systems of their own; their modes are those of the mount.
+    mounts = [call.split(" ")[-1:-7:-1][::-1] for call in vm.calls("mount") if "tmpfs" in call]
+    assert [(mount[-1], mount[-3]) for mount in mounts] == [
+        (
+            f"{run}/agents",
+            "nosuid,nodev,noexec,mode=1770,uid=0,gid=610,size=16m,nr_inodes=36864",
+        ),
+        (f"{run}/log", "nosuid,nodev,noexec,mode=0700,uid=0,gid=0,size=5%,nr_inodes=36864"),
+    ]
+
+
+def test_two_starts_of_python_and_few_of_anything_else(vm: Vm) -> None:
+    """Where the CPU is emulated, each costs: a second boot, with nothing to write."""
+    fresh(vm)
+    assert vm.run()[0] == 0
+    (vm.root / BOOT_ID).write_text("99999999-2222-3333-4444-555555555555\n", encoding="ascii")
+    if not shutil.which("strace"):
+        pytest.skip("no strace here to count with")
+    trace = vm.root.parent / "trace"
+    done = subprocess.run(
+        ["strace", "-f", "-qq", "-e", "trace=execve", "-o", str(trace), str(vm.script)],
+        env=vm.environment,
+        capture_output=True,
+        check=False,
+    )
+    if b"ptrace" in done.stderr:
+        pytest.skip(f"strace may not: {done.stderr.decode()}")
+    assert done.returncode == 0, done.stdout
+    calls = [
+        line for line in trace.read_text(encoding="utf-8").splitlines() if line.endswith(" = 0")
+    ]
+    starts = [line for line in calls if "/dev/fd/3" in line or '"release", "units"' in line]
+    assert len(starts) == 2
+    assert len(calls) <= 24, "\n".join(calls)
+
+
+def test_a_vm_without_curl_is_told_at_once(vm: Vm) -> None:
+    vm.stub("curl", "exit 127")
+    vm.stub("sleep", "exit 9")
+    status, output = vm.run(PILOT_RETRY_SECONDS="300")
+    assert status == 1
+    assert "curl cannot be run" in output
+    assert len(vm.calls("curl")) == 1
+
+
+def test_the_wall_clock_ends_no_retry(vm: Vm) -> None:
+    """At boot it jumps, and bash's SECONDS with it."""
+    code = """
+    sleep() { SECONDS=100000; }
+    tries=0
+    attempt() { tries=$((tries + 1)); ((tries >= 4)) || return "$TEMPORARY"; }
+    retry 300 attempt
+    """
+    assert vm.call(code) == (0, "")
+
+
 def waits_for_the_lock(process: subprocess.Popen[str]) -> bool:
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="ascii")
     for child in children.split():
@@ -182,7 +269,7 @@ def test_a_failure_sets_no_guard_and_the_next_run_tries_again(vm: Vm, step: str)
     status, output = vm.run()
     assert status != 0
     assert "FAILED in step" in output
-    assert not (vm.root / "run/pilot/guard").exists()
+    assert vm.read("/run/pilot/guard") == "working\n"
     # Nothing of ours was started.
     assert not [call for call in vm.calls("systemctl") if "pilot-node" in call]
     if kept is None:
@@ -191,7 +278,7 @@ def test_a_failure_sets_no_guard_and_the_next_run_tries_again(vm: Vm, step: str)
         (vm.bin / step).write_text(kept, encoding="utf-8")
     status, output = vm.run()
     assert status == 0, output
-    assert (vm.root / "run/pilot/guard").exists()
+    assert vm.read("/run/pilot/guard").startswith(vm.read(BOOT_ID).strip())
 
 
 def test_metadata_that_comes_late_only_delays(vm: Vm) -> None:
@@ -298,7 +385,7 @@ def test_a_spec_that_cannot_be_used(
     for text in said:
         assert text in output
     assert "Traceback" not in output
-    assert not (vm.root / "run/pilot/guard").exists()
+    assert vm.read("/run/pilot/guard") == "working\n"
 
 
 def test_the_token_is_on_no_command_line(vm: Vm) -> None:
@@ -319,7 +406,7 @@ def test_the_token_is_on_no_command_line(vm: Vm) -> None:
     vm.google.failures = {"/storage/": [look]}
     status, output = vm.run()
     assert status == 0, output
-    assert any(b"pilot-node\0release" in text for text in seen)
+    assert any(b"pilot-node\0release\0units" in text for text in seen)
     assert not any(TOKEN.encode() in text for text in seen)
     assert TOKEN not in output
     for path, content in vm.tree().items():

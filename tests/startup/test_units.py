@@ -353,7 +353,7 @@ def test_a_number_that_someone_else_has_is_a_failure(vm: Vm) -> None:
 
 def test_a_restart_of_journald_only_when_its_fragment_changed(vm: Vm) -> None:
     vm.use_swarm()
-    code = "ROLE=swarm; ensure_node; ensure_spec; ensure_limits; ensure_limits"
+    code = "ROLE=swarm; ensure_node spec swarm limits; node limits"
     status, output = vm.call(code)
     assert status == 0, output
     assert vm.calls("systemctl") == ["systemctl try-restart systemd-journald.service"]

@@ -1,0 +1,73 @@
+"""Run by the startup script: installs the files that it carries, then runs steps of pilot-node.
+
+    python3 -IS unpack.py ROOT [STEP ...] <FILES
+
+FILES holds, for each file, a line `FILE MODE LINES PATH` and so many lines. One process for all of
+it, because each costs: where the CPU is emulated a start of Python takes seconds.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+# Everything below is ours, and what is not carried is of an older script.
+LIB = "usr/local/lib/pilot"
+
+
+def install(root: Path, data: bytes) -> None:
+    """Make every file in `data` be there below `root`, complete or not at all, and what an older
+    script left in our directories not. Raises OSError."""
+    lines = data.split(b"\n")
+    carried: set[Path] = set()
+    at = 0
+    while at < len(lines) - 1:
+        mark, mode, count, name = lines[at].decode().split(" ", 3)
+        if mark != "FILE":
+            raise ValueError(f"line {at + 1} of what the script carries is no FILE line")
+        first, at = at + 1, at + 1 + int(count)
+        path = root / name.lstrip("/")
+        carried.add(path)
+        put(path, b"".join(line + b"\n" for line in lines[first:at]), int(mode, 8))
+    for folder in {path.parent for path in carried if path.is_relative_to(root / LIB)}:
+        for found in folder.iterdir():
+            if found not in carried and (found.is_symlink() or not found.is_dir()):
+                found.unlink()
+
+
+def put(path: Path, data: bytes, mode: int) -> None:
+    there = not path.is_symlink() and path.is_file() and path.stat().st_mode & 0o7777 == mode
+    if there and path.read_bytes() == data:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Always under this name: what a run leaves that was cut off, the next one takes away.
+    new = path.with_name(f".new.{path.name}")
+    new.unlink(missing_ok=True)
+    try:
+        new.write_bytes(data)
+        new.chmod(mode)
+        new.replace(path)
+    except OSError as error:
+        new.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def main(root: Path, steps: list[str]) -> int:
+    try:
+        install(root, sys.stdin.buffer.read())
+    except OSError as error:
+        print(
+            f"pilot: programs: {error.filename}: {error.strerror}: make room on the boot disk or "
+            "mend it (`df -h`, `df -i`, `dmesg`), then run it again"
+        )
+        return 1
+    if not steps:
+        return 0
+    sys.path.insert(0, str(root / LIB))
+    from node.__main__ import main as node  # type: ignore[import-not-found] # noqa: PLC0415
+
+    return int(node(steps))
+
+
+if __name__ == "__main__":
+    os.umask(0o022)
+    sys.exit(main(Path(sys.argv[1] or "/"), sys.argv[2:]))
