@@ -56,14 +56,18 @@ def _fetch(binary: Binary, path: Path, endpoint: str, bucket: str, token: str) -
     url = f"{endpoint}/storage/v1/b/{quote(bucket, safe='')}/o/{quote(binary.object, safe='')}"
     with web.get(f"{url}?alt=media", {"Authorization": f"Bearer {token}"}) as answer:
         _judge(answer.status, answer.reason, where, endpoint)
-        handle, name = tempfile.mkstemp(prefix=f".{binary.name}.", dir=path.parent)
-        temporary = Path(name)
+        # Of a run that was cut off; the script's lock keeps two from being here.
+        for left in path.parent.glob(f".{binary.name}.*"):
+            left.unlink()
+        digest = hashlib.sha256()
+        temporary = None
         try:
-            digest = hashlib.sha256()
+            handle, temporary = tempfile.mkstemp(prefix=f".{binary.name}.", dir=path.parent)
             with os.fdopen(handle, "wb") as stream:
                 for chunk in answer.chunks(DOWNLOAD_SECONDS):
                     digest.update(chunk)
                     stream.write(chunk)
+                os.fchmod(stream.fileno(), 0o755)
                 stream.flush()
                 os.fsync(stream.fileno())
             if digest.hexdigest() != binary.sha256:
@@ -72,10 +76,12 @@ def _fetch(binary: Binary, path: Path, endpoint: str, bucket: str, token: str) -
                     "the object is corrupt or was replaced; nothing was installed. Delete it and "
                     "run `pulumi up` again"
                 )
-            temporary.chmod(0o755)
-            temporary.replace(path)
+            Path(temporary).replace(path)
+        except OSError as error:
+            raise OSError(error.errno, files.explained(error), str(path)) from error
         finally:
-            temporary.unlink(missing_ok=True)
+            if temporary:
+                Path(temporary).unlink(missing_ok=True)
 
 
 def _judge(status: int, reason: str, where: str, endpoint: str) -> None:

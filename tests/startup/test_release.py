@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -65,6 +66,23 @@ def test_it_is_fetched_once(fetch: Fetch) -> None:
     asked = len(fetch.google.requests)
     assert not fetch()
     assert len(fetch.google.requests) == asked
+
+
+def test_a_full_disk_is_said_with_the_path(fetch: Fetch, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=rf"make room \(`df -h`.*{fetch.path}"):
+        fetch()
+    assert fetch.left() == []
+
+
+def test_half_a_download_of_a_run_that_was_cut_off_goes(fetch: Fetch) -> None:
+    fetch.path.parent.mkdir(parents=True)
+    (fetch.path.parent / ".pilot-daemon.x1y2").write_bytes(DATA[:1000])
+    assert fetch()
+    assert fetch.left() == ["pilot-daemon"]
 
 
 def test_a_file_that_rotted_is_fetched_again(fetch: Fetch) -> None:
@@ -210,7 +228,8 @@ def test_the_script_stops_with_the_reason(vm: Vm, status: str) -> None:
     code, output = vm.run()
     assert code == 1
     assert f"gs://{BUCKET}/{name}" in output
-    assert 'FAILED in step "release"' in output
+    assert "pilot: release: gs://" in output
+    assert 'FAILED in step "release, units"' in output
     assert vm.read("/run/pilot/guard") == "working\n"
     assert not (vm.root / "opt/pilot/current").exists()
     assert not [call for call in vm.calls("systemctl") if "pilot-node" in call]

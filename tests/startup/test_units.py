@@ -53,6 +53,7 @@ def directives(unit: str) -> dict[str, str]:
 def test_the_numbers_of_this_vm() -> None:
     assert directives("pilot.slice") == {
         "Description": "Pilot agents",
+        "RequiresMountsFor": "/var/lib/pilot /run/pilot/agents /run/pilot/log",
         "TasksMax": "infinity",
         "MemoryMax": str((4096 - 1000) << 20),
         # Both addresses of the metadata server.
