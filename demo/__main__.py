@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -176,12 +177,31 @@ def wait_for(config: FleetConfig) -> None:
             said = now
         if online is not None and online >= config.agents:
             return
+        if failed := failed_scripts(config):
+            raise DemoError("the startup script failed:\n" + "\n".join(failed))
         if time.monotonic() > deadline:
             raise DemoError(
                 f"after {_PATIENCE_S:.0f} s: {now}. The VMs' consoles tell more: "
                 f"{STATE}/machines/*/console; the cloud's log: {STATE / 'log'}"
             )
         time.sleep(1)
+
+
+def failed_scripts(config: FleetConfig) -> list[str]:
+    """The VMs whose startup script ended with an error, each with its last words."""
+    found = []
+    for name in config.fits:
+        path = f"projects/{config.project}/zones/{config.zone}/instances/{name}/serialPort"
+        try:
+            console = str(fetch(f"{API}/compute/v1/{path}")["contents"])
+        except (OSError, ValueError, KeyError):
+            continue
+        lines = [line for line in console.splitlines() if "startup-script" in line]
+        ends = [line for line in lines if re.search(r"startup-script exit status \d", line)]
+        if ends and not ends[-1].rstrip().endswith("status 0"):
+            last = lines[max(0, lines.index(ends[-1]) - 3) : lines.index(ends[-1])]
+            found.append("\n".join([f"  {name}:", *(f"    {line.strip()}" for line in last)]))
+    return found
 
 
 def registered(config: FleetConfig) -> int | None:
