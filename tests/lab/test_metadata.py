@@ -429,6 +429,7 @@ def test_many_long_polls_end_with_one_change(
     assert [each.result(PATIENCE).json for each in polls] == [{"go": "1"}] * 20
 
 
+@pytest.mark.engine  # waits for real timers
 def test_a_client_that_leaves_is_not_waited_for(
     served: MetadataServing, guest: Guest, looks: Looks
 ) -> None:

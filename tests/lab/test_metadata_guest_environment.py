@@ -21,6 +21,9 @@ from lab.metadata import MetadataServing, serve_metadata
 from lab.server import Serving
 from tests.lab.client import COMPUTE, ZONE, Client, vm
 
+# Real programs, and their own timers: too slow for what is run at every change.
+pytestmark = pytest.mark.engine
+
 PATH = "projects/p1/zones/us-central1-a/instances/vm"
 RUNNER = "google_metadata_script_runner"
 SECONDS = 60.0  # after which a download or a run of the runner is broken

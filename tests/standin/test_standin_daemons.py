@@ -18,6 +18,9 @@ import pytest
 from standin.state import read_snapshot
 from tests.standin.client import Standin, standin, wait_for, whitelist
 
+# Real programs, and their own timers: too slow for what is run at every change.
+pytestmark = pytest.mark.engine
+
 AGENTS = 20
 WINDOW = 15
 # A daemon's heartbeats are a minute apart (FACTS).

@@ -38,6 +38,7 @@ def test_stats_have_the_fields_of_the_real_one(running: Standin) -> None:
     }
 
 
+@pytest.mark.engine  # waits for real timers
 def test_a_silent_agent_counts_until_the_threshold_connected_or_not(tmp_path: Path) -> None:
     whitelist(tmp_path)
     with standin(tmp_path, "-stale-threshold", "4s") as running:

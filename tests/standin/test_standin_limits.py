@@ -84,6 +84,7 @@ def test_a_whitelist_that_is_wrong_is_refused(text: str) -> None:
         read_whitelist(text)
 
 
+@pytest.mark.engine  # waits for real timers
 def test_a_running_one_follows_the_file_and_keeps_a_good_one_over_a_bad(tmp_path: Path) -> None:
     with standin(tmp_path) as running, running.client() as client:
 

@@ -176,6 +176,7 @@ def test_it_is_on_disk_before_it_replaces(tmp_path: Path, monkeypatch: pytest.Mo
     assert order == ["fsync", "rename"]
 
 
+@pytest.mark.engine  # waits for real timers
 def test_it_is_saved_by_itself_when_asked_and_at_the_end(tmp_path: Path, running: Standin) -> None:
     file = tmp_path / "registry.json"
 
@@ -210,6 +211,7 @@ def test_ids_survive_a_restart_and_nobody_is_limited(tmp_path: Path) -> None:
         assert client.ask(Identity(owner="new").register())["node_id"] == 16
 
 
+@pytest.mark.engine  # waits for real timers
 def test_killed_while_it_saves_the_store_is_old_or_new_never_torn(tmp_path: Path) -> None:
     """kill -9 at ten moments of snapshots that follow each other; each start reads what is left."""
     file = tmp_path / "registry.json"

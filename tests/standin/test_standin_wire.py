@@ -123,6 +123,7 @@ def limited_to(descriptors: int) -> tuple[str, ...]:
     return sys.executable, "-c", code
 
 
+@pytest.mark.engine  # waits for real timers
 def test_at_its_limit_of_connections_it_goes_on(tmp_path: Path) -> None:
     whitelist(tmp_path)
     with standin(tmp_path, program=limited_to(96)) as running:
@@ -140,6 +141,7 @@ def test_at_its_limit_of_connections_it_goes_on(tmp_path: Path) -> None:
             client.socket.close()
 
 
+@pytest.mark.engine  # waits for real timers
 def test_when_descriptors_run_out_it_stays_and_goes_on(tmp_path: Path) -> None:
     """The real one exits after ten accepts that fail (FACTS)."""
     whitelist(tmp_path)
