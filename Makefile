@@ -9,11 +9,11 @@ TOOLCHAIN := toolchain/python toolchain/toolchain.py
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help preview up test check bench venv toolchain artifacts requirements clean _dev _lint
+.PHONY: help preview up lab lab-status lab-down test check bench venv toolchain artifacts requirements clean _dev _lint
 .NOTPARALLEL:
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile | expand -t 22
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile | expand -t 22
 	@echo "  STACK=$(STACK) names the stack, ARGS='…' is passed to Pulumi or pytest"
 
 preview: artifacts ## plan the fleet and check it against the policies; needs no Google account
@@ -21,6 +21,15 @@ preview: artifacts ## plan the fleet and check it against the policies; needs no
 
 up: artifacts ## make the fleet so (asks first; PILOT_FLEET_YES=1 where there is no terminal)
 	@$(TOOLCHAIN) venv && $(TOOLCHAIN) up "$(STACK)" $(ARGS)
+
+lab: ## the whole fleet on this machine: a cloud, VMs, agents (demo/ says how)
+	@$(TOOLCHAIN) venv && $(TOOLCHAIN) ensure && $(BIN)/python -m demo up
+
+lab-status: ## what the lab has and does
+	@$(BIN)/python -m demo status
+
+lab-down: ## end the lab and leave nothing behind
+	@$(BIN)/python -m demo down
 
 test: _lint toolchain artifacts ## every check and every test, those with the real engine too
 	@$(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
