@@ -7,6 +7,8 @@ ARGS ?=
 SHELL := /bin/sh
 TOOLCHAIN := toolchain/python toolchain/toolchain.py
 BIN := .venv/bin
+# How many of how many, so that one who waits sees it go on.
+PYTEST = $(BIN)/python -m pytest -n auto --dist loadgroup -o console_output_style=count
 
 .DEFAULT_GOAL := help
 .PHONY: help preview up lab lab-status lab-down test check bench venv toolchain artifacts requirements clean _dev _lint
@@ -32,10 +34,12 @@ lab-down: ## end the lab and leave nothing behind
 	@$(BIN)/python -m demo down
 
 test: _lint toolchain artifacts ## every check and every test, those with the real engine too
-	@$(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
+	@echo "· tests, those with the real engine and real programs too (minutes)"
+	@$(PYTEST) --durations=10 $(ARGS)
 
-check: _lint ## linters, types and the tests that need no engine
-	@$(BIN)/python -m pytest -q -n auto --dist loadgroup -m "not engine" $(ARGS)
+check: _lint ## linters, types and the tests that are quick: a minute
+	@echo "· tests"
+	@$(PYTEST) -q -m "not engine" $(ARGS)
 
 bench: _dev toolchain artifacts ## measure what a plan costs, for 4 VMs and for 100
 	@$(BIN)/python -m bench.preview
@@ -60,6 +64,7 @@ _dev:
 	@$(TOOLCHAIN) venv --dev
 
 _lint: _dev
+	@echo "· ruff, mypy, shellcheck"
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy .

@@ -84,6 +84,23 @@ def test_the_lab_is_the_demos(checkout: Path, target: str, calls: list[str]) -> 
             assert "python" not in (checkout / "calls").read_text()
 
 
+@pytest.mark.parametrize("target", ["test", "check"])
+def test_who_waits_for_the_tests_sees_them_go_on(checkout: Path, target: str) -> None:
+    for name in ("python", "ruff", "mypy", "shellcheck"):
+        program = checkout / ".venv" / "bin" / name
+        program.parent.mkdir(parents=True, exist_ok=True)
+        program.write_text(f'#!/bin/sh\necho {name} "$@" >>calls\n')
+        program.chmod(0o755)
+    (checkout / "toolchain" / "shell-files").symlink_to("/bin/cat")
+    shown = make(checkout, target, "ARGS=-k some").stdout.splitlines()
+    assert next(line for line in shown if line.startswith("· ")) == "· ruff, mypy, shellcheck"
+    assert any(line.startswith("· tests") for line in shown)
+    last = (checkout / "calls").read_text().splitlines()[-1]
+    assert "console_output_style=count" in last
+    assert last.endswith("-k some")
+    assert ("not engine" in last) is (target == "check")
+
+
 def test_clean_keeps_state_and_binaries(checkout: Path) -> None:
     for name in (".venv", ".mypy_cache", "policy/__pycache__", ".state", "artifacts/1.18.0"):
         (checkout / name).mkdir(parents=True)
