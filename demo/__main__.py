@@ -138,7 +138,6 @@ def cloud() -> None:
         print(f"  is up: {status['driver']}", flush=True)
         return
     STATE.mkdir(exist_ok=True)
-    (STATE / "driver").write_text(f"{wanted}\n")
     port = API.rsplit(":", 1)[1]
     command = [sys.executable, "-m", "lab", "serve", "--driver", wanted, "--port", port]
     with (STATE / "log").open("ab") as log:

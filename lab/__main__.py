@@ -76,6 +76,8 @@ def _serve(options: argparse.Namespace) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     options.state.mkdir(parents=True, exist_ok=True)
+    # Who ends this lab has to know what runs its machines.
+    (options.state / "driver").write_text(f"{options.driver}\n")
     with cloud.run(options.state, driver=options.driver, port=options.port) as (serving, _):
         processes_id = options.state / "pid"
         processes_id.write_text(f"{os.getpid()}\n")
@@ -101,8 +103,11 @@ def _down(options: argparse.Namespace) -> None:
         # Machines that are about to be ended ask nobody anything any more.
         return ("127.0.0.1", 9)
 
-    Qemu(options.state, metadata_endpoint=nowhere).shutdown()
-    if os.geteuid() == 0:
+    marker = options.state / "driver"
+    name = marker.read_text().strip() if marker.exists() else "none"
+    if name == "qemu":
+        Qemu(options.state, metadata_endpoint=nowhere).shutdown()
+    elif name == "container":
         Container(options.state, metadata_endpoint=nowhere, api_port=9).shutdown()
     shutil.rmtree(options.state)
 
