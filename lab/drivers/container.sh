@@ -25,10 +25,15 @@ enter_cgroups() {
 }
 
 mount_root() {
-  local image upper work
+  local image upper work layers
   { read -r image && read -r upper && read -r work; } <<<"$LAYERS"
   mount -o ro,loop,noload "$image" "$FOLDER/lower"
-  mount -t overlay overlay -o "lowerdir=$FOLDER/lower,upperdir=$upper,workdir=$work" "$FOLDER/root"
+  # volatile: otherwise each power-off waits until the machine's whole file system is on its disk.
+  # What that protects from is a crash of this machine, after which nobody asks for this container;
+  # the mark that it leaves to say so is in the way of the next start.
+  rm -rf "$work/work/incompat"
+  layers="lowerdir=$FOLDER/lower,upperdir=$upper,workdir=$work"
+  mount -t overlay overlay -o "$layers,volatile" "$FOLDER/root"
 }
 
 # The kernel detaches a loop device that was told to go as soon as nobody has it open: this script

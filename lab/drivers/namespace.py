@@ -24,6 +24,7 @@ from lab.machines import MachineError, Nic
 LOG = logging.getLogger("lab.namespace")
 
 BRIDGE: Final = "lan"
+_BRIDGE_MAC: Final = "52:54:01:00:00:01"
 _CLONE_NEWNET: Final = 0x40000000
 _CHUNK: Final = 65536
 _CONNECT_SECONDS: Final = 10.0
@@ -50,7 +51,9 @@ class Namespace:
             if not self.exists():
                 run("ip", "netns", "add", self.name)
             if (BRIDGE,) not in {tuple(line.split()[1:2]) for line in self._links()}:
-                self._ip("link", "add", BRIDGE, "type", "bridge")
+                # Left to itself a bridge takes one of its ports' addresses, and another one when
+                # that machine goes: the others would talk to the old one for half a minute.
+                self._ip("link", "add", BRIDGE, "address", _BRIDGE_MAC, "type", "bridge")
             for address in (METADATA_ADDRESS, HOST_ADDRESS):
                 self._ip("address", "replace", f"{address}/32", "dev", BRIDGE)
             self._ip("link", "set", "lo", "up")
