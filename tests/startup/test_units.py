@@ -323,6 +323,8 @@ def test_the_whitelist_stands_before_the_rendezvous_starts() -> None:
     assert unit["ExecStartPre"].startswith("+/usr/bin/env -i PATH=")
     assert unit["ExecStartPre"].endswith(" /usr/local/sbin/pilot-node store")
     assert unit["Restart"] == "always"
+    # systemd fails at a path that is not there before `store` could make it.
+    assert unit["ReadWritePaths"] == "-/var/lib/pilot/registry"
     assert "-store /var/lib/pilot/registry/registry.json" in unit["ExecStart"]
 
 
