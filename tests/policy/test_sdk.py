@@ -50,6 +50,7 @@ def properties(tree: ast.AST) -> Iterator[tuple[str, str]]:
                 yield node.name, text
 
 
+@pytest.mark.engine  # reads all of the SDK, which changes with its pin only
 def test_every_property_that_the_sdk_calls_a_startup_script_is_refused() -> None:
     seen = {}
     for file in SDK.rglob("*.py"):
