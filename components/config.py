@@ -39,7 +39,7 @@ _SERVICE_ACCOUNT = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
 _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+_-]{0,63}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # What an agent's unit sets itself (docs/CONTRACT.md).
-_RESERVED_VARIABLE = re.compile(r"HOME|PILOT_AGENT_.*|PILOT_PORT_.*")
+_RESERVED_VARIABLE = re.compile(r"HOME|PILOT_.*|LD_.*|GLIBC_TUNABLES|GCONV_PATH")
 _URL = re.compile(r"https?://[^\s/?#@]+")
 # The accounts that Google makes by itself: far too powerful, and anyone's.
 _DEFAULT_ACCOUNT = re.compile(
