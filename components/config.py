@@ -39,7 +39,7 @@ _SERVICE_ACCOUNT = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
 _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+_-]{0,63}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # What an agent's unit sets itself (docs/CONTRACT.md).
-_RESERVED_VARIABLE = re.compile(r"HOME|PILOT_.*|LD_.*|GLIBC_TUNABLES|GCONV_PATH")
+_RESERVED_VARIABLE = re.compile(r"HOME|PILOT_(?:AGENT|PORT)_.*|LD_.*|GLIBC_TUNABLES|GCONV_PATH")
 _URL = re.compile(r"https?://[^\s/?#@]+")
 # The accounts that Google makes by itself: far too powerful, and anyone's.
 _DEFAULT_ACCOUNT = re.compile(
@@ -424,7 +424,7 @@ def _swarm_vm(
     )
     release = context.release
     if node.take("release") is not None:
-        release = _release(node.node("release"), context.release)
+        release = _release(node.node("release", required=True), context.release)
     environment = _environment(node.node("env"))
     disk_gb = node.integer("diskGb", 10, 65_536, 10)
     boot_disk_gb = node.integer("bootDiskGb", 10, 2_000, 20)

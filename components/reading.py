@@ -149,6 +149,8 @@ class Node:
         elif not isinstance(value, Mapping):
             self.problem(key, f"must be a map, not {describe(value)}")
             value = {}
+        elif required and not value:
+            self.problem(key, "is empty")
         return Node(value, self.at(key), self.problems)
 
     def items(self, key: str) -> list[Any]:

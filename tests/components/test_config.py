@@ -76,6 +76,9 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     ("no zone", changed(zone=None), "pilot-fleet:zone", "is missing"),
     ("a region for a zone", changed(zone="us-central1"), "pilot-fleet:zone", "is not a zone"),
     ("no release", changed(release=None), "pilot-fleet:release", "is missing"),
+    ("an empty release", changed(release={}), "pilot-fleet:release", "is empty"),
+    ("an empty rendezvous", changed(rendezvous={}), "pilot-fleet:rendezvous", "is empty"),
+    ("an empty canary", swarm(release={}), "pilot-fleet:swarm[0].release", "is empty"),
     ("no rendezvous", changed(rendezvous=None), "pilot-fleet:rendezvous", "is missing"),
     (
         "version as a number",
