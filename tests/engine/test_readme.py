@@ -57,5 +57,5 @@ def test_the_refusals_that_the_readme_shows_are_those_of_the_reader() -> None:
 
 def test_make_alone_lists_every_command() -> None:
     done = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True)
-    for target in ("preview", "up", "test", "check", "bench"):
+    for target in ("preview", "up", "lab", "lab-down", "test", "check", "bench"):
         assert re.search(rf"make {target}\b", done.stdout), done.stdout
