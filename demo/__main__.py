@@ -11,6 +11,7 @@ says in its log and on its page that it is one. Every step may be repeated after
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -82,6 +83,13 @@ def driver() -> str:
 def up() -> None:
     """Boots the fleet and waits until every agent is online."""
     phases, config = Phases(), fleet()
+    STATE.mkdir(exist_ok=True)
+    mine = (STATE / "demo.lock").open("w")
+    try:
+        # Held until this process ends, however it ends.
+        fcntl.flock(mine, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise DemoError("another `make lab` is at work in this checkout") from None
     with phases("packages and image"):
         run([sys.executable, "-m", "lab", "prepare", "--driver", driver()])
     with phases("binaries"):
@@ -89,6 +97,9 @@ def up() -> None:
         rendezvous()
     with phases("the cloud"):
         cloud()
+    # A `pulumi up` that was killed leaves its lock behind; nobody else uses this backend.
+    for lock in (backend() / ".pulumi" / "locks").rglob("*.json"):
+        lock.unlink()
     with phases("pulumi up"):
         run(
             [sys.executable, "toolchain/toolchain.py", "up", STACK],
@@ -137,7 +148,6 @@ def cloud() -> None:
             )
         print(f"  is up: {status['driver']}", flush=True)
         return
-    STATE.mkdir(exist_ok=True)
     port = API.rsplit(":", 1)[1]
     command = [sys.executable, "-m", "lab", "serve", "--driver", wanted, "--port", port]
     with (STATE / "log").open("ab") as log:
