@@ -1,0 +1,38 @@
+"""One fleet for all tests of a driver: booting it is what takes the time."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import pytest
+
+from lab.drivers.host import ensure_packages, missing_packages
+from lab.image import default_cache, ensure_image
+from tests.vm.fleet import Fleet
+
+Boot = Callable[[str, dict[str, int], float], AbstractContextManager[Fleet]]
+
+
+@pytest.fixture(scope="module")
+def booted(tmp_path_factory: pytest.TempPathFactory, pulumi_env: dict[str, str]) -> Boot:
+    """Makes a fleet: driver, agents by swarm VM, seconds that a boot may take."""
+
+    @contextmanager
+    def boot(driver: str, wanted: dict[str, int], patience: float) -> Iterator[Fleet]:
+        root = os.geteuid() == 0
+        if driver == "container" and not root:
+            pytest.skip("containers need root")
+        if not root and (missing := missing_packages(driver, root=root)):
+            pytest.skip(f"the {driver} driver needs {', '.join(missing)}")
+        ensure_packages(driver)
+        ensure_image(default_cache())
+        folder: Path = tmp_path_factory.mktemp(driver)
+        fleet = Fleet(folder, pulumi_env, driver=driver, patience=patience)
+        try:
+            fleet.carry_out(wanted)
+            yield fleet
+        finally:
+            assert fleet.end() == set()
+
+    return boot

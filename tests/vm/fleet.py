@@ -1,0 +1,317 @@
+"""A fleet on booted VMs: the real program, the real engine, a lab with a driver that boots them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lab import cloud
+from lab.drivers.places import free_port
+from lab.web import Request, Response
+from standin.build import build
+from tests.components.fleet import ROOT
+from tests.engine.project import Project
+from tests.lab.client import Client
+from tests.lab.drivers.conftest import leftovers
+
+RENDEZVOUS = "pilot-rendezvous"
+CLOUD = "lab-project"
+ZONE = "us-central1-a"
+PATH = f"projects/{CLOUD}/zones/{ZONE}/instances"
+DASHBOARD = 3000
+# Google's runner on the console, when the script has ended.
+_ENDED = re.compile(r"startup-script exit status (\d+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agent:
+    """An agent as the registry knows it; `silent` in seconds."""
+
+    node: int
+    key: str
+    owner: str
+    online: bool
+    silent: float
+
+    @property
+    def vm(self) -> str:
+        return self.owner.partition("@")[2].removesuffix(".invalid")
+
+
+class Fleet:
+    """The VMs of one lab, and what a test asks of them. `patience` is in seconds: for one boot."""
+
+    def __init__(
+        self, folder: Path, environment: Mapping[str, str], *, driver: str, patience: float
+    ) -> None:
+        self.state = folder / "lab"
+        self.patience = patience
+        self._ending, self._is_over = ExitStack(), False
+        # Containers are told the port before anything listens on it.
+        self.port = free_port()
+        lab = cloud.run(self.state, driver=driver, port=self.port)
+        self.serving, self.servers = self._ending.enter_context(lab)
+        self.api = Client(self.serving.url, timeout=180)
+        (folder / "fleet").mkdir()
+        self.project = Project(folder=folder / "fleet", environment=environment, stack="lab")
+        self.wanted: dict[str, int] = {}
+
+    def carry_out(self, wanted: Mapping[str, int]) -> None:
+        """`pulumi up` for a rendezvous and swarm VMs with so many agents; wait until all are
+        online."""
+        self.wanted = dict(wanted)
+        binaries = self.project.folder / "artifacts"
+        subprocess.run(
+            [sys.executable, "toolchain/toolchain.py", "artifacts"], cwd=ROOT, check=True
+        )
+        daemon = ROOT / "artifacts" / "1.18.0" / "pilot-daemon"
+        shutil.copy(daemon, binaries / "1.18.0" / "pilot-daemon")
+        (binaries / "lab").mkdir()
+        build(binaries / "lab" / "pilot-rendezvous")
+        self.project.write(self._stack())
+        with said("pulumi up"):
+            done = self.project.up().no_traceback()
+        assert done.code == 0, done.text
+        with said("boot and registration"):
+            self.all_online()
+
+    def _stack(self) -> str:
+        """The lab's own stack file, with another port and fewer agents."""
+        text = (ROOT / "Pulumi.lab.yaml").read_text().replace(":8480", f":{self.port}")
+        stack = yaml.safe_load(text)
+        swarm = [
+            {"name": name, "machineType": "e2-custom-2-1024", "agents": agents}
+            for name, agents in self.wanted.items()
+        ]
+        stack["config"]["pilot-fleet:swarm"] = swarm
+        return str(yaml.safe_dump(stack))
+
+    def end(self) -> set[str]:
+        """End the lab and its machines; what of it is left on this machine. It may be repeated."""
+        if not self._is_over:
+            self._is_over = True
+            self.serving.lab.driver.shutdown()  # type: ignore[attr-defined]
+            self._ending.close()
+        return leftovers(self.state)
+
+    # The cloud
+
+    def instance(self, vm: str) -> dict[str, Any]:
+        found = self.api.get(f"/compute/v1/{PATH}/{vm}")
+        assert isinstance(found, dict)
+        return found
+
+    def act(self, vm: str, verb: str, body: Any = None) -> None:
+        """`reset`, `stop`, `start`, `setMetadata`: done when this returns."""
+        self.api.do("POST", f"/compute/v1/{PATH}/{vm}/{verb}", body)
+
+    def metadata(self, vm: str) -> dict[str, str]:
+        return {each["key"]: each["value"] for each in self.instance(vm)["metadata"]["items"]}
+
+    def set_metadata(self, vm: str, items: Mapping[str, str]) -> None:
+        fingerprint = self.instance(vm)["metadata"]["fingerprint"]
+        self.act(vm, "setMetadata", {"fingerprint": fingerprint, "items": _items(items)})
+
+    def spec(self, vm: str, **changes: Any) -> str:
+        """The spec of a VM with changes, as the metadata's text."""
+        return json.dumps(json.loads(self.metadata(vm)["pilot-spec"]) | changes)
+
+    @contextmanager
+    def beside(self, model: str, name: str, items: Mapping[str, str]) -> Iterator[None]:
+        """A VM that Pulumi knows nothing of, beside `model`, with a blank state disk of its own."""
+        like = self.instance(model)
+        image = "projects/debian-cloud/global/images/family/debian-12"
+        state = {"diskName": f"{name}-state", "diskSizeGb": "10"}
+        body = {
+            "name": name,
+            "machineType": f"zones/{ZONE}/machineTypes/e2-custom-1-1024",
+            "disks": [
+                {"boot": True, "autoDelete": True, "initializeParams": {"sourceImage": image}},
+                {"autoDelete": True, "deviceName": "pilot-state", "initializeParams": state},
+            ],
+            "networkInterfaces": [{"subnetwork": like["networkInterfaces"][0]["subnetwork"]}],
+            "serviceAccounts": like["serviceAccounts"],
+            "metadata": {"items": _items(items)},
+        }
+        self.api.do("POST", f"/compute/v1/{PATH}", body)
+        try:
+            yield
+        finally:
+            self.api.do("DELETE", f"/compute/v1/{PATH}/{name}")
+
+    # The machines
+
+    def console(self, vm: str) -> str:
+        text = self.api.get(f"/compute/v1/{PATH}/{vm}/serialPort")["contents"]
+        assert isinstance(text, str)
+        return text
+
+    def ended(self, vm: str) -> list[int]:
+        """The exit statuses of the startup script, one for each run that Google's runner made."""
+        return [int(status) for status in _ENDED.findall(self.console(vm))]
+
+    def run(self, vm: str, command: str) -> str:
+        """Run a command as root in a login session; it may take a while until there is an sshd."""
+        done = self.attempt(vm, command)
+        assert done.returncode == 0, (
+            f"{vm}: {command}: {done.returncode}, {done.stdout}{done.stderr}"
+        )
+        return done.stdout.strip()
+
+    def attempt(self, vm: str, command: str) -> subprocess.CompletedProcess[str]:
+        key = self.serving.lab.driver.ssh_key()  # type: ignore[attr-defined]
+        options = ["-q", "-i", str(key), "-o", "StrictHostKeyChecking=no", "-o", "BatchMode=yes"]
+        options += ["-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=10"]
+        line = ["ssh", *options, "-p", str(self.forward(vm, 22)), "root@127.0.0.1", command]
+        end = time.monotonic() + self.patience
+        while True:
+            done = subprocess.run(
+                line, capture_output=True, text=True, timeout=self.patience, check=False
+            )
+            # 255 is ssh's own: not connected.
+            if done.returncode != 255 or time.monotonic() > end:
+                return done
+            time.sleep(0.5)
+
+    def forward(self, vm: str, port: int) -> int:
+        return int(self.api.do("POST", f"/lab/{PATH}/{vm}/forward", {"port": port})["port"])
+
+    def running(self, vm: str) -> int:
+        """How many agents run on a VM, by its processes."""
+        return int(self.attempt(vm, "pgrep -cx pilot-daemon").stdout)
+
+    # The registry
+
+    @cached_property
+    def dashboard(self) -> Client:
+        return Client(f"http://127.0.0.1:{self.forward(RENDEZVOUS, DASHBOARD)}", timeout=5)
+
+    def stats(self) -> tuple[int, int] | None:
+        """(registered, online) nodes; None while the registry does not answer."""
+        try:
+            answer = self.dashboard.call("GET", "/api/stats")
+        except OSError:
+            return None
+        if answer.status != 200 or answer.json is None:
+            return None
+        return int(answer.json["total_nodes"]), int(answer.json["active_nodes"])
+
+    def agents(self) -> dict[str, Agent]:
+        """Who is registered, by owner; nobody while the registry does not answer.
+
+        The stand-in tells it on its VM's loopback only.
+        """
+        answer = self.attempt(RENDEZVOUS, f"curl -sS http://127.0.0.1:{DASHBOARD}/agents")
+        listed = json.loads(answer.stdout) if answer.returncode == 0 else []
+        found = {
+            each["owner"]: Agent(
+                node=each["node_id"],
+                key=each["public_key"],
+                owner=each["owner"],
+                online=each["online"],
+                silent=each["silent_secs"],
+            )
+            for each in listed
+        }
+        assert len(found) == len(listed), f"an owner is registered twice: {listed}"
+        return found
+
+    def identities(self) -> dict[str, tuple[int, str]]:
+        return {owner: (agent.node, agent.key) for owner, agent in self.agents().items()}
+
+    def all_online(self) -> None:
+        """Wait until as many nodes are online as agents are wanted."""
+        total = sum(self.wanted.values())
+        self.until(
+            lambda: (self.stats() or (0, 0))[1] == total,
+            f"{total} agents online",
+            lambda: f"registered and online: {self.stats()}",
+        )
+
+    def heard_since(self, moment: float, vm: str) -> None:
+        """Wait until each of a VM's agents has been heard at the registry after `moment`."""
+
+        def heard() -> bool:
+            since = time.monotonic() - moment
+            agents = [agent for agent in self.agents().values() if agent.vm == vm]
+            fresh = [agent for agent in agents if agent.online and agent.silent < since]
+            return len(fresh) == self.wanted[vm]
+
+        self.until(heard, f"{self.wanted[vm]} agents of {vm} heard")
+
+    # Waiting
+
+    def until(
+        self,
+        condition: Callable[[], bool],
+        what: str,
+        otherwise: Callable[[], str] = str,
+    ) -> None:
+        """Wait for a condition; AssertionError with the consoles' last lines where it does not
+        come true in time."""
+        end = time.monotonic() + self.patience
+        while not condition():
+            assert time.monotonic() < end, (
+                f"not within {self.patience:.0f} s: {what}. {otherwise()}\n{self.last_lines()}"
+            )
+            time.sleep(0.2)
+
+    def until_console(self, vm: str, text: str, count: int = 1) -> None:
+        self.until(lambda: self.console(vm).count(text) >= count, f"{vm}: {text!r} x {count}")
+
+    def until_ended(self, vm: str, count: int = 1) -> int:
+        """Wait until the startup script has ended so many times; its last exit status."""
+        self.until(lambda: len(self.ended(vm)) >= count, f"{vm}: {count} runs of the script")
+        return self.ended(vm)[-1]
+
+    def last_lines(self) -> str:
+        machines = sorted((self.state / "machines").glob("*/console.log"))
+        texts = {file.parent.name: file.read_text(errors="replace") for file in machines}
+        return "\n".join(
+            f"== {name}\n" + "\n".join(text.splitlines()[-25:]) for name, text in texts.items()
+        )
+
+    @contextmanager
+    def bucket_away(self) -> Iterator[list[str]]:
+        """Downloads from the bucket are answered with 503; the list fills with their paths.
+
+        Only downloads: the engine's provider goes on reading what it wrote.
+        """
+        refused: list[str] = []
+        answer = self.serving.lab.answer
+
+        def away(request: Request) -> Response:
+            if request.path.startswith("/storage/") and request.query.get("alt") == "media":
+                refused.append(request.path)
+                return Response(body={"error": {"code": 503, "message": "away"}}, status=503)
+            return answer(request)
+
+        self.serving.lab.answer = away  # type: ignore[method-assign]
+        try:
+            yield refused
+        finally:
+            self.serving.lab.answer = answer  # type: ignore[method-assign]
+
+
+@contextmanager
+def said(what: str) -> Iterator[None]:
+    """Print how long something took; seen with `pytest -s`."""
+    start = time.monotonic()
+    yield
+    print(f"  {what}: {time.monotonic() - start:.1f} s", flush=True)
+
+
+def _items(values: Mapping[str, str]) -> list[dict[str, str]]:
+    return [{"key": key, "value": value} for key, value in values.items()]

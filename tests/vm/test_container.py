@@ -1,0 +1,279 @@
+"""A fleet of containers through what a fleet goes through: every boot is a real one.
+
+The tests share one fleet and each leaves it whole; the last one takes it down.
+"""
+
+import json
+import os
+import time
+import warnings
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from tests.vm.conftest import Boot
+from tests.vm.fleet import CLOUD, RENDEZVOUS, ZONE, Fleet, said
+
+with warnings.catch_warnings():
+    # On import it announces when it will drop this Python, which is Debian 12's.
+    warnings.simplefilter("ignore", FutureWarning)
+    from google.auth.credentials import AnonymousCredentials
+    from google.cloud import compute_v1
+
+pytestmark = [pytest.mark.engine, pytest.mark.xdist_group("vm")]
+
+WANTED = {"swarm-1": 8, "swarm-2": 5}
+GHOST = "#!/bin/bash\necho the ghost was here\n"
+DONE = "pilot: done: swarm"
+WAITS = "google-guest-agent.service/start running"
+# How long metadata server, bucket and registry are away. As short as shows that one waits for
+# them; PILOT_TEST_AWAY_SECONDS=120 is two minutes each.
+AWAY_SECONDS = float(os.environ.get("PILOT_TEST_AWAY_SECONDS", "0"))
+
+
+@pytest.fixture(scope="module")
+def fleet(booted: Boot) -> Iterator[Fleet]:
+    with booted("container", WANTED, 120 + AWAY_SECONDS) as made:
+        yield made
+
+
+def test_all_are_online_and_live_in_their_slice(fleet: Fleet) -> None:
+    assert fleet.stats() == (13, 13)
+    owners = {
+        f"agent-{10000 + i}@{vm}.invalid" for vm, n in WANTED.items() for i in range(1, n + 1)
+    }
+    assert set(fleet.agents()) == owners
+    for vm, count in WANTED.items():
+        told = fleet.run(vm, "for p in $(pgrep -x pilot-daemon); do grep ^0: /proc/$p/cgroup; done")
+        groups = {line.removeprefix("0::") for line in told.splitlines()}
+        assert groups == {
+            f"/pilot.slice/pilot-agent@{10000 + index}.service" for index in range(1, count + 1)
+        }
+        # Nothing of what the script started is left in the unit that ran it.
+        fleet.until_ended(vm)
+        theirs = "cat /proc/[0-9]*/cgroup 2>/dev/null | grep -c google-startup-scripts"
+        assert fleet.attempt(vm, theirs).stdout == "0\n"
+
+
+def test_a_reset_brings_back_the_same_agents(fleet: Fleet) -> None:
+    before, runs = fleet.identities(), fleet.console("swarm-1").count(DONE)
+    boots = {fleet.run("swarm-1", "cat /proc/sys/kernel/random/boot_id")}
+    for again in (1, 2):
+        fleet.act("swarm-1", "reset")
+        moment = time.monotonic()
+        fleet.heard_since(moment, "swarm-1")
+        assert fleet.running("swarm-1") == WANTED["swarm-1"]
+        assert fleet.identities() == before
+        assert fleet.stats() == (13, 13)
+        fleet.until_console("swarm-1", DONE, runs + again)
+        boot, guard = fleet.run(
+            "swarm-1", "cat /proc/sys/kernel/random/boot_id /run/pilot/guard"
+        ).splitlines()
+        assert guard.split()[0] == boot
+        boots.add(boot)
+    assert len(boots) == 3
+    # Once a boot: whoever runs the script again has nothing to do.
+    said_again = fleet.run("swarm-1", "google_metadata_script_runner startup 2>&1")
+    assert "nothing to do: done in this boot, by this script" in said_again
+    assert fleet.console("swarm-1").count(DONE) == runs + 2
+
+
+def test_a_vm_without_a_role_is_untouched(fleet: Fleet) -> None:
+    spec = {"pilot-spec": fleet.spec("swarm-1", name="stranger")}
+    with fleet.beside("swarm-1", "stranger", spec):
+        assert fleet.until_ended("stranger") == 0
+        assert "pilot: " not in fleet.console("stranger")
+        look = "find / -xdev -iname '*pilot*'; find /run /tmp -iname '*pilot*'; getent passwd pilot"
+        assert fleet.attempt("stranger", look).stdout == ""
+        blank = "cmp --bytes=$((1 << 20)) /dev/zero /dev/disk/by-id/google-pilot-state"
+        assert fleet.attempt("stranger", blank).returncode == 0
+
+
+def test_a_vm_born_with_a_script_of_its_own_never_runs_the_projects(fleet: Fleet) -> None:
+    items = fleet.metadata("swarm-1") | {"startup-script": GHOST}
+    items["pilot-spec"] = fleet.spec("swarm-1", name="ghost")
+    with fleet.beside("swarm-1", "ghost", items):
+        assert fleet.until_ended("ghost") == 0
+        assert "startup-script: the ghost was here" in fleet.console("ghost")
+        assert "pilot: " not in fleet.console("ghost")
+        look = "ls -d /run/pilot /opt/pilot 2>/dev/null; pgrep -c pilot; true"
+        assert fleet.run("ghost", look) == "0"
+    assert fleet.stats() == (13, 13)
+
+
+def test_a_script_behind_pulumis_back_hides_ours_until_pulumi_up(fleet: Fleet) -> None:
+    before, runs = fleet.identities(), fleet.console("swarm-2").count(DONE)
+    ended = len(fleet.ended("swarm-2"))
+    fleet.set_metadata("swarm-2", fleet.metadata("swarm-2") | {"startup-script": GHOST})
+    fleet.act("swarm-2", "reset")
+    assert fleet.until_ended("swarm-2", ended + 1) == 0
+    assert "startup-script: the ghost was here" in fleet.console("swarm-2")
+    assert fleet.console("swarm-2").count(DONE) == runs
+    assert fleet.running("swarm-2") == 0
+    assert fleet.attempt("swarm-2", "ls -d /run/pilot").returncode != 0
+    with said("pulumi up --refresh"):
+        mended = fleet.project.up("--refresh").no_traceback()
+    assert mended.code == 0, mended.text
+    assert "startup-script" not in fleet.metadata("swarm-2")
+    fleet.act("swarm-2", "reset")
+    fleet.heard_since(time.monotonic(), "swarm-2")
+    assert fleet.running("swarm-2") == WANTED["swarm-2"]
+    assert fleet.identities() == before
+    assert fleet.stats() == (13, 13)
+
+
+@pytest.mark.parametrize(
+    ("name", "uploaded", "why"),
+    [
+        ("corrupt", b"#!/bin/sh\ntouch /root/it-ran\n", "is corrupt or was replaced"),
+        ("missing", None, "404 Not Found: there is no such object"),
+    ],
+    ids=["corrupt", "missing"],
+)
+def test_a_binary_that_is_not_the_declared_one_stops_the_boot(
+    fleet: Fleet, name: str, uploaded: bytes | None, why: str
+) -> None:
+    spec = json.loads(fleet.spec("swarm-1", name=name))
+    sha256 = ("0" if uploaded is None else "f") * 64
+    path = f"releases/{sha256}/pilot-daemon"
+    spec["release"]["daemon"] = {"object": path, "sha256": sha256}
+    if uploaded is not None:
+        assert fleet.api.upload(spec["bucket"], path, uploaded).status == 200
+    items = fleet.metadata("swarm-1") | {"pilot-spec": json.dumps(spec)}
+    with fleet.beside("swarm-1", name, items):
+        assert fleet.until_ended(name) == 1
+        console = fleet.console(name)
+        assert why in console
+        assert 'FAILED in step "release, units" with status 1' in console
+        assert f"gs://{spec['bucket']}/{path}" in console
+        assert DONE not in console
+        left = "find /opt/pilot /root/it-ran -type f -o -type l 2>/dev/null; true"
+        assert fleet.run(name, left) == ""
+        look = "cat /run/pilot/guard; pgrep -cx pilot-daemon; pgrep -cu 610; true"
+        assert fleet.run(name, look).split() == ["working", "0", "0"]
+    assert fleet.stats() == (13, 13)
+    if uploaded is not None:
+        place = f"/storage/v1/b/{spec['bucket']}/o/{quote(path, safe='')}"
+        assert fleet.api.call("DELETE", place).status == 204
+
+
+def test_a_metadata_server_that_is_away_at_boot_only_delays(fleet: Fleet) -> None:
+    before, runs = fleet.identities(), fleet.console("swarm-2").count(DONE)
+    server = fleet.servers.of(f"projects/{CLOUD}/zones/{ZONE}/instances/swarm-2")
+    length = len(fleet.console("swarm-2"))
+    server.away()
+    try:
+        fleet.act("swarm-2", "reset")
+        moment = time.monotonic()
+        # Google's guest agent is the first to ask, and what runs the script waits for it.
+        fleet.until(
+            lambda: (
+                WAITS in fleet.console("swarm-2")[length:]
+                and time.monotonic() - moment >= AWAY_SECONDS
+            ),
+            "the console says what the boot waits for",
+        )
+        # Nobody can log in meanwhile: what is there waits, too.
+        assert fleet.console("swarm-2").count(DONE) == runs
+    finally:
+        server.back()
+    fleet.heard_since(moment, "swarm-2")
+    fleet.until_console("swarm-2", DONE, runs + 1)
+    assert fleet.identities() == before
+    assert fleet.stats() == (13, 13)
+
+
+def test_a_registry_that_is_away_at_boot_only_delays(fleet: Fleet) -> None:
+    before, runs = fleet.identities(), fleet.console("swarm-1").count(DONE)
+    fleet.act(RENDEZVOUS, "stop")
+    assert fleet.stats() is None
+    fleet.act("swarm-1", "reset")
+    moment = time.monotonic()
+    # The script's work does not depend on it; agents are started, and none gets anywhere.
+    fleet.until_console("swarm-1", DONE, runs + 1)
+    fleet.until(lambda: fleet.running("swarm-1") == WANTED["swarm-1"], "agents are started")
+    fleet.until(lambda: time.monotonic() - moment >= AWAY_SECONDS, "it is away long enough")
+    print(
+        fleet.attempt(
+            "swarm-1",
+            "tail -n 3 /run/pilot/log/10001; journalctl -b -u pilot-node -o cat | tail -4",
+        ).stdout
+    )
+    assert fleet.attempt("swarm-1", "ls /run/pilot/agents/*.sock").stdout == ""
+    fleet.act(RENDEZVOUS, "start")
+    moment = time.monotonic()
+    for vm in WANTED:
+        fleet.heard_since(moment, vm)
+    assert fleet.identities() == before
+    assert fleet.stats() == (13, 13)
+
+
+def test_a_new_boot_disk_keeps_identities_and_a_bucket_away_only_delays(fleet: Fleet) -> None:
+    before, born = fleet.identities(), fleet.instance("swarm-2")["id"]
+    urns = fleet.project.pulumi("stack", "-s", "lab", "--show-urns").text
+    (urn,) = [
+        word
+        for word in urns.split()
+        if word.endswith("compute/instance:Instance::swarm-2-vm") and word.startswith("urn:")
+    ]
+    with fleet.bucket_away() as refused:
+        with said("pulumi up --replace"):
+            done = fleet.project.up("--replace", urn).no_traceback()
+        assert done.code == 0, done.text
+        moment = time.monotonic()
+        fleet.until_console("swarm-2", "503 Service Unavailable; again in")
+        fleet.until(lambda: time.monotonic() - moment >= AWAY_SECONDS, "it is away long enough")
+        assert refused
+        assert DONE not in fleet.console("swarm-2")
+        assert fleet.running("swarm-2") == 0
+    fleet.heard_since(moment, "swarm-2")
+    assert fleet.instance("swarm-2")["id"] != born
+    assert "fetched and verified" in fleet.console("swarm-2"), "its boot disk is the old one"
+    assert "formatting it" not in fleet.console("swarm-2")
+    assert fleet.identities() == before
+    assert fleet.stats() == (13, 13)
+
+
+def test_the_cloud_is_what_the_program_says(fleet: Fleet) -> None:
+    again = fleet.project.up("--expect-no-changes").no_traceback()
+    assert again.code == 0, again.text
+    drift = fleet.project.pulumi("refresh", "-s", "lab", "--yes", "--expect-no-changes")
+    assert drift.code == 0, drift.text
+    options = {"api_endpoint": fleet.serving.url}
+    client: Any = compute_v1.InstancesClient(
+        credentials=AnonymousCredentials(),  # type: ignore[no-untyped-call]
+        client_options=options,
+    )
+    listed = {each.name: each for each in client.list(project=CLOUD, zone=ZONE)}
+    assert set(listed) == {RENDEZVOUS, *WANTED}
+    for name, each in listed.items():
+        assert each.status == "RUNNING"
+        assert {item.key: item.value for item in each.metadata.items} == fleet.metadata(name)
+        assert json.loads(fleet.metadata(name)["pilot-spec"])["name"] == name
+
+
+def test_destroyed_nothing_is_left(fleet: Fleet) -> None:
+    with said("pulumi destroy"):
+        done = fleet.project.pulumi("destroy", "-s", "lab", "--yes").no_traceback()
+    assert done.code == 0, done.text
+    compute = f"/compute/v1/projects/{CLOUD}"
+    region = f"{compute}/regions/{ZONE.rsplit('-', 1)[0]}"
+    zone = f"{compute}/zones/{ZONE}"
+    collections = [
+        *(f"{zone}/{each}" for each in ("instances", "disks")),
+        *(f"{region}/{each}" for each in ("addresses", "subnetworks", "routers")),
+        f"{region}/resourcePolicies",
+        *(f"{compute}/global/{each}" for each in ("firewalls", "networks")),
+        f"/storage/v1/b?project={CLOUD}",
+    ]
+    assert {each: fleet.api.get(each).get("items", []) for each in collections} == {
+        each: [] for each in collections
+    }
+    items = fleet.api.get(compute)["commonInstanceMetadata"].get("items", [])
+    assert [item for item in items if item["key"] == "startup-script"] == []
+    assert list((fleet.state / "disks").iterdir()) == []
+    assert list((fleet.state / "machines").iterdir()) == []
+    assert fleet.serving.lab.unknown == []
+    assert fleet.end() == set()

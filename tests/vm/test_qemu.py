@@ -1,0 +1,109 @@
+"""A fleet of QEMU guests, for what only a kernel of their own can show."""
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.vm.conftest import Boot
+from tests.vm.fleet import RENDEZVOUS, Fleet
+
+pytestmark = [pytest.mark.engine, pytest.mark.xdist_group("vm")]
+
+VM, AGENTS = "swarm-1", 2
+RESERVE_MB = 384  # the lab's stack
+TOKEN = "http://169.254.169.254/computeMetadata/v1/instance/service-accounts/default/token"
+ASK = f"curl --silent --show-error --max-time 5 --header 'Metadata-Flavor: Google' {TOKEN}"
+
+
+@pytest.fixture(scope="module")
+def fleet(booted: Boot) -> Iterator[Fleet]:
+    with booted("qemu", {VM: AGENTS}, 300) as made:
+        yield made
+
+
+def test_the_kernels_numbers_are_the_designs(fleet: Fleet) -> None:
+    memory = int(fleet.run(VM, "sed -n 's/^MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo"))
+    pages = memory // 4
+    wanted = {
+        "kernel.pid_max": "4194304",
+        "kernel.threads-max": str(AGENTS * 8 + 32768),
+        "fs.file-max": "2097152",
+        "net.core.rmem_max": "16777216",
+        "net.core.wmem_max": "16777216",
+        "net.core.rmem_default": "1048576",
+        "net.core.wmem_default": "1048576",
+        # A sixteenth, an eighth and three sixteenths of RAM, in pages.
+        "net.ipv4.udp_mem": f"{pages // 16} {pages // 8} {pages * 3 // 16}",
+        "net.ipv4.ip_local_reserved_ports": "10001-10066",
+    }
+    assert _sysctls(fleet, VM, list(wanted)) == wanted
+    common = [name for name in wanted if "udp_mem" not in name and "reserved" not in name]
+    assert _sysctls(fleet, RENDEZVOUS, common) == {
+        name: "32768" if name == "kernel.threads-max" else wanted[name] for name in common
+    }
+
+
+def test_agents_live_in_their_slice_with_its_limits(fleet: Fleet) -> None:
+    told = fleet.run(VM, "for p in $(pgrep -x pilot-daemon); do cat /proc/$p/cgroup; done")
+    assert set(told.splitlines()) == {
+        f"0::/pilot.slice/pilot-agent@{10000 + index}.service" for index in range(1, AGENTS + 1)
+    }
+    memory = int(fleet.run(VM, "sed -n 's/^MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo"))
+    group = "/sys/fs/cgroup/pilot.slice"
+    limits = fleet.run(VM, f"cat {group}/pids.max {group}/memory.max")
+    assert limits.split() == ["max", str((memory << 10) - (RESERVE_MB << 20))]
+    assert fleet.run(VM, "systemctl show -P TasksMax pilot.slice") == "infinity"
+    agent = fleet.run(VM, "grep 'open files' /proc/$(pgrep -ox pilot-daemon)/limits")
+    assert agent.split()[3:5] == ["4096", "4096"]
+    score = (
+        "cat /proc/$(pgrep -ox pilot-daemon)/oom_score_adj /proc/$(pgrep -ox sshd)/oom_score_adj"
+    )
+    theirs, sshds = map(int, fleet.run(VM, score).split())
+    assert theirs == 500 > sshds
+
+
+def test_agents_cannot_reach_the_metadata_server(fleet: Fleet) -> None:
+    unit = "systemd-run --quiet --wait --pipe --uid=pilot"
+    outside = fleet.attempt(VM, f"{unit} {ASK}")
+    assert outside.returncode == 0
+    assert "access_token" in outside.stdout, outside
+    inside = fleet.attempt(VM, f"{unit} --slice=pilot.slice {ASK}")
+    assert (inside.returncode, inside.stdout) == (28, ""), inside
+    # Not because a unit of that slice reaches nothing.
+    registry = f"curl --silent --max-time 5 http://{_address(fleet)}:3000/healthz"
+    assert '"status"' in fleet.run(VM, f"{unit} --slice=pilot.slice {registry}")
+
+
+def test_a_login_has_no_task_limit(fleet: Fleet) -> None:
+    # A command over SSH is a login session: it is asked what it is in.
+    group = fleet.run(VM, "sed -n 's/^0:://p' /proc/self/cgroup")
+    assert group.startswith("/user.slice/user-0.slice/session-"), group
+    assert fleet.run(VM, "systemctl show -P TasksMax user-0.slice") == "infinity"
+    above = "g=$(sed -n 's/^0:://p' /proc/self/cgroup); while [ -n \"$g\" ]; do"
+    above += " cat /sys/fs/cgroup$g/pids.max; g=${g%/*}; done"
+    assert set(fleet.run(VM, above).split()) == {"max"}
+    people = "su --shell /bin/bash --command 'ulimit -Sn; ulimit -Hn' nobody"
+    assert fleet.run(VM, people).split() == ["1048576", "1048576"]
+
+
+def test_a_power_cut_brings_back_the_same_agents(fleet: Fleet) -> None:
+    before = fleet.identities()
+    assert len(before) == AGENTS
+    boot = fleet.run(VM, "cat /proc/sys/kernel/random/boot_id")
+    fleet.act(VM, "reset")  # kill -9 of its process, and a new one
+    fleet.heard_since(time.monotonic(), VM)
+    assert fleet.run(VM, "cat /proc/sys/kernel/random/boot_id") != boot
+    assert fleet.running(VM) == AGENTS
+    assert fleet.identities() == before
+    assert fleet.stats() == (AGENTS, AGENTS)
+    assert fleet.console(VM).count("pilot: done: swarm") == 2
+
+
+def _sysctls(fleet: Fleet, vm: str, names: list[str]) -> dict[str, str]:
+    told = fleet.run(vm, f"sysctl --values {' '.join(names)}").splitlines()
+    return {name: " ".join(value.split()) for name, value in zip(names, told, strict=True)}
+
+
+def _address(fleet: Fleet) -> str:
+    return str(fleet.instance(RENDEZVOUS)["networkInterfaces"][0]["networkIP"])
