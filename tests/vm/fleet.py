@@ -58,14 +58,14 @@ class Fleet:
     ) -> None:
         self.state = folder / "lab"
         self.patience = patience
+        (folder / "fleet").mkdir()
+        self.project = Project(folder=folder / "fleet", environment=environment, stack="lab")
         self._ending, self._is_over = ExitStack(), False
         # Containers are told the port before anything listens on it.
         self.port = free_port()
         lab = cloud.run(self.state, driver=driver, port=self.port)
         self.serving, self.servers = self._ending.enter_context(lab)
         self.api = Client(self.serving.url, timeout=180)
-        (folder / "fleet").mkdir()
-        self.project = Project(folder=folder / "fleet", environment=environment, stack="lab")
         self.wanted: dict[str, int] = {}
 
     def carry_out(self, wanted: Mapping[str, int]) -> None:
