@@ -270,8 +270,9 @@ class Qemu:
             pid = processes.find(folder / "pid", str(folder))
             if pid is not None:
                 processes.kill(pid)
-            for relay in processes.having(f"{_RELAY}\0{folder / 'endpoint'}"):
-                processes.kill(relay)
+        # Also those of machines that are forgotten: a relay outlives its guest by a second or two.
+        for relay in processes.having(f"{_RELAY}\0{self._places.state}/"):
+            processes.kill(relay)
         self.close()
 
     # What a guest is made of

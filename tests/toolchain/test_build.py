@@ -312,6 +312,8 @@ def test_an_interruption_ends_go_too(machine: Machine, number: signal.Signals) -
         stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        # Who runs tests in the background ignores SIGINT, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
     compiler = int(pids.read_text())
     program.send_signal(number)
