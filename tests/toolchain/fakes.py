@@ -22,7 +22,7 @@ if args[0] == "env":
         "GOVERSION": os.environ.get("FAKE_GO_VERSION", "go1.30.0"),
         "GOTOOLCHAIN": os.environ.get("FAKE_GOTOOLCHAIN", "auto"),
         "GOMODCACHE": os.environ["FAKE_MODULES"], "GOCACHE": os.environ["FAKE_MODULES"],
-        "GOPROXY": "https://proxy.golang.org,direct", "GOTMPDIR": "",
+        "GOPROXY": "https://proxy.example,direct", "GOTMPDIR": "",
     }))
 elif args[0] == "build":
     failing = os.environ.get("FAKE_FAILING", "")

@@ -255,7 +255,7 @@ def test_with_a_go_that_does_not_run(machine: Machine) -> None:
 @pytest.mark.parametrize(
     ("output", "words"),
     [
-        ("dial tcp: lookup proxy.golang.org: no such host", "could not be fetched from the Go"),
+        ("dial tcp: lookup proxy.example: no such host", "could not be fetched from the Go"),
         ("write /x: no space left on device", "The disk filled up while building the Python"),
         ("verifying m@v1: checksum mismatch", "not the ones that toolchain/ pins by checksum"),
         ("x.go:1: undefined: y", "The whole log: "),

@@ -9,7 +9,7 @@ import pytest
 from toolchain.failure import explain
 
 LOG = Path("/cache/build.log")
-PROXY = "https://proxy.golang.org,direct"
+PROXY = "https://proxy.example,direct"
 
 
 def sentence(output: str) -> str:
@@ -19,9 +19,9 @@ def sentence(output: str) -> str:
 @pytest.mark.parametrize(
     "output",
     [
-        "go: cel.dev/expr@v0.25.2: dial tcp: lookup proxy.golang.org on 10.0.0.2:53: no such host",
-        'Get "https://proxy.golang.org/x": dial tcp 142.250.1.1:443: connect: connection refused',
-        'Get "https://proxy.golang.org/x": net/http: TLS handshake timeout',
+        "go: cel.dev/expr@v0.25.2: dial tcp: lookup proxy.example on 10.0.0.2:53: no such host",
+        'Get "https://proxy.example/x": dial tcp 142.250.1.1:443: connect: connection refused',
+        'Get "https://proxy.example/x": net/http: TLS handshake timeout',
         "go: example.com/m@v1.0.0: module lookup disabled by GOPROXY=off",
         "verifying module: x509: certificate signed by unknown authority",
         "go: reading https://goproxy.corp/x/@v/v1.zip: 403 Forbidden",
@@ -36,7 +36,7 @@ def test_a_closed_network(output: str) -> None:
     "output",
     [
         "# google.golang.org/genproto\n/tmp/go-build1/b2/_pkg_.a: write: no space left on device",
-        "go: writing stat cache: mkdir /root/go/pkg: Disk quota exceeded",
+        "go: writing stat cache: mkdir /home/me/go/pkg: Disk quota exceeded",
         # A download that a full disk broke is a full disk.
         "Get x: unexpected EOF\nwrite /go/pkg/mod/cache: no space left on device",
     ],
