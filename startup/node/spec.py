@@ -28,6 +28,14 @@ _HOST = rf"(?=[^:/]{{1,253}}(:|$)){_LABEL}(\.{_LABEL})*"
 _HOST_PORT = re.compile(rf"{_HOST}:[0-9]{{1,5}}")
 _BASE_URL = re.compile(rf"https?://{_HOST}(:[0-9]{{1,5}})?")
 _VARIABLE = re.compile(r"[A-Za-z_][0-9A-Za-z_]*")
+_SECRET = re.compile(
+    r"projects/[-a-z0-9:.]{1,63}/secrets/[-_0-9A-Za-z]{1,255}/versions/([0-9]{1,9}|latest)"
+)
+
+# The rendezvous' tokens, by what they are for.
+TOKENS: Final = ("admin", "dashboard", "replication")
+# Where a spec says nothing else: one of an older program has no such field.
+SECRETS_ENDPOINT: Final = "https://secretmanager.googleapis.com"
 
 
 class SpecError(Exception):
@@ -92,27 +100,36 @@ class SwarmSpec(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class RendezvousSpec(Spec):
-    """The rendezvous. `agents` is the whole fleet's; `subnet` is exempt from the rate limit."""
+    """The rendezvous. `agents` is the whole fleet's; `subnet` is exempt from the rate limit.
+
+    `secrets` has, for each token that there is (TOKENS), the name of its version in Secret
+    Manager, below `secrets_endpoint`: never the token itself.
+    """
 
     registry_port: int
     beacon_port: int
     dashboard_port: int
     subnet: str
+    secrets: Mapping[str, str]
+    secrets_endpoint: str
 
 
 def parse(text: str | bytes) -> SwarmSpec | RendezvousSpec:
     """The spec in `text`. Raises SpecError with every problem and its path."""
-    problems: list[str] = []
-    value: object = None
+    return _build(Reader.of(text, "pilot-spec"))
+
+
+def expected_script(text: str | bytes) -> str:
+    """`script.sha256` of a spec that need not be one that this version understands, or "".
+
+    A newer program's spec may hold what only the script that it expects can read: that script is
+    what brings the pilot-node that understands it.
+    """
     try:
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        problems.append(f"pilot-spec: not JSON: {error}")
-    if not problems and not isinstance(value, dict):
-        problems.append(f"pilot-spec: must be an object, is {_kind(value)}")
-    if problems or not isinstance(value, dict):
-        raise SpecError(problems)
-    return _build(_Reader(value, "", problems))
+        found = json.loads(text)["script"]["sha256"]
+    except (ValueError, RecursionError, LookupError, TypeError):
+        return ""
+    return found if isinstance(found, str) and _SHA256.fullmatch(found) else ""
 
 
 class _Common(TypedDict):
@@ -130,7 +147,7 @@ class _Common(TypedDict):
     agents: int
 
 
-def _build(top: _Reader) -> SwarmSpec | RendezvousSpec:
+def _build(top: Reader) -> SwarmSpec | RendezvousSpec:
     schema = top.integer("schema", 0, 1 << 30)
     if schema != SCHEMA and not top.problems:
         # Another schema means other fields: listing them as unknown would only bury the reason.
@@ -187,6 +204,8 @@ def _build(top: _Reader) -> SwarmSpec | RendezvousSpec:
             beacon_port=ports.integer("beacon", 1, 65535),
             dashboard_port=ports.integer("dashboard", 1, 65535),
             subnet=top.network("subnet"),
+            secrets=_secrets(top.child("secrets", optional=True)),
+            secrets_endpoint=endpoints.base_url("secrets", default=SECRETS_ENDPOINT),
         )
         if spec.registry_port == spec.dashboard_port and not ports.problems:
             ports.problem("dashboard", f"is {spec.dashboard_port}, the registry's port as well")
@@ -198,7 +217,7 @@ def _build(top: _Reader) -> SwarmSpec | RendezvousSpec:
     return spec
 
 
-def _binary(reader: _Reader, name: str) -> Binary:
+def _binary(reader: Reader, name: str) -> Binary:
     sha256 = reader.string("sha256", _SHA256, "64 hex digits")
     expected = f"releases/{sha256}/{name}"
     found = reader.string("object", re.compile(r"\S+"), "an object's name")
@@ -208,7 +227,15 @@ def _binary(reader: _Reader, name: str) -> Binary:
     return Binary(name=name, object=expected, sha256=sha256)
 
 
-def _environment(reader: _Reader) -> dict[str, str]:
+def _secrets(reader: Reader) -> dict[str, str]:
+    expected = "projects/P/secrets/NAME/versions/V"
+    there = [name for name in reader.names() if name in TOKENS]
+    found = {name: reader.string(name, _SECRET, expected) for name in there}
+    reader.end()
+    return found
+
+
+def _environment(reader: Reader) -> dict[str, str]:
     environment = {}
     for name in reader.names():
         if not _VARIABLE.fullmatch(name):
@@ -227,8 +254,8 @@ def _environment(reader: _Reader) -> dict[str, str]:
     return environment
 
 
-class _Reader:
-    """Reads one JSON object, noting problems instead of stopping at the first.
+class Reader:
+    """Reads one JSON object, noting problems instead of stopping at the first. Orders as well.
 
     What is wrong comes out as an empty value of its type, so that reading can go on; the
     problems, shared by all readers of a document, say that it must not be used.
@@ -240,6 +267,17 @@ class _Reader:
         self._read: set[str] = set()
         self._broken = False
         self.problems = problems
+
+    @classmethod
+    def of(cls, text: str | bytes, name: str) -> Reader:
+        """A reader of the JSON object in `text`. Raises SpecError where it holds none."""
+        try:
+            value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+        except (ValueError, RecursionError) as error:
+            raise SpecError([f"{name}: not JSON: {error}"]) from error
+        if not isinstance(value, dict):
+            raise SpecError([f"{name}: must be an object, is {_kind(value)}"])
+        return cls(value, "", [])
 
     def problem(self, key: str, text: str) -> None:
         self.problems.append(f"{self._path}{_key(key)}: {text}")
@@ -281,7 +319,10 @@ class _Reader:
             self.problem(key, f"has no such port: {value!r}")
         return value
 
-    def base_url(self, key: str) -> str:
+    def base_url(self, key: str, *, default: str = "") -> str:
+        """`default`, where there is one, stands for a field that is absent."""
+        if default and key not in self._value:
+            return default
         value = self.string(key, _BASE_URL, "http(s)://HOST[:PORT] without a path")
         port = value.partition("://")[2].partition(":")[2]
         if port and not 1 <= int(port) <= 65535:
@@ -297,9 +338,12 @@ class _Reader:
                 self.problem(key, f"must be a CIDR such as 10.10.0.0/20: {error}")
         return value
 
-    def child(self, key: str) -> _Reader:
+    def child(self, key: str, *, optional: bool = False) -> Reader:
+        """A reader of the object at `key`; of an empty one where it is `optional` and absent."""
+        reader = Reader({}, f"{self._path}{key}.", self.problems)
+        if optional and key not in self._value:
+            return reader
         value = self._take(key)
-        reader = _Reader({}, f"{self._path}{key}.", self.problems)
         if value is None:
             self.problem(key, "is null: this binary was not built when the VM was declared")
         elif value is not _MISSING and not isinstance(value, dict):

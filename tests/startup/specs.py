@@ -9,6 +9,7 @@ from tests.startup.google import BUCKET
 
 SHA = "ab" * 32
 STORAGE = "https://storage.googleapis.com"
+SECRETS = "https://secretmanager.googleapis.com"
 
 
 def swarm(**changes: Any) -> dict[str, Any]:
@@ -51,12 +52,13 @@ def rendezvous(**changes: Any) -> dict[str, Any]:
         },
         "environment": {},
         "bucket": BUCKET,
-        "endpoints": {"storage": STORAGE},
+        "endpoints": {"storage": STORAGE, "secrets": SECRETS},
         "memory": {"reserveMb": 1000},
         "script": {"sha256": SHA},
         "agents": 9500,
         "ports": {"registry": 9000, "beacon": 9001, "dashboard": 3000},
         "subnet": "10.10.0.0/20",
+        "secrets": {"admin": "projects/p/secrets/pilot-admin/versions/latest"},
         **changes,
     }
 
