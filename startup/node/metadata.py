@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from urllib.parse import quote
 
 from . import web
 from .retry import FinalError
 
-# Compute Engine allows 256 KiB for a value; anything longer is not from there.
-_LIMIT = 1 << 20
+# Compute Engine allows 256 KiB for a value and 512 KiB for all of an instance's; JSON may write a
+# character in six. Anything longer is not from there.
+_LIMIT = 4 << 20
+
+
+# Seconds: beyond what a long poll was asked to take, until it is given up as dead.
+_GRACE = 10.0
+_HEADERS = {"Metadata-Flavor": "Google"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Value:
+    """What stands somewhere: its text, and the tag that a wait for the next one begins with."""
+
+    text: str
+    etag: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +38,44 @@ class MetadataServer:
 
         Raises TemporaryError when the server cannot be asked, FinalError when it refuses.
         """
-        url = f"http://{self.host}/computeMetadata/v1/{path}"
-        with web.get(url, {"Metadata-Flavor": "Google"}) as answer:
+        found = self._get(path, web.TIMEOUT)
+        return None if found is None else found.text
+
+    def tree(self, path: str) -> Value:
+        """Everything below the directory `path`, as JSON; raises as `value` does."""
+        found = self._get(f"{path}/?recursive=true&alt=json", web.TIMEOUT)
+        return self._there(path, found)
+
+    def wait(self, path: str, etag: str, seconds: int, *, tree: bool = False) -> Value:
+        """`path` (with `tree`, as `tree` gives it) once its tag is another than `etag`; at the
+        latest after `seconds`, and then it may be the same. Raises as `value` does, FinalError
+        when nothing stands there."""
+        query = f"wait_for_change=true&last_etag={quote(etag, safe='')}&timeout_sec={seconds}"
+        query = f"/?recursive=true&alt=json&{query}" if tree else f"?{query}"
+        return self._there(path, self._get(path + query, seconds + _GRACE))
+
+    def put_guest_attribute(self, name: str, value: str) -> None:
+        """Set the guest attribute `name` (NAMESPACE/KEY); raises as `value` does."""
+        url = self._url(f"instance/guest-attributes/{name}")
+        with web.request("PUT", url, _HEADERS, value.encode()) as answer:
+            if answer.status != 200:
+                why = answer.body(200).decode(errors="replace").strip()
+                raise FinalError(
+                    f"{url}: {answer.status} {answer.reason}: {why or 'no reason given'}: is the "
+                    "instance's metadata key enable-guest-attributes TRUE?"
+                )
+
+    def _url(self, path: str) -> str:
+        return f"http://{self.host}/computeMetadata/v1/{path}"
+
+    def _there(self, path: str, found: Value | None) -> Value:
+        if found is None:
+            raise FinalError(f"{self._url(path)}: 404: a VM always has it: is this Google's?")
+        return found
+
+    def _get(self, path: str, timeout: float) -> Value | None:
+        url = self._url(path)
+        with web.get(url, _HEADERS, timeout) as answer:
             if answer.status == 404:
                 return None
             if answer.status != 200:
@@ -33,9 +84,10 @@ class MetadataServer:
                     "this does not look like Google's metadata server"
                 )
             try:
-                return answer.body(_LIMIT).decode()
+                text = answer.body(_LIMIT).decode()
             except UnicodeDecodeError as error:
                 raise FinalError(f"{url}: not UTF-8 ({error.reason})") from error
+            return Value(text=text, etag=answer.headers.get("etag", ""))
 
     def token(self) -> str:
         """An access token of the VM's service account. Never print it.

@@ -1,4 +1,4 @@
-"""HTTP as little as is needed: a GET whose failures are told apart.
+"""HTTP as little as is needed: requests whose failures are told apart.
 
 http.client and not urllib: no proxy from the environment, no redirect that would carry a token
 to another host, and no header on a command line.
@@ -28,6 +28,8 @@ class Answer:
 
     status: int
     reason: str
+    headers: Mapping[str, str]
+    """By name in lower case."""
     _response: http.client.HTTPResponse
     _url: str
 
@@ -65,7 +67,21 @@ class Answer:
 
 @contextmanager
 def get(url: str, headers: Mapping[str, str], timeout: float = TIMEOUT) -> Iterator[Answer]:
-    """Open `url` (http or https).
+    """Open `url` (http or https); raises as `request` does."""
+    with request("GET", url, headers, timeout=timeout) as answer:
+        yield answer
+
+
+@contextmanager
+def request(
+    method: str,
+    url: str,
+    headers: Mapping[str, str],
+    body: bytes | None = None,
+    *,
+    timeout: float = TIMEOUT,
+) -> Iterator[Answer]:
+    """Send `method` to `url` (http or https), with `body` where there is one.
 
     Raises TemporaryError when nothing answers within `timeout` seconds, when the connection
     breaks, and when the answer is 408, 429 or 5xx; FinalError when `url` cannot be one.
@@ -82,7 +98,7 @@ def get(url: str, headers: Mapping[str, str], timeout: float = TIMEOUT) -> Itera
     target = parts.path + (f"?{parts.query}" if parts.query else "")
     try:
         try:
-            connection.request("GET", target, headers={"Connection": "close", **headers})
+            connection.request(method, target, body, headers={"Connection": "close", **headers})
             response = connection.getresponse()
         except (OSError, http.client.HTTPException) as error:
             raise TemporaryError(f"{url}: {_reason(error)}") from error
@@ -91,7 +107,13 @@ def get(url: str, headers: Mapping[str, str], timeout: float = TIMEOUT) -> Itera
             raise FinalError(f"{url}: {_reason(error)}") from error
         if response.status in _LATER or response.status >= 500:
             raise TemporaryError(f"{url}: {response.status} {response.reason}")
-        yield Answer(status=response.status, reason=response.reason, _response=response, _url=url)
+        yield Answer(
+            status=response.status,
+            reason=response.reason,
+            headers={name.lower(): value for name, value in response.getheaders()},
+            _response=response,
+            _url=url,
+        )
     finally:
         connection.close()
 
