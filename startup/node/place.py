@@ -65,6 +65,33 @@ class Place:
         return self.state / "registry"
 
     @property
+    def node_state(self) -> Path:
+        """What pilot-node must not forget, root's alone."""
+        return self.state / "node"
+
+    @property
+    def orders(self) -> Path:
+        """Orders given on the VM itself; gone with the boot."""
+        return self.run / "orders.json"
+
+    @property
+    def status(self) -> Path:
+        return self.run / "status.json"
+
+    @property
+    def guard(self) -> Path:
+        return self.run / "guard"
+
+    @property
+    def variants(self) -> Path:
+        """What an agent is started with, one directory each."""
+        return self.run / "variants"
+
+    def variant(self, port: int) -> Path:
+        """A link to the variant that an agent was last started with."""
+        return self.run / "variant" / str(port)
+
+    @property
     def opt(self) -> Path:
         return self.at("/opt/pilot")
 
