@@ -1,0 +1,418 @@
+"""The roll of a release: `batch` agents at a time, each batch watched, back on trouble.
+
+`advance` is pure: what is remembered and what is seen in, what to remember and what to say out.
+What is remembered outlives a reboot, so that a rejected release stays rejected; only what a watch
+has seen so far does not: it begins anew. Which port gets which release follows from it
+(`releases`). The rendezvous is a roll of one port.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Final
+
+from . import files
+from .orders import GO, REJECT, Verdict
+from .place import Place
+from .spec import Roll
+
+NONE: Final = "none"
+WAITING: Final = "waiting"
+ROLLING: Final = "rolling"
+WATCHING: Final = "watching"
+HALTED: Final = "halted"
+
+# One agent in fifty may fail once (a registry that hiccups, the kernel), and at least one: an agent
+# that fails twice, or more of them, is the release's fault.
+_TOLERATED = 50
+# Bytes a minute of private memory, the mean of a batch, that are no warming up: an idle daemon has
+# 1.5 to 1.9 MB in all (FACTS), and the release that must be caught grows by 5 MB a minute. Over
+# less time than it takes to tell, `_GROWTH_FLOOR` bytes.
+_GROWTH = 3 << 20
+_GROWTH_FLOOR = 1 << 20
+# Seconds of a watch before growth is judged, but at its end.
+_GROWTH_SECONDS = 20.0
+# Agents whose memory is measured: reading one costs the kernel a walk of its pages.
+_MEASURED = 32
+# Rejected releases that are remembered, and verdicts that are spent.
+_KEPT = 10
+# What the kernel's lines about a program of ours hold: its name, or its slice's.
+_PROGRAM = "pilot"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Release:
+    """A version's name and the sha256 (hex) of its binary, which is what counts."""
+
+    version: str
+    sha256: str
+
+    def __str__(self) -> str:
+        return f"{self.version} ({self.sha256[:12]})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rejected:
+    """A release that is not tried again by itself. `time` in RFC 3339."""
+
+    version: str
+    sha256: str
+    reason: str
+    time: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watch:
+    """What was seen of the ports that have the new release, since their last batch began.
+
+    `before`: failures in a row that each had then. `up`: when each was seen ready (its
+    `up_since`). `died`: those that were ready and are not the same any more. `since`: when all
+    were ready, and the watch began. `memory`: mean private bytes then, and when that was.
+    `kernel`: what the kernel said of the program. `epoch`: as in Seen; when another one begins,
+    all is started anew and so is the watch.
+    """
+
+    epoch: str = ""
+    before: Mapping[int, int] = field(default_factory=dict)
+    up: Mapping[int, float] = field(default_factory=dict)
+    died: frozenset[int] = frozenset()
+    since: float | None = None
+    memory: tuple[float, float] | None = None
+    kernel: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RollState:
+    """What is remembered. The first `done` ports, in the order of their numbers, have `target`
+    while it is ROLLING or WATCHING; all others have `accepted`. `previous` was accepted before
+    that. `exempt`: those of them that were ill before, and are no witnesses. `spent` has the GO
+    verdicts that have been used, `SHA256/ID` each."""
+
+    accepted: Release | None = None
+    previous: Release | None = None
+    target: Release | None = None
+    state: str = NONE
+    done: int = 0
+    exempt: frozenset[int] = frozenset()
+    reason: str = ""
+    rejected: tuple[Rejected, ...] = ()
+    spent: tuple[str, ...] = ()
+    watch: Watch | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What is seen of the agents, and what is wanted.
+
+    `now`: seconds of a monotonic clock, `time` in RFC 3339. `target`: the spec's release.
+    `there`: the binaries (sha256) that are verified on disk; `lost`: those that cannot be had,
+    and why. `ports`: the wanted ones in order, none while the VM is held. `on`: the release that
+    each running port was started with; `ready`, `up_since` (seconds of the clock) and `failures`
+    (in a row) of each; `why`: of those that failed. `calm`: nothing starts or stops, and no start
+    waits for the registry. `private`: mean private bytes of the ports that `measured` asked for,
+    None where they cannot be had. `kernel`: its lines since the last time. `epoch` names what else
+    than the release the agents are started with: with another one, all of them are.
+    """
+
+    now: float
+    time: str
+    target: Release
+    settings: Roll
+    verdict: Verdict | None = None
+    there: frozenset[str] = frozenset()
+    lost: Mapping[str, str] = field(default_factory=dict)
+    held: bool = False
+    ports: Sequence[int] = ()
+    on: Mapping[int, str] = field(default_factory=dict)
+    ready: frozenset[int] = frozenset()
+    up_since: Mapping[int, float] = field(default_factory=dict)
+    failures: Mapping[int, int] = field(default_factory=dict)
+    why: Mapping[int, str] = field(default_factory=dict)
+    calm: bool = True
+    private: float | None = None
+    kernel: Sequence[str] = ()
+    epoch: str = ""
+
+
+def releases(state: RollState, ports: Sequence[int]) -> dict[int, Release]:
+    """The release of each of `ports` (in order); none before one is accepted."""
+    if state.accepted is None:
+        return {}
+    found = dict.fromkeys(ports, state.accepted)
+    if state.target and state.state in (ROLLING, WATCHING):
+        found |= dict.fromkeys(ports[: state.done], state.target)
+    return found
+
+
+def kept(state: RollState) -> frozenset[str]:
+    """The binaries that must stay on disk, by sha256."""
+    return frozenset(r.sha256 for r in (state.accepted, state.previous, state.target) if r)
+
+
+def measured(state: RollState, ports: Sequence[int]) -> list[int]:
+    """The ports whose memory is to be known now: a sample of those that are watched."""
+    if state.state != WATCHING:
+        return []
+    tried = ports[: state.done]
+    return list(tried[:: max(1, len(tried) // _MEASURED)])[:_MEASURED]
+
+
+def advance(state: RollState, seen: Seen) -> tuple[RollState, tuple[str, ...]]:
+    """The next state, and what there is to say of how it came to it."""
+    said: list[str] = []
+    state = _aim(state, seen, said)
+    if state.state == WAITING:
+        state = _begin(state, seen, said)
+    elif state.state in (ROLLING, WATCHING) and seen.held:
+        # They are stopped, and have died of nothing.
+        state = replace(state, state=ROLLING, watch=None)
+    elif state.state in (ROLLING, WATCHING):
+        state = _judge(state, seen, said)
+    return state, tuple(said)
+
+
+def _aim(state: RollState, seen: Seen, said: list[str]) -> RollState:
+    """Where the roll goes: what the spec wants, what was rejected, what is ordered."""
+    target, accepted = seen.target, state.accepted
+    if accepted is None:
+        said.append(f"release {target}: the first on this VM, accepted")
+        return replace(_nothing(state), accepted=target, target=target)
+    if target.sha256 == accepted.sha256:
+        if state.state in (ROLLING, WATCHING):
+            said.append(f"roll: ended, the spec is back at {accepted}")
+        return replace(_nothing(state), accepted=target, target=target)
+    if state.target is None or state.target.sha256 != target.sha256:
+        # Whatever was on its way is not wanted any more.
+        state = replace(_nothing(state), target=target, state=WAITING)
+    verdict = seen.verdict if seen.verdict and seen.verdict.sha256 == target.sha256 else None
+    rejected = next((r for r in state.rejected if r.sha256 == target.sha256), None)
+    if verdict and verdict.verdict == REJECT and not rejected:
+        return _reject(state, seen, "rejected by order", said)
+    if not rejected:
+        return replace(state, state=WAITING) if state.state in (NONE, HALTED) else state
+    if verdict and verdict.verdict == GO and _key(verdict) not in state.spent:
+        said.append(f"roll: {target} was rejected ({rejected.reason}) and is tried again by order")
+        return replace(
+            _nothing(state),
+            target=target,
+            state=WAITING,
+            rejected=tuple(r for r in state.rejected if r is not rejected),
+        )
+    return replace(_nothing(state), target=target, state=HALTED, reason=rejected.reason)
+
+
+def _nothing(state: RollState) -> RollState:
+    """`state` without a roll."""
+    return replace(state, state=NONE, done=0, exempt=frozenset(), reason="", watch=None)
+
+
+def _begin(state: RollState, seen: Seen, said: list[str]) -> RollState:
+    """A roll that waits: begin it, or say for what it waits."""
+    target, accepted, verdict = seen.target, state.accepted, seen.verdict
+    if accepted and _is_lost(accepted, seen):
+        # Nothing could ever be started again.
+        why = seen.lost[accepted.sha256]
+        said.append(f"release {accepted} is not to be had ({why}): {target} is accepted instead")
+        return _accept(state, seen)
+    spent = state.spent
+    if not seen.settings.auto:
+        go = verdict and verdict.sha256 == target.sha256 and verdict.verdict == GO
+        if not go or verdict is None or _key(verdict) in spent:
+            return replace(state, reason="waits for an order: roll.auto is false")
+        spent = (*spent, _key(verdict))[-_KEPT:]
+    reason = ""
+    if target.sha256 not in seen.there:
+        reason = seen.lost.get(target.sha256) or "its binary is being fetched"
+    elif seen.held:
+        reason = "waits until this VM is no longer held"
+    elif seen.ports and not seen.calm:
+        reason = "waits until no agent is on its way"
+    if reason:
+        return replace(state, reason=reason)
+    said.append(f"roll: {accepted} -> {target}, {len(seen.ports)} agents")
+    state = replace(state, spent=spent)
+    return _batch(state, seen, said) if seen.ports else _accept(state, seen)
+
+
+def _is_lost(accepted: Release, seen: Seen) -> bool:
+    """Neither on this VM, nor in the bucket, nor running; and there is something else."""
+    gone = accepted.sha256 in seen.lost and accepted.sha256 not in seen.on.values()
+    return gone and seen.target.sha256 in seen.there
+
+
+def _batch(state: RollState, seen: Seen, said: list[str]) -> RollState:
+    """The next batch gets the release."""
+    done = min(state.done + seen.settings.batch, len(seen.ports))
+    tried = seen.ports[:done]
+    ill = frozenset(port for port in tried if seen.failures.get(port) and port not in seen.ready)
+    said.append(f"roll: {done} of {len(seen.ports)} agents get {seen.target}")
+    return replace(
+        state,
+        state=ROLLING,
+        done=done,
+        # Where most are ill there is nobody else to ask.
+        exempt=ill if len(ill) * 2 < len(tried) else frozenset(),
+        reason="",
+        watch=_anew(seen, tried),
+    )
+
+
+def _judge(state: RollState, seen: Seen, said: list[str]) -> RollState:
+    """A batch that is on its way or watched: trouble, the next one, or the end."""
+    if not seen.ports:
+        return _accept(state, seen)
+    state = replace(state, done=min(state.done, len(seen.ports)))
+    tried = seen.ports[: state.done]
+    known = state.watch if state.watch and state.watch.epoch == seen.epoch else None
+    watch = _observed(known or _anew(seen, tried), seen, tried)
+    trouble = _trouble(watch, seen, [port for port in tried if port not in state.exempt])
+    if trouble:
+        return _reject(state, seen, trouble, said)
+    whole = all(port in watch.up or port in state.exempt for port in tried)
+    if watch.since is None:
+        if not whole:
+            return replace(state, state=ROLLING, watch=watch)
+        said.append(f"roll: {len(tried)} agents are ready, watched for {_seconds(seen)}")
+        watch = replace(watch, since=seen.now)
+    state = replace(state, state=WATCHING, watch=watch)
+    if watch.since is None or seen.now - watch.since < seen.settings.watch_seconds:
+        return state
+    if state.done < len(seen.ports):
+        return _batch(state, seen, said)
+    said.append(f"roll: {seen.target} is accepted, all {len(tried)} agents have it")
+    return _accept(state, seen)
+
+
+def _anew(seen: Seen, tried: Sequence[int]) -> Watch:
+    """A watch that begins: with a batch, with a process, or because all is started anew."""
+    before = {port: seen.failures.get(port, 0) for port in tried}
+    return Watch(epoch=seen.epoch, before=before)
+
+
+def _observed(watch: Watch, seen: Seen, tried: Sequence[int]) -> Watch:
+    """`watch`, with what is seen now."""
+    up, died = dict(watch.up), set(watch.died)
+    for port in tried:
+        since = seen.up_since.get(port) if port in seen.ready else None
+        fresh = since is not None and seen.on.get(port) == seen.target.sha256
+        if port in up and since != up[port]:
+            died.add(port)
+            del up[port]
+        if fresh and since is not None and port not in up:
+            up[port] = since
+    memory = watch.memory
+    if memory is None and seen.private is not None and watch.since is not None:
+        memory = (seen.private, seen.now)
+    lines = tuple(line for line in seen.kernel if _PROGRAM in line)
+    return replace(
+        watch,
+        up=up,
+        died=frozenset(died),
+        memory=memory,
+        kernel=(*watch.kernel, *lines)[-_KEPT:],
+    )
+
+
+def _trouble(watch: Watch, seen: Seen, tried: Sequence[int]) -> str:
+    """Why the release is to blame, "" where it is not."""
+    more = {port: _more(watch, seen, port) for port in tried}
+    failing = {port: count for port, count in more.items() if count}
+    hurt = sorted(failing.keys() | watch.died.intersection(tried))
+    again = [port for port, count in failing.items() if count >= 2]
+    if hurt and (again or watch.kernel or len(hurt) > max(1, len(tried) // _TOLERATED)):
+        port = min(again, default=hurt[0])
+        why = seen.why.get(port) or "died"
+        text = f"{len(hurt)} of {len(tried)} agents failed, as agent {port}: {why}"
+        return text + (f"; kernel: {watch.kernel[-1]}" if watch.kernel else "")
+    if watch.memory and watch.since is not None and seen.private is not None:
+        grown, seconds = seen.private - watch.memory[0], seen.now - watch.memory[1]
+        over = seen.now - watch.since >= min(_GROWTH_SECONDS, seen.settings.watch_seconds)
+        if over and grown > max(_GROWTH_FLOOR, _GROWTH * seconds / 60):
+            return (
+                f"grows: {grown / (1 << 20):.1f} MiB an agent in {seconds:.0f} s, "
+                f"more than {_GROWTH >> 20} MiB a minute"
+            )
+    return ""
+
+
+def _more(watch: Watch, seen: Seen, port: int) -> int:
+    """Failures in a row since the batch began; fewer than before means that they began anew."""
+    now, before = seen.failures.get(port, 0), watch.before.get(port, 0)
+    return now - before if now >= before else now
+
+
+def _reject(state: RollState, seen: Seen, reason: str, said: list[str]) -> RollState:
+    target = seen.target
+    said.append(f"roll: {target} is rejected: {reason}")
+    if state.done:
+        said.append(f"roll: {state.done} agents go back to {state.accepted}")
+    new = Rejected(
+        version=target.version, sha256=target.sha256, reason=reason[:500], time=seen.time
+    )
+    others = (r for r in state.rejected if r.sha256 != target.sha256)
+    spent = state.spent
+    verdict = seen.verdict
+    if verdict and verdict.sha256 == target.sha256 and verdict.verdict == GO:
+        # The order stays as it is; it must not try the release again and again.
+        spent = (*(each for each in spent if each != _key(verdict)), _key(verdict))
+    return replace(
+        _nothing(state),
+        target=target,
+        state=HALTED,
+        reason=new.reason,
+        rejected=(*others, new)[-_KEPT:],
+        spent=spent[-_KEPT:],
+    )
+
+
+def _accept(state: RollState, seen: Seen) -> RollState:
+    return replace(
+        _nothing(state), accepted=seen.target, previous=state.accepted, target=seen.target
+    )
+
+
+def _key(verdict: Verdict) -> str:
+    return f"{verdict.sha256}/{verdict.id}"
+
+
+def _seconds(seen: Seen) -> str:
+    return f"{seen.settings.watch_seconds} s"
+
+
+def recall(place: Place, say: Callable[[str], None]) -> RollState:
+    """What is remembered; nothing on a VM that is new. What cannot be read is said: then the
+    spec's release is the first again. Raises OSError when the file cannot be had."""
+    path = place.node_state / "roll.json"
+    try:
+        known = json.loads(path.read_bytes())
+        return RollState(
+            accepted=_release(known["accepted"]),
+            previous=_release(known["previous"]),
+            target=_release(known["target"]),
+            state=str(known["state"]),
+            done=int(known["done"]),
+            exempt=frozenset(map(int, known["exempt"])),
+            reason=str(known["reason"]),
+            rejected=tuple(Rejected(**each) for each in known["rejected"]),
+            spent=tuple(map(str, known["spent"])),
+        )
+    except FileNotFoundError:
+        return RollState()
+    except (ValueError, LookupError, TypeError) as error:
+        say(f"{path}: {error}: what was accepted and rejected is not known any more")
+        return RollState()
+
+
+def remember(place: Place, state: RollState) -> None:
+    """Keep what `recall` gives. Raises OSError."""
+    known = asdict(replace(state, watch=None)) | {"exempt": sorted(state.exempt)}
+    del known["watch"]
+    files.write(
+        place.node_state / "roll.json", json.dumps(known, indent=1, sort_keys=True) + "\n", 0o600
+    )
+
+
+def _release(known: Mapping[str, str] | None) -> Release | None:
+    return None if known is None else Release(version=known["version"], sha256=known["sha256"])
