@@ -182,8 +182,12 @@ def recall(place: Place, role: str, say: Callable[[str], None]) -> Standing:
     path = place.node_state / "orders.json"
     try:
         kept = json.loads(path.read_bytes())
-        known = {name: str(kept[name]) for name in ("generation", "text", "restarted")}
-        standing = Standing(**known, restarted_here=str(kept["restarted_here"]))
+        standing = Standing(
+            generation=str(kept["generation"]),
+            text=str(kept["text"]),
+            restarted=str(kept["restarted"]),
+            restarted_here=str(kept["restarted_here"]),
+        )
         if standing.text:
             standing = replace(standing, orders=parse(standing.text, role))
     except FileNotFoundError:

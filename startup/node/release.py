@@ -4,17 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tempfile
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 from urllib.parse import quote
 
 from . import files, web
-from .retry import FinalError, Retry, TemporaryError
+from .retry import FinalError, TemporaryError
 from .spec import Binary
 
 # Seconds for one download. The daemon has 12 MB; a binary that takes longer than this is stuck.
 DOWNLOAD_SECONDS = 300.0
+# Seconds after which a file that a fetch left is nobody's: twice what one may take.
+_LEFT_SECONDS = 2 * DOWNLOAD_SECONDS
+# Seconds before a fetch that failed is made again, doubling up to the second.
+_PAUSE, _PAUSE_MAX = 1.0, 60.0
+
+
+class Attempts(Protocol):
+    """How often an attempt is made (retry.Retry is one)."""
+
+    def __call__(self, what: str, attempt: Callable[[], None]) -> None: ...
 
 
 def ensure(
@@ -24,7 +39,7 @@ def ensure(
     endpoint: str,
     bucket: str,
     token: Callable[[], str],
-    retry: Retry,
+    retry: Attempts,
 ) -> bool:
     """Have `binary` verified at `opt/releases/SHA256/NAME`; True when it had to be fetched.
 
@@ -56,9 +71,11 @@ def _fetch(binary: Binary, path: Path, endpoint: str, bucket: str, token: str) -
     url = f"{endpoint}/storage/v1/b/{quote(bucket, safe='')}/o/{quote(binary.object, safe='')}"
     with web.get(f"{url}?alt=media", {"Authorization": f"Bearer {token}"}) as answer:
         _judge(answer.status, answer.reason, where, endpoint)
-        # Of a run that was cut off; the script's lock keeps two from being here.
+        # Of a run that was cut off. Not a fresh one: the startup script and the service may both
+        # be here, each with a file of its own.
         for left in path.parent.glob(f".{binary.name}.*"):
-            left.unlink()
+            if time.time() - left.stat().st_mtime > _LEFT_SECONDS:
+                left.unlink(missing_ok=True)
         digest = hashlib.sha256()
         temporary = None
         try:
@@ -104,3 +121,109 @@ def _judge(status: int, reason: str, where: str, endpoint: str) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What is to be on disk: binaries, and where they are fetched from."""
+
+    binaries: tuple[Binary, ...]
+    endpoint: str
+    bucket: str
+
+
+@dataclass(kw_only=True)
+class Fetcher:
+    """Has what is wanted on disk, verified, from a thread of its own: a bucket that is slow or
+    away never holds up the agents."""
+
+    opt: Path
+    token: Callable[[], str]
+    say: Callable[[str], None]
+    wake: Callable[[], None]
+    """Called when something came, or cannot be had."""
+    _wanted: Wanted | None = None
+    _there: dict[str, Path] = field(default_factory=dict)
+    _lost: dict[str, str] = field(default_factory=dict)
+    _news: threading.Event = field(default_factory=threading.Event)
+
+    def start(self) -> None:
+        threading.Thread(target=self._run, name="fetch", daemon=True).start()
+
+    def want(self, wanted: Wanted) -> None:
+        if wanted != self._wanted:
+            self._wanted = wanted
+            self._news.set()
+
+    def there(self) -> frozenset[str]:
+        """The binaries, by sha256, that were verified and have not gone since."""
+        return frozenset(sha256 for sha256, path in self._there.copy().items() if path.is_file())
+
+    def lost(self) -> Mapping[str, str]:
+        """Those that cannot be had as things stand, and why; they are tried for all the same."""
+        return self._lost.copy()
+
+    def _run(self) -> None:
+        pause = _PAUSE
+        while True:
+            # Before looking: what is wanted from here on is another round.
+            self._news.clear()
+            done = self.once()
+            pause = _PAUSE if done else min(pause * 2, _PAUSE_MAX)
+            # Also where all is there: a file may go.
+            self._news.wait(_PAUSE_MAX if done else pause)
+
+    def once(self) -> bool:
+        """One attempt at each that is not there; whether all are."""
+        wanted, there = self._wanted, self.there()
+        if wanted is None:
+            return True
+        missing = [each for each in wanted.binaries if each.sha256 not in there]
+        # Each of them, whatever became of those before it.
+        done = [self._attempt(binary, wanted) for binary in missing]
+        return all(done)
+
+    def _attempt(self, binary: Binary, wanted: Wanted) -> bool:
+        problem, final = "", False
+        try:
+            fetched = ensure(
+                binary,
+                opt=self.opt,
+                endpoint=wanted.endpoint,
+                bucket=wanted.bucket,
+                token=self.token,
+                retry=lambda _, attempt: attempt(),
+            )
+        except FinalError as error:
+            problem, final = str(error), True
+        except (TemporaryError, OSError) as error:
+            problem = str(error)
+        before = self._lost.get(binary.sha256)
+        if not problem:
+            self._there[binary.sha256] = path_of(binary, self.opt)
+            self._lost.pop(binary.sha256, None)
+            if fetched:
+                self.say(f"{binary.name} {binary.sha256[:12]} fetched and verified")
+        elif final:
+            self._lost[binary.sha256] = problem
+        if problem and problem != before:
+            self.say(f"{problem}; it is tried again")
+        if not problem or final:
+            self.wake()
+        return not problem
+
+
+def prune(opt: Path, keep: Collection[str]) -> list[str]:
+    """Remove the releases that are not in `keep` (sha256); those that were. Raises OSError.
+
+    A fresh one stays: the startup script may be about to put a binary into it.
+    """
+    gone = []
+    for folder in sorted((opt / "releases").iterdir()):
+        # A directory, and by its name a release: nothing else is ours.
+        name = folder.name
+        ours = len(name) == 64 and name.isalnum() and not folder.is_symlink() and folder.is_dir()
+        if ours and name not in keep and time.time() - folder.stat().st_mtime > _LEFT_SECONDS:
+            shutil.rmtree(folder)
+            gone.append(name)
+    return gone

@@ -55,12 +55,12 @@ class Release:
 
 @dataclass(frozen=True, kw_only=True)
 class Rejected:
-    """A release that is not tried again by itself. `time` in RFC 3339."""
+    """A release that is not tried again by itself. `time`: seconds since the epoch."""
 
     version: str
     sha256: str
     reason: str
-    time: str
+    time: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ class RollState:
 class Seen:
     """What is seen of the agents, and what is wanted.
 
-    `now`: seconds of a monotonic clock, `time` in RFC 3339. `target`: the spec's release.
+    `now`: seconds of a monotonic clock, `time` since the epoch. `target`: the spec's release.
     `there`: the binaries (sha256) that are verified on disk; `lost`: those that cannot be had,
     and why. `ports`: the wanted ones in order, none while the VM is held. `on`: the release that
     each running port was started with; `ready`, `up_since` (seconds of the clock) and `failures`
@@ -117,7 +117,7 @@ class Seen:
     """
 
     now: float
-    time: str
+    time: float
     target: Release
     settings: Roll
     verdict: Verdict | None = None

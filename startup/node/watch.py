@@ -11,9 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import select
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 from urllib.parse import quote
@@ -52,6 +54,31 @@ class Reading(Generic[T]):
     error: str = ""
 
 
+class Wake:
+    """Ends a wait, from any thread and from a signal's handler: no lock, which a handler could
+    find held by what it interrupted."""
+
+    def __init__(self) -> None:
+        self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def set(self) -> None:
+        with suppress(BlockingIOError):
+            # A full pipe wakes as well.
+            os.write(self._write, b"x")
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until it is set, or for `seconds`; whether it was. It is not set any more."""
+        select.select([self._read], [], [], max(0.0, seconds))
+        try:
+            return bool(os.read(self._read, 65536))
+        except BlockingIOError:
+            return False
+
+    def close(self) -> None:
+        os.close(self._read)
+        os.close(self._write)
+
+
 class Source(Generic[T]):
     """Asks `ask` over and over. `ask` gives a value, or None for absent; it may take its time."""
 
@@ -60,7 +87,7 @@ class Source(Generic[T]):
         name: str,
         ask: Callable[[], T | None],
         *,
-        wake: threading.Event,
+        wake: Wake,
         every: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

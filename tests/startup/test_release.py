@@ -80,7 +80,10 @@ def test_a_full_disk_is_said_with_the_path(fetch: Fetch, monkeypatch: pytest.Mon
 
 def test_half_a_download_of_a_run_that_was_cut_off_goes(fetch: Fetch) -> None:
     fetch.path.parent.mkdir(parents=True)
-    (fetch.path.parent / ".pilot-daemon.x1y2").write_bytes(DATA[:1000])
+    left = fetch.path.parent / ".pilot-daemon.x1y2"
+    left.write_bytes(DATA[:1000])
+    # Old enough to be nobody's; a fresh one may be another process's at work.
+    os.utime(left, (0, 0))
     assert fetch()
     assert fetch.left() == ["pilot-daemon"]
 
