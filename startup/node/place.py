@@ -37,6 +37,16 @@ class Place:
         return self.run / "agent.env"
 
     @property
+    def variants(self) -> Path:
+        """What agents can be started with, one directory each."""
+        return self.run / "variants"
+
+    @property
+    def chosen(self) -> Path:
+        """What the agent of each port was last started with: links to a variant."""
+        return self.run / "variant"
+
+    @property
     def rendezvous_environment(self) -> Path:
         return self.run / "rendezvous.env"
 
@@ -81,15 +91,6 @@ class Place:
     @property
     def guard(self) -> Path:
         return self.run / "guard"
-
-    @property
-    def variants(self) -> Path:
-        """What an agent is started with, one directory each."""
-        return self.run / "variants"
-
-    def variant(self, port: int) -> Path:
-        """A link to the variant that an agent was last started with."""
-        return self.run / "variant" / str(port)
 
     @property
     def opt(self) -> Path:

@@ -27,6 +27,11 @@ HALTED: Final = "halted"
 # One agent in fifty may fail once (a registry that hiccups, the kernel), and at least one: an agent
 # that fails twice, or more of them, is the release's fault.
 _TOLERATED = 50
+# A registry that is away fails the starts of any release. So where no agent of the new one has come
+# up, and what they say of it is about the registry or nothing at all, it is given so many seconds
+# from the first failure on. Longer, and agents are down for a release that may be the reason.
+_GRACE = 60.0
+_REGISTRY = ("registry", "no socket", "dial")
 # Bytes a minute of private memory, the mean of a batch, that are no warming up: an idle daemon has
 # 1.5 to 1.9 MB in all (FACTS), and the release that must be caught grows by 5 MB a minute. Over
 # less time than it takes to tell, `_GROWTH_FLOOR` bytes.
@@ -68,15 +73,18 @@ class Watch:
     """What was seen of the ports that have the new release, since their last batch began.
 
     `before`: failures in a row that each had then. `up`: when each was seen ready (its
-    `up_since`). `died`: those that were ready and are not the same any more. `since`: when all
-    were ready, and the watch began. `memory`: mean private bytes then, and when that was.
-    `kernel`: what the kernel said of the program. `epoch`: as in Seen; when another one begins,
-    all is started anew and so is the watch.
+    `up_since`). `ever_up`: whether any was. `hurt_since`: when the first failed. `died`: those
+    that were ready and are not the same any more. `since`: when all were ready, and the watch
+    began. `memory`: mean private bytes then, and when that was. `kernel`: what the kernel said of
+    the program. `epoch`: as in Seen; when another one begins, all is started anew and so is the
+    watch.
     """
 
     epoch: str = ""
     before: Mapping[int, int] = field(default_factory=dict)
     up: Mapping[int, float] = field(default_factory=dict)
+    ever_up: bool = False
+    hurt_since: float | None = None
     died: frozenset[int] = frozenset()
     since: float | None = None
     memory: tuple[float, float] | None = None
@@ -302,6 +310,9 @@ def _observed(watch: Watch, seen: Seen, tried: Sequence[int]) -> Watch:
             del up[port]
         if fresh and since is not None and port not in up:
             up[port] = since
+    hurt_since = watch.hurt_since
+    if hurt_since is None and (died or _failing(watch, seen, tried)):
+        hurt_since = seen.now
     memory = watch.memory
     if memory is None and seen.private is not None and watch.since is not None:
         memory = (seen.private, seen.now)
@@ -309,6 +320,8 @@ def _observed(watch: Watch, seen: Seen, tried: Sequence[int]) -> Watch:
     return replace(
         watch,
         up=up,
+        ever_up=watch.ever_up or bool(up),
+        hurt_since=hurt_since,
         died=frozenset(died),
         memory=memory,
         kernel=(*watch.kernel, *lines)[-_KEPT:],
@@ -317,15 +330,21 @@ def _observed(watch: Watch, seen: Seen, tried: Sequence[int]) -> Watch:
 
 def _trouble(watch: Watch, seen: Seen, tried: Sequence[int]) -> str:
     """Why the release is to blame, "" where it is not."""
-    more = {port: _more(watch, seen, port) for port in tried}
-    failing = {port: count for port, count in more.items() if count}
+    failing = _failing(watch, seen, tried)
     hurt = sorted(failing.keys() | watch.died.intersection(tried))
-    again = [port for port, count in failing.items() if count >= 2]
-    if hurt and (again or watch.kernel or len(hurt) > max(1, len(tried) // _TOLERATED)):
-        port = min(again, default=hurt[0])
-        why = seen.why.get(port) or "died"
-        text = f"{len(hurt)} of {len(tried)} agents failed, as agent {port}: {why}"
-        return text + (f"; kernel: {watch.kernel[-1]}" if watch.kernel else "")
+    if hurt:
+        again = [port for port, count in failing.items() if count >= 2]
+        many = len(hurt) > max(1, len(tried) // _TOLERATED)
+        patient = not watch.ever_up and all(
+            any(word in seen.why.get(port, "") for word in _REGISTRY) for port in hurt
+        )
+        waited = watch.hurt_since is not None and seen.now - watch.hurt_since >= _GRACE
+        alone = not watch.ever_up and waited
+        if again or watch.kernel or alone or (many and not patient):
+            port = min(again, default=hurt[0])
+            why = seen.why.get(port) or "died"
+            text = f"{len(hurt)} of {len(tried)} agents failed, as agent {port}: {why}"
+            return text + (f"; kernel: {watch.kernel[-1]}" if watch.kernel else "")
     if watch.memory and watch.since is not None and seen.private is not None:
         grown, seconds = seen.private - watch.memory[0], seen.now - watch.memory[1]
         over = seen.now - watch.since >= min(_GROWTH_SECONDS, seen.settings.watch_seconds)
@@ -337,10 +356,15 @@ def _trouble(watch: Watch, seen: Seen, tried: Sequence[int]) -> str:
     return ""
 
 
-def _more(watch: Watch, seen: Seen, port: int) -> int:
-    """Failures in a row since the batch began; fewer than before means that they began anew."""
-    now, before = seen.failures.get(port, 0), watch.before.get(port, 0)
-    return now - before if now >= before else now
+def _failing(watch: Watch, seen: Seen, tried: Sequence[int]) -> dict[int, int]:
+    """Failures in a row since the batch began, of those that have some; fewer than before means
+    that they began anew."""
+    found = {}
+    for port in tried:
+        now, before = seen.failures.get(port, 0), watch.before.get(port, 0)
+        if more := now - before if now >= before else now:
+            found[port] = more
+    return found
 
 
 def _reject(state: RollState, seen: Seen, reason: str, said: list[str]) -> RollState:

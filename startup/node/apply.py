@@ -1,0 +1,60 @@
+"""Making the machine what its spec says: the kernel's numbers, limits, units.
+
+Done by the startup script at boot, and by the service when another spec comes. All of it looks
+first: where nothing differs nothing is written, and systemd reloads nothing.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+
+from . import kernel, limits, units
+from .place import Place
+from .spec import RendezvousSpec, SwarmSpec
+
+# Seconds for systemctl: a reload with thousands of units takes up to 20 (FACTS).
+_SECONDS = 120
+
+Say = Callable[[str], None]
+
+
+def apply_limits(place: Place, spec: SwarmSpec | RendezvousSpec, say: Say) -> None:
+    """The kernel's numbers and the limits. Raises LimitsError where they cannot be, and OSError."""
+    numbers = limits.sysctls(kernel.machine(place), spec)
+    name = "/etc/sysctl.d/60-pilot.conf"
+    changed = units.write_all(place, {name: units.sysctl_file(numbers), **units.limit_files()})
+    left = kernel.apply(place, numbers, container=_in_container())
+    if left:
+        say(f"in a container, left to the host: {', '.join(left)}")
+    if any("journald" in path for path in changed):
+        # It keeps every stream over a restart. systemd-logind is never restarted.
+        systemctl("try-restart", "systemd-journald.service")
+    say(f"{len(numbers)} kernel numbers, written {', '.join(changed) or 'nothing'}")
+
+
+def apply_units(place: Place, spec: SwarmSpec | RendezvousSpec, say: Say) -> None:
+    """The unit files of the spec's role. Raises LimitsError, OSError, SubprocessError."""
+    changed = units.write_all(place, units.unit_files(kernel.machine(place), spec))
+    if changed:
+        systemctl("daemon-reload")
+    say(f"written {', '.join(changed) or 'nothing'}")
+
+
+def check(place: Place, spec: SwarmSpec | RendezvousSpec) -> None:
+    """Raises LimitsError where this machine cannot be what `spec` says. Changes nothing."""
+    machine = kernel.machine(place)
+    limits.sysctls(machine, spec)
+    units.unit_files(machine, spec)
+
+
+def systemctl(*arguments: str) -> None:
+    """Raises SubprocessError."""
+    subprocess.run(
+        ["systemctl", *arguments], check=True, stdin=subprocess.DEVNULL, timeout=_SECONDS
+    )
+
+
+def _in_container() -> bool:
+    done = subprocess.run(["systemd-detect-virt", "--quiet", "--container"], check=False)
+    return done.returncode == 0

@@ -1,0 +1,371 @@
+"""What both roles follow: the spec, the orders, the project's script, ghosts, maintenance.
+
+`Follower.look` takes what the sources said last, without waiting, and acts on what is the same for
+both roles: a new spec's limits and units are applied, the project's script is run again where it
+is the one that the spec expects. What the roles do with spec and orders is theirs.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from . import apply, files, orders, watch
+from .limits import LimitsError
+from .metadata import MetadataServer
+from .orders import Standing
+from .place import Place
+from .retry import FinalError
+from .spec import RendezvousSpec, SpecError, SwarmSpec, expected_script, parse
+from .watch import ABSENT, READ, UNREACHABLE, Attributes, Maintenance, Orders, Reading, Source, Wake
+from .watch import Where as OrdersPlace
+
+CURRENT: Final = "current"
+MALFORMED: Final = "malformed"
+APPLYING: Final = "applying"
+FOREIGN: Final = "foreign"
+
+# Seconds after which a script that was applied, and did not last, is applied again.
+SCRIPT_SECONDS = 600.0
+# Seconds between two attempts at what failed on this machine (a full disk, systemd).
+_AGAIN = 10.0
+_RUNNER = "google_metadata_script_runner"
+
+AnySpec = SwarmSpec | RendezvousSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """The spec in use (`text` and `spec`), and how it stands with its source: CURRENT, ABSENT,
+    UNREACHABLE or MALFORMED, with `error`. `expected`: sha256 of the script that the newest spec
+    expects, whether or not that spec is one that can be used."""
+
+    text: str
+    spec: AnySpec
+    state: str = UNREACHABLE
+    error: str = "not asked yet"
+    expected: str = ""
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.text.encode(errors="replace")).hexdigest()
+
+
+def follow_spec(
+    known: Known, reading: Reading[Mapping[str, str]], check: Callable[[AnySpec], None]
+) -> Known:
+    """`known`, after the instance's metadata said `reading`. `check` raises LimitsError for a spec
+    that this machine cannot be."""
+    if reading.state == UNREACHABLE:
+        return replace(known, state=UNREACHABLE, error=reading.error)
+    if reading.state != READ or reading.value is None:
+        return known
+    text = reading.value.get("pilot-spec")
+    if text is None:
+        return replace(known, state=ABSENT, error="metadata has no pilot-spec: run `pulumi up`")
+    expected = expected_script(text) or known.expected
+    try:
+        spec = parse(text)
+        if spec.role != known.spec.role:
+            raise SpecError([f"role: is {spec.role!r}, this VM is a {known.spec.role}: replace it"])
+        check(spec)
+    except (SpecError, LimitsError) as error:
+        return replace(known, state=MALFORMED, error=str(error)[:1000], expected=expected)
+    return Known(text=text, spec=spec, state=CURRENT, error="", expected=expected)
+
+
+def script_state(
+    project: Reading[Mapping[str, str]], *, expected: str, applied: str
+) -> tuple[str, bool]:
+    """How it stands with the project's script, and whether it is to be applied now. `applied`:
+    sha256 of the one whose work is done, "" where none's is."""
+    if project.state == UNREACHABLE or project.value is None:
+        return UNREACHABLE, False
+    found = watch.script_hash(project.value)
+    if not found:
+        return ABSENT, False
+    if found == applied:
+        # The one that is expected may still be on its way to the project.
+        return (CURRENT if found == expected else APPLYING), False
+    return (APPLYING, True) if found == expected else (FOREIGN, False)
+
+
+def apply_script() -> None:
+    """Google's runner, in a unit of its own: the script restarts this very service."""
+    unit = ["--no-block", "--collect", "--unit=pilot-script"]
+    unit += ["--description=Pilot: the project's startup script, applied again"]
+    done = subprocess.run(
+        ["systemd-run", *unit, _RUNNER, "startup"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    if done.returncode:
+        raise FinalError(f"the project's script was not run: {' '.join(done.stderr.split())}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changes:
+    """What changed at a look."""
+
+    spec: bool = False
+    orders: bool = False
+    maintenance: bool = False
+
+    def __bool__(self) -> bool:
+        return self.spec or self.orders or self.maintenance
+
+
+class Follower:
+    """The sources of one VM, and what is made of them. `known` and `standing` are what counts."""
+
+    def __init__(
+        self,
+        *,
+        place: Place,
+        known: Known,
+        say: Callable[[str], None],
+        wake: Wake,
+        run_script: Callable[[], None] = apply_script,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.place = place
+        self.known = known
+        self.say = say
+        self.standing = Standing()
+        self.maintenance = ""
+        self.ghosts: tuple[str, ...] = ()
+        self.script = UNREACHABLE
+        self._clock = clock
+        self._run_script = run_script
+        self._recalled = False
+        self._applied: AnySpec | None = None
+        self._apply_again = 0.0
+        self._said: dict[str, str] = {}
+        server = MetadataServer(host=place.metadata_host)
+        self.server = server
+        self._attributes: Source[Mapping[str, str]] = Source(
+            "instance metadata", Attributes(server=server, path="instance/attributes"), wake=wake
+        )
+        self._project: Source[Mapping[str, str]] = Source(
+            "project metadata", Attributes(server=server, path="project/attributes"), wake=wake
+        )
+        self._maintenance: Source[str] = Source(
+            "maintenance", Maintenance(server=server), wake=wake, every=1.0
+        )
+        self._orders: Source[watch.Object] = Source(
+            "orders",
+            Orders(server=server, where=self._orders_place),
+            wake=wake,
+            every=watch.ORDERS_SECONDS,
+        )
+
+    def start(self) -> None:
+        for source in self._sources():
+            source.start()
+
+    def stop(self) -> None:
+        for source in self._sources():
+            source.stop()
+
+    def look(self) -> Changes:
+        """Take what the sources said; what changed. Raises FinalError, OSError or
+        SubprocessError where a new spec could not be applied (the old one stays in use, and it is
+        tried again)."""
+        changes = Changes(orders=self._look_at_orders(), maintenance=self._look_at_maintenance())
+        instance = self._attributes.latest()
+        if instance.value is not None:
+            self.ghosts = watch.ghosts(instance.value)
+        self._note("ghosts", f"ghost: {', '.join(self.ghosts)}" if self.ghosts else "")
+        changed = self._look_at_spec(instance)
+        self._look_at_script(instance)
+        return replace(changes, spec=changed)
+
+    def _sources(
+        self,
+    ) -> tuple[Source[Mapping[str, str]] | Source[str] | Source[watch.Object], ...]:
+        return (self._attributes, self._project, self._maintenance, self._orders)
+
+    def _orders_place(self) -> OrdersPlace:
+        spec = self.known.spec
+        return OrdersPlace(endpoint=spec.storage, bucket=spec.bucket, vm=spec.name)
+
+    # The spec
+
+    def _look_at_spec(self, instance: Reading[Mapping[str, str]]) -> bool:
+        new = follow_spec(self.known, instance, lambda spec: apply.check(self.place, spec))
+        if new.spec != self.known.spec or self._applied is None:
+            if self._clock() < self._apply_again:
+                return False
+            self._apply_again = self._clock() + _AGAIN
+            try:
+                self._apply(new.spec)
+            except LimitsError as error:
+                new = replace(self.known, state=MALFORMED, error=str(error), expected=new.expected)
+            else:
+                self._apply_again = 0.0
+                self._applied = new.spec
+        changed = new.spec != self.known.spec
+        if changed:
+            what = f"{new.spec.agents} agents, release {new.spec.version}"
+            self.say(f"another spec: {what}, sha256 {new.sha256[:12]}")
+        self.known = new
+        self._note("spec", f"spec {new.state}: {new.error}" if new.state != CURRENT else "")
+        if new.state == CURRENT:
+            files.write(self.place.spec, new.text)
+            if self.is_mounted():
+                self.ensure_state()
+                files.write(self.place.node_state / "spec.json", new.text, 0o600)
+        return changed
+
+    def _apply(self, spec: AnySpec) -> None:
+        apply.apply_limits(self.place, spec, self.say)
+        apply.apply_units(self.place, spec, self.say)
+
+    def is_mounted(self) -> bool:
+        return self.place.is_mounted(self.place.state)
+
+    def ensure_state(self) -> None:
+        """The directory of what must not be forgotten; the state disk has to be mounted."""
+        self.place.node_state.mkdir(mode=0o700, exist_ok=True)
+
+    # Orders
+
+    def _look_at_orders(self) -> bool:
+        before = self.standing
+        if not self._recalled and self.is_mounted():
+            self._recalled = True
+            self.standing = orders.recall(self.place, self.known.spec.role, self.say)
+        reading = self._orders.latest()
+        if reading.state:
+            self.standing = orders.follow(self.standing, reading, self.known.spec.role)
+        self.standing = orders.follow_here(self.standing, self._here(), self.known.spec.role)
+        now = self.standing
+        self._note("orders", f"orders {now.state}: {now.error}" if now.error else "")
+        self._note("here", f"{self.place.orders}: {now.here_error}" if now.here_error else "")
+        if now == before:
+            return False
+        if now.state in (READ, ABSENT) and self.is_mounted():
+            self.ensure_state()
+            orders.remember(self.place, now)
+        return True
+
+    def _here(self) -> str | None:
+        try:
+            return self.place.orders.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return None
+
+    def _look_at_maintenance(self) -> bool:
+        reading = self._maintenance.latest()
+        event = reading.value or ""
+        if reading.state != READ or event == self.maintenance:
+            # Unreachable is no end of it.
+            return False
+        if event != "NONE" or self.maintenance:
+            self.say(f"host maintenance: {event}")
+        self.maintenance = event
+        return True
+
+    # The project's script
+
+    def applied_script(self) -> str:
+        """sha256 of the script whose work is done in this boot, "" where none's is."""
+        try:
+            words = self.place.guard.read_text(encoding="ascii").split()
+        except (FileNotFoundError, UnicodeDecodeError):
+            return ""
+        return words[1] if len(words) == 2 else ""
+
+    def _look_at_script(self, instance: Reading[Mapping[str, str]]) -> None:
+        expected = self.known.expected or self.known.spec.script_sha256
+        project = self._project.latest()
+        self.script, due = script_state(project, expected=expected, applied=self.applied_script())
+        self._note(
+            "script",
+            "the project's startup script is neither the applied one nor the one that the spec "
+            "expects: it is not run"
+            if self.script == FOREIGN
+            else "",
+        )
+        if not due:
+            return
+        if instance.value is None or watch.replaced(instance.value):
+            # The runner would run the ghost.
+            return
+        if self._is_at_work() or not self._may_attempt(expected):
+            return
+        self.say(f"the project's startup script is {expected[:12]}, as expected: applying it")
+        self._run_script()
+
+    def _is_at_work(self) -> bool:
+        """Whether a run of the script has the lock."""
+        try:
+            handle = os.open(self.place.run / "lock", os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(handle)
+        return False
+
+    def _may_attempt(self, sha256: str) -> bool:
+        """Once for each script and SCRIPT_SECONDS. On disk: the script restarts this process."""
+        path = self.place.run / "attempt.json"
+        now = _uptime(self.place)
+        try:
+            last = json.loads(path.read_bytes())
+            if last["sha256"] == sha256 and now - float(last["uptime"]) < SCRIPT_SECONDS:
+                return False
+        except (FileNotFoundError, ValueError, LookupError, TypeError):
+            pass
+        files.write(path, json.dumps({"sha256": sha256, "uptime": now}) + "\n", 0o600)
+        return True
+
+    def _note(self, key: str, text: str) -> None:
+        """Say `text` when it is another one than before; "" is the end of it."""
+        if self._said.get(key, "") != text:
+            self._said[key] = text
+            if text:
+                self.say(text)
+
+
+def _uptime(place: Place) -> float:
+    """Seconds since the kernel started."""
+    return float(place.at("/proc/uptime").read_text(encoding="ascii").split()[0])
+
+
+def recall_spec(place: Place) -> Known:
+    """The spec to begin with: this boot's, else the last good one. Raises FinalError, SpecError."""
+    problems: list[str] = []
+    for path in (place.spec, place.node_state / "spec.json"):
+        try:
+            text = _read(path)
+            spec = parse(text)
+        except FileNotFoundError:
+            problems.append(f"{path} is not there")
+        except SpecError as error:
+            problems.append(f"{path}: {error}")
+        else:
+            return Known(text=text, spec=spec, expected=spec.script_sha256)
+    raise FinalError(
+        f"there is no spec to begin with: {'; '.join(problems)}; run "
+        "`rm /run/pilot/guard; google_metadata_script_runner startup`"
+    )
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")
