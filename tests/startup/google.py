@@ -23,6 +23,7 @@ class Google:
     def __init__(self, port: int = 0) -> None:
         self.attributes: dict[str, str] = {}
         self.values: dict[str, str] = {"instance/network-interfaces/0/ip": "10.10.0.7"}
+        self.guest_attributes: dict[str, str] = {}
         self.objects: dict[str, bytes] = {}
         self.failures: dict[str, list[Failure]] = {}
         self.requests: list[str] = []
@@ -84,6 +85,16 @@ class Google:
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
+
+            def do_PUT(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                prefix = "/computeMetadata/v1/instance/guest-attributes/"
+                if self.path.startswith(prefix) and self.headers["Metadata-Flavor"] == "Google":
+                    google.guest_attributes[self.path.removeprefix(prefix)] = body.decode()
+                    self.send_response(200)
+                    self.end_headers()
+                else:
+                    self.send_error(403)
 
             def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
                 pass
