@@ -1,221 +1,43 @@
-"""Bringing the agents to their number, and keeping them there.
+"""Bringing the agents to what they should be, and keeping them there.
 
-`decide` is pure: what was seen and what is remembered in, steps and what to remember out. `Keeper`
-sees and acts. An agent is its port. It runs when its cgroup is there and is ready when its socket
-is there too; both are read from the file system, so that looking at thousands asks nothing of
-PID 1. A start that comes to nothing is told by systemd, asked about the few in flight only.
+`decide` (decide.py) says what to do; `Keeper` sees and acts. What runs and what is ready is read
+from the file system, so that looking at thousands asks nothing of PID 1. A start that comes to
+nothing is told by systemd, asked about the few in flight only.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import stat
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from . import variants
+from .decide import Decision, Goal, Memory, Observed, Trouble, decide, without
 from .place import Place
 from .retry import FinalError
-from .spec import SpecError, SwarmSpec
+from .spec import SpecError
 from .systemd import Systemd, SystemdError
+from .window import Window
 
 UNIT = "pilot-agent@{}.service"
 # The user pilot, by number: the state disk outlives the boot disk and its /etc/passwd.
 UID = 610
 
-# Seconds until a start without a socket is given up. 14 ms alone, 0.65 s at a slow registry, and
-# stalls of 10 s were seen (FACTS); a minute is not slow but stuck.
-START_DEADLINE = 60.0
-# Seconds that an agent has to stay up for its earlier failures to be forgotten.
-STEADY = 60.0
-# Seconds before an agent that failed is started again: 1, 2, 4 ... at most 300.
-BACK_OFF = 1.0
-BACK_OFF_MAX = 300.0
-# Seconds between two looks: at the starts in flight, and at everything.
+# Seconds between two looks: at what is in flight, and at everything.
 TICK = 0.05
 LOOK = 2.0
+# Seconds that a power-off waits for the agents to have been drained (docs/CONTRACT.md): thousands
+# end in less, and Compute Engine gives a VM 90 s and more.
+SHUTDOWN_SECONDS = 60.0
+# Agents that have died of which systemd is asked why in one look: it is one call for each.
+ASKED = 20
 # Bytes after which an agent's standard error is cut: 5,000 of these are 320 MB at worst.
 LOG_BYTES = 64 << 10
-
-
-@dataclass(frozen=True, kw_only=True)
-class Observed:
-    """What is there. `now` in seconds of a monotonic clock; `ended` says why, for starts in
-    flight that systemd knows to have come to nothing."""
-
-    now: float
-    running: frozenset[int] = frozenset()
-    sockets: frozenset[int] = frozenset()
-    ended: Mapping[int, str] = field(default_factory=dict)
-
-    @property
-    def ready(self) -> frozenset[int]:
-        # A socket alone is what SIGKILL leaves behind.
-        return self.running & self.sockets
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trouble:
-    """An agent that failed `failures` times in a row and rests until `until`."""
-
-    failures: int
-    until: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Memory:
-    """What is remembered between two decisions: port -> seconds of the clock, or its trouble."""
-
-    starting: Mapping[int, float] = field(default_factory=dict)
-    stopping: Mapping[int, float] = field(default_factory=dict)
-    up_since: Mapping[int, float] = field(default_factory=dict)
-    trouble: Mapping[int, Trouble] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Decision:
-    """The steps, in this order: stop, then start (its stale socket goes first). `said` is why."""
-
-    stop: tuple[int, ...] = ()
-    start: tuple[int, ...] = ()
-    said: tuple[str, ...] = ()
-    memory: Memory
-
-
-def decide(wanted: Collection[int], window: int, memory: Memory, seen: Observed) -> Decision:
-    """What to do now so that exactly the agents `wanted` run.
-
-    At most `window` starts are in flight, and at most `window` stops. What runs is left alone. An
-    agent that fails rests, longer each time, and those that never failed go before it, so that
-    one bad agent never holds up the rest.
-    """
-    work = _Work(wanted=wanted, seen=seen, memory=memory)
-    work.settle_ready(memory)
-    hung = work.settle_starts(memory)
-    work.adopt(hung)
-
-    # A start that hung goes whatever the window: it takes up a place at the registry.
-    surplus = sorted(seen.running - set(wanted) - work.stopping.keys(), reverse=True)
-    stop = (*hung, *surplus[: max(0, window - len(work.stopping))])
-    work.stopping |= dict.fromkeys(stop, seen.now)
-    # It keeps its place until it is gone.
-    held = len(work.starting) + sum(port in wanted for port in work.stopping)
-    start = work.candidates()[: max(0, window - held)]
-    work.starting |= dict.fromkeys(start, seen.now)
-    return Decision(
-        stop=stop,
-        start=start,
-        said=tuple(work.said),
-        memory=Memory(
-            starting=work.starting,
-            stopping=work.stopping,
-            up_since=work.up_since,
-            trouble=work.trouble,
-        ),
-    )
-
-
-class _Work:
-    """What `decide` works on: the next memory, while it is made out of the last one."""
-
-    def __init__(self, *, wanted: Collection[int], seen: Observed, memory: Memory) -> None:
-        self.wanted = wanted
-        self.seen = seen
-        self.said: list[str] = []
-        self.starting: dict[int, float] = {}
-        self.stopping = {p: t for p, t in memory.stopping.items() if p in seen.running}
-        self.up_since = {
-            p: t for p, t in memory.up_since.items() if p in seen.running and p in wanted
-        }
-        self.trouble = {port: t for port, t in memory.trouble.items() if port in wanted}
-
-    def settle_ready(self, memory: Memory) -> None:
-        """Those that were ready: who died is noted, who is steady is forgiven."""
-        for port in sorted(memory.up_since.keys() - self.up_since.keys()):
-            # Those that were told to stop may; those that are no longer wanted will be told.
-            if port in self.wanted and port not in memory.stopping:
-                steady = self.seen.now - memory.up_since[port] >= STEADY
-                self._failed(port, "died", steady=steady)
-        for port, since in self.up_since.items():
-            if port in self.trouble and self.seen.now - since >= STEADY:
-                del self.trouble[port]
-
-    def settle_starts(self, memory: Memory) -> tuple[int, ...]:
-        """The starts in flight: done, failed, still in flight. Those that hang, to be stopped."""
-        ready, hung = self.seen.ready, []
-        for port, since in memory.starting.items():
-            if port in ready:
-                self.up_since[port] = self.seen.now
-            elif port not in self.wanted:
-                continue
-            elif port in self.seen.ended:
-                self._failed(port, self.seen.ended[port])
-            elif self.seen.now - since > START_DEADLINE:
-                self._failed(port, f"no socket after {START_DEADLINE:.0f} s")
-                hung.append(port)
-            else:
-                self.starting[port] = since
-        return tuple(hung)
-
-    def adopt(self, hung: Collection[int]) -> None:
-        """Those that run and were not known: ready, or a start in flight of an earlier process."""
-        known = self.starting.keys() | self.stopping.keys() | self.up_since.keys() | set(hung)
-        for port in self.seen.running - known:
-            if port in self.wanted:
-                adopted = self.up_since if port in self.seen.sockets else self.starting
-                adopted[port] = self.seen.now
-
-    def candidates(self) -> tuple[int, ...]:
-        """Those that may be started now, those that never failed first."""
-        busy = self.seen.running | self.starting.keys() | self.stopping.keys()
-        found = [
-            port
-            for port in self.wanted
-            if port not in busy
-            and (port not in self.trouble or self.trouble[port].until <= self.seen.now)
-        ]
-        return tuple(sorted(found, key=lambda port: (self._failures(port), port)))
-
-    def _failures(self, port: int) -> int:
-        return self.trouble[port].failures if port in self.trouble else 0
-
-    def _failed(self, port: int, why: str, *, steady: bool = False) -> None:
-        """Remember that `port` failed, and say so. One that was steady starts again at once."""
-        if steady:
-            self.trouble.pop(port, None)
-            self.said.append(f"agent {port}: {why}; starting it again")
-            return
-        self.trouble[port], line = _rest(port, self._failures(port) + 1, why, self.seen.now)
-        self.said.append(line)
-
-
-def without(decision: Decision, unfit: Mapping[int, str], now: float) -> Decision:
-    """`decision`, where the starts `unfit` (port -> why) cannot be made: each is trouble of its
-    own and keeps none of the others from starting."""
-    before = decision.memory
-    trouble, said = dict(before.trouble), list(decision.said)
-    for port, why in unfit.items():
-        failures = trouble[port].failures if port in trouble else 0
-        trouble[port], line = _rest(port, failures + 1, why, now)
-        said.append(line)
-    return replace(
-        decision,
-        start=tuple(port for port in decision.start if port not in unfit),
-        said=tuple(said),
-        memory=replace(
-            before,
-            starting={port: t for port, t in before.starting.items() if port not in unfit},
-            trouble=trouble,
-        ),
-    )
-
-
-def _rest(port: int, failures: int, why: str, now: float) -> tuple[Trouble, str]:
-    # The exponent is bounded: an agent that fails for days must not overflow a float.
-    pause = min(BACK_OFF * 2.0 ** min(failures - 1, 16), BACK_OFF_MAX)
-    line = f"agent {port}: {why} (failure {failures}); again in {pause:g} s"
-    return Trouble(failures=failures, until=now + pause), line
 
 
 def own(path: Path) -> None:
@@ -239,58 +61,118 @@ class NotReadyError(Exception):
     """This VM is not in a state in which an agent may be started."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """What a keeper saw and did last: for the status, the roll and who else wants to know.
+
+    Times are seconds of the keeper's clock. `starts`, `stops` and `failures` count since this
+    process began.
+    """
+
+    now: float
+    ready: frozenset[int]
+    starting: Mapping[int, float]
+    stopping: Mapping[int, float]
+    trouble: Mapping[int, Trouble]
+    variant: Mapping[int, str]
+    up_since: Mapping[int, float]
+    window: Window
+    starts: int
+    stops: int
+    failures: int
+
+
 @dataclass(kw_only=True)
 class Keeper:
-    """Sees, decides and acts, for one VM. `spec` may be replaced between two rounds."""
+    """Sees, decides and acts, for one VM. `goal` may be replaced between two rounds.
+
+    `explain` makes more of why an agent failed: which wall of the kernel was hit, where one was.
+    """
 
     place: Place
-    spec: SwarmSpec
+    goal: Goal
     systemd: Systemd
     say: Callable[[str], None]
     mounted: Callable[[Path], bool] = os.path.ismount
     clock: Callable[[], float] = time.monotonic
+    explain: Callable[[str], str] = str
     memory: Memory = field(default_factory=Memory)
     _seen: Observed | None = None
     _looked: float = 0.0
     _asked: float = 0.0
-    _ready: int = -1
+    _reported: tuple[int, int] = (-1, -1)
+    _starts: int = 0
+    _stops: int = 0
+    _failures: int = 0
 
     def round(self) -> float:
-        """One round; the seconds until the next. Raises NotReadyError, SystemdError."""
-        if not self.mounted(self.place.state):
+        """One round; the seconds until the next. Raises NotReadyError, SystemdError, OSError."""
+        if self.goal.starts and self.goal.variants and not self.mounted(self.place.state):
             raise NotReadyError(
                 f"{self.place.state} is not mounted: no agent is started, its identity would be "
                 "lost with the boot disk"
             )
+        if self._seen is None:
+            self.memory = replace(self.memory, variant=variants.read(self.place))
+        # Kept before anything is done: who asks after a failed round is told what was seen.
         self._seen = seen = self._look()
-        decision = decide(self.spec.ports, self.spec.window, self.memory, seen)
-        decision = without(decision, self._prepare(decision.start), seen.now)
+        decision = decide(self.goal, self.memory, seen)
+        decision = without(decision, self._prepare(decision), seen.now)
         for line in decision.said:
             self.say(line)
         self._act(decision)
         # Only after acting: where systemd could not be asked, the same is decided again.
         self.memory = decision.memory
+        self._failures += decision.failures
         self._report(seen)
-        return TICK if self.memory.starting else LOOK
+        return self._pause(seen.now)
+
+    def view(self) -> View:
+        """What is known after the last round; nothing is looked at."""
+        seen, memory = self._seen or Observed(now=self.clock()), self.memory
+        return View(
+            now=seen.now,
+            ready=seen.ready,
+            starting=memory.starting,
+            stopping=memory.stopping,
+            trouble=memory.trouble,
+            variant={port: memory.variant.get(port, "") for port in seen.running},
+            up_since=memory.up_since,
+            window=memory.window,
+            starts=self._starts,
+            stops=self._stops,
+            failures=self._failures,
+        )
+
+    def _pause(self, now: float) -> float:
+        memory = self.memory
+        if memory.starting or memory.stopping:
+            return TICK
+        due = [each.until for each in memory.trouble.values()] + [memory.window.rest_until]
+        soon = min((moment - now for moment in due if moment > now), default=LOOK)
+        return min(max(soon, TICK), LOOK)
 
     def _look(self) -> Observed:
-        now = self.clock()
+        now, memory = self.clock(), self.memory
         if self._seen is None or now - self._looked >= LOOK:
             self._looked = now
             self._cut_logs()
             seen = Observed(now=now, running=self._running(), sockets=self._sockets())
+            self._forget(seen)
         else:
-            seen = self._look_at(self.memory.starting, self._seen, now)
-        silent = [port for port, since in self.memory.starting.items() if now - since >= 0.5]
+            seen = self._look_at({*memory.starting, *memory.stopping}, self._seen, now)
+        silent = [port for port, since in memory.starting.items() if now - since >= 0.5]
+        dead = sorted(memory.up_since.keys() & self.goal.variants.keys() - seen.running)
+        ask = dead[:ASKED]
         if silent and now - self._asked >= 1.0:
             self._asked = now
-            seen = replace(seen, ended=self._ended(silent))
-        return seen
+            ask += silent
+        return replace(seen, ended=self._ended(ask)) if ask else seen
 
     def _look_at(self, ports: Iterable[int], before: Observed, now: float) -> Observed:
         """The picture of before, with a fresh look at `ports` only."""
         running, sockets = set(before.running), set(before.sockets)
-        base = self._cgroup()
+        base = cgroup(self.place)
         for port in ports:
             there = base is not None and (base / UNIT.format(port)).is_dir()
             (running.add if there else running.discard)(port)
@@ -298,20 +180,21 @@ class Keeper:
             (sockets.add if there else sockets.discard)(port)
         return Observed(now=now, running=frozenset(running), sockets=frozenset(sockets))
 
-    def _cgroup(self) -> Path | None:
-        """pilot.slice below cgroup v2, or below v1 where a container has its host's."""
-        for base in ("/sys/fs/cgroup/pilot.slice", "/sys/fs/cgroup/systemd/pilot.slice"):
-            if self.place.at(base).is_dir():
-                return self.place.at(base)
-        return None
-
     def _running(self) -> frozenset[int]:
-        base = self._cgroup()
-        return _numbers(base, "pilot-agent@", ".service") if base else frozenset()
+        base = cgroup(self.place)
+        return numbers(base, "pilot-agent@", ".service") if base else frozenset()
 
     def _sockets(self) -> frozenset[int]:
-        found = _numbers(self.place.sockets, "", ".sock")
+        found = numbers(self.place.sockets, "", ".sock")
         return frozenset(port for port in found if _is_socket(self.place.socket(port)))
+
+    def _forget(self, seen: Observed) -> None:
+        """What those were started with that are gone and not wanted: else it would be kept."""
+        variant = dict(self.memory.variant)
+        for port in variant.keys() - self.goal.variants.keys() - seen.running:
+            variants.forget(self.place, port)
+            del variant[port]
+        self.memory = replace(self.memory, variant=variant)
 
     def _ended(self, ports: Sequence[int]) -> dict[int, str]:
         states = self.systemd.states([UNIT.format(port) for port in ports])
@@ -319,31 +202,38 @@ class Keeper:
         for port in ports:
             state = states.get(UNIT.format(port))
             if state and state.ended:
-                ended[port] = f"ended ({state.result}, status {state.exit_status})"
+                said = f"ended ({state.result}, status {state.exit_status})"
                 if last := _last_line(self.place.logs / str(port)):
-                    ended[port] += f": {last}"
+                    said += f": {last}"
+                ended[port] = self.explain(said)
         return ended
 
     def _act(self, decision: Decision) -> None:
         if decision.stop:
             self.systemd.stop([UNIT.format(port) for port in decision.stop])
+            self._stops += len(decision.stop)
         if decision.start:
             self.systemd.start([UNIT.format(port) for port in decision.start])
+            self._starts += len(decision.start)
 
-    def _prepare(self, ports: Iterable[int]) -> dict[int, str]:
-        """Make way for each of `ports`: no stale socket, a home. Those that cannot start: why."""
+    def _prepare(self, decision: Decision) -> dict[int, str]:
+        """Make way for what is to start: no stale socket, a home, what it is started with. Those
+        that cannot start: why."""
         unfit = {}
-        for port in ports:
+        for port in decision.start:
             try:
                 # Left by SIGKILL, it would look like readiness.
                 self.place.socket(port).unlink(missing_ok=True)
                 self._home(port)
+                variants.choose(self.place, port, self.goal.variants[port])
             except OSError as error:
                 # The directory of the sockets is the agents' own: there may be anything.
-                unfit[port] = str(error)
+                unfit[port] = self.explain(str(error))
         return unfit
 
     def _home(self, port: int) -> None:
+        # Durable without our doing: the daemon fsyncs its identity and then the home itself before
+        # it dials the registry, and ext4 commits what made the home before that.
         home = self.place.agents / str(port)
         if not home.is_dir():
             # Complete before it has its name: a crash in between leaves no home of root's.
@@ -362,16 +252,18 @@ class Keeper:
                     os.truncate(entry.path, 0)
 
     def _report(self, seen: Observed) -> None:
-        ready = len(seen.ready & set(self.spec.ports))
-        if ready != self._ready and (not self.memory.starting or ready % 100 == 0):
-            self._ready = ready
-            self.say(f"{ready} of {self.spec.agents} agents ready")
+        wanted = len(self.goal.variants)
+        ready = len(seen.ready & self.goal.variants.keys())
+        busy = self.memory.starting or self.memory.stopping
+        if (ready, wanted) != self._reported and (not busy or ready % 100 == 0):
+            self._reported = (ready, wanted)
+            self.say(f"{ready} of {wanted} agents ready")
 
 
 def serve(
     keeper: Keeper, *, refresh: Callable[[], None], sleep: Callable[[float], None] = time.sleep
 ) -> None:
-    """Rounds without end. `refresh` may replace the keeper's spec before each."""
+    """Rounds without end. `refresh` may replace the keeper's goal before each."""
     said = ""
     while True:
         try:
@@ -387,7 +279,67 @@ def serve(
         sleep(pause)
 
 
-def _numbers(folder: Path, before: str, after: str) -> frozenset[int]:
+def drain_for_shutdown(
+    place: Place,
+    *,
+    limit: int,
+    say: Callable[[str], None],
+    seconds: float = SHUTDOWN_SECONDS,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+    kill: Callable[[int, int], None] = os.kill,
+) -> int:
+    """End the agents, `limit` at a time, while the system goes down; how many are left.
+
+    By SIGTERM to their processes: systemd's own jobs for them are queued already and wait for
+    pilot-node to end (Before= in their unit), so a `systemctl stop` would wait for itself. After
+    `seconds` the rest is left to systemd.
+    """
+    begun = clock()
+    ports = processes(place)
+    total, asked = len(ports), set[int]()
+    if ports:
+        say(f"the system goes down: ending {total} agents, {limit} at a time")
+    while ports and clock() - begun < seconds:
+        told = asked & ports.keys()
+        for port in sorted(ports.keys() - told)[: max(0, limit - len(told))]:
+            asked.add(port)
+            for process in ports[port]:
+                with suppress(ProcessLookupError):
+                    kill(process, signal.SIGTERM)
+        sleep(TICK)
+        ports = processes(place)
+    if total:
+        say(f"{total - len(ports)} of {total} agents ended in {clock() - begun:.1f} s")
+    return len(ports)
+
+
+def cgroup(place: Place) -> Path | None:
+    """pilot.slice below cgroup v2, or below v1 where a container has its host's."""
+    for base in ("/sys/fs/cgroup/pilot.slice", "/sys/fs/cgroup/systemd/pilot.slice"):
+        if place.at(base).is_dir():
+            return place.at(base)
+    return None
+
+
+def processes(place: Place) -> dict[int, list[int]]:
+    """Port -> process IDs of its agent, of those that have any."""
+    found: dict[int, list[int]] = {}
+    base = cgroup(place)
+    if base is None:
+        return found
+    for port in numbers(base, "pilot-agent@", ".service"):
+        try:
+            text = (base / UNIT.format(port) / "cgroup.procs").read_text(encoding="ascii")
+        except OSError:
+            # Gone in between.
+            continue
+        if text.strip():
+            found[port] = [int(line) for line in text.split()]
+    return found
+
+
+def numbers(folder: Path, before: str, after: str) -> frozenset[int]:
     """The numbers N for which `folder` holds `before`N`after`."""
     found = set()
     with os.scandir(folder) as entries:

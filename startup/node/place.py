@@ -85,6 +85,11 @@ class Place:
         return self.run / "orders.json"
 
     @property
+    def address(self) -> Path:
+        """The VM's own internal address, one line."""
+        return self.run / "address"
+
+    @property
     def status(self) -> Path:
         return self.run / "status.json"
 

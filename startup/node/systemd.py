@@ -38,6 +38,7 @@ class Systemd(Protocol):
     def start(self, units: Sequence[str]) -> None: ...
     def stop(self, units: Sequence[str]) -> None: ...
     def states(self, units: Sequence[str]) -> dict[str, UnitState]: ...
+    def stopping(self) -> bool: ...
 
 
 class Systemctl:
@@ -65,6 +66,11 @@ class Systemctl:
                     )
         return found
 
+    def stopping(self) -> bool:
+        """Whether the system is going down: a job for that is queued or at work."""
+        # It exits with 1 whatever it says but "running".
+        return _call("is-system-running").stdout.strip() == "stopping"
+
     def _queue(self, verb: str, units: Sequence[str]) -> None:
         for batch in _batches(units):
             _run("--no-block", verb, *batch)
@@ -76,8 +82,16 @@ def _batches(units: Sequence[str]) -> Iterable[Sequence[str]]:
 
 
 def _run(*arguments: str) -> str:
+    done = _call(*arguments)
+    if done.returncode != 0:
+        said = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
+        raise SystemdError(f"systemctl {' '.join(arguments[:3])}: {said[:500]}")
+    return done.stdout
+
+
+def _call(*arguments: str) -> subprocess.CompletedProcess[str]:
     try:
-        done = subprocess.run(
+        return subprocess.run(
             ["systemctl", *arguments],
             capture_output=True,
             check=False,
@@ -87,7 +101,3 @@ def _run(*arguments: str) -> str:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise SystemdError(f"systemctl {arguments[0]}: {error}") from error
-    if done.returncode != 0:
-        said = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
-        raise SystemdError(f"systemctl {' '.join(arguments[:3])}: {said[:500]}")
-    return done.stdout
