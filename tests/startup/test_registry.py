@@ -1,0 +1,372 @@
+"""The registry's file: what is whole, what is put in its place, which copies stay."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from standin.state import Node, State, read_snapshot, sealed
+from startup.node import registry
+from startup.node.place import Place
+from startup.node.registry import BadRegistryError, Check, Copy
+from tests.standin.client import Identity, standin, wait_for, whitelist
+
+NOW = 1_790_000_000.0
+
+
+def state(count: int, *, requests: int = 0) -> State:
+    found = State(started=NOW)
+    for number in range(1, count + 1):
+        found.add(
+            Node(
+                id=number,
+                key=f"{number:042}A=",
+                owner=f'agent-{number}"\\ü@swarm-1.invalid',
+                address=f"10.10.0.2:{10000 + number}",
+                version="1.18.0",
+                created=NOW,
+                last_seen=NOW + number,
+            )
+        )
+    found.total_requests = requests
+    return found
+
+
+def snapshot(count: int, **more: int) -> bytes:
+    return sealed(state(count, **more).snapshot())
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    found = Place(root=tmp_path)
+    found.registry.mkdir(parents=True)
+    return found
+
+
+def said(lines: list[str]) -> Callable[[str], None]:
+    return lines.append
+
+
+def put(place: Place, content: bytes, *, at: float = NOW) -> Path:
+    """As the rendezvous does it: another file each time, with a time of its own."""
+    path = place.registry / registry.NAME
+    temporary = path.with_suffix(".tmp")
+    temporary.write_bytes(content)
+    os.utime(temporary, (at, at))
+    temporary.replace(path)
+    return path
+
+
+@pytest.mark.parametrize("size", [1, 7, 64, 1000, 1 << 20])
+def test_a_whole_file_is_whole_however_it_is_read(size: int) -> None:
+    found = state(30)
+    found.reap(NOW + 21)
+    content = sealed(found.snapshot())
+    check = Check()
+    for at in range(0, len(content), size):
+        check.feed(content[at : at + size])
+    assert check.result() == registry.Summary(size=len(content), nodes=10, keys=30)
+
+
+def test_a_registry_without_nodes_is_whole(place: Place) -> None:
+    found = registry.examine(put(place, snapshot(0)))
+    assert found is not None
+    assert found.nodes == 0
+
+
+def test_without_a_file_there_is_nothing_wrong(place: Place) -> None:
+    assert registry.examine(place.registry / registry.NAME) is None
+    assert registry.prepare(place, NOW, print) == registry.Start()
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "empty"),
+        (bytes(5000), "zeros"),
+        (b"{}", "no snapshot"),
+        (b"[]", "no snapshot"),
+        (b'{"hello": 1}', "no snapshot"),
+        (b'{"version":1,"nodes":{}}', "no checksum"),
+        (b'{"version":0,"nodes":{"1"', "no whole JSON"),
+        (random.Random(1).randbytes(3000), "no whole JSON"),
+        (b"[" * 100_000, "no whole JSON"),
+    ],
+)
+def test_what_is_no_registry(place: Place, content: bytes, why: str) -> None:
+    with pytest.raises(BadRegistryError, match=why):
+        registry.examine(put(place, content))
+
+
+@pytest.mark.parametrize("content", [b'{"version": 0, "next_node": 9, "nodes": {}}\n'])
+def test_one_from_before_checksums_is_whole(place: Place, content: bytes) -> None:
+    assert registry.examine(put(place, content)) is not None
+
+
+def test_nodes_of_an_unsealed_one_are_counted() -> None:
+    document = state(12).snapshot().replace(b'"version":1', b'"version":0', 1)
+    assert registry.parsed(document).nodes == 12
+
+
+def test_what_is_no_file_is_not_waited_for(place: Place) -> None:
+    path = place.registry / registry.NAME
+    for make in (os.mkfifo, os.mkdir, lambda p: Path(p).symlink_to("/etc/passwd")):
+        make(path)
+        lines: list[str] = []
+        assert registry.prepare(place, NOW, said(lines)).set_aside
+        assert not os.path.lexists(path)
+
+
+def test_two_hundred_truncations(place: Place) -> None:
+    """The file cut off anywhere, zeros to its end, a bit turned: never started from."""
+    good = snapshot(60, requests=1)
+    put(place, good)
+    registry.take_copy(place, NOW)
+    newest = snapshot(60, requests=2)
+    chance = random.Random(20)
+    for number in range(200):
+        at = chance.randrange(len(newest))
+        bad = {
+            0: newest[:at],
+            1: newest[:at] + bytes(len(newest) - at),
+            2: newest[:at] + bytes([newest[at] ^ 1 << chance.randrange(8)]) + newest[at + 1 :],
+        }[number % 3 if number >= 100 else 0]
+        path = put(place, bad)
+        start = registry.prepare(place, NOW + number, print)
+        assert (start.restored, start.nodes) != ("", 0), f"at {at}"
+        assert read_snapshot(path.read_bytes(), started=NOW).total_requests == 1
+        assert path.read_bytes() == good
+    assert len(registry.set_aside_names(place)) == registry.BAD_FILES
+
+
+def test_the_newest_good_copy_is_put_back(place: Place) -> None:
+    for number in range(1, 4):
+        put(place, snapshot(5, requests=number), at=NOW + number)
+        registry.take_copy(place, NOW + number)
+    put(place, b"{", at=NOW + 9)
+    names = [copy.name for copy in registry.copies(place)]
+    # A disk that lies: the newest copy is not what it was.
+    spoilt = place.registry / "copies" / names[-1]
+    spoilt.write_bytes(spoilt.read_bytes()[:-1])
+    lines: list[str] = []
+    start = registry.prepare(place, NOW + 10, said(lines))
+    assert start.restored == names[-2]
+    path = place.registry / registry.NAME
+    assert read_snapshot(path.read_bytes(), started=NOW).total_requests == 2
+    assert (place.registry / start.set_aside).read_bytes() == b"{"
+    assert f"copy {names[-1]}" in "\n".join(lines)
+
+
+def test_a_deleted_file_is_put_back(place: Place) -> None:
+    put(place, snapshot(5))
+    registry.take_copy(place, NOW)
+    (place.registry / registry.NAME).unlink()
+    start = registry.prepare(place, NOW, print)
+    assert start.restored
+    assert start.keys == 5
+
+
+def test_a_bad_file_without_a_copy_is_kept_aside(place: Place) -> None:
+    put(place, b"half")
+    start = registry.prepare(place, NOW, print)
+    assert (start.restored, start.nodes) == ("", 0)
+    assert (place.registry / start.set_aside).read_bytes() == b"half"
+
+
+def test_only_what_is_good_and_new_is_copied(place: Place) -> None:
+    assert registry.take_copy(place, NOW) is None
+    put(place, snapshot(3))
+    first = registry.take_copy(place, NOW)
+    assert first is not None
+    assert first.keys == 3
+    assert registry.take_copy(place, NOW + 300) is None
+    put(place, snapshot(3)[:-5], at=NOW + 301)
+    with pytest.raises(BadRegistryError):
+        registry.take_copy(place, NOW + 301)
+    put(place, snapshot(4), at=NOW + 302)
+    assert registry.take_copy(place, NOW + 302) is not None
+    assert [copy.keys for copy in registry.copies(place)] == [3, 4]
+    assert not list((place.registry / "copies").glob(".new-*"))
+    # A clock that was set back: the newest is still the last one.
+    put(place, snapshot(5), at=NOW - 9000)
+    registry.take_copy(place, NOW - 9000)
+    assert [copy.keys for copy in registry.copies(place)] == [3, 4, 5]
+
+
+def test_a_copy_is_durable_before_it_is_one(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """File, rename, directory, in this order."""
+    done: list[str] = []
+    real_fsync, real_replace = os.fsync, Path.replace
+
+    def fsync(handle: int) -> None:
+        done.append("directory" if os.path.isdir(f"/proc/self/fd/{handle}") else "file")  # noqa: PTH112
+        real_fsync(handle)
+
+    def replace(path: Path, target: Path) -> Path:
+        done.append("rename")
+        return real_replace(path, target)
+
+    put(place, snapshot(3))
+    registry.prepare(place, NOW, print)
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "replace", replace)
+    registry.take_copy(place, NOW)
+    assert done == ["file", "rename", "directory"]
+    (place.registry / registry.NAME).unlink()
+    done.clear()
+    registry.prepare(place, NOW, print)
+    assert done == ["file", "rename", "directory"]
+
+
+def at(minutes: float, *, keys: int = 100, size: int = 1000) -> Copy:
+    return Copy(name=f"{minutes:012.2f}", time=NOW + minutes * 60, size=size, keys=keys)
+
+
+def left(found: list[Copy], now: float, room: int = 1 << 40) -> list[Copy]:
+    gone = registry.surplus(found, now, room)
+    return [copy for copy in found if copy not in gone]
+
+
+def test_copies_are_thinned_with_age() -> None:
+    held: list[Copy] = []
+    for number in range(20 * 24 * 12):
+        held.append(at(number * 5))
+        held = left(held, held[-1].time)
+    end = held[-1].time
+    ages = [end - copy.time for copy in held]
+    assert len(held) <= registry.NEWEST + registry.HOURLY + registry.DAILY
+    assert ages[-6:] == [1500, 1200, 900, 600, 300, 0]
+    assert 5 * 86400 < max(ages) <= 8 * 86400
+    assert sum(3600 < age < 8 * 3600 for age in ages) >= 5
+
+
+def test_a_registry_that_starts_empty_pushes_no_good_copy_out() -> None:
+    held = [at(5 * number, keys=9500) for number in range(6)]
+    for number in range(6, 300):
+        held.append(at(5 * number, keys=40))
+        held = left(held, held[-1].time)
+    full = [copy for copy in held if copy.keys == 9500]
+    assert len(full) == registry.PINNED
+    assert registry.best(held)[0] == full[-1]
+    # It has grown back: they are copies as any other.
+    for number in range(300, 1000):
+        held.append(at(5 * number, keys=9000))
+        held = left(held, held[-1].time)
+    assert registry.best(held)[0].keys == 9000
+
+
+def test_room_is_bounded_and_the_last_good_one_stays() -> None:
+    held = [at(number, size=100, keys=9) for number in range(6)] + [at(7, keys=1, size=100)]
+    assert [c.time for c in left(held, NOW, room=300)] == [c.time for c in held[-3:]]
+    assert [copy.keys for copy in left(held, NOW, room=10)] == [9, 1]
+
+
+def test_age_takes_the_last_copy_from_nobody() -> None:
+    held = [at(0), at(5)]
+    assert left(held, NOW + 100 * 86400) == held
+
+
+def test_clean_begins_anew_and_keeps_what_was(place: Place) -> None:
+    content = snapshot(5)
+    put(place, content)
+    (place.registry / registry.LOG).write_bytes(b"log")
+    registry.clean(place, NOW, print)
+    assert registry.prepare(place, NOW, print) == registry.Start()
+    assert not (place.registry / registry.NAME).exists()
+    assert not (place.registry / registry.LOG).exists()
+    (kept,) = (place.registry / "copies").glob("*.before-clean")
+    assert kept.read_bytes() == content
+    assert len(registry.set_aside_names(place)) == 2
+
+
+def test_a_planted_folder_of_copies_is_not_used(place: Place) -> None:
+    (place.registry / "elsewhere").mkdir()
+    (place.registry / "copies").symlink_to("elsewhere")
+    put(place, snapshot(3))
+    registry.take_copy(place, NOW)
+    assert (place.registry / "copies").is_dir()
+    assert not (place.registry / "copies").is_symlink()
+    assert not list((place.registry / "elsewhere").iterdir())
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(place, snapshot(3))
+    registry.prepare(place, NOW, print)
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="make room"):
+        registry.take_copy(place, NOW)
+    assert not list((place.registry / "copies").iterdir())
+
+
+@pytest.mark.engine
+def test_killed_while_it_writes(tmp_path: Path, place: Place) -> None:
+    """A rendezvous that is killed at any moment while agents register and it saves: what is there
+    is whole, or a copy is put back, and whoever registered before the copy keeps the id."""
+    chance = random.Random(5)
+    whitelist(place.registry)
+    agents = [Identity(owner=f"a{number}@x.invalid") for number in range(40)]
+    known: dict[str, object] = {}
+    for round_ in range(4):
+        with standin(place.registry) as running:
+            with running.client() as client:
+                for agent in agents[: 10 * (round_ + 1)]:
+                    answer = client.ask(agent.register())
+                    assert known.setdefault(agent.key, answer["node_id"]) == answer["node_id"]
+            assert running.http("/api/snapshot", "POST").status == 200
+            registry.take_copy(place, time.time())
+            for _ in range(chance.randrange(1, 5)):
+                running.http("/api/snapshot", "POST")
+            running.stop(signal.SIGKILL)
+        if round_ % 2:
+            path = place.registry / registry.NAME
+            content = path.read_bytes()
+            path.write_bytes(content[: chance.randrange(len(content))])
+        start = registry.prepare(place, time.time(), print)
+        assert bool(start.restored) == bool(round_ % 2)
+        assert start.keys == 10 * (round_ + 1)
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("damage", ["truncated", "zeros", "deleted"])
+def test_a_real_start_from_what_was_put_back(place: Place, damage: str) -> None:
+    whitelist(place.registry)
+    agent = Identity()
+    path = place.registry / registry.NAME
+    with standin(place.registry) as running:
+        with running.client() as client:
+            number = client.ask(agent.register())["node_id"]
+        running.http("/api/snapshot", "POST")
+        assert registry.take_copy(place, time.time()) is not None
+        running.stop()
+    if damage == "deleted":
+        path.unlink()
+    else:
+        half = path.read_bytes()[: path.stat().st_size // 2]
+        path.write_bytes(half if damage == "truncated" else half + bytes(len(half)))
+    assert registry.prepare(place, time.time(), print).restored
+    with standin(place.registry) as running:
+        wait_for(lambda: running.stats()["total_nodes"] == 1, "the node that was there")
+        with running.client() as client:
+            assert client.ask(agent.register())["node_id"] == number
+
+
+def test_the_fields_that_are_looked_for_are_written() -> None:
+    """What is counted, and how it is told, is what the stand-in writes as the real one does."""
+    document = json.loads(snapshot(2))
+    assert next(iter(document)) == "version"
+    assert "public_key" in document["nodes"]["1"]
+    assert len(document["pub_key_idx"]) == 2
+    assert list(document)[-1] == "checksum"
