@@ -7,7 +7,7 @@ from typing import Final
 
 from lab.machines import Driver, NoMachines
 from lab.metadata import MetadataServers
-from lab.server import Serving, serve
+from lab.server import Serving, listen, serve
 
 DRIVERS: Final = ("none", "qemu", "container")
 
@@ -37,9 +37,16 @@ def run(
     the state cannot be used, MachineError where the driver cannot, OSError where the port is taken.
     """
     servers, stopped = MetadataServers(), _Stopped()
-    machines = _driver(driver, state, port=port, servers=servers, stopped=stopped, cache=cache)
+    # Taken first: machines find the API at the port that it has here.
+    listening = listen(port)
+    bound = int(listening.getsockname()[1])
     try:
-        with serve(state, port, machines) as serving:
+        machines = _driver(driver, state, port=bound, servers=servers, stopped=stopped, cache=cache)
+    except BaseException:
+        listening.close()
+        raise
+    try:
+        with serve(state, listening, machines) as serving:
             stopped.attach(serving)
             servers.attach(serving.lab)
             yield serving, servers

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -129,11 +130,12 @@ def _refusal(error: ApiError) -> Response:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    # Clients open dozens of connections at once; the default of 5 would refuse some.
-    request_queue_size = 128
 
-    def __init__(self, host: str, port: int, lab: Lab) -> None:
-        super().__init__((host, port), _Handler)
+    def __init__(self, listening: socket.socket, lab: Lab) -> None:
+        super().__init__(listening.getsockname(), _Handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listening
+        self.server_name, self.server_port = listening.getsockname()[:2]
         self.lab = lab
 
 
@@ -252,17 +254,29 @@ class Serving:
         }
 
 
+def listen(port: int = 0, host: str = "127.0.0.1") -> socket.socket:
+    """Take a port, a free one for 0; OSError where it is taken. Who connects waits for `serve`."""
+    # Clients open dozens of connections at once; the default of 5 would refuse some.
+    return socket.create_server((host, port), backlog=128)
+
+
 @contextmanager
 def serve(
-    state: Path, port: int = 0, driver: Driver | None = None, host: str = "127.0.0.1"
+    state: Path, listening: socket.socket | None = None, driver: Driver | None = None
 ) -> Iterator[Serving]:
-    """Serve a lab with its state in `state` until the block ends; port 0 takes a free one.
+    """Serve a lab with its state in `state` until the block ends, at a socket of `listen`.
 
-    StoreError where the state cannot be used, OSError where the port is taken.
+    The socket is closed at the end; without one a free port is taken. StoreError where the state
+    cannot be used.
     """
-    lab = Lab(state, driver)
+    listening = listening or listen()
     try:
-        server = _Server(host, port, lab)
+        lab = Lab(state, driver)
+    except BaseException:
+        listening.close()
+        raise
+    try:
+        server = _Server(listening, lab)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
         try:

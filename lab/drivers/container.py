@@ -278,7 +278,7 @@ class Container:
         command += ["\n".join(str(each) for each in layers)]
         command += ["\n".join(self._nics(machine))]
         command += ["\n".join(self._disk(device, each) for device, each in devices.items())]
-        command += ["--quiet", "--boot", f"--directory={folder / 'root'}", f"--machine={name}"]
+        command += ["--quiet", "--boot", f"--directory={folder / 'tree'}", f"--machine={name}"]
         command += ["--register=no", "--keep-unit", "--settings=no", "--private-network"]
         command += ["--console=read-only", "--link-journal=no", "--resolv-conf=off"]
         command += ["--timezone=off", f"--hostname={machine.hostname.partition('.')[0]}"]

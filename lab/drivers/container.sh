@@ -3,7 +3,7 @@
 # whatever it mounts, and its interfaces, go away with the last of its processes, however they end.
 #
 # container.sh FOLDER NAMESPACE CGROUPS LAYERS NICS DISKS ARGUMENT…
-#   FOLDER     the machine's; below it root/ and lower/ are mounted on
+#   FOLDER     the machine's; below it tree/ and lower/ are mounted on
 #   NAMESPACE  name of the lab's network namespace, with the bridge `lan`
 #   CGROUPS    directories to move to, separated by newlines
 #   LAYERS     file system image, upper and work directory, separated by newlines
@@ -31,9 +31,9 @@ mount_root() {
   # volatile: otherwise each power-off waits until the machine's whole file system is on its disk.
   # What that protects from is a crash of this machine, after which nobody asks for this container;
   # the mark that it leaves to say so is in the way of the next start.
-  rm -rf "$work/work/incompat"
+  rm -rf "$work"/*/incompat
   layers="lowerdir=$FOLDER/lower,upperdir=$upper,workdir=$work"
-  mount -t overlay overlay -o "$layers,volatile" "$FOLDER/root"
+  mount -t overlay overlay -o "$layers,volatile" "$FOLDER/tree"
 }
 
 # The kernel detaches a loop device that was told to go as soon as nobody has it open: this script
@@ -55,9 +55,9 @@ open_disks() {
 
 # nspawn looks its interfaces up in /sys, which shows those of the namespace that mounted it.
 mount_sys() {
-  mount -t sysfs -o ro,nosuid,nodev,noexec sysfs "$FOLDER/root"
-  mount --rbind /sys/fs/cgroup "$FOLDER/root/fs/cgroup"
-  mount --move "$FOLDER/root" /sys
+  mount -t sysfs -o ro,nosuid,nodev,noexec sysfs "$FOLDER/tree"
+  mount --rbind /sys/fs/cgroup "$FOLDER/tree/fs/cgroup"
+  mount --move "$FOLDER/tree" /sys
 }
 
 interfaces=()
@@ -76,7 +76,7 @@ plug_nics() {
 echo "$$" >"$FOLDER/pid.part"
 mv "$FOLDER/pid.part" "$FOLDER/pid"
 enter_cgroups
-mkdir -p "$FOLDER/root" "$FOLDER/lower"
+mkdir -p "$FOLDER/tree" "$FOLDER/lower"
 mount_sys
 mount_root
 open_disks

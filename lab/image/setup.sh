@@ -44,7 +44,7 @@ touch /etc/.updated /var/.updated
 make_initrd() {
   version=$(basename /lib/modules/*)
   initrd=$(mktemp -d)
-  mkdir -p "$initrd/bin" "$initrd/dev" "$initrd/proc" "$initrd/root" "$initrd/modules"
+  mkdir -p "$initrd/bin" "$initrd/dev" "$initrd/proc" "$initrd/new" "$initrd/modules"
   cp /bin/busybox "$initrd/bin/"
   mv /init "$initrd/init"
   number=100

@@ -18,7 +18,6 @@ from typing import Any
 import yaml
 
 from lab import cloud
-from lab.drivers.places import free_port
 from lab.web import Request, Response
 from standin.build import build
 from tests.components.fleet import ROOT
@@ -61,10 +60,9 @@ class Fleet:
         (folder / "fleet").mkdir()
         self.project = Project(folder=folder / "fleet", environment=environment, stack="lab")
         self._ending, self._is_over = ExitStack(), False
-        # Containers are told the port before anything listens on it.
-        self.port = free_port()
-        lab = cloud.run(self.state, driver=driver, port=self.port)
+        lab = cloud.run(self.state, driver=driver)
         self.serving, self.servers = self._ending.enter_context(lab)
+        self.port = int(self.serving.url.rpartition(":")[2])
         self.api = Client(self.serving.url, timeout=180)
         self.wanted: dict[str, int] = {}
 

@@ -127,7 +127,7 @@ def test_a_script_behind_pulumis_back_hides_ours_until_pulumi_up(fleet: Fleet) -
 @pytest.mark.parametrize(
     ("name", "uploaded", "why"),
     [
-        ("corrupt", b"#!/bin/sh\ntouch /root/it-ran\n", "is corrupt or was replaced"),
+        ("corrupt", b"#!/bin/sh\ntouch /srv/it-ran\n", "is corrupt or was replaced"),
         ("missing", None, "404 Not Found: there is no such object"),
     ],
     ids=["corrupt", "missing"],
@@ -149,7 +149,7 @@ def test_a_binary_that_is_not_the_declared_one_stops_the_boot(
         assert 'FAILED in step "release, units" with status 1' in console
         assert f"gs://{spec['bucket']}/{path}" in console
         assert DONE not in console
-        left = "find /opt/pilot /root/it-ran -type f -o -type l 2>/dev/null; true"
+        left = "find /opt/pilot /srv/it-ran -type f -o -type l 2>/dev/null; true"
         assert fleet.run(name, left) == ""
         look = "cat /run/pilot/guard; pgrep -cx pilot-daemon; pgrep -cu 610; true"
         assert fleet.run(name, look).split() == ["working", "0", "0"]

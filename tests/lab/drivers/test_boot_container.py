@@ -94,10 +94,10 @@ def test_two_containers_live(
         assert urllib.request.urlopen(f"http://127.0.0.1:{port}/name").read() == b"vm-2\n"
 
         # A reset, and a reboot from inside: disks keep what they have, the other does not notice.
-        ssh(driver, one, "echo kept >/root/kept")
+        ssh(driver, one, "echo kept >/srv/kept")
         driver.reset(one)
         boot_count(stubs[one.path], 2)
-        assert ssh(driver, one, "cat /root/kept; wc -l </mnt/data/boots") == "kept\n2"
+        assert ssh(driver, one, "cat /srv/kept; wc -l </mnt/data/boots") == "kept\n2"
         assert ssh(driver, one, "cat /proc/sys/kernel/random/boot_id") != first
         ssh(driver, one, f"{SOON} systemctl reboot")
         boot_count(stubs[one.path], 3)

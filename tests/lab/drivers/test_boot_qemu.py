@@ -84,13 +84,13 @@ def test_a_guest_lives(
         driver.delete_disk(hot)
 
         # A power cut: what was written is there, nobody was told.
-        ssh(driver, vm, "echo kept >/root/kept && sync")
+        ssh(driver, vm, "echo kept >/srv/kept && sync")
         stubs.append(Stub(name="vm-1", script=SCRIPT))
         driver.close()
         driver = lab()
         driver.reset(vm)
         stubs[-1].wait_for("lab/boots", 1, 240)
-        assert ssh(driver, vm, "cat /root/kept; wc -l </mnt/data/boots") == "kept\n2"
+        assert ssh(driver, vm, "cat /srv/kept; wc -l </mnt/data/boots") == "kept\n2"
         assert _boot(driver, vm) != first
         assert stopped == []
 
