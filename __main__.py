@@ -5,9 +5,11 @@ from pathlib import Path
 import pulumi
 
 from components import guard, outputs, spec, startup
+from components.access import FleetAccess, FleetAccessArgs
 from components.bucket import FleetBucket, FleetBucketArgs, read_binary
 from components.config import from_pulumi
 from components.identity import FleetIdentity, FleetIdentityArgs
+from components.monitoring import FleetMonitoring, FleetMonitoringArgs
 from components.network import TAG_RENDEZVOUS, TAG_SWARM, FleetNetwork, FleetNetworkArgs
 from components.rendezvous import Rendezvous, RendezvousArgs
 from components.swarm import SwarmVm
@@ -87,7 +89,7 @@ project_script = startup.ProjectStartupScript(
 # A first boot finds its script, its release and the right to read it.
 ready = pulumi.ResourceOptions(depends_on=[network, bucket, identity, project_script])
 
-Rendezvous(
+rendezvous = Rendezvous(
     config.rendezvous.name,
     RendezvousArgs(
         vm=VmArgs(
@@ -116,7 +118,7 @@ Rendezvous(
     ),
     ready,
 )
-for vm in config.swarm:
+swarm = [
     SwarmVm(
         vm.name,
         VmArgs(
@@ -138,6 +140,29 @@ for vm in config.swarm:
         ),
         ready,
     )
+    for vm in config.swarm
+]
+FleetMonitoring(
+    NAME,
+    FleetMonitoringArgs(
+        project=config.project,
+        zone=config.zone,
+        fleet=fleet,
+        agents=config.agents,
+        monitoring=config.monitoring,
+    ),
+    # Alerts are on what VMs say: they have to be there first.
+    pulumi.ResourceOptions(depends_on=[rendezvous, *swarm]),
+)
+FleetAccess(
+    NAME,
+    FleetAccessArgs(
+        project=config.project,
+        bucket_name=bucket.bucket_name,
+        bucket=config.bucket,
+        access=config.access,
+    ),
+)
 
 for key, value in outputs.of(config).items():
     pulumi.export(key, value)

@@ -47,6 +47,18 @@ _DEFAULT_ACCOUNT = re.compile(
     r"|[0-9]+@cloudservices\.gserviceaccount\.com"
 )
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_CHANNEL = re.compile(
+    r"[^@\s/]+@[^@\s/]+\.[^@\s/]+"
+    r"|projects/[-a-z0-9]{6,30}/(?:notificationChannels/[0-9]+|topics/[A-Za-z][-\w.~+%]{2,254})"
+)
+# A member of an IAM policy: people, groups, accounts and federated identities, never everybody.
+_MEMBER = re.compile(
+    r"(?:user|group|serviceAccount):[^@\s:]+@[^@\s:]+\.[^@\s:]+|domain:[^@\s:/]+\.[^@\s:/]+"
+    r"|principal(?:Set)?://iam\.googleapis\.com/[^\s]+"
+)
+_ROLE = re.compile(
+    r"roles/[a-zA-Z0-9.]+|(?:projects/[-a-z0-9]{6,30}|organizations/[0-9]+)/roles/[a-zA-Z0-9_.]{3,64}"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +90,34 @@ class Snapshots:
 
     hourly_days: int = 2
     daily_days: int = 14
+
+
+@dataclass(frozen=True, kw_only=True)
+class Monitoring:
+    """Alerts and dashboard of Cloud Monitoring.
+
+    `online`: the fraction of the fleet's agents below which the registry's count is an alert (the
+    blog's 9,000 of 9,500). `channels`: e-mail addresses, Pub/Sub topics
+    (`projects/P/topics/T`), or channels that exist (`projects/P/notificationChannels/N`).
+    `agent`: whether Google's VM Extension Manager installs the Ops Agent.
+    """
+
+    enabled: bool = False
+    agent: bool = False
+    channels: tuple[str, ...] = ()
+    online: float = 9000 / 9500
+
+
+@dataclass(frozen=True, kw_only=True)
+class Access:
+    """Members of IAM who may look at the fleet, and who may also give it orders (docs/ACCESS.md).
+
+    `role` is a role that may reset VMs and snapshot disks; None makes one.
+    """
+
+    look: tuple[str, ...] = ()
+    order: tuple[str, ...] = ()
+    role: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +173,8 @@ class FleetConfig:
     protect: bool
     snapshots: Snapshots
     storage_endpoint: str
+    monitoring: Monitoring
+    access: Access
 
     @property
     def agents(self) -> int:
@@ -174,6 +216,11 @@ class FleetConfig:
             warnings.append(
                 f"{PROJECT_NAME}:rendezvous.public reserves an external address, but no "
                 "registryRanges are named, so nobody outside the subnet can register"
+            )
+        if self.monitoring.enabled and not self.monitoring.channels:
+            warnings.append(
+                f"{PROJECT_NAME}:monitoring.channels is empty: alerts show in the console, and "
+                "nobody is told"
             )
         return warnings
 
@@ -300,6 +347,8 @@ def _parse(values: Mapping[str, Any], project: str | None) -> FleetConfig:
             "a URL without a path, over https unless the address is private",
             "https://storage.googleapis.com",
         ),
+        monitoring=_monitoring(root.node("monitoring")),
+        access=_access(root.node("access")),
     )
     for node in (roll, snapshots, endpoints, root):
         node.unknown_keys()
@@ -576,6 +625,45 @@ def _endpoint(text: str) -> str:
     if not all(0 < len(label) < 64 for label in url.hostname.split(".")):
         raise ValueError(text)
     return text
+
+
+def _monitoring(node: Node) -> Monitoring:
+    monitoring = Monitoring(
+        enabled=node.boolean("enabled", Monitoring.enabled),
+        agent=node.boolean("agent", Monitoring.agent),
+        channels=node.strings(
+            "channels",
+            _CHANNEL,
+            "an e-mail address, a topic (projects/PROJECT/topics/TOPIC) or a channel that exists "
+            "(projects/PROJECT/notificationChannels/NUMBER)",
+        ),
+        online=node.fraction("online", Monitoring.online),
+    )
+    if not monitoring.enabled and (monitoring.channels or node.values.get("online") is not None):
+        node.problem(
+            "enabled", "is not true, so the rest has no effect: set it, or remove the rest"
+        )
+    node.unknown_keys()
+    return monitoring
+
+
+def _access(node: Node) -> Access:
+    members = "a member such as group:fleet@example.com (user:, serviceAccount:, principalSet://)"
+    access = Access(
+        look=node.strings("look", _MEMBER, members),
+        order=node.strings("order", _MEMBER, members),
+        role=node.string("role", _ROLE, "a role such as projects/P/roles/R", required=False)
+        or None,
+    )
+    for index, member in enumerate(access.order):
+        if member in access.look:
+            node.problem(
+                f"order[{index}]", f"{show(member)} is in look as well: who may order may look"
+            )
+    if access.role and not access.order:
+        node.problem("role", "has no effect while order is empty: remove it")
+    node.unknown_keys()
+    return access
 
 
 def _ranges(root: Node) -> tuple[str, ...]:

@@ -139,6 +139,32 @@ class Node:
             return default
         return value
 
+    def fraction(self, key: str, default: float) -> float:
+        """The number at `key`, above 0 and at most 1."""
+        value = self.take(key)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            self.problem(key, f"must be a number above 0 and at most 1, not {describe(value)}")
+        elif not 0 < value <= 1:
+            self.problem(key, f"{value:g} is out of range: above 0, at most 1 (1 is all of them)")
+        else:
+            return float(value)
+        return default
+
+    def strings(self, key: str, pattern: re.Pattern[str], what: str) -> tuple[str, ...]:
+        """The list of different texts at `key`; `what` says in words what the pattern wants."""
+        found: list[str] = []
+        for index, item in enumerate(self.items(key)):
+            if not isinstance(item, str) or not pattern.fullmatch(item):
+                shown = show(item) if isinstance(item, str) else describe(item)
+                self.problem(f"{key}[{index}]", f"{shown} is not {what}")
+            elif item in found:
+                self.problem(f"{key}[{index}]", f"{show(item)} is there already")
+            else:
+                found.append(item)
+        return tuple(found)
+
     def node(self, key: str, *, required: bool = False) -> Node:
         """The map at `key`; an empty one where it is absent or wrong."""
         value = self._structured(self.take(key))
