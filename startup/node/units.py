@@ -50,9 +50,12 @@ def sysctl_file(numbers: Mapping[str, str]) -> str:
 
 def unit_files(machine: Machine, spec: SwarmSpec | RendezvousSpec) -> dict[str, str]:
     """Every unit file of this VM's role: path on the VM -> content."""
-    units = {"pilot.slice": {"memory_max": str(limits.slice_memory(machine, spec))}}
+    memory_max = str(limits.slice_memory(machine, spec))
+    units = {"pilot.slice": {"memory_max": memory_max}, "pilot-node.service": {}}
     if isinstance(spec, SwarmSpec):
-        units |= {"pilot-agent@.service": {}, "pilot-node.service": {}}
+        units["pilot-agent@.service"] = {}
+        tasks_max = str(limits.SYSTEM_TASKS // 2)
+        units["pilotbench.slice"] = {"memory_max": memory_max, "tasks_max": tasks_max}
     else:
         units["pilot-rendezvous.service"] = {
             "descriptors": str(limits.rendezvous_descriptors(spec))

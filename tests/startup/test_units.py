@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components.startup import STARTUP_DIR
-from startup.node import agents, files, units
+from startup.node import agents, bench, files, units
 from startup.node.limits import Machine
 from startup.node.place import Place
 from startup.node.spec import RendezvousSpec, SwarmSpec, parse
@@ -63,6 +63,16 @@ def test_the_numbers_of_this_vm() -> None:
     assert directives("pilot-rendezvous.service")["LimitNOFILE"] == str(9500 * 4 * 2 + 4096)
 
 
+def test_benchmarks_are_no_part_of_the_agents() -> None:
+    # A dash would make them one: systemd's slices are a tree by name.
+    assert "-" not in bench.SLICE
+    assert directives(bench.SLICE) == {
+        "Description": "Benchmarks",
+        "MemoryMax": directives("pilot.slice")["MemoryMax"],
+        "TasksMax": "16384",
+    }
+
+
 def test_an_agent_as_design_says() -> None:
     agent = directives("pilot-agent@.service")
     assert agent["User"] == "pilot"
@@ -71,7 +81,11 @@ def test_an_agent_as_design_says() -> None:
     assert agent["Restart"] == "no"
     assert int(agent["OOMScoreAdjust"]) > 0
     assert int(agent["LimitNOFILE"]) >= 1024
+    # pilot-node drains them at a power-off, so it has to end before they do.
+    assert agent["Before"] == "pilot-node.service"
+    assert agent["EnvironmentFile"] == "/run/pilot/variant/%i/agent.env"
     command = agent["ExecStart"]
+    assert command.startswith("/run/pilot/variant/%i/pilot-daemon ")
     # Never the vendor's public registry, never a call home, never STUN.
     for flag in (
         "-registry ${PILOT_AGENT_REGISTRY}",
@@ -108,6 +122,11 @@ def test_the_same_port_on_two_vms_is_two_owners() -> None:
     assert emails == {"agent-%i@swarm-1.invalid", "agent-%i@swarm-2.invalid"}
 
 
+def test_a_power_off_gives_pilot_node_the_time_to_drain() -> None:
+    node = directives("pilot-node.service")
+    assert int(node["TimeoutStopSec"]) > agents.SHUTDOWN_SECONDS + 10
+
+
 def test_nothing_is_enabled() -> None:
     """What has no [Install] cannot be: at boot nothing of ours runs but through the script."""
     for name, text in all_units().items():
@@ -126,6 +145,7 @@ def test_every_role_has_its_units() -> None:
             "pilot.slice",
             "pilot-agent@.service",
             "pilot-node.service",
+            "pilotbench.slice",
             "user-.slice.d/60-pilot.conf",
         )
     }
@@ -141,13 +161,13 @@ def test_systemd_takes_every_unit(tmp_path: Path) -> None:
     root = tmp_path / "root"
     place = Place(root=root)
     units.write_all(place, all_units())
-    for path in ("opt/pilot/current/pilot-daemon", "opt/pilot/current/pilot-rendezvous"):
+    for path in ("run/pilot/variant/10001/pilot-daemon", "opt/pilot/current/pilot-rendezvous"):
         files.write(root / path, "#!/bin/true\n", 0o755)
     for path in ("usr/local/sbin/pilot-node", "usr/bin/env"):
         files.write(root / path, "#!/bin/true\n", 0o755)
     # The system's own targets, which the units hang on.
     shutil.copytree("/lib/systemd/system", root / "usr/lib/systemd/system", symlinks=True)
-    names = ["pilot.slice", "pilot-agent@10001.service", "pilot-node.service"]
+    names = ["pilot.slice", "pilotbench.slice", "pilot-agent@10001.service", "pilot-node.service"]
     for name in [*names, "pilot-rendezvous.service"]:
         done = subprocess.run(
             ["systemd-analyze", "verify", "--man=no", f"--root={root}", name],
