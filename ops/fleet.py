@@ -1,0 +1,402 @@
+"""The fleet as it is: its VMs through Google's API, what each says of itself, the dashboard.
+
+Reads, and turns what it read into frozen dataclasses; judging them is others' work. What a VM says
+comes from a machine that runs strangers' code: it is taken as text of unknown shape.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final
+
+import requests
+
+from ops.errors import MissingError, OpsError, UsageError
+from ops.google import Cloud, pairs
+
+LABEL: Final = "pilot-fleet"
+STATUS: Final = "pilot/status"
+SWARM: Final = "swarm"
+RENDEZVOUS: Final = "rendezvous"
+SILENT_AFTER: Final = 180.0  # seconds (docs/CONTRACT.md, "Status")
+DASHBOARD_PORT: Final = 3000
+# As many as a client of Google's keeps connections.
+_AT_ONCE: Final = 10
+_DASHBOARD_TIMEOUT: Final = 5.0
+
+
+class Doc:
+    """A JSON document of unknown shape, read by dotted path; what is not of the type asked for is
+    taken as not there."""
+
+    def __init__(self, content: Any) -> None:
+        self.content = content
+
+    def _at(self, path: str) -> Any:
+        found = self.content
+        for name in path.split("."):
+            found = found.get(name) if isinstance(found, Mapping) else None
+        return found
+
+    def text(self, path: str) -> str:
+        """A string, one line and printable; "" where there is none."""
+        found = self._at(path)
+        if not isinstance(found, str):
+            return ""
+        return " ".join("".join(c if c.isprintable() else " " for c in found).split())
+
+    def number(self, path: str) -> int | None:
+        """A whole number; None where there is none."""
+        found = self._at(path)
+        is_number = isinstance(found, int | float) and not isinstance(found, bool)
+        try:
+            return int(found) if is_number else None
+        except (OverflowError, ValueError):
+            return None
+
+    def flag(self, path: str) -> bool:
+        """Is it true?"""
+        return self._at(path) is True
+
+    def items(self, path: str) -> Sequence[Any]:
+        """A list; empty where there is none."""
+        found = self._at(path)
+        return found if isinstance(found, list) else []
+
+    def documents(self, path: str) -> list[Doc]:
+        """The documents of a list."""
+        return [Doc(each) for each in self.items(path) if isinstance(each, Mapping)]
+
+    def has(self, path: str) -> bool:
+        """Is something other than null there?"""
+        return self._at(path) is not None
+
+    def when(self, path: str) -> float | None:
+        """A time in RFC 3339, as seconds since the epoch; None where there is none."""
+        return seconds(self.text(path))
+
+
+def seconds(text: str) -> float | None:
+    """RFC 3339 as seconds since the epoch; None where it is none."""
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return found.timestamp() if found.tzinfo else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Instance:
+    """A VM as the API shows it, of a fleet or not. `started` in seconds since the epoch."""
+
+    name: str
+    zone: str
+    state: str
+    machine: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    address: str = ""
+    started: float | None = None
+
+    @property
+    def path(self) -> str:
+        """How people find it."""
+        return f"zones/{self.zone}/instances/{self.name}"
+
+    @property
+    def fleet(self) -> str:
+        """The fleet that it says it belongs to, or ""."""
+        return self.labels.get(LABEL, "")
+
+    @property
+    def role(self) -> str:
+        """`swarm`, `rendezvous`, or "": what its metadata say, for that is what it does."""
+        return self.metadata.get("pilot-role") or self.labels.get("pilot-role", "")
+
+    @property
+    def is_on(self) -> bool:
+        """Does it run?"""
+        return self.state == "RUNNING"
+
+    @property
+    def spec(self) -> Doc:
+        """What it should be; an empty document where that cannot be read."""
+        try:
+            return Doc(json.loads(self.metadata.get("pilot-spec", "")))
+        except (ValueError, RecursionError):
+            return Doc(None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vm:
+    """A VM of the fleet and what it says of itself.
+
+    `status` is an empty document where there is none, and `problem` then a sentence. It is also
+    there, with the problem, where it is old or of an earlier boot: that is a memory, not a state.
+    """
+
+    instance: Instance
+    status: Doc
+    problem: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.instance.name
+
+    @property
+    def is_swarm(self) -> bool:
+        return self.instance.role == SWARM
+
+    @property
+    def wanted(self) -> int:
+        """Agents declared for it."""
+        return (self.instance.spec.number("agents") or 0) if self.is_swarm else 0
+
+    @property
+    def speaks(self) -> bool:
+        """Is its status a state of now?"""
+        return not self.problem
+
+    def count(self, what: str) -> int | None:
+        """`running`, `starting`, `stopping`, `failed`; None where it is not known for now."""
+        return self.status.number(f"agents.{what}") if self.speaks else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """A network of the registry's: members in all, and those online (None: not told)."""
+
+    name: str
+    members: int | None
+    online: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Registry:
+    """What the registry counts; `source` says who told it. None in all where nobody did, and
+    `problem` then says why."""
+
+    online: int | None = None
+    total: int | None = None
+    networks: tuple[Network, ...] = ()
+    source: str = ""
+    problem: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fleet:
+    """One look at a fleet: `time` in seconds since the epoch, VMs by role and name."""
+
+    name: str
+    project: str
+    time: float
+    vms: tuple[Vm, ...]
+    registry: Registry
+
+    @property
+    def swarm(self) -> tuple[Vm, ...]:
+        """The VMs with agents, those with the fewest first."""
+        found = [vm for vm in self.vms if vm.is_swarm]
+        return tuple(sorted(found, key=lambda vm: (vm.wanted, vm.name)))
+
+    @property
+    def rendezvous(self) -> Vm | None:
+        """The rendezvous' VM."""
+        return next((vm for vm in self.vms if vm.instance.role == RENDEZVOUS), None)
+
+    @property
+    def wanted(self) -> int:
+        """Agents declared."""
+        return sum(vm.wanted for vm in self.vms)
+
+    @property
+    def bucket(self) -> str:
+        """The fleet's bucket. UsageError where no VM names it, or two name two."""
+        found = sorted({name for vm in self.vms if (name := vm.instance.spec.text("bucket"))})
+        if len(found) != 1:
+            named = ", ".join(found) or "none"
+            raise UsageError(f"the VMs' specs should name one bucket and name {named}")
+        return found[0]
+
+    def vm(self, name: str) -> Vm:
+        """A VM by name; MissingError with the names that there are."""
+        for vm in self.vms:
+            if vm.name == name:
+                return vm
+        names = ", ".join(vm.name for vm in self.vms)
+        raise MissingError(f"{name} is no VM of fleet {self.name}: there are {names}")
+
+
+def instances(cloud: Cloud) -> list[Instance]:
+    """Every VM of the project."""
+    return sorted(map(_instance, cloud.instances()), key=lambda each: (each.name, each.zone))
+
+
+def _instance(found: Any) -> Instance:
+    nics = list(found.network_interfaces)
+    return Instance(
+        name=found.name,
+        zone=found.zone.rsplit("/", 1)[-1],
+        state=found.status,
+        machine=found.machine_type.rsplit("/", 1)[-1],
+        labels=dict(found.labels),
+        metadata=pairs(found.metadata),
+        address=nics[0].network_i_p if nics else "",
+        started=seconds(found.last_start_timestamp),
+    )
+
+
+def choose(found: Iterable[Instance], fleet: str) -> tuple[str, list[Instance]]:
+    """The fleet and its VMs: the named one, or the only one. MissingError, UsageError."""
+    members = [each for each in found if each.fleet]
+    names = sorted({each.fleet for each in members})
+    if fleet and fleet not in names:
+        there = f"there is {', '.join(names)}" if names else "there is no fleet at all"
+        raise MissingError(f"no VM has the label {LABEL}={fleet}; {there}")
+    if not names:
+        raise MissingError(f"no VM of this project has the label {LABEL}: is it the right project?")
+    if not fleet and len(names) > 1:
+        raise UsageError(f"there are several fleets: choose one with --fleet ({', '.join(names)})")
+    chosen = fleet or names[0]
+    return chosen, [each for each in members if each.fleet == chosen]
+
+
+def listen(instance: Instance, text: str | None, now: float) -> Vm:
+    """A VM and its status: what it published (None: nothing), judged by its age at `now`."""
+    try:
+        content = json.loads(text) if text is not None else None
+    except (ValueError, RecursionError):
+        content = ...
+    status = Doc(content if isinstance(content, Mapping) else None)
+    return Vm(instance=instance, status=status, problem=_problem(instance, content, now))
+
+
+def _problem(instance: Instance, content: Any, now: float) -> str:
+    if not instance.is_on:
+        return f"it is {instance.state}"
+    if content is None:
+        return "it has published no status: it boots, or its script did not run (ops logs)"
+    if not isinstance(content, Mapping):
+        return "its status is no JSON document"
+    status = Doc(content)
+    schema, when = status.number("schema"), status.when("time")
+    if schema != 1 or when is None:
+        what = "no time" if schema == 1 else f"schema {schema}, this command knows 1"
+        return f"its status has {what}"
+    return _lateness(when, instance.started, now)
+
+
+def _lateness(when: float, started: float | None, now: float) -> str:
+    if started is not None and when < started - 1:
+        return f"its status is of an earlier boot, {age(now - when)} old"
+    if now - when > SILENT_AFTER:
+        return f"it is silent for {age(now - when)}"
+    if when - now > SILENT_AFTER:
+        return f"its clock is {age(when - now)} ahead of this machine's"
+    return ""
+
+
+def age(span: float) -> str:
+    """A span of seconds as people say it."""
+    whole = max(0, int(span))
+    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if whole >= 2 * size:
+            return f"{whole // size} {unit}"
+    return f"{whole} s"
+
+
+def read(cloud: Cloud, *, fleet: str = "", dashboard: str = "", only: Iterable[str] = ()) -> Fleet:
+    """Look at the fleet; of VMs with names in `only`, where given, and the others say nothing.
+
+    One request for the VMs (more where they are more than 500), one for each status, one for the
+    dashboard.
+    """
+    name, found = choose(instances(cloud), fleet)
+    asked = set(only) or {each.name for each in found}
+
+    def status(instance: Instance) -> str | None:
+        if not instance.is_on or instance.name not in asked:
+            return None
+        return cloud.guest_attribute(instance.zone, instance.name, STATUS)
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        texts = list(pool.map(status, found))
+    now = time.time()
+    vms = tuple(
+        sorted(
+            (listen(instance, text, now) for instance, text in zip(found, texts, strict=True)),
+            key=lambda vm: (vm.is_swarm, vm.name),
+        )
+    )
+    rendezvous = next((vm for vm in vms if vm.instance.role == RENDEZVOUS), None)
+    return Fleet(
+        name=name,
+        project=cloud.place.project,
+        time=now,
+        vms=vms,
+        registry=registry(cloud, rendezvous, dashboard),
+    )
+
+
+def registry(cloud: Cloud, rendezvous: Vm | None, dashboard: str) -> Registry:
+    """What the registry counts: by the dashboard, or by what its VM says."""
+    problem = "the fleet has no rendezvous"
+    url = dashboard
+    if rendezvous is not None and not url:
+        try:
+            url = dashboard_url(cloud, rendezvous.instance)
+        except OpsError as error:
+            problem = str(error)
+    if url:
+        problem = f"the dashboard does not answer at {url} (`ops dashboard` opens a tunnel)"
+        try:
+            answer = requests.get(f"{url.rstrip('/')}/api/stats", timeout=_DASHBOARD_TIMEOUT)
+            answer.raise_for_status()
+            found = counted(Doc(answer.json()))
+        except (requests.RequestException, ValueError):
+            found = Registry()
+        if found.online is not None:
+            return found
+    if rendezvous is None or rendezvous.problem:
+        why = f"; {rendezvous.name}: {rendezvous.problem}" if rendezvous else ""
+        return Registry(problem=f"{problem}{why}")
+    online = rendezvous.status.number("registry.online")
+    if online is None:
+        return Registry(problem=f"{problem}; {rendezvous.name} says that its registry is down")
+    total = rendezvous.status.number("registry.total")
+    # A dashboard that was named has to answer; where none was, the VM's word is as good.
+    return Registry(
+        online=online, total=total, source=rendezvous.name, problem=problem if dashboard else ""
+    )
+
+
+def counted(stats: Doc) -> Registry:
+    """What `/api/stats` says; everything in it may be missing."""
+    networks = [
+        Network(
+            name=each.text("name") or str(each.number("id")),
+            members=each.number("members"),
+            online=each.number("online_members"),
+        )
+        for each in stats.documents("networks")
+    ]
+    return Registry(
+        online=stats.number("active_nodes"),
+        total=stats.number("total_nodes"),
+        networks=tuple(networks),
+        source="the dashboard",
+    )
+
+
+def dashboard_url(cloud: Cloud, rendezvous: Instance) -> str:
+    """Where the dashboard is to be found without being told: behind the tunnel that `ops
+    dashboard` opens, or behind a forwarded port where the cloud is on this machine."""
+    if not cloud.place.is_here:
+        return f"http://localhost:{DASHBOARD_PORT}"
+    port = cloud.forward(rendezvous.zone, rendezvous.name, DASHBOARD_PORT)
+    return f"http://127.0.0.1:{port}"

@@ -1,0 +1,404 @@
+"""Google's API, as far as an operator needs it: thin, and every refusal a sentence.
+
+Nothing is decided here. Endpoints can be others than Google's (a lab); where one is plain http it
+has to be on loopback, because a token is sent along, and then it is not a real one.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
+from urllib.parse import quote, urlsplit
+
+import requests
+
+from ops.errors import (
+    ClashError,
+    DeniedError,
+    MissingError,
+    OpsError,
+    UnreachableError,
+    UnsupportedError,
+    UsageError,
+)
+
+with warnings.catch_warnings():
+    # On import it announces when it will drop this Python, which is Debian 12's.
+    warnings.simplefilter("ignore", FutureWarning)
+    import google.auth
+    from google.api_core import exceptions
+    from google.auth import exceptions as auth_exceptions
+    from google.auth.transport.requests import AuthorizedSession
+    from google.cloud import compute_v1, storage  # type: ignore[attr-defined]
+    from google.oauth2.credentials import Credentials
+
+COMPUTE: Final = "https://compute.googleapis.com"
+STORAGE: Final = "https://storage.googleapis.com"
+MONITORING: Final = "https://monitoring.googleapis.com"
+TIMEOUT: Final = 30.0  # seconds for one request; a list of hundreds of VMs takes a few
+_SCOPES: Final = ("https://www.googleapis.com/auth/cloud-platform",)
+_PAGE: Final = 500  # Compute Engine's own limit of a page
+_RIGHT = re.compile(r"\b((?:compute|storage|monitoring|iam|resourcemanager)\.[A-Za-z.]+[A-Za-z])\b")
+_ROLES: Final = (
+    (re.compile(r"compute\..*\.(start|stop|reset)$"), "the role pilotFleetOperator (order)"),
+    (re.compile(r"compute\."), "roles/compute.viewer (look)"),
+    (re.compile(r"storage\.objects\.(get|list)$"), "roles/storage.objectViewer (look)"),
+    (re.compile(r"storage\.objects\."), "roles/storage.objectUser on orders/ (order)"),
+    (re.compile(r"monitoring\.snoozes\."), "roles/monitoring.snoozeEditor (order)"),
+    (re.compile(r"monitoring\."), "roles/monitoring.viewer (look)"),
+)
+"""Who has which right, by docs/ACCESS.md; the first that matches."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a fleet is: the Google Cloud project ("": that of the credentials), and the bases of
+    the APIs (URLs without a path)."""
+
+    project: str = ""
+    compute: str = COMPUTE
+    storage: str = STORAGE
+    monitoring: str = MONITORING
+
+    def check(self) -> None:
+        """UsageError where a token would travel in clear."""
+        for url in (self.compute, self.storage, self.monitoring):
+            parts = urlsplit(url)
+            if parts.scheme == "https" and parts.hostname:
+                continue
+            if parts.scheme != "http" or not is_loopback(url):
+                raise UsageError(
+                    f"{url!r} is no endpoint: give https://HOST, or http:// and a loopback "
+                    "address, because a token is sent along"
+                )
+        if is_loopback(self.compute) and not self.project:
+            raise UsageError("which project? Give --project (or set PILOT_PROJECT)")
+        if len({is_loopback(url) for url in (self.compute, self.storage)}) > 1:
+            raise UsageError(
+                "one endpoint is on this machine and the other is not: give --endpoint for all"
+            )
+
+    @property
+    def is_here(self) -> bool:
+        """Is this a cloud on this machine?"""
+        return is_loopback(self.compute)
+
+
+def is_loopback(url: str) -> bool:
+    """Does `url` name this machine's loopback, as an address or `localhost`?"""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+@contextmanager
+def asked(what: str) -> Iterator[None]:
+    """Turn what Google's clients raise while `what` is done into an OpsError."""
+    try:
+        yield
+    except OpsError:
+        raise
+    except exceptions.GoogleAPICallError as error:
+        raise refusal(what, int(error.code or 0), str(error.message)) from error
+    except auth_exceptions.GoogleAuthError as error:
+        raise DeniedError(
+            f"{what}: you are not logged in ({_line(str(error))}): "
+            "gcloud auth application-default login"
+        ) from error
+    except (requests.RequestException, exceptions.RetryError, OSError) as error:
+        raise UnreachableError(f"{what}: nobody answers ({_line(str(error))})") from error
+
+
+def refusal(what: str, code: int, message: str) -> OpsError:
+    """The error for an answer with this HTTP status and message."""
+    said = _line(message)
+    if code == 403:
+        return _denied(what, said)
+    kind, text = OpsError, f"{what}: {code} ({said})"
+    if code == 401:
+        kind = DeniedError
+        text = f"{what}: you are not logged in ({said}): gcloud auth application-default login"
+    elif code == 404:
+        kind, text = MissingError, f"{what}: it is not there ({said})"
+    elif code in (409, 412):
+        kind = ClashError
+        text = f"{what}: somebody else changed it meanwhile ({said}); try again"
+    elif code in (405, 501):
+        kind, text = UnsupportedError, f"{what}: this API does not have it ({said})"
+    elif code >= 500 or code == 429:
+        kind, text = UnreachableError, f"{what}: {code} ({said}); try again in a minute"
+    return kind(text)
+
+
+def _denied(what: str, said: str) -> DeniedError:
+    right = _RIGHT.search(said)
+    if right is None:
+        return DeniedError(f"{what}: you may not ({said}); docs/ACCESS.md says who may do what")
+    role = next((role for rights, role in _ROLES if rights.match(right[1])), "")
+    return DeniedError(
+        f"{what}: the right {right[1]} is missing"
+        + (f"; it is in {role}" if role else "")
+        + " (docs/ACCESS.md)"
+    )
+
+
+def _line(text: str, limit: int = 300) -> str:
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return line if len(line) <= limit else f"{line[: limit - 3]}..."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Object:
+    """An object in a bucket and the generation that it has (0: it is not there, `data` empty)."""
+
+    data: bytes
+    generation: int
+
+
+class Cloud:
+    """The clients. `place.project` must be known, or the credentials must know it."""
+
+    def __init__(self, place: Place) -> None:
+        place.check()
+        self._given = place
+
+    @cached_property
+    def _who(self) -> tuple[Any, str]:
+        if self._given.is_here:
+            # Such an API takes any token but not none.
+            token = "anything"  # noqa: S105
+            return Credentials(token=token), self._given.project  # type: ignore[no-untyped-call]
+        with asked("credentials"):
+            found, project = google.auth.default(scopes=_SCOPES)
+        project = self._given.project or project or ""
+        if not project:
+            raise UsageError("which project? Give --project (or set PILOT_PROJECT)")
+        return found, project
+
+    @property
+    def place(self) -> Place:
+        """Where this is, its project known."""
+        given = self._given
+        return Place(
+            project=self._who[1],
+            compute=given.compute,
+            storage=given.storage,
+            monitoring=given.monitoring,
+        )
+
+    def _client(self, kind: Any) -> Any:
+        return kind(credentials=self._who[0], client_options={"api_endpoint": self._given.compute})
+
+    @cached_property
+    def _instances(self) -> Any:
+        return self._client(compute_v1.InstancesClient)
+
+    @cached_property
+    def _operations(self) -> Any:
+        return self._client(compute_v1.ZoneOperationsClient)
+
+    @cached_property
+    def _storage(self) -> Any:
+        return storage.Client(
+            project=self.place.project,
+            credentials=self._who[0],
+            client_options={"api_endpoint": self._given.storage},
+        )
+
+    @cached_property
+    def _session(self) -> Any:
+        return AuthorizedSession(self._who[0])  # type: ignore[no-untyped-call]
+
+    # Reading
+
+    def instances(self) -> list[Any]:
+        """Every instance of the project (`compute_v1.Instance`), in all zones."""
+        request = compute_v1.AggregatedListInstancesRequest(
+            project=self.place.project, max_results=_PAGE, return_partial_success=False
+        )
+        with asked(f"the VMs of project {self.place.project}"):
+            pages = self._instances.aggregated_list(request=request, timeout=TIMEOUT)
+            return [each for _, scoped in pages for each in scoped.instances]
+
+    def guest_attribute(self, zone: str, vm: str, path: str) -> str | None:
+        """A guest attribute (NAMESPACE/KEY) of a VM; None where the VM never set it."""
+        request = compute_v1.GetGuestAttributesInstanceRequest(
+            project=self.place.project, zone=zone, instance=vm, query_path=path
+        )
+        try:
+            with asked(f"{vm}'s guest attribute {path}"):
+                found = self._instances.get_guest_attributes(request=request, timeout=TIMEOUT)
+        except MissingError:
+            return None
+        items = list(found.query_value.items)
+        return str(items[0].value) if items else None
+
+    def serial(self, zone: str, vm: str, start: int) -> tuple[str, int]:
+        """What a VM wrote to its serial console from byte `start` on (negative: from the end),
+        and where that ends."""
+        request = compute_v1.GetSerialPortOutputInstanceRequest(
+            project=self.place.project, zone=zone, instance=vm, port=1, start=start
+        )
+        with asked(f"the serial console of {vm}"):
+            found = self._instances.get_serial_port_output(request=request, timeout=TIMEOUT)
+        return str(found.contents), int(found.next_)
+
+    def project_metadata(self) -> Mapping[str, str]:
+        """The metadata that every VM of the project sees."""
+        with asked(f"the metadata of project {self.place.project}"):
+            client = self._client(compute_v1.ProjectsClient)
+            found = client.get(project=self.place.project, timeout=TIMEOUT)
+        return pairs(found.common_instance_metadata)
+
+    def zone_metadata(self, zone: str) -> Mapping[str, str]:
+        """The metadata that every VM of a zone sees (InstanceSettings)."""
+        with asked(f"the instance settings of zone {zone}"):
+            client = self._client(compute_v1.InstanceSettingsServiceClient)
+            found = client.get(project=self.place.project, zone=zone, timeout=TIMEOUT)
+        return dict(found.metadata.items)
+
+    def templates(self) -> Iterable[tuple[str, Any]]:
+        """(place, template) of the instance templates, regional ones too.
+
+        UnsupportedError where the API has no list over all regions.
+        """
+        client = self._client(compute_v1.InstanceTemplatesClient)
+        with asked("the instance templates"):
+            listed = client.aggregated_list(project=self.place.project, timeout=TIMEOUT)
+            return [(where, each) for where, scoped in listed for each in scoped.instance_templates]
+
+    def global_templates(self) -> Iterable[tuple[str, Any]]:
+        """(place, template) of the instance templates that belong to no region."""
+        client = self._client(compute_v1.InstanceTemplatesClient)
+        with asked("the instance templates"):
+            listed = client.list(project=self.place.project, timeout=TIMEOUT)
+            return [("global", each) for each in listed]
+
+    def machine_images(self) -> Iterable[Any]:
+        """The machine images: each holds the metadata of the VM that it was taken of."""
+        with asked("the machine images"):
+            client = self._client(compute_v1.MachineImagesClient)
+            return list(client.list(project=self.place.project, timeout=TIMEOUT))
+
+    def instance_groups(self) -> Iterable[tuple[str, Any]]:
+        """(place, manager) of the managed instance groups: they can give metadata to all VMs."""
+        with asked("the managed instance groups"):
+            client = self._client(compute_v1.InstanceGroupManagersClient)
+            listed = client.aggregated_list(project=self.place.project, timeout=TIMEOUT)
+            return [
+                (where, each) for where, scoped in listed for each in scoped.instance_group_managers
+            ]
+
+    # Changing
+
+    def stop(self, zone: str, vm: str) -> None:
+        """Shut a VM down, as its power button would; returns when it is off."""
+        self._do("stop", zone, vm, self._instances.stop_unary)
+
+    def start(self, zone: str, vm: str) -> None:
+        """Power a VM on; returns when it is."""
+        self._do("start", zone, vm, self._instances.start_unary)
+
+    def _do(self, verb: str, zone: str, vm: str, call: Callable[..., Any]) -> None:
+        where = {"project": self.place.project, "zone": zone}
+        what = f"{verb} {vm}"
+        with asked(what):
+            # Not `.result()` of the plain method: it polls Google whatever the endpoint is.
+            operation = call(**where, instance=vm, timeout=TIMEOUT)
+            while operation.status != compute_v1.Operation.Status.DONE:
+                # It comes back after two minutes at the latest, done or not.
+                operation = self._operations.wait(
+                    **where, operation=operation.name, timeout=TIMEOUT + 120
+                )
+        if operation.error.errors:
+            first = operation.error.errors[0]
+            raise OpsError(f"{what}: {first.code}: {_line(first.message)}")
+
+    # Objects
+
+    def objects(self, bucket: str, prefix: str) -> Mapping[str, int]:
+        """The names of a bucket's objects that start with `prefix`, and their generations."""
+        with asked(f"the objects {prefix}* in bucket {bucket}"):
+            listed = self._storage.list_blobs(
+                bucket,
+                prefix=prefix,
+                timeout=TIMEOUT,
+                fields="items(name,generation),nextPageToken",
+            )
+            return {each.name: int(each.generation) for each in listed}
+
+    def read(self, bucket: str, name: str) -> Object:
+        """An object with its generation."""
+        blob = self._storage.bucket(bucket).blob(name)
+        # Between the two questions somebody may write: then the second finds another generation.
+        for _ in range(5):
+            try:
+                with asked(f"the object {name} in bucket {bucket}"):
+                    blob.reload(timeout=TIMEOUT)
+                    generation = int(blob.generation)
+                    data = blob.download_as_bytes(timeout=TIMEOUT, if_generation_match=generation)
+            except MissingError as error:
+                if "bucket does not exist" in str(error):
+                    raise
+                return Object(data=b"", generation=0)
+            except ClashError:
+                continue
+            return Object(data=data, generation=generation)
+        raise ClashError(f"the object {name} in bucket {bucket} changes all the time; try again")
+
+    def write(self, bucket: str, name: str, data: bytes, *, generation: int) -> int:
+        """Write an object where it still has `generation` (0: is not there); its new generation.
+
+        ClashError where it has another one.
+        """
+        blob = self._storage.bucket(bucket).blob(name)
+        with asked(f"the object {name} in bucket {bucket}"):
+            blob.upload_from_string(
+                data,
+                content_type="application/json",
+                if_generation_match=generation,
+                timeout=TIMEOUT,
+                # Repeated blindly, a write that had succeeded would look like a clash.
+                retry=None,
+            )
+        return int(blob.generation)
+
+    # What has no client among the requirements
+
+    def call(
+        self, method: str, url: str, what: str, body: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Ask an API that speaks JSON; its answer."""
+        with asked(what):
+            answer = self._session.request(method, url, json=body, timeout=TIMEOUT)
+        try:
+            found = answer.json() if answer.content else {}
+        except ValueError:
+            found = {}
+        if not isinstance(found, dict):
+            found = {}
+        if answer.status_code >= 300:
+            error = found.get("error")
+            message = error.get("message", "") if isinstance(error, dict) else answer.text
+            raise refusal(what, answer.status_code, str(message))
+        return found
+
+    def forward(self, zone: str, vm: str, port: int) -> int:
+        """The port of this machine that leads to a port of a VM, where the cloud is on this
+        machine; MissingError where nobody is behind it."""
+        path = f"/lab/projects/{self.place.project}/zones/{zone}/instances/{quote(vm)}/forward"
+        url = f"{self.place.compute}{path}"
+        return int(self.call("POST", url, f"port {port} of {vm}", {"port": port})["port"])
+
+
+def pairs(metadata: Any) -> dict[str, str]:
+    """`compute_v1.Metadata` as a dictionary."""
+    return {each.key: each.value for each in metadata.items}

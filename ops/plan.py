@@ -1,0 +1,281 @@
+"""A restart or a reboot of many VMs, as a plan that anybody can go on with. Pure.
+
+What is done is read off the fleet: its orders and what its VMs say. Only what cannot be read there
+is kept, in an object beside the orders, `orders/_plan.json`: which VMs, in which order, why, and
+how each VM's boot was called before. So a command that was interrupted, on whatever machine, is
+gone on with from any other; and since that object is changed on its generation, by one at a time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Final, Literal
+
+from ops.errors import OpsError
+from ops.fleet import Vm
+from ops.orders import Order
+
+SCHEMA: Final = 1
+OBJECT: Final = "orders/_plan.json"
+RESTART: Final = "restart"
+REBOOT: Final = "reboot"
+
+# Steps of a restart.
+DRAIN: Final = "drain"
+RENDEZVOUS: Final = "rendezvous"
+START: Final = "start"
+VERIFY: Final = "verify"
+# A reboot has this one: VM by VM.
+EACH: Final = "each"
+DONE: Final = "done"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """`vms` in the order in which they are started (the smallest first); `rendezvous` is its VM's
+    name where it is to be restarted too, `clean` without what it knows."""
+
+    id: str
+    kind: str
+    vms: tuple[str, ...]
+    rendezvous: str = ""
+    clean: bool = False
+    step: str = DRAIN
+    boots: Mapping[str, str] = field(default_factory=dict)
+    done: tuple[str, ...] = ()
+    silences: tuple[str, ...] = ()
+    by: str = ""
+    at: str = ""
+
+    @property
+    def is_over(self) -> bool:
+        """Is there nothing left to be done?"""
+        return self.step == DONE
+
+    def encode(self) -> bytes:
+        """As an object's text."""
+        return json.dumps({"schema": SCHEMA, **asdict(self)}, sort_keys=True, indent=1).encode()
+
+
+def decode(data: bytes) -> Plan | None:
+    """The plan in an object's text; None where there is none. OpsError where it is another
+    version's."""
+    if not data:
+        return None
+    try:
+        content = json.loads(data)
+        if content.pop("schema") != SCHEMA:
+            raise ValueError
+        known = {each.name for each in fields(Plan)}
+        found = {key: value for key, value in content.items() if key in known}
+        for name in ("vms", "done", "silences"):
+            found[name] = tuple(map(str, found.get(name, ())))
+        return Plan(**found)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise OpsError(
+            f"{OBJECT} in the fleet's bucket is no plan that this command knows: look at it, and "
+            "delete it to begin anew"
+        ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """A VM, and what is ordered of it."""
+
+    vm: Vm
+    order: Order
+
+    @property
+    def heeds(self) -> bool:
+        """Has the VM read the orders that there are now?"""
+        return (
+            self.vm.speaks
+            and (self.vm.status.number("orders.generation") or 0) == self.order.generation
+        )
+
+    @property
+    def phase(self) -> str:
+        """What the VM says it is at, "" where it says nothing."""
+        return self.vm.status.text("phase") if self.vm.speaks else ""
+
+    @property
+    def agents(self) -> int:
+        """Agents that run, start or stop, as far as the VM says."""
+        return sum(self.vm.count(each) or 0 for each in ("running", "starting", "stopping"))
+
+    @property
+    def is_empty(self) -> bool:
+        """Is the VM held, and without a single agent (or its registry stopped)?"""
+        return self.heeds and self.phase == "held" and self.agents == 0
+
+    @property
+    def is_whole(self) -> bool:
+        """Does all run that should, by the orders that there are?"""
+        return self.heeds and self.phase == ("whole" if self.vm.is_swarm else "serving")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Give:
+    """Order this of a VM."""
+
+    vm: str
+    changes: Mapping[str, Any]
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Await:
+    """There is nothing to do but to wait; `left` counts down where it is known."""
+
+    vm: str
+    what: str
+    left: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Power:
+    """Shut a VM down, or power it on."""
+
+    vm: str
+    verb: Literal["stop", "start"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Go:
+    """Go on with this plan: keep it, then look again."""
+
+    plan: Plan
+    why: str
+
+
+Move = Give | Await | Power | Go
+
+
+@dataclass(frozen=True, kw_only=True)
+class Totals:
+    """What the registry counts online (None: nobody says) and what runs."""
+
+    online: int | None
+    running: int
+
+
+def decide(plan: Plan, seen: Mapping[str, Seen], totals: Totals) -> Move:
+    """The next move of a plan that is not over."""
+    missing = [name for name in plan.vms if name not in seen]
+    if missing:
+        raise OpsError(f"{', '.join(missing)}: not there any more; end this with --abandon")
+    moves = {
+        DRAIN: _drain_all,
+        RENDEZVOUS: _restart_rendezvous,
+        START: _start_all,
+        VERIFY: _verify,
+        EACH: _reboot_each,
+    }
+    if plan.step not in moves:
+        raise OpsError(f"{OBJECT}: step {plan.step!r} is unknown; end this with --abandon")
+    return moves[plan.step](plan, seen, totals)
+
+
+def _drain_all(plan: Plan, seen: Mapping[str, Seen], _: Totals) -> Move:
+    for name in plan.vms:
+        if move := _drain(seen[name]):
+            return move
+    after = RENDEZVOUS if plan.rendezvous else START
+    return Go(plan=replace(plan, step=after), why="every VM is empty")
+
+
+def _drain(one: Seen) -> Move | None:
+    """None once the VM is empty (one that is off has nothing to drain)."""
+    name = one.vm.name
+    if not one.vm.instance.is_on:
+        return None
+    if not one.order.hold:
+        return Give(vm=name, changes={"hold": True}, why="drain")
+    if one.is_empty:
+        return None
+    return Await(vm=name, what="drains", left=one.agents if one.vm.speaks else None)
+
+
+def _restart_rendezvous(plan: Plan, seen: Mapping[str, Seen], _: Totals) -> Move:
+    one = seen[plan.rendezvous]
+    if one.order.doc.text("restart") != plan.id:
+        # It saves its registry before it stops: pilot-node sees to that.
+        changes = {"restart": plan.id, "clean": True if plan.clean else None}
+        return Give(vm=plan.rendezvous, changes=changes, why="restart")
+    if not (one.is_whole and one.vm.status.text("orders.restart") == plan.id):
+        return Await(vm=plan.rendezvous, what="restarts its registry")
+    if one.order.doc.flag("clean"):
+        return Give(vm=plan.rendezvous, changes={"clean": None}, why="was cleaned once")
+    return Go(plan=replace(plan, step=START), why="the registry serves")
+
+
+def _start_all(plan: Plan, seen: Mapping[str, Seen], _: Totals) -> Move:
+    for name in plan.vms:
+        if move := _fill(seen[name]):
+            return move
+    return Go(plan=replace(plan, step=VERIFY), why="every VM is whole")
+
+
+def _fill(one: Seen) -> Move | None:
+    """None once the VM is whole."""
+    name = one.vm.name
+    if one.order.hold:
+        return Give(vm=name, changes={"hold": None}, why="start")
+    if one.is_whole:
+        return None
+    running = one.vm.count("running")
+    left = None if running is None else max(0, one.vm.wanted - running)
+    return Await(vm=name, what=one.vm.problem or "fills", left=left)
+
+
+def _verify(plan: Plan, _: Mapping[str, Seen], totals: Totals) -> Move:
+    if totals.online is not None and totals.online >= totals.running:
+        why = f"{totals.running:,} agents run, {totals.online:,} are online"
+        return Go(plan=replace(plan, step=DONE), why=why)
+    left = None if totals.online is None else totals.running - totals.online
+    return Await(vm=plan.rendezvous or "registry", what="counts its agents", left=left)
+
+
+def _reboot_each(plan: Plan, seen: Mapping[str, Seen], _: Totals) -> Move:
+    for name in plan.vms:
+        if name not in plan.done:
+            return _reboot(plan, seen[name])
+    return Go(plan=replace(plan, step=DONE), why="every VM was rebooted")
+
+
+def _reboot(plan: Plan, one: Seen) -> Move:
+    name, boot = one.vm.name, one.vm.status.text("boot")
+    before = plan.boots.get(name)
+    if before is None:
+        if not one.vm.speaks:
+            return Await(vm=name, what=one.vm.problem)
+        return Go(plan=replace(plan, boots={**plan.boots, name: boot}), why=f"{name} is the next")
+    if one.vm.instance.state == "TERMINATED":
+        return Power(vm=name, verb="start")
+    if not one.vm.instance.is_on:
+        return Await(vm=name, what=f"is {one.vm.instance.state}")
+    if boot == before:
+        return _drain(one) or Power(vm=name, verb="stop")
+    if not one.vm.speaks:
+        return Await(vm=name, what="boots")
+    return _fill(one) or Go(
+        plan=replace(plan, done=(*plan.done, name)), why=f"{name} is whole after its reboot"
+    )
+
+
+def obstacles(kind: str, seen: Mapping[str, Seen], vms: tuple[str, ...]) -> Iterator[str]:
+    """Why a plan for these VMs cannot begin, a sentence each."""
+    for name in vms:
+        one = seen[name]
+        if not one.vm.speaks:
+            yield f"{name}: {one.vm.problem}, so nobody sees what it does: leave it out (--without)"
+        elif one.order.hold:
+            by, at = one.order.doc.text("by"), one.order.doc.text("at")
+            yield (
+                f"{name} is held by an order of {by or 'somebody'} ({at}), and a {kind} would end "
+                f"that: `ops undrain {name}` first, or leave it out (--without)"
+            )
+        elif one.vm.status.text("roll.state") in ("rolling", "watching"):
+            yield f"{name} rolls a release: let it finish (`ops roll`), or leave it out (--without)"

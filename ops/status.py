@@ -1,0 +1,340 @@
+"""What a look at the fleet says: a row a VM, totals, and why they differ. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ops.fleet import Fleet, Vm, age
+
+_MIB: Final = 2**20
+_GIB: Final = 2**30
+_WELL: Final = ("whole", "serving")
+SHORT: Final = 0.20
+"""Less of a VM's memory than this fraction left is a warning: there, benchmarks are frozen
+(DESIGN.md, "Pressure")."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A VM in a line. Numbers that are not known now are None; memory in bytes. `phase` is the
+    VM's own word, or `off`, `silent`, `unknown`; `notes` are sentences, the worst first."""
+
+    vm: str
+    role: str
+    machine: str
+    zone: str
+    phase: str
+    release: str
+    wanted: int | None
+    running: int | None
+    starting: int | None
+    stopping: int | None
+    failed: int | None
+    window: int | None
+    window_limit: int | None
+    memory_used: int | None
+    memory_left: int | None
+    memory_total: int | None
+    is_well: bool
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """The fleet in figures: `explained` says why what runs and what is online differ."""
+
+    fleet: str
+    project: str
+    time: float
+    rows: tuple[Row, ...]
+    wanted: int
+    running: int
+    failed: int
+    unknown: int
+    """Agents wanted on VMs that do not say how many run."""
+    online: int | None
+    total: int | None
+    networks: tuple[dict[str, Any], ...]
+    registry_source: str
+    registry_problem: str
+    explained: tuple[str, ...]
+
+    @property
+    def is_well(self) -> bool:
+        """Is all as declared?"""
+        return (
+            all(row.is_well for row in self.rows)
+            and self.online is not None
+            and not self.registry_problem
+        )
+
+    def document(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {**asdict(self), "well": self.is_well}
+
+
+def picture(fleet: Fleet) -> Picture:
+    """The figures of a look."""
+    rows = tuple(map(row, fleet.vms))
+    swarm = [each for each in rows if each.role == "swarm"]
+    running = sum(each.running or 0 for each in swarm)
+    registry = fleet.registry
+    networks = tuple(asdict(each) for each in registry.networks)
+    unknown = sum(each.wanted or 0 for each in swarm if each.running is None)
+    return Picture(
+        fleet=fleet.name,
+        project=fleet.project,
+        time=fleet.time,
+        rows=rows,
+        wanted=fleet.wanted,
+        running=running,
+        failed=sum(each.failed or 0 for each in swarm),
+        unknown=unknown,
+        online=registry.online,
+        total=registry.total,
+        networks=networks,
+        registry_source=registry.source,
+        registry_problem=registry.problem,
+        explained=tuple(_explained(running, unknown, registry.online, rows)),
+    )
+
+
+def row(vm: Vm) -> Row:
+    """A VM in a line."""
+    status, speaks = vm.status, vm.speaks
+    total = status.number("memory.total")
+    left = status.number("memory.available") if speaks else None
+    notes = tuple(notes_of(vm))
+    phase = status.text("phase") or "unknown"
+    if not vm.instance.is_on:
+        phase = "off"
+    elif not speaks:
+        phase = "silent" if status.content else "unknown"
+    return Row(
+        vm=vm.name,
+        role=vm.instance.role,
+        machine=vm.instance.machine,
+        zone=vm.instance.zone,
+        phase=phase,
+        release=_release(vm),
+        wanted=vm.wanted if vm.is_swarm else None,
+        running=vm.count("running"),
+        starting=vm.count("starting"),
+        stopping=vm.count("stopping"),
+        failed=vm.count("failed"),
+        window=status.number("window.size") if speaks else None,
+        window_limit=status.number("window.limit") if speaks else None,
+        memory_used=total - left if total is not None and left is not None else None,
+        memory_left=left,
+        memory_total=total,
+        is_well=speaks and phase in _WELL and not any(_serious(vm)),
+        notes=notes,
+    )
+
+
+def _release(vm: Vm) -> str:
+    """The version that is accepted; that of the spec where nobody says."""
+    return vm.status.text("release.version") or vm.instance.spec.text("release.version")
+
+
+def notes_of(vm: Vm) -> Iterator[str]:
+    """What is to be said of a VM, the worst first."""
+    if vm.problem:
+        yield vm.problem
+    if not vm.speaks:
+        return
+    yield from _serious(vm)
+    yield from _ordinary(vm)
+    if text := vm.status.text("last_error.text"):
+        when = vm.status.when("last_error.time")
+        now = vm.status.when("time")
+        ago = f" ({age(now - when)} ago)" if when is not None and now is not None else ""
+        yield f"last error{ago}: {text}"
+
+
+def _serious(vm: Vm) -> Iterator[str]:
+    """What is not as it should be, though its agents may all run."""
+    status = vm.status
+    ghosts = [str(each) for each in status.items("ghosts")]
+    if ghosts:
+        yield f"ghost script at the instance: {', '.join(ghosts)} (`ops audit`)"
+    if status.text("roll.state") == "halted":
+        version, why = status.text("roll.version"), status.text("roll.reason")
+        yield f"the roll of {version} halted: {why}"
+    if failed := status.number("agents.failed"):
+        first = next(iter(status.documents("agents.troubled")), None)
+        why = f": port {first.number('port')}, {first.text('why')}" if first else ""
+        yield f"{failed} agents fail{why}"
+    if is_short(vm):
+        yield "less than 20 % of its memory is left"
+    if leak := status.text("memory.leak"):
+        yield leak
+    for what, wrong in (
+        ("orders", ("malformed",)),
+        ("spec", ("absent", "malformed")),
+        ("script", ("foreign", "absent")),
+    ):
+        if (state := status.text(f"{what}.state")) in wrong:
+            error = status.text(f"{what}.error")
+            yield f"its {what}: {state}" + (f" ({error})" if error else "")
+    if vm.instance.role == "rendezvous" and status.number("registry.online") is None:
+        yield "its registry does not answer"
+
+
+def _ordinary(vm: Vm) -> Iterator[str]:
+    status = vm.status
+    if status.flag("orders.hold"):
+        yield "held by an order"
+    if (state := status.text("roll.state")) not in ("", "none", "halted"):
+        done, of = status.number("roll.done"), status.number("roll.of")
+        yield f"roll of {status.text('roll.version')}: {state}, {done} of {of}"
+    for one in status.documents("roll.rejected"):
+        yield f"{one.text('version')} is rejected: {one.text('reason')}"
+    if why := status.text("window.why"):
+        yield f"window: {why}"
+    if (state := status.text("benchmarks")) in ("frozen", "paused"):
+        yield f"benchmarks {state}"
+    for wall in status.documents("walls"):
+        used, limit = wall.number("used"), wall.number("limit")
+        if used is not None and limit:
+            yield f"{wall.text('wall')} is {used / limit:.0%} full"
+    for what in ("orders", "spec", "script"):
+        if status.text(f"{what}.state") == "unreachable":
+            yield f"its {what}: unreachable"
+
+
+def is_short(vm: Vm) -> bool:
+    """Is less memory left than benchmarks are frozen at?"""
+    total, left = vm.status.number("memory.total"), vm.status.number("memory.available")
+    return bool(vm.speaks and total and left is not None and left < SHORT * total)
+
+
+def _explained(
+    running: int, unknown: int, online: int | None, rows: tuple[Row, ...]
+) -> Iterator[str]:
+    quiet = [each.vm for each in rows if each.role == "swarm" and each.running is None]
+    if quiet:
+        do = "does" if len(quiet) == 1 else "do"
+        yield (
+            f"{', '.join(quiet)} {do} not say how many run: up to {unknown:,} agents are not "
+            "counted"
+        )
+    if online is None:
+        return
+    if online > running:
+        dead = "the registry counts the dead until its stale threshold (3 to 30 minutes)"
+        more = " or those agents run" if quiet else ""
+        yield f"{online - running:,} more are online than are known to run: {dead}{more}"
+    elif online < running:
+        yield (
+            f"{running - online:,} run and are not online: they register again, at the latest a "
+            "minute after their registry is back"
+        )
+
+
+# As people see it
+
+
+def render(seen: Picture) -> RenderableType:
+    """The table."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("VM", "state", "release"):
+        table.add_column(name, no_wrap=True)
+    for name in ("wanted", "running", "failed", "window", "memory", "left"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("", overflow="fold")
+    for each in seen.rows:
+        table.add_row(
+            Text(each.vm),
+            Text(each.phase, style=_style(each)),
+            Text(each.release),
+            _number(each.wanted),
+            _number(each.running, blank=each.role != "swarm"),
+            Text(
+                _number(each.failed, blank=each.role != "swarm"),
+                style="red" if each.failed else "",
+            ),
+            _window(each),
+            _size(each.memory_used),
+            _left(each),
+            Text(each.notes[0] if each.notes else "", style="" if each.is_well else "yellow"),
+        )
+        for note in each.notes[1:]:
+            table.add_row(*[""] * 9, Text(note))
+    table.add_section()
+    table.add_row(
+        "in all", "", "", _number(seen.wanted), _number(seen.running), _number(seen.failed)
+    )
+    return Group(table, Text(), *map(Text, totals(seen)))
+
+
+def totals(seen: Picture) -> Iterator[str]:
+    """The lines below the table."""
+    if seen.online is None:
+        yield f"registry: nobody says ({seen.registry_problem})"
+    else:
+        total = "" if seen.total is None else f", {seen.total:,} registered"
+        says = f"says {seen.registry_source}"
+        yield f"registry: {seen.online:,} of {seen.wanted:,} online{total} ({says})"
+        if seen.registry_problem:
+            yield seen.registry_problem
+    for each in seen.networks:
+        online, members = _number(each["online"]), _number(each["members"])
+        yield f"  network {each['name']}: {online} of {members} online"
+    yield from seen.explained
+
+
+def _style(each: Row) -> str:
+    if each.is_well:
+        return "green"
+    return "red" if each.phase in ("off", "silent", "unknown", "failed") else "yellow"
+
+
+def _number(found: int | None, *, blank: bool = False) -> str:
+    if found is None:
+        return "" if blank else "?"
+    return f"{found:,}"
+
+
+def _window(each: Row) -> str:
+    if each.role != "swarm":
+        return ""
+    if each.window is None or each.window_limit is None:
+        return "?"
+    return f"{each.window}/{each.window_limit}"
+
+
+def _size(found: int | None) -> str:
+    return "?" if found is None else size(found)
+
+
+def _left(each: Row) -> str:
+    if each.memory_left is None or not each.memory_total:
+        return "?"
+    return f"{each.memory_left / each.memory_total:.0%}"
+
+
+def size(found: int) -> str:
+    """Bytes, in MiB below a GiB."""
+    return f"{found / _MIB:.0f} MiB" if found < _GIB else f"{found / _GIB:.1f} GiB"
+
+
+def top(vm: Vm) -> RenderableType:
+    """The agents of a VM that use most memory."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("port", "node", "memory (PSS)"):
+        table.add_column(name, justify="right")
+    for each in vm.status.documents("memory.top"):
+        found = each.number("bytes")
+        node = each.number("node_id")
+        table.add_row(str(each.number("port")), "?" if node is None else str(node), _size(found))
+    mean, limit = vm.status.number("memory.agent_mean"), vm.status.number("memory.agent_limit")
+    over = vm.status.number("memory.over")
+    below = f"mean {_size(mean)}; {_number(over)} above {_size(limit)} (twice the planning size)"
+    return Group(table, Text(), Text(below))
