@@ -71,11 +71,12 @@ class BadRegistryError(Exception):
 @dataclass(frozen=True, kw_only=True)
 class Summary:
     """What a whole file holds: its bytes, its nodes, and the keys that have an id (nodes that are
-    gone keep theirs)."""
+    gone keep theirs). `version`: of its format, 0 where it has none."""
 
     size: int
     nodes: int
     keys: int
+    version: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,9 +145,15 @@ class Check:
         digest.update(self._tail[: sealed.start()] + b"}")
         if digest.hexdigest().encode() != sealed[1]:
             raise BadRegistryError("its checksum is not that of its content")
-        if not _VERSION.match(self._head):
+        version = _VERSION.match(self._head)
+        if not version:
             raise BadRegistryError("it is no snapshot of a registry")
-        return Summary(size=self._size, nodes=self._nodes, keys=max(self._keys, self._nodes))
+        return Summary(
+            size=self._size,
+            nodes=self._nodes,
+            keys=max(self._keys, self._nodes),
+            version=int(version[1]),
+        )
 
     def _count(self, piece: bytes) -> None:
         text = self._left + piece
@@ -191,7 +198,10 @@ def parsed(data: bytes) -> Summary:
         raise BadRegistryError(f"it is no whole JSON: {str(error)[:200]}") from error
     if not isinstance(found, set) or not {"next_node", "nodes"} & found:
         raise BadRegistryError("it is no snapshot of a registry")
-    return Summary(size=len(data), nodes=nodes, keys=nodes)
+    version = _VERSION.match(data[:64])
+    return Summary(
+        size=len(data), nodes=nodes, keys=nodes, version=int(version[1]) if version else 0
+    )
 
 
 def examine(path: Path) -> Summary | None:

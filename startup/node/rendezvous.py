@@ -1,0 +1,864 @@
+"""The service on the rendezvous VM: its process as declared, its registry kept, its status said.
+
+systemd starts the process again when it dies. What is planned is this module's: a stop after the
+registry was saved and copied, a start of what is wanted, a new binary on trial. A process is known
+by what it was started with (`Run`, in /run/pilot): when that is what is wanted it is left alone,
+whoever restarts pilot-node.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import resource
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Final, Protocol
+
+from . import files, kernel, limits, registry, release, secrets, units, web
+from . import roll as rolls
+from .agents import UID, NotReadyError
+from .follow import Follower, recall_spec
+from .limits import LimitsError
+from .metrics import Exporter
+from .place import Place
+from .retry import FinalError, TemporaryError
+from .secrets import Tokens
+from .service import roll_status
+from .spec import Binary, RendezvousSpec, Roll
+from .status import Published, Publisher, RegistryStatus, RendezvousFacts, Said, document
+from .systemd import Systemctl, SystemdError
+from .watch import KernelLog, Source, Wake
+
+UNIT: Final = "pilot-rendezvous.service"
+BINARY: Final = "pilot-rendezvous"
+
+# Seconds. Copies: what a lost file can cost at most. Start: upstream reads 45 MB in a few; without
+# an answer by then the process hangs. Steady: up for so long, its earlier failures are forgotten.
+COPY = 300.0
+START = 90.0
+STEADY = 60.0
+# A new binary is one port of a roll: watched for so long, answering all the while.
+WATCH = 30
+# How often it is asked for its health, and for its numbers (which it counts node by node).
+HEALTH = 5.0
+NUMBERS = 60.0
+TOKENS = 60.0
+# The first start waits so long for the tokens: IAM lets a new binding in after minutes.
+PATIENCE = 30.0
+STATUS = 1.0
+ROUND = 1.0
+FAILED = 5.0
+# A forced snapshot writes the whole registry, 45 MB on a slow disk.
+SNAPSHOT = 60.0
+# A file that is younger holds nodes that are not stale: 3 minutes in the oldest binaries (FACTS).
+FRESH: Final = 60.0
+# Of nodes that its file holds, the part that a rendezvous must know once it has read it.
+KNOWN = 0.5
+RESTARTING: Final = "Restarting; agents come back by themselves."
+MAINTENANCE: Final = "Host maintenance; agents come back by themselves."
+_DESCRIPTORS = re.compile(r"^LimitNOFILE=(\d+)$", re.MULTILINE)
+_TOTAL = re.compile(rb'"total_nodes":\s*(\d+)')
+_ACTIVE = re.compile(rb'"active_nodes":\s*(\d+)')
+
+
+@dataclass(frozen=True, kw_only=True)
+class Process:
+    """The unit as systemd has it. `restarts`: by systemd itself."""
+
+    active: str = "inactive"
+    pid: int = 0
+    restarts: int = 0
+    job: bool = False
+    why: str = ""
+
+    @property
+    def gone(self) -> bool:
+        return self.active in ("inactive", "failed") and not self.job
+
+
+class Unit(Protocol):
+    """The unit of the rendezvous; nothing waits. Raises SystemdError."""
+
+    def process(self) -> Process: ...
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
+
+
+class SystemdUnit:
+    """The real one."""
+
+    def __init__(self) -> None:
+        self._systemctl = Systemctl()
+
+    def start(self) -> None:
+        self._systemctl.start([UNIT])
+
+    def stop(self) -> None:
+        self._systemctl.stop([UNIT])
+
+    def process(self) -> Process:
+        names = "ActiveState,MainPID,NRestarts,Job,Result,ExecMainStatus"
+        try:
+            done = subprocess.run(
+                ["systemctl", "show", f"--property={names}", UNIT],
+                capture_output=True,
+                check=True,
+                stdin=subprocess.DEVNULL,
+                text=True,
+                timeout=40,
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            raise SystemdError(f"systemctl show {UNIT}: {error}") from error
+        found = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+        return Process(
+            active=found.get("ActiveState", ""),
+            pid=int(found.get("MainPID") or 0),
+            restarts=int(found.get("NRestarts") or 0),
+            job=found.get("Job", "0") not in ("", "0"),
+            why=f"{found.get('Result', '')}, exit status {found.get('ExecMainStatus', '')}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a process is started with: its binary, and hashes of its environment, its unit and its
+    tokens; the last restart that was ordered. Another one is a planned restart."""
+
+    release: str
+    environment: str
+    unit: str
+    tokens: str
+    restart: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Health:
+    """What the process said last. `total` is None where it does not tell."""
+
+    answers: bool = False
+    why: str = "not asked yet"
+    online: int | None = None
+    total: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """What is remembered of the process from round to round. Times in seconds of the clock.
+
+    `since`: when it was last told to start; `up`: since when it has answered; `failures`: in a
+    row, with `why`; `pid` and `restarts`: as last seen.
+    """
+
+    since: float | None = None
+    up: float | None = None
+    failures: int = 0
+    why: str = ""
+    pid: int = 0
+    restarts: int = 0
+
+
+def judge(judged: Judged, process: Process, health: Health, now: float, expected: int) -> Judged:
+    """`judged`, after the process was seen as `process` and said `health`. `expected`: the nodes
+    in the file that it was started with."""
+    failures, why, up = judged.failures, judged.why, judged.up
+    again = process.restarts - judged.restarts
+    if again > 0 or process.active == "failed":
+        failures, why, up = failures + max(1, again), f"exits: {process.why}", None
+    elif judged.pid and process.pid and process.pid != judged.pid:
+        up = None
+    since = now if again > 0 else judged.since
+    if process.active != "active":
+        up = None
+    elif health.answers and up is None:
+        up = now
+    elif not health.answers and up is None and since is not None and now - since > START:
+        failures, why, since = failures + 1, f"no answer in {START:.0f} s: {health.why}", now
+    if up is not None and health.total is not None and health.total < expected * KNOWN:
+        # At once: its next snapshot replaces the file.
+        failures = max(failures, 2)
+        why = f"it knows {health.total} of the {expected} nodes that its file holds"
+    elif up is not None and now - up >= STEADY:
+        failures, why = 0, ""
+    return Judged(
+        since=since,
+        up=up,
+        failures=failures,
+        why=why,
+        pid=process.pid,
+        restarts=process.restarts,
+    )
+
+
+@dataclass(kw_only=True)
+class Rendezvous:
+    """The loop's parts and what it remembers. `round` is one turn."""
+
+    place: Place
+    follower: Follower
+    unit: Unit
+    fetcher: release.Fetcher
+    tokens: Callable[[], Tokens | None]
+    """What Secret Manager said last, None before it said anything."""
+    say: Callable[[str], None]
+    clock: Callable[[], float] = time.monotonic
+    wall_clock: Callable[[], float] = time.time
+    kernel_log: KernelLog | None = None
+    roll: rolls.RollState | None = None
+    judged: Judged = Judged()
+    health: Health = Health()
+    process: Process = Process()
+    stopping: bool = False
+    last_error: Said | None = None
+    began: float | None = None
+    _due: dict[str, float] = field(default_factory=dict)
+    _failure: str = ""
+    _failed: bool = False
+    _held: Tokens = field(default_factory=Tokens)
+    _config: Mapping[str, str] = field(default_factory=dict)
+    _banner: tuple[str, str] | None = None
+    _event: str = ""
+    _expected: int = 0
+
+    def round(self) -> float:
+        """One turn; the seconds until the next."""
+        self._failed = False
+        try:
+            self._turn()
+        except (
+            FinalError,
+            TemporaryError,
+            LimitsError,
+            NotReadyError,
+            OSError,
+            SystemdError,
+            registry.BadRegistryError,
+            subprocess.SubprocessError,
+        ) as error:
+            self.fault(str(error))
+            return FAILED
+        if not self._failed:
+            # All of it went well: the same failure later on is another one.
+            self._failure = ""
+        return ROUND
+
+    def fault(self, text: str) -> None:
+        """Something failed: said when it is another thing than before, and part of the status."""
+        self._failed = True
+        if text != self._failure:
+            self._failure = text
+            self.last_error = Said(text=text, time=self.wall_clock())
+            self.say(text)
+
+    def _turn(self) -> None:
+        now = self.clock()
+        self.began = now if self.began is None else self.began
+        try:
+            self.follower.look()
+        except (FinalError, LimitsError, OSError, subprocess.SubprocessError) as error:
+            # The process is kept at what is known.
+            self.fault(str(error))
+        if not self.follower.is_mounted():
+            raise NotReadyError(f"{self.place.state} is not mounted: the rendezvous has no store")
+        self.follower.ensure_state()
+        if self.roll is None:
+            self.roll = rolls.recall(self.place, self.say)
+        self._take_tokens()
+        self._look(now)
+        state = self._advance(self.roll, now)
+        self._keep(state, now)
+        self._serve_maintenance()
+        self._show_banner(self._wanted_banner())
+        if self.process.active == "active" and self._is_due("copy", COPY):
+            self.copy()
+
+    # What is seen
+
+    def _look(self, now: float) -> None:
+        self.process = self.unit.process()
+        if self.process.active != "active":
+            self.health = Health(why=f"the process is {self.process.active}")
+        elif self.judged.up is None or self._is_due("health", HEALTH):
+            fresh = self.judged.up is None or self._is_due("numbers", NUMBERS)
+            self.health = ask(self.spec, self.health, numbers=fresh)
+        before = self.judged
+        self.judged = judge(before, self.process, self.health, now, self._expected)
+        if self.judged.failures > before.failures:
+            self.fault(f"the rendezvous {self.judged.why}")
+            if self.process.active == "active" and self.judged.up is None:
+                self.say("the rendezvous hangs: it is stopped")
+                self.unit.stop()
+        if self.judged.up is not None and now - self.judged.up >= STEADY:
+            # What it lacks from here on it was told to forget.
+            self._expected = 0
+
+    @property
+    def spec(self) -> RendezvousSpec:
+        spec = self.follower.known.spec
+        if not isinstance(spec, RendezvousSpec):
+            raise FinalError(f"this VM is a {spec.role}, it has no registry")
+        return spec
+
+    # The roll
+
+    def _advance(self, state: rolls.RollState, now: float) -> rolls.RollState:
+        spec, standing = self.spec, self.follower.standing
+        port = spec.registry_port
+        running = self._running()
+        ready = self.judged.up is not None
+        target = rolls.Release(version=spec.version, sha256=spec.binary.sha256)
+        new, said = rolls.advance(
+            state,
+            rolls.Seen(
+                now=now,
+                time=self.wall_clock(),
+                target=target,
+                settings=Roll(auto=True, batch=1, watch_seconds=WATCH),
+                verdict=standing.orders.roll,
+                there=self.fetcher.there(),
+                lost=self.fetcher.lost(),
+                held=standing.hold,
+                ports=() if standing.hold else (port,),
+                on={port: running.release} if running else {},
+                ready=frozenset({port} if ready else ()),
+                up_since={port: self.judged.up} if self.judged.up is not None else {},
+                failures={port: self.judged.failures} if self.judged.failures else {},
+                why={port: self.judged.why} if self.judged.why else {},
+                calm=ready,
+                kernel=self.kernel_log.lines() if self.kernel_log else (),
+                epoch=standing.restart,
+            ),
+        )
+        if new != state:
+            rolls.remember(self.place, new)
+            self.roll = new
+        for line in said:
+            self.say(line)
+        wanted = {each.sha256: _binary(each.sha256) for each in (new.accepted, target) if each}
+        self.fetcher.want(
+            release.Wanted(
+                binaries=tuple(wanted.values()), endpoint=spec.storage, bucket=spec.bucket
+            )
+        )
+        return new
+
+    # The process
+
+    def _keep(self, state: rolls.RollState, now: float) -> None:
+        """Have the process that is wanted, or none while held."""
+        wanted = self._wanted(state)
+        running = self._running()
+        if self.follower.standing.hold:
+            if not self.process.gone and not self.process.job:
+                self._stop("held", save=True)
+            return
+        if wanted is None:
+            return
+        if self.process.gone:
+            if not self._waits_for_tokens(now):
+                self._start(wanted, running)
+        elif running != wanted and not self.process.job:
+            # What a rejected one saves is not worth a copy: it may have read nothing.
+            rejected = running is not None and self._is_rejected(running)
+            self._stop(_difference(running, wanted), save=not rejected)
+        else:
+            self._raise_descriptors()
+
+    def _wanted(self, state: rolls.RollState) -> Run | None:
+        """None while its binary is not there."""
+        spec = self.spec
+        found = rolls.releases(state, (spec.registry_port,)).get(spec.registry_port)
+        if found is None or found.sha256 not in self.fetcher.there():
+            return None
+        unit = self.place.units / UNIT
+        lines = [
+            line
+            for line in unit.read_text(encoding="utf-8").splitlines()
+            # The limit of descriptors is raised in the process that runs.
+            if line.strip() and not line.startswith(("#", "LimitNOFILE="))
+        ]
+        return Run(
+            release=found.sha256,
+            environment=_hash(self._environment()),
+            unit=_hash("\n".join(lines)),
+            tokens=_hash(json.dumps(self._config, sort_keys=True)),
+            restart=self.follower.standing.restart,
+        )
+
+    def _environment(self) -> str:
+        machine = kernel.machine(self.place)
+        return units.environment_file(units.rendezvous_environment(machine, self.spec))
+
+    @property
+    def _record(self) -> Path:
+        return self.place.run / "rendezvous-run.json"
+
+    def _running(self) -> Run | None:
+        """What the process was started with, None where that is not known."""
+        try:
+            return Run(**json.loads(self._record.read_bytes()))
+        except (FileNotFoundError, ValueError, TypeError):
+            return None
+
+    def _stop(self, why: str, *, save: bool) -> None:
+        self.say(f"the rendezvous is stopped: {why}")
+        self._show_banner(self.follower.standing.orders.banner or RESTARTING)
+        if save:
+            self.save()
+        self.unit.stop()
+
+    def _start(self, wanted: Run, before: Run | None) -> None:
+        orders = self.follower.standing.orders
+        now = self.wall_clock()
+        if before and self._is_rejected(before) and before.release != wanted.release:
+            self._mend(now)
+        elif before and before.release != wanted.release:
+            # The store as the old binary left it: whatever the new one makes of it.
+            self.copy()
+        if orders.clean and orders.restart and self._cleaned() != orders.restart:
+            registry.clean(self.place, now, self.say)
+            files.write(self._clean_record, orders.restart + "\n", 0o600)
+        secrets.write(self.place.rendezvous_config, self._config)
+        files.write(self.place.rendezvous_environment, self._environment(), 0o600)
+        release.use(_binary(wanted.release), self.place.opt)
+        # What a new process shows from its start on.
+        self._write_banner(orders.banner)
+        self._banner = (orders.banner, self._config.get(secrets.FLAGS["admin"], ""))
+        self._expected = self._nodes_to_read(now)
+        same = before is not None and before == wanted
+        files.write(self._record, json.dumps(asdict(wanted), sort_keys=True) + "\n", 0o600)
+        self.unit.start()
+        self.judged = Judged(
+            since=self.clock(),
+            failures=self.judged.failures if same else 0,
+            why=self.judged.why if same else "",
+            restarts=self.process.restarts,
+        )
+        self.health = Health()
+        self.say(f"the rendezvous is started, release {wanted.release[:12]}")
+
+    def _is_rejected(self, run: Run) -> bool:
+        rejected = self.roll.rejected if self.roll else ()
+        return run.release in {each.sha256 for each in rejected}
+
+    def _nodes_to_read(self, now: float) -> int:
+        """The nodes that a process which reads the registry's file knows afterwards: not those
+        that have been silent for too long, so an old file promises none."""
+        path = self.place.registry / registry.NAME
+        try:
+            found = registry.examine(path)
+            if found is not None and now - path.stat().st_mtime < FRESH:
+                return found.nodes
+        except registry.BadRegistryError:
+            # `pilot-node store`, before the start, deals with it.
+            pass
+        return 0
+
+    @property
+    def _clean_record(self) -> Path:
+        return self.place.node_state / "cleaned"
+
+    def _cleaned(self) -> str:
+        """The restart with which the store was last set aside by order."""
+        try:
+            return self._clean_record.read_text(encoding="ascii").strip()
+        except FileNotFoundError:
+            return ""
+
+    def _mend(self, now: float) -> None:
+        """Back from a release that was rejected: the store as it was before, where that one lost
+        part of it or writes it in another format."""
+        copies = registry.best(registry.copies(self.place))
+        if not copies:
+            return
+        try:
+            found = registry.examine(self.place.registry / registry.NAME)
+        except registry.BadRegistryError:
+            found = None
+        known = registry.examine(self.place.registry / "copies" / copies[0].name)
+        if known is not None and (
+            found is None or found.keys < known.keys or found.version != known.version
+        ):
+            registry.put_back(self.place, copies[0], now, self.say)
+
+    def _raise_descriptors(self) -> None:
+        """LimitNOFILE follows the number of agents; a process that runs is given it as well."""
+        wanted = limits.rendezvous_descriptors(self.spec)
+        pid = self.process.pid
+        if not pid or not self._is_due("descriptors", COPY / 10):
+            return
+        try:
+            _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+            if hard != resource.RLIM_INFINITY and hard < wanted:
+                resource.prlimit(pid, resource.RLIMIT_NOFILE, (wanted, wanted))
+                self.say(f"the rendezvous may now have {wanted} descriptors")
+        except ProcessLookupError:
+            return
+        except (PermissionError, ValueError) as error:
+            self.fault(f"LimitNOFILE {wanted} takes a restart of the rendezvous: {error}")
+
+    # The registry
+
+    def save(self) -> None:
+        """Have the registry's file as new as can be, and a copy of it. What cannot be is said: it
+        is no reason not to stop, which writes the file as well."""
+        if self.process.active == "active":
+            try:
+                answered = post(self._url("/api/snapshot"), SNAPSHOT)
+                if answered not in (200, 404, 405):
+                    self.say(f"forced snapshot: {answered}")
+            except (TemporaryError, FinalError) as error:
+                self.say(f"forced snapshot: {error}")
+        self.copy()
+
+    def copy(self) -> None:
+        """A copy of the registry's file where it is good. Raises OSError."""
+        try:
+            taken = registry.take_copy(self.place, self.wall_clock())
+        except registry.BadRegistryError as error:
+            self.fault(f"{registry.NAME}: {error}: not copied; the rendezvous will replace it")
+            return
+        known = registry.best(registry.copies(self.place))
+        if taken and known and taken.keys < known[0].keys * registry.SHRUNK:
+            self.fault(
+                f"the registry knows {taken.keys} keys, and knew {known[0].keys} "
+                f"({known[0].name}): has it started empty?"
+            )
+
+    def _serve_maintenance(self) -> None:
+        event = self.follower.maintenance
+        if event != self._event:
+            self._event = event
+            if event not in ("", "NONE"):
+                self.save()
+
+    # Tokens and banner
+
+    def _take_tokens(self) -> None:
+        if not self.spec.secrets:
+            self._held, self._config = Tokens(), {}
+            return
+        new = self.tokens()
+        if new is None:
+            missing = dict.fromkeys(self.spec.secrets, "Secret Manager has not answered yet")
+            new = Tokens(missing=missing)
+        new = secrets.kept(new, self._held)
+        if new != self._held or not self._config:
+            known = dict(self._config)
+            self._config = secrets.config(new)
+            flag = secrets.FLAGS["dashboard"]
+            if "dashboard" in new.missing and flag in known:
+                # The one that nobody knows stays the same: another one would be a restart.
+                self._config = {**self._config, flag: known[flag]}
+            self._held = new
+        if new.problem:
+            self.fault(f"{new.problem}: closed until it can be had")
+
+    def _waits_for_tokens(self, now: float) -> bool:
+        """The first start waits a moment for them: each that comes later is a restart."""
+        began = self.began if self.began is not None else now
+        return bool(self._held.missing) and now - began < PATIENCE and not self._record.exists()
+
+    def _wanted_banner(self) -> str:
+        ordered = self.follower.standing.orders.banner
+        return ordered or (MAINTENANCE if self._event not in ("", "NONE") else "")
+
+    def _show_banner(self, text: str) -> None:
+        """By the dashboard where there is an admin token, else by the file: upstream reads that at
+        its start only. What fails is tried again, now and then."""
+        token = self._config.get(secrets.FLAGS["admin"], "")
+        if self._banner == (text, token):
+            return
+        if not self._is_due(f"banner {text}", HEALTH * 6):
+            return
+        if token and self.process.active == "active":
+            try:
+                headers = {"X-Admin-Token": token, "Content-Type": "text/plain"}
+                with web.request(
+                    "PUT", self._url("/api/banner"), headers, text.encode(), timeout=5.0
+                ) as answer:
+                    if answer.status == 200:
+                        self._banner = (text, token)
+                        return
+            except (TemporaryError, FinalError):
+                return
+        self._write_banner(text)
+        self._banner = (text, token)
+
+    def _write_banner(self, text: str) -> None:
+        """`banner.txt`, owned by the rendezvous, which replaces it. Raises OSError."""
+        path = self.place.registry / "banner.txt"
+        if not text:
+            path.unlink(missing_ok=True)
+            return
+        handle, temporary = tempfile.mkstemp(prefix=".banner.", dir=self.place.registry)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as stream:
+                stream.write(text)
+                if os.geteuid() == 0:
+                    os.fchown(stream.fileno(), UID, UID)
+                os.fchmod(stream.fileno(), 0o644)
+            Path(temporary).replace(path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+
+    def _url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.spec.dashboard_port}{path}"
+
+    # The status
+
+    def phase(self) -> str:
+        """In one word what the rendezvous is at."""
+        if self.stopping:
+            return "stopping"
+        if self.follower.standing.hold:
+            return "held" if self.process.gone else "stopping"
+        if self.judged.up is not None and self.health.answers:
+            return "serving"
+        return "failed" if self.judged.failures else "starting"
+
+    def facts(self, published: Published, *, started: float) -> RendezvousFacts:
+        """What this VM says of itself now. `started`: when, in seconds since the epoch."""
+        spec, state = self.spec, self.roll or rolls.RollState()
+        accepted = state.accepted or rolls.Release(version=spec.version, sha256=spec.binary.sha256)
+        total, available = memory(self.place)
+        return RendezvousFacts(
+            **self.follower.facts(self.wall_clock()),
+            started=started,
+            version=accepted.version,
+            sha256=accepted.sha256,
+            roll=roll_status(state, 1),
+            last_error=self.last_error,
+            published=published,
+            phase=self.phase(),
+            registry=self._registry_status(),
+            memory_total=total,
+            memory_available=available,
+        )
+
+    def _registry_status(self) -> RegistryStatus:
+        copies = registry.copies(self.place)
+        try:
+            store = (self.place.registry / registry.NAME).lstat()
+        except OSError:
+            store = None
+        up = self.judged.up is not None
+        return RegistryStatus(
+            online=self.health.online if up else None,
+            total=self.health.total if up else None,
+            store=store.st_size if store else None,
+            store_time=store.st_mtime if store else None,
+            copies=len(copies),
+            newest_copy=copies[-1].time if copies else None,
+            set_aside=registry.set_aside_names(self.place),
+            restored=_restored(self.place),
+        )
+
+    def _is_due(self, what: str, every: float) -> bool:
+        now = self.clock()
+        if now < self._due.get(what, float("-inf")):
+            return False
+        self._due[what] = now + every
+        return True
+
+
+def ask(spec: RendezvousSpec, before: Health, *, numbers: bool) -> Health:
+    """What the rendezvous of `spec` says on loopback. With `numbers` it is asked for its nodes,
+    which older and newer binaries tell at `/api/stats`; `/healthz` newer ones only."""
+    base = f"http://127.0.0.1:{spec.dashboard_port}"
+    try:
+        with socket.create_connection(("127.0.0.1", spec.registry_port), 5.0):
+            pass
+    except OSError as error:
+        return Health(why=f"port {spec.registry_port}: {error.strerror or error}")
+    try:
+        online: int | None = None
+        with web.get(f"{base}/healthz", {}, 5.0) as answer:
+            if answer.status == 200:
+                online = _number(answer.body(64 << 10), "nodes_online")
+            elif answer.status != 404:
+                return Health(why=f"/healthz: {answer.status} {answer.reason}")
+            old = answer.status == 404
+        if not numbers and not old:
+            return replace(before, answers=True, why="", online=online)
+        total, active = _stats(base)
+    except (TemporaryError, FinalError) as error:
+        return Health(why=str(error))
+    return Health(answers=True, why="", online=active if online is None else online, total=total)
+
+
+def post(url: str, seconds: float) -> int:
+    """The status of the answer to a POST without a body. Raises TemporaryError, FinalError."""
+    with web.request("POST", url, {"Content-Length": "0"}, timeout=seconds) as answer:
+        return answer.status
+
+
+def _stats(base: str) -> tuple[int | None, int | None]:
+    """Total and active nodes; the answer may list every node, megabytes of them, in between."""
+    found: dict[re.Pattern[bytes], int] = {}
+    with web.get(f"{base}/api/stats", {}, 10.0) as answer:
+        if answer.status != 200:
+            return None, None
+        left = b""
+        for chunk in answer.chunks(30.0):
+            text = left + chunk
+            for pattern in (_TOTAL, _ACTIVE):
+                match = pattern.search(text)
+                # A number at the very end may go on.
+                if match and match.end() < len(text):
+                    found.setdefault(pattern, int(match[1]))
+            if len(found) == 2:
+                break
+            left = text[-64:]
+    return found.get(_TOTAL), found.get(_ACTIVE)
+
+
+def _number(body: bytes, name: str) -> int | None:
+    try:
+        value = json.loads(body)[name]
+    except (ValueError, LookupError, TypeError):
+        return None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def memory(place: Place) -> tuple[int | None, int | None]:
+    """MemTotal and MemAvailable in bytes, None where /proc does not say."""
+    found: dict[str, int] = {}
+    for line in place.at("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        name, _, rest = line.partition(":")
+        if name in ("MemTotal", "MemAvailable"):
+            found[name] = int(rest.split()[0]) << 10
+    return found.get("MemTotal"), found.get("MemAvailable")
+
+
+def prepare_store(place: Place, say: Callable[[str], None]) -> None:
+    """Before every start, as root (`pilot-node store`): a registry that can be read. Raises
+    OSError."""
+    found = registry.prepare(place, time.time(), say)
+    files.write(place.run / "store.json", json.dumps(asdict(found), sort_keys=True) + "\n")
+
+
+class TokenSource:
+    """The tokens of the spec that `follower` follows, asked for in a thread of its own."""
+
+    def __init__(self, follower: Follower, wake: Wake) -> None:
+        self._follower = follower
+        # Also where some of them cannot be had.
+        self._part: Tokens | None = None
+        self._source: Source[Tokens] = Source("tokens", self._ask, wake=wake, every=TOKENS)
+
+    def start(self) -> None:
+        self._source.start()
+
+    def stop(self) -> None:
+        self._source.stop()
+
+    def latest(self) -> Tokens | None:
+        """What was fetched last, None before anything was."""
+        reading = self._source.latest()
+        if not reading.error or self._part is not None:
+            return self._part or reading.value
+        return Tokens(missing=dict.fromkeys(self._names(), reading.error))
+
+    def _names(self) -> Mapping[str, str]:
+        spec = self._follower.known.spec
+        return spec.secrets if isinstance(spec, RendezvousSpec) else {}
+
+    def _ask(self) -> Tokens:
+        spec = self._follower.known.spec
+        if not isinstance(spec, RendezvousSpec) or not spec.secrets:
+            return Tokens()
+        found = secrets.fetch(
+            spec.secrets, endpoint=spec.secrets_endpoint, token=self._follower.server.token
+        )
+        self._part = found
+        if found.missing:
+            # Asked again soon, and not after TOKENS.
+            raise TemporaryError(found.problem)
+        return found
+
+
+def _restored(place: Place) -> str:
+    try:
+        return str(json.loads((place.run / "store.json").read_bytes())["restored"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""
+
+
+def _difference(before: Run | None, wanted: Run) -> str:
+    if before is None:
+        return "it is not known what it runs with"
+    names = [name for name, value in asdict(wanted).items() if asdict(before)[name] != value]
+    return f"another {', '.join(names)}"
+
+
+def _binary(sha256: str) -> Binary:
+    return Binary(name=BINARY, object=f"releases/{sha256}/{BINARY}", sha256=sha256)
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def serve(place: Place, *, say: Callable[[str], None]) -> None:
+    """Keep the rendezvous as it is declared, until SIGTERM; it does not end with this process.
+
+    Raises FinalError where there is no spec to begin with.
+    """
+    known = recall_spec(place)
+    started, wake, ended = time.time(), Wake(), threading.Event()
+
+    def end(*_: object) -> None:
+        ended.set()
+        wake.set()
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
+    follower = Follower(place=place, known=known, say=say, wake=wake)
+
+    tokens = TokenSource(follower, wake)
+    rendezvous = Rendezvous(
+        place=place,
+        follower=follower,
+        unit=SystemdUnit(),
+        fetcher=release.Fetcher(opt=place.opt, token=follower.server.token, say=say, wake=wake.set),
+        tokens=tokens.latest,
+        say=say,
+        kernel_log=KernelLog(place=place),
+    )
+    publisher = Publisher(place=place, put=follower.server.put_guest_attribute, say=say)
+    exporter = Exporter(say=say)
+    for part in (follower, rendezvous.fetcher, publisher, exporter, tokens):
+        part.start()
+    tell = partial(_tell, rendezvous, publisher, exporter, started)
+    while not ended.is_set():
+        pause = rendezvous.round()
+        tell()
+        wake.wait(pause)
+    follower.stop()
+    tokens.stop()
+    try:
+        rendezvous.stopping = Systemctl().stopping()
+    except SystemdError as error:
+        say(f"is the system going down? {error}")
+    if rendezvous.stopping:
+        rendezvous.save()
+        tell()
+    publisher.close()
+    exporter.close()
+
+
+def _tell(rendezvous: Rendezvous, publisher: Publisher, exporter: Exporter, started: float) -> None:
+    found = document(rendezvous.facts(publisher.published, started=started))
+    publisher.publish(found)
+    exporter.show(found)
