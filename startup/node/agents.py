@@ -19,9 +19,7 @@ from pathlib import Path
 from . import variants
 from .decide import Decision, Goal, Memory, Observed, Trouble, decide, without
 from .place import Place
-from .retry import FinalError
-from .spec import SpecError
-from .systemd import Systemd, SystemdError
+from .systemd import Systemd
 from .window import Window
 
 UNIT = "pilot-agent@{}.service"
@@ -258,25 +256,6 @@ class Keeper:
         if (ready, wanted) != self._reported and (not busy or ready % 100 == 0):
             self._reported = (ready, wanted)
             self.say(f"{ready} of {wanted} agents ready")
-
-
-def serve(
-    keeper: Keeper, *, refresh: Callable[[], None], sleep: Callable[[float], None] = time.sleep
-) -> None:
-    """Rounds without end. `refresh` may replace the keeper's goal before each."""
-    said = ""
-    while True:
-        try:
-            refresh()
-            pause = keeper.round()
-            said = ""
-        except (NotReadyError, OSError, FinalError, SpecError, SystemdError) as error:
-            # Whatever it is, the agents that run go on; said once, not every two seconds.
-            if str(error) != said:
-                said = str(error)
-                keeper.say(said)
-            pause = LOOK
-        sleep(pause)
 
 
 def drain_for_shutdown(

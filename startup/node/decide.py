@@ -22,10 +22,10 @@ START_DEADLINE = 60.0
 # Seconds after which a start that others overtake is stuck: these began later and came up promptly.
 # Doubled with each failure of the agent: one that really is so slow comes up in the end.
 OVERTAKEN = 10.0
-# Seconds without any success after which the youngest start in flight is made anew: a fresh daemon
-# dials at once and then within seconds, where one that was refused waits. Doubled each time, up to
-# the maximum. With it go those that the window no longer has room for; the oldest go on waiting, so
-# a registry that is only slow loses one place.
+# Seconds without any success after which the youngest start in flight is given up, for a fresh one:
+# a fresh daemon dials at once and then within seconds, where one that was refused waits. Doubled
+# each time, up to the maximum, and twice what starts take. With it go those that the window no
+# longer has room for; the oldest go on waiting, so a registry that is only slow loses one place.
 PROBE = 10.0
 PROBE_MAX = 30.0
 # Seconds that an agent has to stay up for its earlier failures to be forgotten, and that it may be
@@ -123,8 +123,10 @@ def decide(goal: Goal, memory: Memory, seen: Observed) -> Decision:
     work.settle_starts()
     work.adopt()
     work.judge()
-    stop = (*work.hung, *work.surplus(), *work.replaced())
+    surplus = work.surplus()
+    # Who is down comes before who runs, if as something else.
     start = work.starts()
+    stop = (*work.hung, *surplus, *work.replaced())
     return Decision(
         stop=stop,
         start=start,
@@ -201,7 +203,7 @@ class _Work:
     def settle_starts(self) -> None:
         """The starts in flight: up, failed, hung, or still in flight."""
         before, prompt = self.before.starting, float("-inf")
-        for port in before.keys() & self.seen.ready:
+        for port in before.keys() & self.wanted & self.seen.ready:
             took = self.now - before[port]
             self.up_since[port] = self.now
             self.came.append(took)
@@ -210,7 +212,8 @@ class _Work:
         for port in sorted((before.keys() & self.wanted) - self.seen.ready):
             self._settle(port, before[port], prompt)
         if self.came:
-            self.came_up, self.patience = self.now, PROBE
+            self.came_up = self.now
+            self.patience = min(max(PROBE, 2 * max(self.came)), PROBE_MAX)
         self._probe()
         self.stopping |= dict.fromkeys(self.hung, self.now)
 
@@ -236,12 +239,13 @@ class _Work:
     def _probe(self) -> None:
         """Where nothing comes up, room is made for a fresh start."""
         youngest = max(self.starting.values(), default=self.now)
-        if self.now - max(youngest, self.came_up) < self.patience:
+        if not self.starting or self.now - max(youngest, self.came_up) < self.patience:
             return
-        over = len(self.starting) - self.window.size + 1
+        over = max(1, len(self.starting) - self.window.size + 1)
         found = heapq.nlargest(over, self.starting, key=lambda port: (self.starting[port], port))
         for port in found:
-            del self.starting[port]
+            since = self.starting.pop(port)
+            self._failed(port, f"no socket after {self.now - since:.0f} s", since)
         self.hung += found
         self.came_up, self.patience = self.now, min(self.patience * 2, PROBE_MAX)
 
@@ -324,7 +328,7 @@ class _Work:
             trouble = self.trouble.get(port)
             if trouble and trouble.began != self.goal.variants[port] and port not in self.starting:
                 continue
-            count += port in self.stopping or port in self.variant
+            count += port in self.stopping or port in self.starting or port in self.variant
         return count
 
     def starts(self) -> tuple[int, ...]:

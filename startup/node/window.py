@@ -149,7 +149,8 @@ def failed(
         cut_at=now,
         why=_reason(window, why) if suspect else why,
         rest=rest,
-        rest_until=now + rest if suspect else window.rest_until,
+        # From when the last began: one that took as long to fail has been the rest.
+        rest_until=max(now, max(news) + rest) if suspect else window.rest_until,
     )
 
 

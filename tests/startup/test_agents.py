@@ -1,235 +1,30 @@
-"""Bringing agents up and keeping them: the decision in tables, the acting on a folder for a VM."""
+"""Keeping agents: what is seen and what is done, on a folder for a VM."""
 
 from __future__ import annotations
 
 import os
 import re
 import shutil
+import signal
 import stat
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from startup.node import agents
+from startup.node import agents, variants
 from startup.node.agents import (
-    BACK_OFF_MAX,
+    ASKED,
     LOG_BYTES,
-    START_DEADLINE,
-    STEADY,
-    Decision,
+    LOOK,
+    SHUTDOWN_SECONDS,
     Keeper,
-    Memory,
-    Observed,
-    Trouble,
-    decide,
-    serve,
+    drain_for_shutdown,
 )
+from startup.node.decide import START_DEADLINE, Goal, Memory
 from startup.node.place import Place
-from startup.node.spec import SpecError, SwarmSpec, parse
 from startup.node.systemd import SystemdError, UnitState
-from tests.startup import specs
-
-PORTS = range(10001, 10006)
-NOW = 1000.0
-
-
-def seen(
-    running: Sequence[int] = (), sockets: Sequence[int] | None = None, **more: object
-) -> Observed:
-    """What runs; each has its socket unless `sockets` says otherwise."""
-    return Observed(
-        now=NOW,
-        running=frozenset(running),
-        sockets=frozenset(running if sockets is None else sockets),
-        **more,  # type: ignore[arg-type]
-    )
-
-
-def on(memory: Memory, observed: Observed, *, window: int = 2, wanted: range = PORTS) -> Decision:
-    return decide(wanted, window, memory, observed)
-
-
-def test_the_first_starts_are_the_window() -> None:
-    decision = on(Memory(), seen())
-    assert (decision.start, decision.stop, decision.said) == ((10001, 10002), (), ())
-    assert decision.memory.starting == {10001: NOW, 10002: NOW}
-
-
-def test_the_next_when_ones_socket_is_there() -> None:
-    memory = Memory(starting={10001: NOW - 1, 10002: NOW - 1})
-    decision = on(memory, seen([10001, 10002], sockets=[10002]))
-    assert decision.start == (10003,)
-    assert decision.memory.starting == {10001: NOW - 1, 10003: NOW}
-    assert decision.memory.up_since == {10002: NOW}
-
-
-def test_a_window_that_is_full_starts_nothing() -> None:
-    memory = Memory(starting={10001: NOW - 1, 10002: NOW - 1})
-    assert on(memory, seen([10001, 10002], sockets=[])).start == ()
-
-
-def test_those_that_run_are_left_alone() -> None:
-    decision = on(Memory(), seen(list(PORTS)))
-    assert (decision.start, decision.stop, decision.said) == ((), (), ())
-    assert set(decision.memory.up_since) == set(PORTS)
-
-
-def test_a_start_of_an_earlier_process_is_adopted_and_counts() -> None:
-    decision = on(Memory(), seen([10001, 10002], sockets=[]))
-    assert decision.start == ()
-    assert decision.memory.starting == {10001: NOW, 10002: NOW}
-
-
-def test_a_stale_socket_is_not_ready() -> None:
-    decision = on(Memory(), seen([], sockets=list(PORTS)))
-    assert decision.start == (10001, 10002)
-    memory = Memory(starting={10001: NOW - 1})
-    assert 10001 in on(memory, seen([], sockets=[10001])).memory.starting
-
-
-@pytest.mark.parametrize(
-    ("up", "failures", "started_at_once"),
-    [(STEADY, 0, True), (STEADY - 1, 1, False)],
-)
-def test_one_that_died(up: float, failures: int, started_at_once: bool) -> None:
-    memory = Memory(up_since=dict.fromkeys(PORTS, NOW - up))
-    decision = on(memory, seen(PORTS[1:]))
-    assert (10001 in decision.start) == started_at_once
-    assert len(decision.said) == 1
-    trouble = decision.memory.trouble.get(10001)
-    assert (trouble.failures if trouble else 0) == failures
-
-
-def test_a_failed_start_rests_and_does_not_hold_up_the_rest() -> None:
-    memory = Memory(starting={10001: NOW - 1, 10002: NOW - 1})
-    decision = on(memory, seen([10002], sockets=[], ended={10001: "ended (exit-code, status 1)"}))
-    assert decision.start == (10003,)
-    assert decision.memory.trouble == {10001: Trouble(failures=1, until=NOW + 1)}
-    assert decision.said == ("agent 10001: ended (exit-code, status 1) (failure 1); again in 1 s",)
-
-
-@pytest.mark.parametrize(
-    ("failures", "pause"), [(0, 1), (1, 2), (2, 4), (7, 128), (8, 256), (9, BACK_OFF_MAX)]
-)
-def test_it_rests_longer_each_time(failures: int, pause: float) -> None:
-    memory = Memory(starting={10001: NOW - 1}, trouble={10001: Trouble(failures=failures, until=0)})
-    decision = on(memory, seen(ended={10001: "ended"}))
-    assert decision.memory.trouble[10001] == Trouble(failures=failures + 1, until=NOW + pause)
-
-
-def test_it_rests_for_ever_longer_without_overflow() -> None:
-    memory = Memory(starting={10001: 0}, trouble={10001: Trouble(failures=10**6, until=0)})
-    decision = on(memory, seen(ended={10001: "ended"}))
-    assert decision.memory.trouble[10001].until == NOW + BACK_OFF_MAX
-
-
-def test_those_that_never_failed_go_first() -> None:
-    memory = Memory(
-        trouble={
-            10001: Trouble(failures=3, until=NOW - 9),
-            10002: Trouble(failures=1, until=NOW),
-            10003: Trouble(failures=1, until=NOW + 0.1),
-        }
-    )
-    assert on(memory, seen(), window=9).start == (10004, 10005, 10002, 10001)
-
-
-def test_failures_are_forgotten_once_it_is_steady() -> None:
-    trouble = {10001: Trouble(failures=3, until=0)}
-    for up, left in ((STEADY - 1, trouble), (STEADY, {})):
-        memory = Memory(up_since={10001: NOW - up}, trouble=trouble)
-        assert on(memory, seen([10001])).memory.trouble == left
-
-
-def test_a_start_that_hangs_is_stopped_and_started_again_later() -> None:
-    memory = Memory(starting={10001: NOW - START_DEADLINE - 1, 10002: NOW - START_DEADLINE})
-    decision = on(memory, seen([10001, 10002], sockets=[]))
-    assert decision.stop == (10001,)
-    # It keeps its place in the window until it is gone.
-    assert decision.start == ()
-    assert decision.said == ("agent 10001: no socket after 60 s (failure 1); again in 1 s",)
-    # While it is being stopped it is not started, however long that takes.
-    later = replace(seen([10001, 10002], sockets=[]), now=NOW + 30)
-    after = on(decision.memory, later, window=9)
-    assert 10001 not in (*after.start, *after.stop)
-    # Gone: now it is.
-    gone = replace(seen([10002], sockets=[]), now=NOW + 31)
-    assert 10001 in on(after.memory, gone, window=9).start
-
-
-def test_fewer_agents_are_wanted() -> None:
-    memory = Memory(up_since=dict.fromkeys(PORTS, NOW - 1))
-    decision = on(memory, seen(list(PORTS)), wanted=range(10001, 10003))
-    assert (decision.stop, decision.start) == ((10005, 10004), ())
-    # No more than the window are being stopped, and one that is gone makes room.
-    after = on(decision.memory, seen(PORTS[:4]), wanted=range(10001, 10003))
-    assert after.stop == (10003,)
-    assert after.said == ()
-    assert on(after.memory, seen(PORTS[:2]), wanted=range(10001, 10003)).said == ()
-
-
-def test_a_start_that_is_no_longer_wanted_is_stopped() -> None:
-    memory = Memory(starting={10005: NOW - 1})
-    decision = on(memory, seen([10005], sockets=[]), wanted=range(10001, 10003))
-    assert decision.stop == (10005,)
-    assert 10005 not in decision.memory.starting
-
-
-ports = st.sets(st.sampled_from(list(range(10001, 10009))))
-times = st.floats(0, 2000)
-
-
-@settings(max_examples=300)
-@given(
-    st.integers(0, 8),
-    st.integers(1, 4),
-    st.dictionaries(st.integers(10001, 10008), times),
-    st.dictionaries(st.integers(10001, 10008), times),
-    st.dictionaries(st.integers(10001, 10008), times),
-    ports,
-    ports,
-    ports,
-)
-def test_whatever_was_seen(
-    count: int,
-    window: int,
-    starting: dict[int, float],
-    stopping: dict[int, float],
-    up_since: dict[int, float],
-    running: set[int],
-    sockets: set[int],
-    ended: set[int],
-) -> None:
-    """Never past the window, never a start of what runs, never a stop of a healthy agent."""
-    wanted = range(10001, 10001 + count)
-    memory = Memory(starting=starting, stopping=stopping, up_since=up_since)
-    decision = decide(
-        wanted,
-        window,
-        memory,
-        Observed(
-            now=NOW,
-            running=frozenset(running),
-            sockets=frozenset(sockets),
-            ended=dict.fromkeys(ended - running, "ended"),
-        ),
-    )
-    assert not set(decision.start) & running
-    assert set(decision.start) <= set(wanted)
-    assert len(decision.start) <= window
-    if decision.start:
-        assert len(decision.memory.starting) <= window
-    assert set(decision.stop) <= running | set(starting)
-    for port in decision.stop:
-        assert port not in wanted or NOW - starting[port] > START_DEADLINE
-    assert len(set(decision.start)) == len(decision.start)
-
-
-# Acting.
 
 
 class Pid1:
@@ -245,6 +40,9 @@ class Pid1:
         self.most = 0
         self.asked = 0
         self.broken = False
+        self.goes_down = False
+        # What each port was started as.
+        self.ran: dict[int, list[str]] = {}
 
     def start(self, units: Sequence[str]) -> None:
         if self.broken:
@@ -253,6 +51,8 @@ class Pid1:
             port = int(unit.removeprefix("pilot-agent@").removesuffix(".service"))
             assert not self.place.socket(port).exists(), "started beside a stale socket"
             assert (self.place.agents / str(port)).is_dir()
+            chosen = self.place.chosen / str(port)
+            self.ran.setdefault(port, []).append(chosen.readlink().name)
             assert not (self.slice / unit).exists(), "started twice"
             self.pending.append(port)
             self.started.append(port)
@@ -268,6 +68,9 @@ class Pid1:
     def states(self, units: Sequence[str]) -> dict[str, UnitState]:
         self.asked += len(units)
         return {unit: self.dead[unit] for unit in units if unit in self.dead}
+
+    def stopping(self) -> bool:
+        return self.goes_down
 
     def kill(self, port: int) -> None:
         """As SIGKILL does: the socket stays."""
@@ -297,6 +100,13 @@ class Pid1:
         self.pending = [p for p in self.pending if agents.UNIT.format(p) not in self.dead]
 
 
+OLD, NEW = "0" * 16, "f" * 16
+
+
+def goal(count: int, variant: str = OLD) -> Goal:
+    return Goal(variants=dict.fromkeys(range(10001, 10001 + count), variant), window=15)
+
+
 class World:
     """A keeper, its systemd, and a clock that a round moves."""
 
@@ -310,11 +120,9 @@ class World:
         self.mounted = True
         self.behave: Callable[[int], str] = lambda port: "ready"
         self.pid1 = Pid1(self.place, self._behave)
-        spec = parse(specs.text(specs.swarm(agents=count)))
-        assert isinstance(spec, SwarmSpec)
         self.keeper = Keeper(
             place=self.place,
-            spec=spec,
+            goal=goal(count),
             systemd=self.pid1,
             say=self.said.append,
             mounted=lambda path: self.mounted,
@@ -411,7 +219,7 @@ def test_what_is_no_socket_is_no_readiness(world: World, plant: Callable[[Path],
     world.behave = lambda port: "hangs" if port == 10003 else "ready"
     world.until(lambda: len(world.running()) == 40)
     plant(world.place.socket(10003))
-    world.until(lambda: world.now > START_DEADLINE + 10)
+    world.until(lambda: world.now > START_DEADLINE)
     assert any(line.startswith("agent 10003: no socket after") for line in world.said)
 
 
@@ -435,15 +243,20 @@ def test_those_that_hang_are_stopped_and_tried_again(world: World) -> None:
     world.behave = lambda port: "hangs" if port in (10001, 10002) else "ready"
     world.until(lambda: len(world.running()) == 40)
     assert world.now < START_DEADLINE
-    world.until(lambda: world.pid1.started.count(10001) == 2)
-    assert any("no socket after 60 s" in line for line in world.said)
+    world.until(lambda: world.pid1.started.count(10001) >= 2)
+    world.until(lambda: world.pid1.started.count(10002) >= 2)
+    assert any("no socket after 10 s (failure 1)" in line for line in world.said)
+    # Longer each time, and not for ever: ten minutes hold some seven tries.
+    world.until(lambda: world.now > 600)
+    assert 5 <= world.pid1.started.count(10001) <= 10
+    assert world.keeper.view().trouble[10001].failures >= 4
 
 
 def test_fewer_and_more(world: World) -> None:
     world.until(lambda: len(world.running()) == 40)
-    world.keeper.spec = replace(world.keeper.spec, agents=10)
+    world.keeper.goal = goal(10)
     world.until(lambda: world.running() == set(range(10001, 10011)))
-    world.keeper.spec = replace(world.keeper.spec, agents=20)
+    world.keeper.goal = goal(20)
     world.until(lambda: world.running() == set(range(10001, 10021)))
 
 
@@ -463,51 +276,152 @@ def test_systemd_that_does_not_answer_is_asked_again(world: World) -> None:
     assert world.pid1.most == 15
 
 
-class EnoughError(Exception):
-    pass
+def test_another_variant_reaches_all_and_no_more_than_the_window_are_down(world: World) -> None:
+    world.until(lambda: len(world.running()) == 40)
+    world.keeper.goal = goal(40, NEW)
+    least = 40
+
+    def done() -> bool:
+        nonlocal least
+        least = min(least, len(world.running()))
+        return all(world.pid1.ran[port][-1] == NEW for port in range(10001, 10041))
+
+    world.until(done)
+    world.until(lambda: len(world.running()) == 40)
+    assert least >= 40 - 15
+    assert {tuple(ran) for ran in world.pid1.ran.values()} == {(OLD, NEW)}
 
 
-def test_trouble_is_said_once_and_ends_nothing(world: World) -> None:
-    world.mounted = False
-    rounds = 0
-
-    def sleep(seconds: float) -> None:
-        nonlocal rounds
-        rounds += 1
-        world.now += seconds
-        world.pid1.settle()
-        if rounds == 3:
-            world.mounted = True
-        if rounds == 30:
-            raise EnoughError
-
-    with pytest.raises(EnoughError):
-        serve(world.keeper, refresh=lambda: None, sleep=sleep)
-    assert [line for line in world.said if "is not mounted" in line] == world.said[:1]
-    assert len(world.running()) == 40
+def test_a_keeper_that_starts_anew_knows_what_runs(world: World) -> None:
+    world.until(lambda: len(world.running()) == 40)
+    started = list(world.pid1.started)
+    world.keeper = replace(world.keeper, memory=Memory(), _seen=None)
+    world.until(lambda: world.now > 100)
+    assert world.pid1.started == started
+    assert set(world.keeper.view().variant.values()) == {OLD}
+    assert set(world.keeper.view().variant) == set(range(10001, 10041))
 
 
-def test_a_spec_that_went_bad_leaves_the_last_good_one(world: World) -> None:
-    rounds = 0
+def test_what_is_gone_and_not_wanted_is_forgotten(world: World) -> None:
+    world.until(lambda: len(world.running()) == 40)
+    world.keeper.goal = goal(10)
+    world.until(lambda: set(variants.read(world.place)) == set(range(10001, 10011)))
+    assert world.running() == set(range(10001, 10011))
 
-    def sleep(seconds: float) -> None:
-        nonlocal rounds
-        rounds += 1
-        world.now += seconds
-        world.pid1.settle()
-        if rounds == 30:
-            raise EnoughError
 
-    bad = iter([False, True, True])
+def test_what_a_view_says(world: World) -> None:
+    world.behave = lambda port: "dies" if port == 10003 else "ready"
+    world.keeper.round()
+    view = world.keeper.view()
+    assert set(view.starting) == set(range(10001, 10016))
+    assert (view.starts, view.stops, view.failures) == (15, 0, 0)
+    world.pid1.settle()
+    world.until(lambda: len(world.running()) == 39)
+    world.until(lambda: 10003 in world.keeper.view().trouble)
+    world.keeper.goal = goal(38)
+    world.until(lambda: len(world.keeper.view().ready) == 37)
+    view = world.keeper.view()
+    assert view.ready == frozenset(world.running())
+    assert view.ready == frozenset(view.up_since)
+    assert view.stops == 2
+    assert view.failures >= 1
+    assert view.window.limit == 15
 
-    def refresh() -> None:
-        if next(bad, False):
-            raise SpecError(["window: is missing"])
 
-    with pytest.raises(EnoughError):
-        serve(world.keeper, refresh=refresh, sleep=sleep)
-    assert world.said.count("window: is missing") == 1
-    assert len(world.running()) == 40
+def test_a_failure_is_explained(world: World) -> None:
+    world.keeper.explain = lambda text: f"pids.max: {text}"
+    world.behave = lambda port: "dies" if port == 10003 else "ready"
+    world.until(lambda: any("10003: pids.max: ended (exit-code" in line for line in world.said))
+
+
+def test_those_that_die_are_asked_about(world: World) -> None:
+    world.until(lambda: len(world.keeper.view().up_since) == 40)
+    for port in range(10001, 10041):
+        unit = agents.UNIT.format(port)
+        world.pid1.dead[unit] = UnitState(
+            active="failed", job=False, result="signal", exit_status="9"
+        )
+        world.pid1.kill(port)
+    before = world.pid1.asked
+    world.now += LOOK
+    world.keeper.round()
+    # One call to PID 1 for each, so not of all.
+    assert world.pid1.asked - before == ASKED
+    died = [line for line in world.said if "ended (signal, status 9)" in line]
+    assert len(died) == ASKED
+
+
+class Shutdown:
+    """A slice whose agents end two looks after their SIGTERM; the clock moves with each look."""
+
+    def __init__(self, place: Place, count: int) -> None:
+        self.base = place.at("/sys/fs/cgroup/pilot.slice")
+        self.now = 0.0
+        self.told: list[int] = []
+        self.dying: dict[int, int] = {}
+        self.most = 0
+        self.deaf: set[int] = set()
+        for port in range(10001, 10001 + count):
+            folder = self.base / agents.UNIT.format(port)
+            folder.mkdir(parents=True)
+            (folder / "cgroup.procs").write_text(f"{port * 10}\n", encoding="ascii")
+
+    def kill(self, process: int, number: int) -> None:
+        assert number == signal.SIGTERM
+        self.told.append(process)
+        self.dying[process] = 2
+        self.most = max(self.most, len(self.dying))
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        for process in list(self.dying):
+            self.dying[process] -= 1
+            if self.dying[process] <= 0 and process not in self.deaf:
+                del self.dying[process]
+                folder = self.base / agents.UNIT.format(process // 10)
+                (folder / "cgroup.procs").unlink()
+                folder.rmdir()
+
+
+def test_a_power_off_ends_the_agents_a_window_at_a_time(tmp_path: Path) -> None:
+    place, said = Place(root=tmp_path), list[str]()
+    system = Shutdown(place, 100)
+    left = drain_for_shutdown(
+        place,
+        limit=15,
+        say=said.append,
+        clock=lambda: system.now,
+        sleep=system.sleep,
+        kill=system.kill,
+    )
+    assert (left, system.most) == (0, 15)
+    assert len(set(system.told)) == len(system.told) == 100
+    assert said[0] == "the system goes down: ending 100 agents, 15 at a time"
+    assert said[1].startswith("100 of 100 agents ended in ")
+
+
+def test_a_power_off_does_not_wait_for_ever(tmp_path: Path) -> None:
+    place, said = Place(root=tmp_path), list[str]()
+    system = Shutdown(place, 20)
+    system.deaf = {100010, 100020}
+    left = drain_for_shutdown(
+        place,
+        limit=15,
+        say=said.append,
+        clock=lambda: system.now,
+        sleep=system.sleep,
+        kill=system.kill,
+    )
+    assert left == 2
+    assert SHUTDOWN_SECONDS <= system.now < SHUTDOWN_SECONDS + 1
+    # Each is told once, whatever it makes of it.
+    assert len(system.told) == 20
+
+
+def test_a_power_off_without_agents_is_quick_and_quiet(tmp_path: Path) -> None:
+    said = list[str]()
+    assert drain_for_shutdown(Place(root=tmp_path), limit=15, say=said.append) == 0
+    assert said == []
 
 
 def test_logs_are_cut(world: World) -> None:

@@ -39,6 +39,15 @@ def test_states(vm: Vm, systemctl: Systemctl) -> None:
     assert [states[unit].ended for unit in "abc"] == [True, False, False]
 
 
+@pytest.mark.parametrize(("says", "stopping"), [("stopping", True), ("degraded", False)])
+def test_whether_the_system_goes_down(
+    vm: Vm, systemctl: Systemctl, says: str, stopping: bool
+) -> None:
+    vm.stub("systemctl", f"echo {says}; exit 1")
+    assert systemctl.stopping() is stopping
+    assert vm.calls("systemctl") == ["systemctl is-system-running"]
+
+
 def test_a_failure_is_what_it_said(vm: Vm, systemctl: Systemctl) -> None:
     vm.stub("systemctl", "echo 'Unit x.service not found.' >&2; exit 5")
     with pytest.raises(SystemdError, match=r"start x: Unit x\.service not found\."):
