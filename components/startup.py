@@ -5,6 +5,8 @@ It does not depend on the stack's configuration: what differs between VMs is in 
 
 from __future__ import annotations
 
+import base64
+import bz2
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +24,9 @@ STARTUP_DIR = Path(__file__).resolve().parent.parent / "startup"
 _MODULES = "/usr/local/lib/pilot/node"
 _UNITS = "/usr/local/lib/pilot/units"
 _PROGRAM = "/usr/local/sbin/pilot-node"
-# Of the here-document with the files. Each is counted in lines: nothing in them is looked for.
+# Of the here-document with the files, which are in base64: it has no underscore.
 _END = "END_OF_FILES"
+_LINE = 100
 
 # What to do where the provider refuses to create the item because the project already has one
 # ('key "startup-script" already present in metadata for project ...').
@@ -85,7 +88,7 @@ def render(startup_dir: Path | None = None) -> Script:
     )
     try:
         text = environment.get_template(TEMPLATE).render(
-            files=_files(folder),
+            files=_packed(_files(folder)),
             unpack=_file("unpack.py", "", folder / "unpack.py"),
             delimiter=_END,
         )
@@ -175,6 +178,18 @@ def _files(folder: Path) -> list[_File]:
     return [_file(*entry) for entry in (*modules, *units, *program)]
 
 
+def _packed(files: list[_File]) -> str:
+    """`files` as the script carries them: `FILE MODE LINES PATH` and the lines of each, compressed.
+
+    They have grown beyond what a metadata value takes. By bzip2, because it gives the same bytes
+    wherever the script is rendered: its one implementation has not changed in twenty years, where
+    zlib and xz have several, and the hash of the script must not depend on who ran Pulumi.
+    """
+    plain = "".join(f"FILE {f.mode} {f.lines} {f.path}\n{f.text}" for f in files)
+    text = base64.b64encode(bz2.compress(plain.encode(), 9)).decode()
+    return "".join(f"{text[at : at + _LINE]}\n" for at in range(0, len(text), _LINE))
+
+
 def _listed(folder: Path, pattern: str) -> list[Path]:
     found = sorted(path for path in folder.glob(pattern) if path.is_file())
     if not found:
@@ -191,9 +206,8 @@ def _file(target: str, mode: str, path: Path) -> _File:
         raise RenderError(f"{path}: is not UTF-8: {error.reason}") from error
     # In a quoted here-document everything stands for itself but a line that is the delimiter. A
     # NUL the shell would drop, and a last line without its end would swallow what follows.
-    lines = text.split("\n")
     for problem, found in (
-        *((f"has a line {end}", end in lines) for end in (_END, _delimiter(target))),
+        (f"has a line {_delimiter(target)}", _delimiter(target) in text.split("\n")),
         ("holds a NUL or a carriage return", "\0" in text or "\r" in text),
         ("does not end with a newline", bool(text) and not text.endswith("\n")),
         ("has a name with white space", len(target.split()) != 1),

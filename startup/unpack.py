@@ -2,10 +2,13 @@
 
     python3 -IS unpack.py ROOT [STEP ...] <FILES
 
-FILES holds, for each file, a line `FILE MODE LINES PATH` and so many lines. One process for all of
-it, because each costs: where the CPU is emulated a start of Python takes seconds.
+FILES holds, in base64 and compressed by bzip2, for each file a line `FILE MODE LINES PATH` and so
+many lines. One process for all of it, because each costs: where the CPU is emulated a start of
+Python takes seconds.
 """
 
+import base64
+import bz2
 import os
 import sys
 from pathlib import Path
@@ -53,7 +56,7 @@ def put(path: Path, data: bytes, mode: int) -> None:
 
 def main(root: Path, steps: list[str]) -> int:
     try:
-        install(root, sys.stdin.buffer.read())
+        install(root, bz2.decompress(base64.b64decode(sys.stdin.buffer.read())))
     except OSError as error:
         print(
             f"pilot: programs: {error.filename}: {error.strerror}: make room on the boot disk or "

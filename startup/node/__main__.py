@@ -1,4 +1,5 @@
-"""The command line: what the startup script asks for, one word a step, and `run`, the service."""
+"""The command line: what the startup script asks for, one word a step; `run`, the service; and what
+a person on the VM asks."""
 
 from __future__ import annotations
 
@@ -9,11 +10,13 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-from . import agents, files, kernel, limits, release, units
+# What only one command needs is imported there: compiled for the first time, where the CPU is
+# emulated, the services would hold up a boot by half a minute.
+from . import agents, apply, files, kernel, limits, release, roll, units
 from .metadata import MetadataServer
 from .place import Place, place_of
 from .retry import FinalError, Retry, bounds_of
-from .spec import RendezvousSpec, SpecError, SwarmSpec, parse
+from .spec import Binary, RendezvousSpec, SpecError, SwarmSpec, parse
 from .systemd import Systemctl
 
 # A run in which nothing is left to do ends at its guard.
@@ -24,13 +27,22 @@ TITLES = {"limits": "kernel limits"}
 # Seconds of /proc/uptime when the startup script began; without it no step is announced.
 STARTED_VARIABLE = "PILOT_STARTED"
 
-USAGE = """usage: pilot-node COMMAND [COMMAND ...]
+PEOPLE = ("drain", "resume", "restart", "status", "bench")
+USAGE = """usage: pilot-node COMMAND
+  drain             end all agents, and start none, until `resume`
+  resume            end of `drain`
+  restart           start all agents anew, a window's worth at a time
+  status            what this VM says of itself
+  bench -- COMMAND  run COMMAND in the slice of benchmarks, which memory pressure freezes
+The first three only ask; pilot-node does it, also when the one who asked is gone.
+
+Steps of the startup script (several in one go) and of units:
   spec ROLE  fetch this VM's spec from the metadata server and check it
   limits     write the kernel's numbers and the limits, and apply them
   release    fetch and verify this VM's binary, and make it the current one
   units      write the units and the environment of what runs here
-  store      have the registry's directory and its whitelist
-  run        keep this VM's agents at their number, until stopped
+  store      have the registry's directory, its whitelist, and a registry that can be read
+  run        keep this VM at its spec, until stopped
 """
 
 
@@ -64,54 +76,62 @@ class Node:
             ) from None
 
     def limits(self) -> None:
-        spec, machine = self.spec(), kernel.machine(self.place)
-        numbers = limits.sysctls(machine, spec)
-        name = "/etc/sysctl.d/60-pilot.conf"
-        changed = units.write_all(
-            self.place, {name: units.sysctl_file(numbers), **units.limit_files()}
-        )
-        left = kernel.apply(self.place, numbers, container=_in_container())
-        if left:
-            self.say(f"in a container, left to the host: {', '.join(left)}")
-        if any("journald" in path for path in changed):
-            # It keeps every stream over a restart. systemd-logind is never restarted.
-            _systemctl("try-restart", "systemd-journald.service")
-        self.say(f"{len(numbers)} kernel numbers, written {', '.join(changed) or 'nothing'}")
+        apply.apply_limits(self.place, self.spec(), self.say)
 
     def release(self) -> None:
+        """The binary that runs here: the accepted release's, whatever the spec says. The service
+        fetches the spec's and rolls it out; one that was rejected stays so after a reboot."""
         spec = self.spec()
+        accepted = roll.recall(self.place, self.say).accepted
+        if accepted and accepted.sha256 != spec.binary.sha256:
+            name = spec.binary.name
+            old = Binary(
+                name=name, object=f"releases/{accepted.sha256}/{name}", sha256=accepted.sha256
+            )
+            try:
+                self._release(spec, old, accepted.version)
+            except FinalError as error:
+                self.say(f"{error}; the spec's release is taken instead")
+            else:
+                self.say(f"the spec's release, {spec.version}, is not accepted here")
+                return
+        self._release(spec, spec.binary, spec.version)
+
+    def _release(self, spec: SwarmSpec | RendezvousSpec, binary: Binary, version: str) -> None:
         fetched = release.ensure(
-            spec.binary,
+            binary,
             opt=self.place.opt,
             endpoint=spec.storage,
             bucket=spec.bucket,
             token=self.metadata.token,
             retry=self.retry,
         )
-        release.use(spec.binary, self.place.opt)
+        release.use(binary, self.place.opt)
         how = "fetched and verified" if fetched else "there already, verified"
-        self.say(f"{spec.binary.name} {spec.version} {how}")
+        self.say(f"{binary.name} {version} {how}")
 
     def units(self) -> None:
-        spec, machine = self.spec(), kernel.machine(self.place)
+        spec = self.spec()
         if isinstance(spec, SwarmSpec):
-            path = self.place.agent_environment
-            environment = units.agent_environment(spec, self._address())
             self.place.agents.mkdir(parents=True, exist_ok=True)
+            files.write(self.place.address, self._address() + "\n")
         else:
-            path = self.place.rendezvous_environment
-            environment = units.rendezvous_environment(machine, spec)
-            self.store()
-        files.write(path, units.environment_file(environment), 0o600)
-        changed = units.write_all(self.place, units.unit_files(machine, spec))
-        if changed:
-            _systemctl("daemon-reload")
-        self.say(f"written {', '.join(changed) or 'nothing'}")
+            environment = units.rendezvous_environment(kernel.machine(self.place), spec)
+            self._store(spec)
+            text = units.environment_file(environment)
+            files.write(self.place.rendezvous_environment, text, 0o600)
+        apply.apply_units(self.place, spec, self.say)
 
     def store(self) -> None:
         spec = self.spec()
         if not isinstance(spec, RendezvousSpec):
             raise FinalError(f"store: this VM is a {spec.role}, it has no registry")
+        self._store(spec)
+        from . import rendezvous  # noqa: PLC0415
+
+        rendezvous.prepare_store(self.place, self.say)
+
+    def _store(self, spec: RendezvousSpec) -> None:
         if not self.place.is_mounted(self.place.state):
             raise FinalError(
                 f"{self.place.state} is not mounted: the registry would be lost with the boot "
@@ -124,22 +144,20 @@ class Node:
         files.write(self.place.registry / "rate-limit-whitelist.json", units.whitelist(spec))
 
     def run(self) -> None:
-        spec = self.spec()
-        if not isinstance(spec, SwarmSpec):
-            raise FinalError(f"run: this VM is a {spec.role}, it has no agents")
-        keeper = agents.Keeper(place=self.place, spec=spec, systemd=Systemctl(), say=self.say)
-        seen = 0
+        from .follow import recall_spec  # noqa: PLC0415
 
-        def refresh() -> None:
-            nonlocal seen
-            modified = self.place.spec.stat().st_mtime_ns
-            if modified != seen:
-                seen = modified
-                fresh = self.spec()
-                if isinstance(fresh, SwarmSpec):
-                    keeper.spec = fresh
+        if isinstance(recall_spec(self.place).spec, RendezvousSpec):
+            from . import rendezvous  # noqa: PLC0415
 
-        agents.serve(keeper, refresh=refresh)
+            rendezvous.serve(self.place, say=self.say)
+            return
+        from . import service  # noqa: PLC0415
+
+        try:
+            address = self.place.address.read_text(encoding="ascii").strip()
+        except FileNotFoundError:
+            address = self._address()
+        service.serve(self.place, address=address, systemd=Systemctl(), say=self.say)
 
     def _address(self) -> str:
         path = "instance/network-interfaces/0/ip"
@@ -155,6 +173,8 @@ def main(arguments: list[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace", line_buffering=True)
+    if arguments and arguments[0] in PEOPLE:
+        return _ask(arguments)
     node = Node(os.environ, lambda line: print(f"pilot:   {line}"))
     steps = _steps(node, arguments)
     if not steps:
@@ -173,6 +193,19 @@ def main(arguments: list[str]) -> int:
             print(f"pilot: {name}: {error}")
             return 1
     return 0
+
+
+def _ask(arguments: list[str]) -> int:
+    """What people ask for; the exit status, of `bench` its command's."""
+    from . import ask, bench  # noqa: PLC0415
+
+    if arguments[0] != "bench":
+        return ask.main(place_of(os.environ), arguments)
+    try:
+        return bench.run(arguments[1 + (arguments[1:2] == ["--"]) :], environment=os.environ)
+    except FinalError as error:
+        print(f"pilot-node: {error}", file=sys.stderr)
+        return 1
 
 
 def _steps(node: Node, arguments: list[str]) -> list[tuple[str, Callable[[], None]]]:
@@ -199,15 +232,6 @@ def _steps(node: Node, arguments: list[str]) -> list[tuple[str, Callable[[], Non
 def _uptime() -> int:
     """The clock of the startup script; the wall clock jumps at boot."""
     return int(float(Path("/proc/uptime").read_text(encoding="ascii").split()[0]))
-
-
-def _in_container() -> bool:
-    done = subprocess.run(["systemd-detect-virt", "--quiet", "--container"], check=False)
-    return done.returncode == 0
-
-
-def _systemctl(*arguments: str) -> None:
-    subprocess.run(["systemctl", *arguments], check=True, stdin=subprocess.DEVNULL, timeout=120)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,10 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, TypedDict
 
 from . import apply, files, orders, watch
 from .limits import LimitsError
@@ -25,6 +25,7 @@ from .orders import Standing
 from .place import Place
 from .retry import FinalError
 from .spec import RendezvousSpec, SpecError, SwarmSpec, expected_script, parse
+from .status import OrdersStatus, ScriptStatus, SpecStatus
 from .watch import ABSENT, READ, UNREACHABLE, Attributes, Maintenance, Orders, Reading, Source, Wake
 from .watch import Where as OrdersPlace
 
@@ -37,6 +38,7 @@ FOREIGN: Final = "foreign"
 SCRIPT_SECONDS = 600.0
 # Seconds between two attempts at what failed on this machine (a full disk, systemd).
 _AGAIN = 10.0
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _RUNNER = "google_metadata_script_runner"
 
 AnySpec = SwarmSpec | RendezvousSpec
@@ -126,6 +128,20 @@ class Changes:
         return self.spec or self.orders or self.maintenance
 
 
+class CommonFacts(TypedDict):
+    """The part of status.Facts that a Follower knows."""
+
+    vm: str
+    now: float
+    boot: str
+    uptime: float
+    script: str
+    orders: OrdersStatus
+    spec: SpecStatus
+    project_script: ScriptStatus
+    ghosts: Sequence[str]
+
+
 class Follower:
     """The sources of one VM, and what is made of them. `known` and `standing` are what counts."""
 
@@ -190,6 +206,31 @@ class Follower:
         changed = self._look_at_spec(instance)
         self._look_at_script(instance)
         return replace(changes, spec=changed)
+
+    def facts(self, now: float) -> CommonFacts:
+        """Its part of a status; `now` in seconds since the epoch."""
+        known, standing = self.known, self.standing
+        generation = standing.generation
+        return {
+            "vm": known.spec.name,
+            "now": now,
+            "boot": self.place.at(_BOOT_ID).read_text(encoding="ascii").strip(),
+            "uptime": _uptime(self.place),
+            "script": self.applied_script(),
+            "orders": OrdersStatus(
+                generation=int(generation) if generation.isdecimal() else None,
+                state=standing.state,
+                hold=standing.hold,
+                restart=standing.restarted or standing.restarted_here,
+                error=standing.error or standing.here_error,
+            ),
+            "spec": SpecStatus(sha256=known.sha256, state=known.state, error=known.error),
+            "project_script": ScriptStatus(expected=self._expected(), state=self.script),
+            "ghosts": self.ghosts,
+        }
+
+    def _expected(self) -> str:
+        return self.known.expected or self.known.spec.script_sha256
 
     def _sources(
         self,
@@ -288,7 +329,7 @@ class Follower:
         return words[1] if len(words) == 2 else ""
 
     def _look_at_script(self, instance: Reading[Mapping[str, str]]) -> None:
-        expected = self.known.expected or self.known.spec.script_sha256
+        expected = self._expected()
         project = self._project.latest()
         self.script, due = script_state(project, expected=expected, applied=self.applied_script())
         self._note(

@@ -51,6 +51,11 @@ class Place:
         return self.run / "rendezvous.env"
 
     @property
+    def rendezvous_config(self) -> Path:
+        """The rendezvous' tokens, for root and the rendezvous alone."""
+        return self.run / "rendezvous.json"
+
+    @property
     def sockets(self) -> Path:
         """The agents' sockets, in the one directory of /run/pilot that the agents write in."""
         return self.run / "agents"

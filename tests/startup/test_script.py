@@ -63,7 +63,7 @@ def test_a_swarm_vm_in_the_declared_order(vm: Vm) -> None:
     assert os.access(binary, os.X_OK)
     assert json.loads(vm.read("/run/pilot/spec.json")) == spec
     assert vm.read("/proc/sys/kernel/pid_max") == "4194304\n"
-    assert 'PILOT_AGENT_ADDRESS="10.10.0.7"' in vm.read("/run/pilot/agent.env")
+    assert vm.read("/run/pilot/address") == "10.10.0.7\n"
     assert vm.calls("systemctl") == [
         "systemctl try-restart systemd-journald.service",
         "systemctl daemon-reload",
@@ -76,7 +76,7 @@ def test_the_rendezvous(vm: Vm) -> None:
     vm.attach_disk()
     status, output = vm.run()
     assert status == 0, output
-    assert vm.calls("systemctl")[-1] == "systemctl --no-block start pilot-rendezvous.service"
+    assert vm.calls("systemctl")[-1] == "systemctl --no-block restart pilot-node.service"
     whitelist = json.loads(vm.read("/var/lib/pilot/registry/rate-limit-whitelist.json"))
     assert whitelist == [{"cidr": "10.10.0.0/20", "rate": 100000}]
     assert 'GOMEMLIMIT="3072MiB"' in vm.read("/run/pilot/rendezvous.env")
@@ -140,7 +140,7 @@ def test_what_is_roots_in_run_is_roots_alone(vm: Vm) -> None:
         "lock": 0o600,
         "guard": 0o644,
         "spec.json": 0o644,
-        "agent.env": 0o600,
+        "address": 0o644,
         "agents": 0o755,
         "log": 0o755,
     }

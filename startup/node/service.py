@@ -1,0 +1,392 @@
+"""The service on a swarm VM: what is followed, decided, kept and said, in one loop.
+
+Nothing in the loop waits for anybody: sources, fetches, samples and publications have threads of
+their own. Whatever fails in a round is said and tried again; the agents that run go on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
+
+from . import goal, release, units, variants
+from . import roll as rolls
+from .agents import Keeper, NotReadyError, drain_for_shutdown
+from .decide import Goal
+from .follow import Follower, recall_spec
+from .limits import LimitsError
+from .metrics import Exporter
+from .place import Place
+from .pressure import Sample
+from .retry import FinalError
+from .spec import Binary, SwarmSpec
+from .status import Published, Publisher, Rejected, RollStatus, Said, SwarmFacts, document
+from .systemd import Systemd, SystemdError
+from .watch import KernelLog, Wake
+
+AGENT_UNIT: Final = "/etc/systemd/system/pilot-agent@.service"
+BINARY: Final = "pilot-daemon"
+
+# Seconds between two looks: at what the sources said (or when they say something), at the roll and
+# what follows from it, at what may be removed.
+LOOK = 1.0
+ROLL = 0.5
+PRUNE = 60.0
+# Seconds between two statements of the status; it goes out when it says something new.
+STATUS = 1.0
+# Seconds between two measurements of a batch's memory: each walks the pages of some 30 agents.
+MEASURE = 5.0
+# Seconds until the next round after one that failed.
+FAILED = 2.0
+
+
+@dataclass(kw_only=True)
+class Swarm:
+    """The loop's parts and what it remembers. `round` is one turn."""
+
+    place: Place
+    follower: Follower
+    keeper: Keeper
+    fetcher: release.Fetcher
+    private: Callable[[Sequence[int]], float | None]
+    """Mean private bytes of the agents of these ports (pressure.Sampler)."""
+    say: Callable[[str], None]
+    address: str
+    """The VM's own internal address, where its agents are reached."""
+    clock: Callable[[], float] = time.monotonic
+    wall_clock: Callable[[], float] = time.time
+    kernel_log: KernelLog | None = None
+    roll: rolls.RollState | None = None
+    ports: tuple[int, ...] = ()
+    drained: str = ""
+    last_error: Said | None = None
+    _variants: dict[tuple[str, str], str] = field(default_factory=dict)
+    _releases: dict[str, str] = field(default_factory=dict)
+    _due: dict[str, float] = field(default_factory=dict)
+    _failure: str = ""
+
+    def round(self, *, woken: bool = False) -> float:
+        """One turn; the seconds until the next. `woken`: a source said something."""
+        try:
+            pause = self._turn(woken)
+        except (
+            FinalError,
+            LimitsError,
+            NotReadyError,
+            OSError,
+            SystemdError,
+            subprocess.SubprocessError,
+        ) as error:
+            # Whatever it is, the agents that run go on; said once, not every two seconds.
+            self.fault(str(error))
+            pause = FAILED
+        return pause
+
+    def fault(self, text: str) -> None:
+        """Something failed: said when it is another thing than before, and part of the status."""
+        if text != self._failure:
+            self._failure = text
+            self.last_error = Said(text=text, time=self.wall_clock())
+            self.say(text)
+
+    def _turn(self, woken: bool) -> float:
+        looked = woken or self._is_due("look", LOOK)
+        problem = self._look() if looked else ""
+        spec = self._spec()
+        if self.roll is None:
+            if not self.follower.is_mounted():
+                raise NotReadyError(
+                    f"{self.place.state} is not mounted: what was accepted here is not known, and "
+                    "no agent is started"
+                )
+            self.roll = rolls.recall(self.place, self.say)
+        plan = goal.plan(spec, self.follower.standing, self.follower.maintenance)
+        if plan.drained != self.drained:
+            self.say(plan.drained or "no longer drained")
+        self.ports, self.drained = plan.ports, plan.drained
+        if self._is_due("roll", ROLL):
+            self._aim(spec, self._advance(spec, self.roll))
+        pause = self.keeper.round()
+        if self._is_due("prune", PRUNE):
+            self._prune(self.roll)
+        if looked and not problem:
+            # All of it went well: the same failure later on is another one.
+            self._failure = ""
+        return pause
+
+    def _spec(self) -> SwarmSpec:
+        spec = self.follower.known.spec
+        if not isinstance(spec, SwarmSpec):
+            raise FinalError(f"this VM is a {spec.role}, it has no agents")
+        return spec
+
+    def _look(self) -> str:
+        """What the sources say. What cannot be taken over now (why) is tried again; the agents are
+        kept at what is known meanwhile."""
+        try:
+            if self.follower.look():
+                self._due.pop("roll", None)
+        except (FinalError, LimitsError, OSError, subprocess.SubprocessError) as error:
+            self.fault(str(error))
+            return str(error)
+        return ""
+
+    # The roll
+
+    def _advance(self, spec: SwarmSpec, state: rolls.RollState) -> rolls.RollState:
+        target = rolls.Release(version=spec.version, sha256=spec.binary.sha256)
+        view = self.keeper.view()
+        now = self.clock()
+        resting = view.ready | view.trouble.keys()
+        moving = view.starting or view.stopping or now < view.window.rest_until
+        new, said = rolls.advance(
+            state,
+            rolls.Seen(
+                now=now,
+                time=self.wall_clock(),
+                target=target,
+                settings=spec.roll,
+                verdict=self.follower.standing.orders.roll,
+                there=self.fetcher.there(),
+                lost=self.fetcher.lost(),
+                held=bool(self.drained),
+                ports=self.ports,
+                on={port: self._release_of(variant) for port, variant in view.variant.items()},
+                ready=view.ready,
+                up_since=view.up_since,
+                failures={port: each.failures for port, each in view.trouble.items()},
+                why={port: each.why for port, each in view.trouble.items()},
+                calm=not moving and all(port in resting for port in self.ports),
+                private=self._private(state, spec),
+                kernel=self.kernel_log.lines() if self.kernel_log else (),
+                epoch=self._epoch(spec),
+            ),
+        )
+        if new != state:
+            self.follower.ensure_state()
+            # Before anything follows from it: what is tried must be known after a crash.
+            rolls.remember(self.place, new)
+            self.roll = new
+        for line in said:
+            self.say(line)
+        self._want(spec, new, target)
+        return new
+
+    def _private(self, state: rolls.RollState, spec: SwarmSpec) -> float | None:
+        ports = rolls.measured(state, self.ports)
+        since = state.watch.since if state.watch else None
+        ends = since is not None and self.clock() - since >= spec.roll.watch_seconds
+        if ports and (ends or self._is_due("measure", MEASURE)):
+            return self.private(ports)
+        return None
+
+    def _want(self, spec: SwarmSpec, state: rolls.RollState, target: rolls.Release) -> None:
+        """What has to be on disk: what is accepted, first, and what the spec wants."""
+        wanted = {each.sha256: each for each in (state.accepted, target) if each}
+        self.fetcher.want(
+            release.Wanted(
+                binaries=tuple(_binary(sha256) for sha256 in wanted),
+                endpoint=spec.storage,
+                bucket=spec.bucket,
+            )
+        )
+
+    # The goal
+
+    def _aim(self, spec: SwarmSpec, state: rolls.RollState) -> None:
+        """Tell the keeper what the agents should be now."""
+        there = self.fetcher.there()
+        found: dict[str, str] = {}
+        needed = goal.wanted_releases(state, self.ports)
+        for each in needed:
+            if each.sha256 in there:
+                found[each.sha256] = self._variant(spec, each)
+        running: Mapping[int, str] = {}
+        if len(found) < len(needed):
+            running = variants.read(self.place)
+        wanted = goal.goal(spec, self.ports, state, found, running)
+        if wanted != self.keeper.goal:
+            self.keeper.goal = wanted
+        current = state.accepted
+        if current and current.sha256 in there:
+            release.use(_binary(current.sha256), self.place.opt)
+
+    def _variant(self, spec: SwarmSpec, each: rolls.Release) -> str:
+        key = (each.sha256, self._epoch(spec))
+        known = self._variants.get(key)
+        if known is None or not (self.place.variants / known).is_dir():
+            known = variants.ensure(
+                self.place,
+                binary=_binary(each.sha256),
+                version=each.version,
+                environment=units.agent_environment(spec, self.address),
+                unit=self._unit(),
+                restart=self.follower.standing.restart,
+            )
+            self._variants[key] = known
+            self._releases[known] = each.sha256
+        return known
+
+    def _unit(self) -> str:
+        return self.place.at(AGENT_UNIT).read_text(encoding="utf-8")
+
+    def _epoch(self, spec: SwarmSpec) -> str:
+        """What else than the release the agents are started with, in one word."""
+        made_of = [
+            sorted(units.agent_environment(spec, self.address).items()),
+            self._unit(),
+            self.follower.standing.restart,
+        ]
+        return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
+
+    def _release_of(self, variant: str) -> str:
+        """The release (sha256) that a variant is of, "" where that is not known."""
+        if variant and variant not in self._releases:
+            self._releases[variant] = variants.about(self.place, variant).get("release", "")
+        return self._releases.get(variant, "")
+
+    def _prune(self, state: rolls.RollState) -> None:
+        """Remove what nobody needs: variants, and releases that are no way back."""
+        used = set(self.keeper.goal.variants.values()) | set(self.keeper.view().variant.values())
+        variants.prune(self.place, used)
+        self._variants = {key: ID for key, ID in self._variants.items() if ID in used}
+        target = self._spec().binary.sha256
+        keep = {*rolls.kept(state), target, *map(self._release_of, used)}
+        for sha256 in release.prune(self.place.opt, keep):
+            self.say(f"release {sha256[:12]} removed: nothing runs it, and nothing goes back to it")
+
+    # The status
+
+    def facts(
+        self, sample: Sample, published: Published, *, started: float, stopping: bool = False
+    ) -> SwarmFacts:
+        """What this VM says of itself now. `started`: when, in seconds since the epoch."""
+        spec, follower = self._spec(), self.follower
+        state = self.roll or rolls.RollState()
+        accepted = state.accepted or rolls.Release(version=spec.version, sha256=spec.binary.sha256)
+        view = self.keeper.view()
+        return SwarmFacts(
+            **follower.facts(self.wall_clock()),
+            started=started,
+            version=accepted.version,
+            sha256=accepted.sha256,
+            roll=roll_status(state, len(self.ports)),
+            last_error=self.last_error,
+            published=published,
+            goal=self.keeper.goal.variants,
+            view=view,
+            releases={ID: self._release_of(ID) for ID in set(view.variant.values()) if ID},
+            sample=sample,
+            stopping=stopping,
+            drained=bool(self.drained),
+        )
+
+    def _is_due(self, what: str, every: float) -> bool:
+        now = self.clock()
+        if now < self._due.get(what, float("-inf")):
+            return False
+        self._due[what] = now + every
+        return True
+
+
+def _binary(sha256: str) -> Binary:
+    return Binary(name=BINARY, object=f"releases/{sha256}/{BINARY}", sha256=sha256)
+
+
+def roll_status(state: rolls.RollState, agents: int) -> RollStatus:
+    """How the roll stands, of `agents` that are wanted."""
+    target = state.target if state.state != rolls.NONE else None
+    return RollStatus(
+        state=state.state,
+        version=target.version if target else "",
+        sha256=target.sha256 if target else "",
+        done=state.done,
+        of=agents if target else 0,
+        reason=state.reason,
+        rejected=[
+            Rejected(version=r.version, sha256=r.sha256, reason=r.reason, time=r.time)
+            for r in state.rejected
+        ],
+    )
+
+
+def serve(place: Place, *, address: str, systemd: Systemd, say: Callable[[str], None]) -> None:
+    """Keep this VM's agents at what is declared, until SIGTERM. No agent ends with this process,
+    but where the whole system goes down: then they end first, in good order.
+
+    Raises FinalError where there is no spec to begin with.
+    """
+    known = recall_spec(place)
+    started, wake, ended = time.time(), Wake(), threading.Event()
+
+    def end(*_: object) -> None:
+        ended.set()
+        wake.set()
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
+    # A thread that dies is a mistake in this tree; half of a service is worse than one that systemd
+    # starts again.
+    threading.excepthook = partial(_died, say)
+    follower = Follower(place=place, known=known, say=say, wake=wake)
+    swarm = Swarm(
+        place=place,
+        follower=follower,
+        keeper=Keeper(place=place, goal=Goal(variants={}, window=1), systemd=systemd, say=say),
+        fetcher=release.Fetcher(opt=place.opt, token=follower.server.token, say=say, wake=wake.set),
+        private=lambda _: None,
+        say=say,
+        address=address,
+        kernel_log=KernelLog(place=place),
+    )
+    publisher = Publisher(place=place, put=follower.server.put_guest_attribute, say=say)
+    exporter = Exporter(say=say)
+    for part in (follower, swarm.fetcher, publisher, exporter):
+        part.start()
+
+    def tell(*, stopping: bool = False) -> None:
+        found = document(
+            swarm.facts(Sample(), publisher.published, started=started, stopping=stopping)
+        )
+        publisher.publish(found)
+        exporter.show(found)
+
+    told, woken = float("-inf"), True
+    while not ended.is_set():
+        pause = swarm.round(woken=woken)
+        if time.monotonic() - told >= STATUS:
+            told = time.monotonic()
+            tell()
+        woken = wake.wait(min(pause, STATUS))
+    follower.stop()
+    if _goes_down(systemd, say):
+        tell(stopping=True)
+        drain_for_shutdown(place, limit=swarm.keeper.goal.window, say=say)
+    publisher.close()
+    exporter.close()
+
+
+def _goes_down(systemd: Systemd, say: Callable[[str], None]) -> bool:
+    """Whether the whole system does, and not this service alone."""
+    try:
+        return systemd.stopping()
+    except SystemdError as error:
+        say(f"is the system going down? {error}: the agents are left to it")
+        return False
+
+
+def _died(say: Callable[[str], None], what: threading.ExceptHookArgs) -> None:
+    name = what.thread.name if what.thread else "a thread"
+    say(f"{name} died: {what.exc_type.__name__}: {what.exc_value}; pilot-node ends")
+    traceback.print_exception(what.exc_type, what.exc_value, what.exc_traceback)
+    os._exit(70)
