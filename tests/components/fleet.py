@@ -46,6 +46,8 @@ class Recorder(pulumi.runtime.Mocks):
         outputs = dict(args.inputs)
         if args.typ == "gcp:serviceaccount/account:Account":
             outputs["email"] = f"{args.inputs['accountId']}@project.iam.gserviceaccount.com"
+        if args.typ == "gcp:projects/iAMCustomRole:IAMCustomRole":
+            outputs["name"] = f"projects/{args.inputs['project']}/roles/{args.inputs['roleId']}"
         if args.typ == "gcp:compute/address:Address":
             outputs.setdefault("address", "198.51.100.7")
         return f"{args.name}-id", outputs

@@ -303,6 +303,66 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
         "pilot-fleet:endpoints.storage",
         "URL without a path",
     ),
+    (
+        "a misspelt key of monitoring",
+        changed(monitoring={"enable": True}),
+        "pilot-fleet:monitoring.enable",
+        "did you mean enabled?",
+    ),
+    (
+        "a channel that is none",
+        changed(monitoring={"enabled": True, "channels": ["a@example.com", "#ops"]}),
+        "pilot-fleet:monitoring.channels[1]",
+        "'#ops' is not an e-mail address, a topic",
+    ),
+    (
+        "a channel twice",
+        changed(monitoring={"enabled": True, "channels": ["a@example.com", "a@example.com"]}),
+        "pilot-fleet:monitoring.channels[1]",
+        "is there already",
+    ),
+    (
+        "channels that nobody uses",
+        changed(monitoring={"channels": ["a@example.com"]}),
+        "pilot-fleet:monitoring.enabled",
+        "has no effect",
+    ),
+    (
+        "a percentage",
+        changed(monitoring={"enabled": True, "online": 95}),
+        "pilot-fleet:monitoring.online",
+        "95 is out of range: above 0, at most 1",
+    ),
+    (
+        "true for a fraction",
+        changed(monitoring={"enabled": True, "online": True}),
+        "pilot-fleet:monitoring.online",
+        "must be a number",
+    ),
+    (
+        "everybody",
+        changed(access={"look": ["allUsers"]}),
+        "pilot-fleet:access.look[0]",
+        "is not a member such as",
+    ),
+    (
+        "an address without its kind",
+        changed(access={"order": ["a@example.com"]}),
+        "pilot-fleet:access.order[0]",
+        "is not a member such as",
+    ),
+    (
+        "who orders looks",
+        changed(access={"look": ["group:a@example.com"], "order": ["group:a@example.com"]}),
+        "pilot-fleet:access.order[0]",
+        "who may order may look",
+    ),
+    (
+        "a role for nobody",
+        changed(access={"role": "roles/x"}),
+        "pilot-fleet:access.role",
+        "while order is empty",
+    ),
 ]
 
 

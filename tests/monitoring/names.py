@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from components import monitoring
+from components.config import Monitoring
 
 ROOT = Path(__file__).resolve().parents[2]
 RULES = ROOT / "prometheus" / "rules.yml"
@@ -45,7 +46,7 @@ def queries() -> Iterator[str]:
 
 def policies() -> tuple[monitoring.Alert, ...]:
     """The alerts of Cloud Monitoring, for the blog's fleet."""
-    return monitoring.alerts(agents=9500, online=monitoring.Monitoring.online)
+    return monitoring.alerts(agents=9500, online=Monitoring.online)
 
 
 def rules() -> dict[str, dict[str, Any]]:
