@@ -1,0 +1,89 @@
+"""What this machine says of itself and of the processes on it, read from /proc."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+_TICK_S = 1.0 / os.sysconf("SC_CLK_TCK")
+_KIB = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """`busy`: CPU seconds since boot that were not idle, of all processors; `stolen`: seconds
+    that the hypervisor gave to others; `available`: MemAvailable in bytes."""
+
+    busy: float
+    stolen: float
+    available: int
+
+
+def machine(stat: str | None = None, meminfo: str | None = None) -> Machine:
+    """Of now, or of the given texts of /proc/stat and /proc/meminfo."""
+    stat = Path("/proc/stat").read_text() if stat is None else stat
+    meminfo = Path("/proc/meminfo").read_text() if meminfo is None else meminfo
+    # user nice system idle iowait irq softirq steal
+    user, nice, system, _, _, irq, softirq, steal = map(int, stat.split("\n", 1)[0].split()[1:9])
+    fields = dict(line.split(":", 1) for line in meminfo.splitlines() if ":" in line)
+    return Machine(
+        busy=(user + nice + system + irq + softirq) * _TICK_S,
+        stolen=steal * _TICK_S,
+        available=int(fields["MemAvailable"].split()[0]) * _KIB,
+    )
+
+
+def cpu(pid: int) -> float:
+    """CPU seconds of a process since it began, to a clock tick; 0 when it has gone."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return 0.0
+    # The name is in parentheses and may hold anything.
+    fields = stat.rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) * _TICK_S
+
+
+def exact_cpu(pids: Iterable[int]) -> float:
+    """CPU seconds of processes, by the scheduler's nanoseconds of each thread that lives.
+
+    An idle agent uses less than a tick a minute: ticks would not do.
+    """
+    total = 0
+    for pid in pids:
+        folder = f"/proc/{pid}/task"
+        try:
+            for thread in os.listdir(folder):  # noqa: PTH208 (tens of thousands)
+                with open(f"{folder}/{thread}/schedstat", "rb") as file:  # noqa: PTH123
+                    total += int(file.read().split(b" ", 1)[0])
+        except OSError:
+            continue
+    return total / 1e9
+
+
+def memory(pid: int) -> int:
+    """Resident bytes of a process; 0 when it has gone."""
+    return _field(pid, "status", "VmRSS")
+
+
+def proportional(pid: int) -> int:
+    """Bytes of a process, what it shares divided among those that share it; 0 when it has gone."""
+    return _field(pid, "smaps_rollup", "Pss")
+
+
+def threads(pid: int) -> int:
+    """Threads of a process; 0 when it has gone."""
+    return _field(pid, "status", "Threads") // _KIB
+
+
+def _field(pid: int, file: str, name: str) -> int:
+    try:
+        text = Path(f"/proc/{pid}/{file}").read_text(errors="replace")
+    except OSError:
+        return 0
+    for line in text.splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * _KIB
+    return 0

@@ -1,0 +1,385 @@
+"""What was measured, as tables and as a picture. Pure: numbers in, text out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from html import escape
+from typing import Any
+
+# The least that pilot-node has to be faster than the blog's rounds, and the aim (issue 5).
+LEAST_SLOW = 4.0
+LEAST_PROMPT = 12.0
+AIM_PROMPT = 20.0
+SLOW_S = 0.6
+
+BEGIN = "<!-- measured: begin -->"
+END = "<!-- measured: end -->"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fill:
+    """One way of starting agents, measured: how many, at a registry that answers `delay` seconds
+    late. `curve` is (seconds, registered) from the moment it was asked for; `most_open` the most
+    registrations that were open at once. CPU in seconds of the whole fill, agents' included."""
+
+    way: str
+    delay: float
+    agents: int
+    failed: int
+    most_open: int
+    curve: tuple[tuple[float, int], ...]
+    cpu: float
+
+    @property
+    def rate(self) -> float:
+        """Agents registered a second, from the first seen to the last: what comes before the
+        first (a program starts, a shell logs in) is no matter of the way."""
+        first = next(point for point in self.curve if point[1])
+        last = next(point for point in self.curve if point[1] >= self.curve[-1][1])
+        if last[0] <= first[0]:
+            return math.nan
+        return (last[1] - first[1]) / (last[0] - first[0])
+
+    @property
+    def seconds(self) -> float:
+        """From the moment it was asked for to the last registration."""
+        return self.curve[-1][0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ratio:
+    """pilot-node over another way at one registry. `least` is None where there is none."""
+
+    name: str
+    value: float
+    least: float | None
+
+    @property
+    def holds(self) -> bool:
+        return self.least is None or self.value >= self.least
+
+
+def ratios(fills: Sequence[Fill]) -> list[Ratio]:
+    """pilot-node against rounds (with what it has to reach) and against bare processes."""
+    found = []
+    for delay in sorted({fill.delay for fill in fills}, reverse=True):
+        by_way = {fill.way: fill for fill in fills if fill.delay == delay}
+        node = by_way["pilot-node"].rate
+        least = LEAST_SLOW if delay else LEAST_PROMPT
+        for way, wanted in (("rounds", least), ("bare processes", None)):
+            name = f"pilot-node / {way}, {registry(delay)}"
+            found.append(Ratio(name=name, value=node / by_way[way].rate, least=wanted))
+    return found
+
+
+def problems(fills: Sequence[Fill]) -> list[str]:
+    """What of the speed is not as it has to be; empty when all is."""
+    found = [
+        f"{fill.way}, {registry(fill.delay)}: {fill.failed} of {fill.agents} failed"
+        for fill in fills
+        if fill.failed
+    ]
+    short = [ratio for ratio in ratios(fills) if not ratio.holds]
+    return found + [f"{r.name}: {r.value:.1f}, must be at least {r.least:g}" for r in short]
+
+
+def registry(delay: float) -> str:
+    return f"registry in {delay:g} s" if delay else "prompt registry"
+
+
+def speed_table(fills: Sequence[Fill]) -> str:
+    """The ways side by side, and the ratios, in Markdown."""
+    rows = [
+        (
+            registry(fill.delay),
+            fill.way,
+            f"{fill.agents:,}",
+            f"{fill.seconds:.1f}",
+            f"{fill.rate:.1f}",
+            f"{fill.cpu / fill.agents * 1000:.0f}",
+            str(fill.most_open),
+            str(fill.failed),
+        )
+        for fill in fills
+    ]
+    head = (
+        "registry",
+        "started by",
+        "agents",
+        "seconds",
+        "agents/s",
+        "CPU ms/agent",
+        "open",
+        "failed",
+    )
+    lines = [table(head, rows, left=2), ""]
+    for ratio in ratios(fills):
+        wanted = "" if ratio.least is None else f" (at least {ratio.least:g}"
+        if ratio.least == LEAST_PROMPT:
+            wanted += f", aim {AIM_PROMPT:g}"
+        lines.append(f"- {ratio.name}: **{ratio.value:.1f}**{wanted}{')' if wanted else ''}")
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One look while the VM fills. Seconds since it was asked for; bytes of memory taken since
+    then; CPU seconds since then of the machine, the VM's PID 1, pilot-node and the registry."""
+
+    seconds: float
+    online: int
+    memory: int
+    machine: float
+    pid1: float
+    node: float
+    registry: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Idle:
+    """CPU seconds within `seconds` of idling. `agents` by the scheduler's nanoseconds, `machine`
+    all that was not idle, `stolen` what the hypervisor took."""
+
+    seconds: float
+    agents: float
+    pid1: float
+    node: float
+    registry: float
+    machine: float
+    stolen: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Full:
+    """A VM full of agents. Bytes: `memory` taken machine-wide when settled, of which the
+    registry's process `registry_memory`; `pid1_memory` and `node_memory` resident; `pss` and
+    `threads` the mean of a sample of agents. `before`: CPUs busy before anything was started."""
+
+    agents: int
+    failed: int
+    points: tuple[Point, ...]
+    idle: Idle
+    memory: int
+    registry_memory: int
+    pid1_memory: int
+    node_memory: int
+    pss: float
+    threads: float
+    before: float
+
+    @property
+    def seconds(self) -> float:
+        """Until the last agent had registered."""
+        return next(p.seconds for p in self.points if p.online >= self.agents)
+
+
+def full_table(full: Full) -> str:
+    """The VM full of agents, in Markdown."""
+    last = next(p for p in full.points if p.online >= full.agents)
+    idle, n = full.idle, full.agents
+    per_agent = full.memory / n / 1e6
+    rest = (full.memory - full.registry_memory) / n / 1e6
+    rows = [
+        ("time to full", f"{full.seconds:.0f} s", "60 s"),
+        ("agents registered a second", f"{n / full.seconds:.0f}", ""),
+        ("failed", str(full.failed), "0"),
+        ("memory an agent, machine-wide", f"{per_agent:.2f} MB", "< 1.9 MB"),
+        ("… without the registry's process", f"{rest:.2f} MB", ""),
+        ("PSS of an agent", f"{full.pss / 1e6:.2f} MB", ""),
+        ("threads of an agent", f"{full.threads:.1f}", ""),
+        ("idle CPU an agent", f"{idle.agents / idle.seconds / n * 1000:.3f} ms/s", "< 0.1 ms/s"),
+        (
+            "idle CPU of everything, an agent",
+            f"{idle.machine / idle.seconds / n * 1000:.3f} ms/s",
+            "",
+        ),
+        ("PID 1: CPU a start", f"{last.pid1 / n * 1000:.1f} ms", ""),
+        ("PID 1: CPU when idle", f"{idle.pid1 / idle.seconds:.2%} of one", ""),
+        ("PID 1: memory", f"{full.pid1_memory / 1e6:.0f} MB", ""),
+        ("pilot-node: CPU a start", f"{last.node / n * 1000:.1f} ms", ""),
+        ("pilot-node: CPU when idle", f"{idle.node / idle.seconds:.2%} of one", "< 1 %"),
+        ("pilot-node: memory", f"{full.node_memory / 1e6:.0f} MB", ""),
+        ("registry: CPU a registration", f"{last.registry / n * 1000:.1f} ms", ""),
+        ("registry: CPU when idle", f"{idle.registry / idle.seconds:.2%} of one", ""),
+    ]
+    return table((f"{n:,} agents", "measured", "aim"), rows, left=1)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> str:
+    """A Markdown table; all but the first `left` columns are aligned to the right."""
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return f"| {' | '.join(padded)} |"
+
+    rule = ["-" * w if i < left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    return "\n".join([line(head), line(rule), *map(line, rows)])
+
+
+def into(document: str, measured: str) -> str:
+    """`document` with what stands between its two marks replaced. ValueError without them."""
+    before, found, rest = document.partition(BEGIN)
+    _, ended, after = rest.partition(END)
+    if not (found and ended):
+        raise ValueError(f"it has no lines {BEGIN} and {END}")
+    return f"{before}{BEGIN}\n{measured.strip()}\n{END}{after}"
+
+
+def as_json(fills: Sequence[Fill], full: Full | None) -> dict[str, Any]:
+    """Everything that was measured, for whoever wants to compute something else."""
+    return {
+        "fills": [asdict(fill) | {"rate": fill.rate} for fill in fills],
+        "full": None if full is None else asdict(full),
+    }
+
+
+# The picture: panels above each other, one quantity each, on a common axis of time.
+
+_WIDTH, _PANEL, _LEFT, _RIGHT, _TOP, _GAP = 760, 150, 62, 150, 44, 34
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One quantity over time: lines by name, each (seconds, value), in `unit`."""
+
+    title: str
+    unit: str
+    lines: Mapping[str, Sequence[tuple[float, float]]]
+
+
+_COLOURS = ("#1f6feb", "#c2410c", "#15803d", "#7c3aed")
+
+
+def panels(full: Full) -> list[Panel]:
+    """Agents, memory and CPU of a VM that fills."""
+    points = full.points
+    return [
+        Panel(
+            title="agents registered",
+            unit="",
+            lines={"agents": [(p.seconds, float(p.online)) for p in points]},
+        ),
+        Panel(
+            title="memory taken, machine-wide",
+            unit="GB",
+            lines={"memory": [(p.seconds, p.memory / 1e9) for p in points]},
+        ),
+        Panel(
+            title="CPUs busy",
+            unit="",
+            lines={
+                "all": _slope(points, lambda p: p.machine),
+                "PID 1": _slope(points, lambda p: p.pid1),
+                "pilot-node": _slope(points, lambda p: p.node),
+                "registry": _slope(points, lambda p: p.registry),
+            },
+        ),
+    ]
+
+
+def _slope(points: Sequence[Point], of: Callable[[Point], float]) -> list[tuple[float, float]]:
+    """CPUs, from CPU seconds, over windows of at least two seconds: ticks are coarse."""
+    found, last = [], points[0]
+    for point in points[1:]:
+        took = point.seconds - last.seconds
+        if took >= 2:
+            middle = (point.seconds + last.seconds) / 2
+            found.append((middle, (of(point) - of(last)) / took))
+            last = point
+    return found
+
+
+def svg(title: str, subtitle: str, shown: Sequence[Panel]) -> str:
+    """The picture, as a document of its own."""
+    height = _TOP + len(shown) * (_PANEL + _GAP) + 16
+    last = max(x for panel in shown for line in panel.lines.values() for x, _ in line)
+    ticks = _ticks(last)
+    span = ticks[-1]
+    wide = _WIDTH - _LEFT - _RIGHT
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}"',
+        f'  width="{_WIDTH}" height="{height}" font-family="system-ui, sans-serif" font-size="12">',
+        f"<title>{escape(title)}</title>",
+        f'<rect width="{_WIDTH}" height="{height}" fill="#ffffff"/>',
+        f'<text x="12" y="20" font-size="15" font-weight="600">{escape(title)}</text>',
+        f'<text x="12" y="36" font-size="11" fill="#6b7280">{escape(subtitle)}</text>',
+    ]
+    for number, panel in enumerate(shown):
+        top = _TOP + _GAP + number * (_PANEL + _GAP) - 8
+        is_last = number == len(shown) - 1
+        parts += _panel(panel, top, wide, ticks, span, with_seconds=is_last)
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def _panel(
+    panel: Panel,
+    top: float,
+    wide: float,
+    ticks: Sequence[float],
+    span: float,
+    *,
+    with_seconds: bool,
+) -> list[str]:
+    tall = _PANEL - 22
+    marks = _ticks(max(y for line in panel.lines.values() for _, y in line), most=4)
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        return _LEFT + x / span * wide, top + tall - y / marks[-1] * tall
+
+    unit = f", {panel.unit}" if panel.unit else ""
+    parts = [_label(_LEFT, top - 6, panel.title + unit, "start", "#374151")]
+    for mark in marks:
+        _, y = at(0, mark)
+        parts.append(
+            f'<line x1="{_LEFT}" x2="{_LEFT + wide}" y1="{y:.1f}" y2="{y:.1f}" stroke="#e5e7eb"/>'
+        )
+        parts.append(_label(_LEFT - 8, y + 4, _number(mark), "end"))
+    for tick in ticks:
+        x, y = at(tick, 0)
+        parts.append(
+            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{y:.1f}" y2="{y + 4:.1f}" stroke="#9ca3af"/>'
+        )
+        if with_seconds:
+            parts.append(_label(x, y + 17, f"{_number(tick)} s", "middle"))
+    taken: list[float] = []
+    for (name, line), colour in zip(panel.lines.items(), _COLOURS, strict=False):
+        points = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(*point) for point in line))
+        parts.append(
+            f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.8"/>'
+        )
+        if len(panel.lines) > 1:
+            x, y = at(*line[-1])
+            # Names of lines that end beside each other are moved apart.
+            while any(abs(y - other) < 13 for other in taken):
+                y -= 13
+            taken.append(y)
+            parts.append(_label(x + 6, y + 4, name, "start", colour))
+    return parts
+
+
+def _label(x: float, y: float, text: str, anchor: str, colour: str = "#6b7280") -> str:
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}">'
+        f"{escape(text)}</text>"
+    )
+
+
+def _ticks(most_value: float, most: int = 8) -> list[float]:
+    """Round numbers from 0 to just above `most_value`, at most `most` steps."""
+    if most_value <= 0:
+        return [0.0, 1.0]
+    rough = most_value / most
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(s * power for s in (1, 2, 5, 10) if s * power >= rough * 0.999999)
+    count = math.ceil(most_value / step - 1e-9)
+    return [index * step for index in range(count + 1)]
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value - round(value)) < 1e-9 else f"{value:.1f}"

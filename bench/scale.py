@@ -1,0 +1,332 @@
+"""How fast agents start, and what a VM full of them costs: one run, one machine, one VM.
+
+    python -m bench.scale [--quick] [--only speed|full] [--agents 4500] [--seed N]
+                          [--write] [--json FILE] [--startup FOLDER]
+
+First the same agents are started in three ways, at a registry that takes 0.6 s for a registration
+and at a prompt one, each time from nothing: new identities (the registry exempts the VM's subnet
+from its limit of new keys) and a registry that knows nobody. `pilot-node`; the blog's `rounds` (15
+units, then 3 s of sleep; the same units); `bare processes` (no units, 15 in flight). Then the VM is
+filled and left alone, and what that takes is measured. The registry is the stand-in, a process of
+this machine, so machine-wide figures hold both ends.
+
+Exits with 1 where agents failed, or pilot-node is not as much faster than the rounds as it has to
+be. Needs root (the VM is a container) and the machine for itself: what else ran is said. `--write`
+replaces what docs/SCALE.md and docs/scale.svg say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench import meter, report
+from bench.report import Fill, Full, Idle, Point
+from bench.vm import BASE_PORT, ROOT, WINDOW, BenchError, Vm, booted, check
+from lab.machines import MachineError
+
+WAYS = ("pilot-node", "rounds", "bare processes")
+DOCUMENT = ROOT / "docs" / "SCALE.md"
+PICTURE = ROOT / "docs" / "scale.svg"
+# Looks at the registry: a quarter of a second is a percent of the shortest fill that counts.
+_LOOK_S = 0.1
+# Without one more registration for so long a fill has stopped.
+_STUCK_S = 90.0
+_SAMPLE = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """How many agents each way starts, at a registry of 0.6 s and at a prompt one; how many fill
+    the VM; seconds to settle and to be measured in."""
+
+    slow: dict[str, int]
+    prompt: dict[str, int]
+    agents: int
+    settle: float
+    idle: float
+
+
+def counts(agents: int, *, quick: bool) -> Counts:
+    """So many that each way runs at its steady rate for a good while, and all ends in minutes."""
+    if quick:
+        few = {"pilot-node": 90, "rounds": 45, "bare processes": 90}
+        return Counts(slow=few, prompt=few, agents=min(agents, 150), settle=5, idle=10)
+    return Counts(
+        slow={"pilot-node": 600, "rounds": 300, "bare processes": 600},
+        prompt={"pilot-node": 1500, "rounds": 300, "bare processes": 1500},
+        agents=agents,
+        settle=60,
+        idle=60,
+    )
+
+
+def say(text: str) -> None:
+    """A line for who waits."""
+    print(text, flush=True)
+
+
+def speed(vm: Vm, wanted: Counts, seed: int) -> list[Fill]:
+    """The three ways at the two registries; in an order that the seed decides, so that none of
+    them always finds the caches that another has warmed."""
+    # Uncounted: pages of the binary, and the links that pilot-node's units need.
+    most = max(*wanted.slow.values(), *wanted.prompt.values())
+    say(f"  {most} agents to warm up")
+    _fill(vm, "pilot-node", most, 0.0)
+    order = [(way, delay) for delay in (report.SLOW_S, 0.0) for way in WAYS]
+    random.Random(seed).shuffle(order)  # noqa: S311 (an order, not a secret)
+    fills = []
+    for way, delay in order:
+        number = (wanted.slow if delay else wanted.prompt)[way]
+        fill = _fill(vm, way, number, delay)
+        say(
+            f"  {report.registry(delay):<17} {way:<15} {fill.agents:>5} in {fill.seconds:5.1f} s: "
+            f"{fill.rate:6.1f} a second, {fill.failed} failed, at most {fill.most_open} open"
+        )
+        fills.append(fill)
+    return sorted(fills, key=lambda fill: (-fill.delay, WAYS.index(fill.way)))
+
+
+def _fill(vm: Vm, way: str, agents: int, delay: float) -> Fill:
+    """Start `agents` from nothing in one way, and end them."""
+    vm.empty()
+    vm.start_registry(delay=delay)
+    if way == "pilot-node":
+        vm.want(agents)
+        command = "systemctl start pilot-node.service"
+    else:
+        word = "rounds" if way == "rounds" else "bare"
+        # A unit of its own, in the agents' slice: no limit of a login is in its way.
+        command = (
+            "systemd-run --quiet --pipe --wait --collect --slice=pilot.slice"
+            " --property=LimitNOFILE=4096 --unit=pilot-bench-way"
+            f" python3 - {word} {BASE_PORT + 1} {agents}"
+        )
+    start, busy = time.monotonic(), meter.machine().busy
+    program = (ROOT / "bench" / "ways.py").read_text(encoding="utf-8")
+    with subprocess.Popen(
+        vm.line(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        if way != "pilot-node":
+            process.stdin.write(program)
+        process.stdin.close()
+        curve = _watched(vm, agents, start, process if way != "pilot-node" else None)
+        cpu = meter.machine().busy - busy
+        most_open = vm.most_open()
+        said = process.stdout.read()
+        if process.wait():
+            raise BenchError(f"{way}: {command.split()[0]} ended with {process.returncode}")
+    failed = _failures(vm) if way == "pilot-node" else json.loads(said)["failed"]
+    vm.empty()
+    return Fill(
+        way=way,
+        delay=delay,
+        agents=agents,
+        failed=failed + agents - curve[-1][1],
+        most_open=most_open,
+        curve=tuple(curve),
+        cpu=cpu,
+    )
+
+
+def _watched(
+    vm: Vm, agents: int, start: float, process: subprocess.Popen[str] | None
+) -> list[tuple[float, int]]:
+    """How many are registered, until all are, or nothing more happens."""
+    curve = [(0.0, 0)]
+    while curve[-1][1] < agents:
+        time.sleep(_LOOK_S)
+        now, online = time.monotonic() - start, vm.online()
+        if online > curve[-1][1]:
+            curve.append((now, online))
+        over = process is not None and process.poll() is not None
+        if over or now - curve[-1][0] > _STUCK_S:
+            break
+    return curve
+
+
+def _failures(vm: Vm) -> int:
+    """Starts that failed since pilot-node began, by its own word."""
+    said = vm.run("cat /run/pilot/status.json 2>/dev/null || true")
+    if said:
+        return int(json.loads(said)["totals"]["failures"])
+    journal = vm.run("journalctl --no-pager -u pilot-node | grep -c '(failure ' || true")
+    return int(journal)
+
+
+def full(vm: Vm, wanted: Counts) -> Full:
+    """Fill the VM, let it settle, and measure what it costs."""
+    vm.empty()
+    registry = vm.start_registry(delay=0.0)
+    vm.want(wanted.agents)
+    vm.until(lambda: not vm.processes("pilot-daemon"), "a VM without agents")
+    before = _idle_machine(5.0)
+    zero, first = meter.machine(), vm.first()
+    pids = {"pid1": first, "registry": registry}
+    cpu = {name: meter.cpu(pid) for name, pid in pids.items()}
+    start = time.monotonic()
+    vm.run("systemctl start pilot-node.service")
+    node = vm.node()
+
+    def look() -> Point:
+        now = meter.machine()
+        return Point(
+            seconds=time.monotonic() - start,
+            online=vm.online(),
+            memory=zero.available - now.available,
+            machine=now.busy - zero.busy,
+            pid1=meter.cpu(first) - cpu["pid1"],
+            node=meter.cpu(node),
+            registry=meter.cpu(registry) - cpu["registry"],
+        )
+
+    points, said, changed = [look()], 0.0, start
+    while points[-1].online < wanted.agents:
+        time.sleep(0.5)
+        points.append(look())
+        if points[-1].online > points[-2].online:
+            changed = time.monotonic()
+        if time.monotonic() - said > 5:
+            said = time.monotonic()
+            say(f"  {points[-1].seconds:5.0f} s  {points[-1].online}/{wanted.agents} registered")
+        if time.monotonic() - changed > _STUCK_S:
+            raise BenchError(
+                f"{points[-1].online} of {wanted.agents} registered, and none more in "
+                f"{_STUCK_S:.0f} s:\n{vm.run('journalctl -n 20 -u pilot-node')}"
+            )
+    say(f"  {points[-1].seconds:5.0f} s  {wanted.agents} registered; {wanted.settle:g} s to settle")
+    end = time.monotonic() + wanted.settle
+    while time.monotonic() < end:
+        time.sleep(1)
+        points.append(look())
+    agents = vm.processes("pilot-daemon")
+    memory = zero.available - meter.machine().available
+    say(f"  idle for {wanted.idle:g} s")
+    idle = _idle(wanted.idle, agents, {**pids, "node": node})
+    sample = random.Random(len(agents)).sample(agents, min(_SAMPLE, len(agents)))  # noqa: S311
+    return Full(
+        agents=wanted.agents,
+        failed=_failures(vm),
+        points=tuple(points),
+        idle=idle,
+        memory=memory,
+        registry_memory=meter.memory(registry),
+        pid1_memory=meter.memory(first),
+        node_memory=meter.memory(node),
+        pss=sum(map(meter.proportional, sample)) / len(sample),
+        threads=sum(map(meter.threads, sample)) / len(sample),
+        before=before,
+    )
+
+
+def _idle(seconds: float, agents: Sequence[int], pids: dict[str, int]) -> Idle:
+    own = {name: meter.cpu(pid) for name, pid in pids.items()}
+    before, exact, start = meter.machine(), meter.exact_cpu(agents), time.monotonic()
+    # Reading tens of thousands of files takes a second of its own: not of the machine's idling.
+    machine = meter.machine()
+    time.sleep(seconds)
+    after, took = meter.machine(), time.monotonic() - start
+    return Idle(
+        seconds=took,
+        agents=meter.exact_cpu(agents) - exact,
+        pid1=meter.cpu(pids["pid1"]) - own["pid1"],
+        node=meter.cpu(pids["node"]) - own["node"],
+        registry=meter.cpu(pids["registry"]) - own["registry"],
+        machine=after.busy - machine.busy,
+        stolen=after.stolen - before.stolen,
+    )
+
+
+def _idle_machine(seconds: float) -> float:
+    """CPUs busy on this machine while nothing of ours is."""
+    before = meter.machine().busy
+    time.sleep(seconds)
+    return (meter.machine().busy - before) / seconds
+
+
+def _surroundings(load: tuple[float, float, float], before: float) -> str:
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--exclude=*"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.strip()
+    gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return (
+        f"{time.strftime('%Y-%m-%d')}, commit {commit or 'unknown'}, {os.cpu_count()} CPUs, "
+        f"{gib:.0f} GiB, Linux {platform.release().split('-')[0]}; load before it began "
+        f"{load[0]:.2f}, {before:.2f} CPUs busy with other things"
+    )
+
+
+def main() -> int:
+    """Measure, print, and write where that was asked for."""
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--quick", action="store_true", help="few agents: a trial, no result")
+    parser.add_argument("--only", choices=("speed", "full"), help="one of the two parts")
+    parser.add_argument("--agents", type=int, default=4500, help="that fill the VM")
+    parser.add_argument("--seed", type=int, default=1, help="decides the order of the ways")
+    parser.add_argument("--write", action="store_true", help="docs/SCALE.md and docs/scale.svg")
+    parser.add_argument("--json", type=Path, help="where everything measured is written")
+    parser.add_argument("--startup", type=Path, help="another startup/ than this checkout's")
+    given = parser.parse_args()
+    wanted = counts(given.agents, quick=given.quick)
+    load = os.getloadavg()
+    try:
+        check(wanted.agents)
+        before = _idle_machine(3.0)
+        if before > 0.2:
+            say(f"! {before:.2f} CPUs are busy with other things: the figures will show it")
+        with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+            say("· a VM boots")
+            with booted(Path(folder), given.startup) as vm:
+                fills, whole = [], None
+                if given.only != "full":
+                    say(f"· three ways of starting agents, {WINDOW} at a time (seed {given.seed})")
+                    fills = speed(vm, wanted, given.seed)
+                if given.only != "speed":
+                    say(f"· {wanted.agents} agents on one VM")
+                    whole = full(vm, wanted)
+                say("· the VM ends")
+    except (BenchError, MachineError) as error:
+        print(f"bench.scale: {error}", file=sys.stderr)
+        return 1
+    surroundings = _surroundings(load, before)
+    parts = [f"Measured by `make bench` ({surroundings})."]
+    parts += [report.speed_table(fills)] if fills else []
+    parts += [report.full_table(whole)] if whole else []
+    measured = "\n\n".join(parts)
+    print(f"\n{measured}\n")
+    if given.json:
+        given.json.write_text(json.dumps(report.as_json(fills, whole), indent=1) + "\n")
+    if given.write:
+        DOCUMENT.write_text(report.into(DOCUMENT.read_text(encoding="utf-8"), measured))
+        if whole:
+            title = f"{whole.agents:,} agents on one VM, from nothing"
+            PICTURE.write_text(report.svg(title, surroundings, report.panels(whole)))
+    found = report.problems(fills) if fills else []
+    if whole and whole.failed:
+        found.append(f"{whole.failed} starts failed while the VM filled")
+    for problem in found:
+        print(f"bench.scale: {problem}", file=sys.stderr)
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""Runs on the VM: other ways than pilot-node's to start agents, with the very same agents.
+
+    python3 - rounds PORTS...    the blog's: 15 units, then three seconds of sleep
+    python3 - bare PORTS...      no units: processes, 15 in flight, the next when one is ready
+
+PORTS is FIRST COUNT. Standard library only: it is sent to the VM as text. Prints one JSON object
+when all have been started: how many came up and how many failed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+UNIT = Path("/etc/systemd/system/pilot-agent@.service")
+HOMES = Path("/var/lib/pilot/agents")
+SOCKETS = Path("/run/pilot/agents")
+UID = 610
+# The blog's, and pilot-node's window.
+AT_ONCE = 15
+PAUSE_S = 3.0
+# Far above any start: a process that is not ready by then has failed.
+DEADLINE_S = 60.0
+
+
+def rounds(ports: Iterable[int]) -> dict[str, int]:
+    """15 units, sleep 3, and so on. The units are pilot-node's own, and so is what they need."""
+    left = list(ports)
+    for port in left:
+        _home(port)
+    count = len(left)
+    while left:
+        now, left = left[:AT_ONCE], left[AT_ONCE:]
+        units = [f"pilot-agent@{port}.service" for port in now]
+        subprocess.run(["systemctl", "--no-block", "start", *units], check=True)
+        if left:
+            time.sleep(PAUSE_S)
+    time.sleep(PAUSE_S)
+    failed = subprocess.run(
+        ["systemctl", "list-units", "--no-legend", "--state=failed", "pilot-agent@*"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    return {"started": count - len(failed), "failed": len(failed)}
+
+
+def bare(ports: Iterable[int]) -> dict[str, int]:
+    """15 processes in flight, as the user pilot, with the command and environment of the unit."""
+    left = list(ports)
+    commands = {port: command(UNIT.read_text(), port, _file) for port in left}
+    for port in left:
+        _home(port)
+    flying: dict[int, tuple[subprocess.Popen[bytes], float]] = {}
+    up = failed = 0
+    while left or flying:
+        while left and len(flying) < AT_ONCE:
+            port = left.pop(0)
+            words, environment = commands[port]
+            process = subprocess.Popen(
+                words,
+                env=environment,
+                user=UID,
+                group=UID,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            flying[port] = process, time.monotonic()
+        for port, (process, since) in list(flying.items()):
+            if (SOCKETS / f"{port}.sock").exists():
+                up += 1
+            elif process.poll() is not None or time.monotonic() - since > DEADLINE_S:
+                failed += 1
+            else:
+                continue
+            del flying[port]
+        time.sleep(0.002)
+    return {"started": up, "failed": failed}
+
+
+def command(unit: str, port: int, read: Callable[[str], str]) -> tuple[list[str], dict[str, str]]:
+    """The words and the environment with which `unit`, a template, starts its instance `port`.
+
+    `read` gives the text of an environment file. Only what our unit uses is understood: %i,
+    ${NAME}, Environment= and EnvironmentFile=.
+    """
+    text = unit.replace("%i", str(port))
+    environment: dict[str, str] = {"PATH": os.defpath}
+    for path in re.findall(r"^EnvironmentFile=(.+)$", text, re.MULTILINE):
+        environment |= _variables(read(path))
+    for line in re.findall(r"^Environment=(.+)$", text, re.MULTILINE):
+        environment |= dict(word.split("=", 1) for word in shlex.split(line))
+    (line,) = re.findall(r"^ExecStart=(.+)$", text, re.MULTILINE)
+    return [_expanded(word, environment) for word in shlex.split(line)], environment
+
+
+def _variables(text: str) -> dict[str, str]:
+    lines = (line for line in text.splitlines() if line and not line.startswith("#"))
+    return {
+        name: shlex.split(value)[0] if value else ""
+        for name, _, value in (line.partition("=") for line in lines)
+    }
+
+
+def _expanded(word: str, environment: Mapping[str, str]) -> str:
+    return re.sub(r"\$\{(\w+)\}", lambda found: environment[found.group(1)], word)
+
+
+def _file(path: str) -> str:
+    return Path(path).read_text()
+
+
+def _home(port: int) -> None:
+    home = HOMES / str(port)
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.chown(home, UID, UID)
+
+
+def main(arguments: list[str]) -> None:
+    """Start them, say how it went, and wait until told to end."""
+    way, first, count = arguments[0], int(arguments[1]), int(arguments[2])
+    ways: dict[str, Callable[[Iterable[int]], dict[str, int]]] = {"rounds": rounds, "bare": bare}
+    print(json.dumps(ways[way](range(first, first + count))), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
