@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,9 +13,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import yaml
 
@@ -30,6 +34,13 @@ CLOUD = "lab-project"
 ZONE = "us-central1-a"
 PATH = f"projects/{CLOUD}/zones/{ZONE}/instances"
 DASHBOARD = 3000
+# Of each agent: port, process id, start time.
+_PROCESSES = (
+    "for p in $(pgrep -x pilot-daemon); do"
+    " a=$(tr '\\0' ' ' <\"/proc/$p/cmdline\" | sed -n 's/.* -listen :\\([0-9]*\\) .*/\\1/p');"
+    ' s=$(cut -d \' \' -f 22 "/proc/$p/stat"); [ -z "$a$s" ] || echo "$a $p $s";'
+    " done 2>/dev/null; true"
+)
 # Google's runner on the console, when the script has ended.
 _ENDED = re.compile(r"startup-script exit status (\d+)")
 
@@ -53,8 +64,15 @@ class Fleet:
     """The VMs of one lab, and what a test asks of them. `patience` is in seconds: for one boot."""
 
     def __init__(
-        self, folder: Path, environment: Mapping[str, str], *, driver: str, patience: float
+        self,
+        folder: Path,
+        environment: Mapping[str, str],
+        *,
+        driver: str,
+        patience: float,
+        machine: str = "e2-custom-2-1024",
     ) -> None:
+        self.machine = machine
         self.state = folder / "lab"
         self.patience = patience
         (folder / "fleet").mkdir()
@@ -90,7 +108,7 @@ class Fleet:
         text = (ROOT / "Pulumi.lab.yaml").read_text().replace(":8480", f":{self.port}")
         stack = yaml.safe_load(text)
         swarm = [
-            {"name": name, "machineType": "e2-custom-2-1024", "agents": agents}
+            {"name": name, "machineType": self.machine, "agents": agents}
             for name, agents in self.wanted.items()
         ]
         stack["config"]["pilot-fleet:swarm"] = swarm
@@ -168,11 +186,15 @@ class Fleet:
         )
         return done.stdout.strip()
 
-    def attempt(self, vm: str, command: str) -> subprocess.CompletedProcess[str]:
+    def ssh(self, vm: str, command: str) -> list[str]:
+        """The command line of a login session of root's on a VM."""
         key = self.serving.lab.driver.ssh_key()  # type: ignore[attr-defined]
         options = ["-q", "-i", str(key), "-o", "StrictHostKeyChecking=no", "-o", "BatchMode=yes"]
         options += ["-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=10"]
-        line = ["ssh", *options, "-p", str(self.forward(vm, 22)), "root@127.0.0.1", command]
+        return ["ssh", *options, "-p", str(self.forward(vm, 22)), "root@127.0.0.1", command]
+
+    def attempt(self, vm: str, command: str) -> subprocess.CompletedProcess[str]:
+        line = self.ssh(vm, command)
         end = time.monotonic() + self.patience
         while True:
             done = subprocess.run(
@@ -189,6 +211,85 @@ class Fleet:
     def running(self, vm: str) -> int:
         """How many agents run on a VM, by its processes."""
         return int(self.attempt(vm, "pgrep -cx pilot-daemon").stdout)
+
+    def processes(self, vm: str) -> dict[int, tuple[int, int]]:
+        """Port -> (process id, start time in ticks since boot) of the agents of a VM.
+
+        AssertionError where two have one port.
+        """
+        found: dict[int, tuple[int, int]] = {}
+        for line in self.run(vm, _PROCESSES).splitlines():
+            port, pid, started = map(int, line.split())
+            assert port not in found, f"{vm}: two processes have port {port}: {pid}, {found[port]}"
+            found[port] = (pid, started)
+        return found
+
+    # What the VM says, and what it is told
+
+    def status(self, vm: str) -> dict[str, Any] | None:
+        """The VM's last status of this boot of its, as its guest attribute; None: none yet."""
+        answer = self.api.call(
+            "GET", f"/compute/v1/{PATH}/{vm}/getGuestAttributes?queryPath=pilot/status"
+        )
+        if answer.status == 404:
+            return None
+        assert answer.status == 200, answer
+        found = json.loads(answer.json["queryValue"]["items"][0]["value"])
+        assert isinstance(found, dict)
+        return found
+
+    def until_status(
+        self, vm: str, condition: Callable[[dict[str, Any]], bool], what: str
+    ) -> dict[str, Any]:
+        """Wait for a status that was written after this call and fulfils `condition`."""
+        # The machines' clocks are this machine's; a status has whole seconds.
+        called = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        seen: dict[str, Any] = {}
+
+        def fulfilled() -> bool:
+            seen.clear()
+            seen.update(self.status(vm) or {})
+            return bool(seen) and seen["time"] > called and condition(seen)
+
+        self.until(fulfilled, f"{vm}: {what}", lambda: f"its status: {json.dumps(seen)}")
+        return seen
+
+    @property
+    def bucket(self) -> str:
+        return str(json.loads(self.metadata(RENDEZVOUS)["pilot-spec"])["bucket"])
+
+    def order(self, vm: str, **fields: Any) -> None:
+        """Order something of a VM, as an operator does; nothing: the order is taken back."""
+        place = f"orders/{vm}.json"
+        if fields:
+            text = json.dumps({"schema": 1, "by": "the tests", **fields})
+            assert self.api.upload(self.bucket, place, text.encode()).status == 200
+        else:
+            answer = self.api.call("DELETE", f"/storage/v1/b/{self.bucket}/o/{quote(place, '')}")
+            assert answer.status in (204, 404), answer
+
+    def knobs(self, **turned: Any) -> dict[str, Any]:
+        """Turn the stand-in's knobs; what they are and how many registrations are open.
+
+        `reset_peak=True` counts the most that are open anew.
+        """
+        address = f"http://127.0.0.1:{DASHBOARD}/knobs"
+        send = f"--data {shlex.quote(json.dumps(turned))}" if turned else ""
+        answer = json.loads(self.run(RENDEZVOUS, f"curl -sS --fail-with-body {send} {address}"))
+        assert isinstance(answer, dict)
+        return answer
+
+    def release(self, version: str, daemon: bytes) -> dict[str, Any]:
+        """Upload another pilot-daemon; the spec's `release` that names it."""
+        sha256 = hashlib.sha256(daemon).hexdigest()
+        path = f"releases/{sha256}/pilot-daemon"
+        assert self.api.upload(self.bucket, path, daemon).status == 200
+        return {"version": version, "daemon": {"object": path, "sha256": sha256}}
+
+    def change_spec(self, vm: str, **changes: Any) -> None:
+        """Change a running VM's spec, as `pulumi up` does."""
+        items = self.metadata(vm)
+        self.set_metadata(vm, items | {"pilot-spec": self.spec(vm, **changes)})
 
     # The registry
 

@@ -1,0 +1,661 @@
+"""What must not happen to a fleet, as rounds on booted VMs: each row of the acceptance table.
+
+A round takes a whole fleet and a source of chance, does one thing to it, and leaves it whole; it
+returns what it measured. `make test` makes a few rounds of each row, the campaign as many as the
+table asks for. Whatever must not happen is an AssertionError.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from tests.vm.fleet import DASHBOARD, RENDEZVOUS, Fleet
+
+Measured = dict[str, float | int | str]
+RUNNER = "google_metadata_script_runner startup"
+# Seconds that anybody waits for an answer of the registry's dashboard, or of an sshd that is up.
+ANSWERS = 10.0
+
+
+def whole(fleet: Fleet, vm: str) -> None:
+    """Wait until a VM says of itself that nothing is left to do."""
+    fleet.until_status(
+        vm,
+        lambda told: (
+            told["phase"] == "whole" and told["agents"]["running"] == told["agents"]["wanted"]
+        ),
+        "whole",
+    )
+
+
+# 1. A mass stop takes network or session down
+
+
+def drained_by_a_session_that_ends(fleet: Fleet, vm: str, chance: Random) -> Measured:
+    """`pilot-node drain` in an SSH session that is killed while it drains: it completes, and
+    registry and SSH answer throughout."""
+    start = time.monotonic()
+    session = subprocess.Popen(
+        fleet.ssh(vm, "pilot-node drain"),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    slowest = 0.0
+    try:
+        fleet.until(
+            lambda: fleet.running(vm) < fleet.wanted[vm] or session.poll() is not None,
+            "the drain has begun",
+        )
+    finally:
+        session.kill()
+        said, _ = session.communicate()
+    at = fleet.running(vm)
+    # Told before or after the last one stopped, what it asked for is the same.
+    while (left := fleet.running(vm)) and time.monotonic() - start < fleet.patience:
+        began = time.monotonic()
+        assert fleet.attempt(vm, "true").returncode == 0
+        assert fleet.stats() is not None, "the registry does not answer while agents are stopped"
+        slowest = max(slowest, time.monotonic() - began)
+    assert left == 0, f"{left} agents run on {vm}; the session said {said.decode()!r}"
+    drained = time.monotonic() - start
+    assert slowest < 2 * ANSWERS, f"an answer took {slowest:.1f} s"
+    fleet.until_status(vm, lambda told: told["phase"] == "held", "held")
+    fleet.run(vm, "pilot-node resume")
+    whole(fleet, vm)
+    fleet.all_online()
+    return {
+        "drained_s": round(drained, 1),
+        "session_ended_with": at,
+        "slowest_answers_s": round(slowest, 2),
+    }
+
+
+# 2. Agents double
+
+
+@contextmanager
+def never_more(fleet: Fleet, vm: str) -> Iterator[Callable[[], int]]:
+    """Looks at a VM's agents all the while: never two on one port, never more than wanted.
+
+    Yields a function that returns how many looks there were.
+    """
+    over, looks = threading.Event(), 0
+    wrong: list[str] = []
+
+    def look() -> None:
+        nonlocal looks
+        while not over.is_set():
+            done = subprocess.run(
+                fleet.ssh(vm, WATCH), capture_output=True, text=True, check=False, timeout=300
+            )
+            for line in done.stdout.splitlines():
+                looks += 1
+                ports = line.split()
+                if len(ports) != len(set(ports)) or len(ports) > fleet.wanted[vm]:
+                    wrong.append(line)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield lambda: looks
+    finally:
+        over.set()
+        thread.join()
+    assert not wrong, f"{vm}: agents doubled, {len(wrong)} times: ports {wrong[0]}"
+
+
+# Twenty looks a call: a line of the ports of what runs, or what was exec'd to run.
+WATCH = (
+    "i=0; while [ $i -lt 20 ]; do i=$((i+1)); for p in $(pgrep -x pilot-daemon); do"
+    " tr '\\0' '\\n' 2>/dev/null <\"/proc/$p/cmdline\" | grep -xe ':[0-9]*'; done"
+    " | tr '\\n' ' '; echo; sleep 0.1; done"
+)
+
+
+def kill_pilot_node(fleet: Fleet, vm: str, chance: Random) -> Measured:
+    """pilot-node ends by SIGKILL at a random moment: no agent notices."""
+    before = fleet.processes(vm)
+    with never_more(fleet, vm) as looks:
+        time.sleep(chance.uniform(0, 3))
+        old = fleet.run(vm, "systemctl show -P MainPID pilot-node.service")
+        fleet.run(vm, f"kill -9 {old}")
+        fleet.until(
+            lambda: (
+                fleet.attempt(vm, "systemctl show -P MainPID pilot-node.service").stdout.strip()
+                not in ("0", "", old)
+            ),
+            "another pilot-node",
+        )
+        whole(fleet, vm)
+    assert fleet.processes(vm) == before, "agents were touched"
+    return {"looks": looks()}
+
+
+def scripts_in_parallel(fleet: Fleet, vm: str, chance: Random) -> Measured:
+    """The startup script run by hand, twice at a time, with the guard removed."""
+    before = fleet.processes(vm)
+    with never_more(fleet, vm) as looks:
+        runs = [
+            subprocess.Popen(
+                fleet.ssh(vm, f"rm -f /run/pilot/guard; sleep {chance.uniform(0, 1)}; {RUNNER}"),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for _ in range(2)
+        ]
+        said = [run.communicate(timeout=fleet.patience)[0] for run in runs]
+        assert all("exit status 0" in each for each in said), said
+        whole(fleet, vm)
+    assert fleet.processes(vm) == before, "agents were touched"
+    return {"looks": looks()}
+
+
+def reboot(fleet: Fleet, vm: str, chance: Random) -> Measured:
+    """A reset of a whole VM: the same agents, under the same node ids."""
+    return _reset(fleet, vm, None)
+
+
+def reset_during_start(fleet: Fleet, vm: str, chance: Random) -> Measured:
+    """A reset, and another one while the VM comes up."""
+    return _reset(fleet, vm, chance.uniform(1, 12))
+
+
+def _reset(fleet: Fleet, vm: str, again: float | None) -> Measured:
+    before = fleet.identities()
+    fleet.act(vm, "reset")
+    if again is not None:
+        # A moment of its start, whatever it does then: that is what is asked.
+        time.sleep(again)
+        fleet.act(vm, "reset")
+    moment = time.monotonic()
+    with never_more(fleet, vm) as looks:
+        fleet.heard_since(moment, vm)
+        back = time.monotonic() - moment
+        whole(fleet, vm)
+    assert fleet.running(vm) == fleet.wanted[vm]
+    assert fleet.identities() == before, "node ids changed"
+    told: Measured = {"looks": looks(), "back_s": round(back, 1)}
+    return told | ({} if again is None else {"again_after_s": round(again, 1)})
+
+
+# 3. Memory takes the machine
+
+# Takes so many MiB, 8 at a time, and keeps them; each page is written to.
+HOG = (
+    "import sys,time\n"
+    "kept=[]\n"
+    "for _ in range(int(sys.argv[1])//8):\n"
+    "    kept.append(bytearray(b'x')*(8<<20)); time.sleep(float(sys.argv[2]))\n"
+    "time.sleep(3600)\n"
+)
+
+
+def memory_runs_out(fleet: Fleet, vm: str, chance: Random) -> Measured:
+    """A hog in the benchmarks' slice and 30 % of the agents growing: benchmarks are frozen and
+    thawed, sshd and pilot-node live, the agents are back at their number."""
+    whole(fleet, vm)
+    ours = "systemctl show -P MainPID ssh.service pilot-node.service"
+    before = fleet.run(vm, ours)
+    fleet.run(vm, f"cat >/run/hog.py <<'END'\n{HOG}END")
+    memory = (fleet.status(vm) or {})["memory"]
+    total, available = memory["total"] >> 20, memory["available"] >> 20
+    # With the ballast 15 % of the memory are left to it, without 35 %: frozen, and thawed.
+    bench, ballast = available - total * 35 // 100, total * 20 // 100
+    run = "systemd-run --quiet --collect --unit={} {}python3 /run/hog.py {} 0.1"
+    try:
+        fleet.run(vm, run.format("ballast", "", ballast))
+        fleet.run(vm, run.format("a-benchmark", "pilot-node bench -- ", bench))
+        frozen = fleet.until_status(vm, lambda told: told["benchmarks"] == "frozen", "frozen")
+        fleet.run(vm, "systemctl stop ballast.service")
+        fleet.until_status(vm, lambda told: told["benchmarks"] == "running", "thawed")
+        agents = sorted(fleet.processes(vm))
+        growing = chance.sample(agents, max(1, len(agents) * 3 // 10))
+        for port in growing:
+            # A process of the agent's own, in its cgroup and with its score, that grows.
+            group = f"/sys/fs/cgroup/pilot.slice/pilot-agent@{port}.service/cgroup.procs"
+            take = f"exec setpriv --reuid=610 python3 /run/hog.py {total} 0.1"
+            line = f"echo $$ >{group}; echo 500 >/proc/self/oom_score_adj; {take}"
+            fleet.run(vm, f"setsid sh -c {shlex.quote(line)} >/dev/null 2>&1 </dev/null &")
+        killed = "sed -n 's/^oom_kill //p' /proc/vmstat"
+        fleet.until(lambda: int(fleet.run(vm, killed)) >= len(growing), "memory has run out")
+        kills = int(fleet.run(vm, killed))
+    finally:
+        fleet.attempt(
+            vm,
+            "systemctl kill -s KILL a-benchmark.service ballast.service; pkill -9 -u 610 python3",
+        )
+    fleet.until_status(vm, lambda told: told["benchmarks"] == "none", "no benchmarks")
+    whole(fleet, vm)
+    fleet.all_online()
+    assert fleet.run(vm, ours) == before, "sshd or pilot-node was ended"
+    return {
+        "available_when_frozen": round(frozen["memory"]["available"] / (total << 20), 3),
+        "growing": len(growing),
+        "oom_kills": kills,
+    }
+
+
+# 4. The registry file is lost
+
+
+def power_cut_while_it_writes(fleet: Fleet, vm: str, chance: Random) -> Measured:
+    """Power is cut while the registry writes its file: it starts, with all that it knew."""
+    before = fleet.identities()
+    total = sum(fleet.wanted.values())
+    save = f"curl -sS -X POST http://127.0.0.1:{DASHBOARD}/api/snapshot"
+    writing = subprocess.Popen(
+        fleet.ssh(RENDEZVOUS, f"while :; do {save} >/dev/null; done"),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    moment = chance.uniform(2, 6)
+    try:
+        time.sleep(moment)
+        fleet.act(RENDEZVOUS, "reset")
+    finally:
+        writing.kill()
+        writing.wait()
+    start = time.monotonic()
+    fleet.until(
+        lambda: (fleet.stats() or (0, 0))[0] == total,
+        f"{total} nodes are known after the cut",
+        lambda: f"registered and online: {fleet.stats()}",
+    )
+    back = time.monotonic() - start
+    fleet.all_online()
+    assert fleet.identities() == before, "node ids changed"
+    told = fleet.until_status(RENDEZVOUS, lambda told: told["phase"] == "serving", "serving")
+    return {
+        "cut_after_s": round(moment, 2),
+        "serving_after_s": round(back, 1),
+        "restored": str(told["registry"]["restored"]),
+        "set_aside": len(told["registry"]["set_aside"]),
+    }
+
+
+# 5. Sockets run out
+
+# Binds so many UDP sockets, and sends to them until the kernel takes no more; says what it saw.
+FLOOD = (
+    "import json,resource,socket,sys,time\n"
+    "count=int(sys.argv[1])\n"
+    "resource.setrlimit(resource.RLIMIT_NOFILE,(count+64,count+64))\n"
+    "bound=[socket.socket(socket.AF_INET,socket.SOCK_DGRAM) for _ in range(count)]\n"
+    "for each in bound: each.bind(('127.0.0.1',0))\n"
+    "out=socket.socket(socket.AF_INET,socket.SOCK_DGRAM)\n"
+    "def refused():\n"
+    "    rows=[line.split() for line in open('/proc/net/snmp') if line.startswith('Udp:')]\n"
+    "    return int(dict(zip(*rows))['MemErrors'])\n"
+    "before,sent=refused(),0\n"
+    "while refused()-before<1000 and sent<200:\n"
+    "    sent+=1\n"
+    "    for each in bound: out.sendto(b'x'*8192,each.getsockname())\n"
+    "print(json.dumps({'bound':count,'refused':refused()-before,'sent':sent*count}),flush=True)\n"
+    "time.sleep(3600)\n"
+)
+# Answers each question for an address with 192.0.2.7, as a name server does.
+NAMES = (
+    "import socket\n"
+    "s=socket.socket(socket.AF_INET,socket.SOCK_DGRAM); s.bind(('',53))\n"
+    "while True:\n"
+    "    q,who=s.recvfrom(512)\n"
+    "    end=q.index(b'\\0',12)+5\n"
+    "    known=q[end-4:end-2]==b'\\0\\1'\n"
+    "    head=q[:2]+b'\\x81\\x80\\0\\1'+(b'\\0\\1' if known else b'\\0\\0')+b'\\0\\0\\0\\0'\n"
+    "    answer=b'\\xc0\\x0c\\0\\1\\0\\1\\0\\0\\0\\1\\0\\4\\xc0\\0\\2\\7' if known else b''\n"
+    "    s.sendto(head+q[12:end]+answer,who)\n"
+)
+SOCKETS = 6000
+
+
+def sockets_run_out(fleet: Fleet, vm: str, chance: Random) -> Measured:
+    """6,000 UDP sockets bound and filled until udp_mem refuses: SSH and DNS still work."""
+    address = fleet.instance(RENDEZVOUS)["networkInterfaces"][0]["networkIP"]
+    fleet.run(RENDEZVOUS, f"cat >/run/names.py <<'END'\n{NAMES}END")
+    fleet.run(RENDEZVOUS, "systemd-run --quiet --collect --unit=names python3 /run/names.py")
+    asked = "python3 -c 'import socket,sys; print(socket.gethostbyname(sys.argv[1]))' {}.invalid"
+    try:
+        fleet.run(vm, f"echo nameserver {address} >/etc/resolv.conf")
+        assert fleet.run(vm, asked.format("before")) == "192.0.2.7"
+        fleet.run(vm, f"cat >/run/flood.py <<'END'\n{FLOOD}END")
+        fleet.run(
+            vm,
+            "systemd-run --quiet --collect --unit=flood -p LimitNOFILE=16384"
+            f" -p StandardOutput=file:/run/flood.json python3 /run/flood.py {SOCKETS}",
+        )
+        fleet.until(lambda: fleet.run(vm, "cat /run/flood.json") != "", "UDP sockets are full")
+        told = json.loads(fleet.run(vm, "cat /run/flood.json"))
+        assert told["refused"] >= 1000, f"udp_mem refused nothing: {told}"
+        began = time.monotonic()
+        for index in range(5):
+            assert fleet.run(vm, asked.format(f"name-{index}")) == "192.0.2.7"
+        took = time.monotonic() - began
+        used = fleet.run(vm, "sed -n 's/^UDP: .* mem \\([0-9]*\\).*/\\1/p' /proc/net/sockstat")
+        most = fleet.run(vm, "sysctl -n net.ipv4.udp_mem").split()[2]
+    finally:
+        fleet.attempt(vm, "systemctl stop flood.service; rm -f /etc/resolv.conf /run/flood.json")
+        fleet.attempt(RENDEZVOUS, "systemctl stop names.service")
+    whole(fleet, vm)
+    fleet.all_online()
+    return {
+        "bound": SOCKETS,
+        "refused": int(told["refused"]),
+        "udp_pages": int(used),
+        "udp_pages_most": int(most),
+        "five_logins_and_names_s": round(took, 1),
+    }
+
+
+# The registry starts empty under a living fleet
+
+
+def registry_starts_empty(fleet: Fleet, vm: str, chance: Random) -> Measured:
+    """The rendezvous is restarted without its store: all agents are back, none is gone."""
+    before = {each: fleet.processes(each) for each in fleet.wanted}
+    failures = {each: (fleet.status(each) or {})["totals"]["failures"] for each in fleet.wanted}
+    known = {owner: agent.key for owner, agent in fleet.agents().items()}
+    fleet.order(RENDEZVOUS, restart=f"empty-{chance.randrange(1 << 30)}", clean=True)
+    start = time.monotonic()
+    total = sum(fleet.wanted.values())
+    fleet.until(lambda: (fleet.stats() or (total, 0))[0] < total, "an empty registry")
+    first = None
+    end = time.monotonic() + max(fleet.patience, 600)
+    while (online := (fleet.stats() or (0, 0))[1]) < total:
+        if online and first is None:
+            first = time.monotonic() - start
+        assert time.monotonic() < end, f"{online} of {total} are back"
+        time.sleep(0.5)
+    back = time.monotonic() - start
+    assert {owner: agent.key for owner, agent in fleet.agents().items()} == known
+    for each in fleet.wanted:
+        whole(fleet, each)
+    after = {each: fleet.processes(each) for each in fleet.wanted}
+    restarted = sum(
+        after[each][port] != process
+        for each, all_ in before.items()
+        for port, process in all_.items()
+    )
+    failed = sum((fleet.status(each) or {})["totals"]["failures"] for each in fleet.wanted)
+    fleet.order(RENDEZVOUS)
+    return {
+        "agents": total,
+        "first_back_s": round(first or back, 1),
+        "all_back_s": round(back, 1),
+        "failures": failed - sum(failures.values()),
+        "agents_restarted": restarted,
+    }
+
+
+# A bad release spreads
+
+EXITS = b"#!/bin/sh\nexit 3\n"
+HANGS = b"#!/bin/sh\nexec sleep 1000000\n"
+
+
+def growing(accepted: str) -> bytes:
+    """A daemon that works and grows 5 MB a minute: the accepted one, and a process beside it."""
+    return (
+        "#!/bin/sh\n"
+        "python3 -c 'import time\nkept=[]\n"
+        'while True: kept.append(bytearray(b"x")*(1<<19)); time.sleep(6)\' &\n'
+        f'exec /opt/pilot/releases/{accepted}/pilot-daemon "$@"\n'
+    ).encode()
+
+
+def bad_release(fleet: Fleet, vm: str, chance: Random, kind: str) -> Measured:
+    """A release that exits, hangs or grows: at most a batch is affected, all go back to the old
+    one, and it stays rejected over a reboot."""
+    whole(fleet, vm)
+    before = json.loads(fleet.metadata(vm)["pilot-spec"])
+    good = before["release"]["daemon"]["sha256"]
+    batch = before["roll"]["batch"]
+    mark = f"# {chance.randrange(1 << 60)}\n".encode()  # each is one that no VM has rejected yet
+    body = {"exits": EXITS, "hangs": HANGS, "grows": growing(good)}[kind] + mark
+    release = fleet.release(f"9.9.9-{kind}", body)
+    bad = release["daemon"]["sha256"]
+    old = fleet.processes(vm)
+    start = time.monotonic()
+    fleet.change_spec(vm, release=release)
+    try:
+        most = 0
+        end = time.monotonic() + max(fleet.patience, 420)
+        while True:
+            told = fleet.status(vm) or {}
+            most = max(most, told["release"]["agents"].get(bad, 0))
+            assert fleet.wanted[vm] - told["agents"]["running"] <= batch, told
+            if told["roll"]["state"] == "halted":
+                break
+            assert time.monotonic() < end, f"nothing halts the roll: {json.dumps(told)}"
+            time.sleep(1)
+        halted = time.monotonic() - start
+        assert told["roll"]["reason"], told["roll"]
+        assert bad in [each["sha256"] for each in told["roll"]["rejected"]], told["roll"]
+        told = fleet.until_status(
+            vm, lambda told: told["release"]["agents"] == {good: fleet.wanted[vm]}, "all are back"
+        )
+        assert told["release"]["sha256"] == good
+        back = time.monotonic() - start
+        new = fleet.processes(vm)
+        touched = sum(new[port] != old[port] for port in old)
+        assert touched <= batch, f"{touched} agents were touched, a batch is {batch}"
+        fleet.act(vm, "reset")
+        fleet.heard_since(time.monotonic(), vm)
+        told = fleet.until_status(
+            vm,
+            lambda told: told["release"]["agents"] == {good: fleet.wanted[vm]},
+            "the old release after a reboot",
+        )
+        assert bad in [each["sha256"] for each in told["roll"]["rejected"]], told["roll"]
+    finally:
+        fleet.change_spec(vm, release=before["release"])
+    whole(fleet, vm)
+    fleet.all_online()
+    reason = str(told["roll"]["reason"])
+    return {
+        "kind": kind,
+        "affected": touched,
+        "batch": batch,
+        "halted_s": round(halted, 1),
+        "back_s": round(back, 1),
+        "reason": reason,
+    }
+
+
+# The registry is flooded
+
+
+def registry_flooded(fleet: Fleet, vm: str, chance: Random) -> Measured:
+    """All VMs start at once at a registry that answers in 0.6 s, in 5 s, refuses, limits new keys:
+    never more registrations open than the windows allow, and the fleet is complete in the end."""
+    told: Measured = {"agents": sum(fleet.wanted.values())}
+    windows = sum(json.loads(fleet.metadata(each)["pilot-spec"])["window"] for each in fleet.wanted)
+    phases: dict[str, dict[str, Any]] = {
+        "0.6 s": {"delay": 0.6},
+        "5 s": {"delay": 5},
+        "refused": {"refuse": "error"},
+    }
+    try:
+        for name, turned in phases.items():
+            _all_held(fleet)
+            fleet.knobs(**turned, reset_peak=True)
+            start = time.monotonic()
+            _all_released(fleet)
+            if name == "refused":
+                # Long enough for every window to have found out.
+                time.sleep(20)
+                assert fleet.stats() is not None
+                fleet.knobs(refuse="no")
+            for each in fleet.wanted:
+                fleet.until_status(each, lambda told: told["phase"] == "whole", f"whole at {name}")
+            took = time.monotonic() - start
+            peak = fleet.knobs()["registrations"]["peak"]
+            assert peak <= windows, f"{peak} registrations open at once, windows are {windows}"
+            told[f"complete at {name}, s"] = round(took, 1)
+            told[f"most open at {name}"] = peak
+            fleet.knobs(delay=0, refuse="no")
+        fleet.all_online()
+    finally:
+        fleet.knobs(delay=0, refuse="no")
+        _all_released(fleet)
+    for each in fleet.wanted:
+        status = fleet.status(each) or {}
+        assert status["agents"]["failed"] == 0, status
+    return told
+
+
+def new_keys_limited(fleet: Fleet, vm: str, chance: Random) -> Measured:
+    """As many new keys as agents, at a registry that takes 10 a minute and address."""
+    total = sum(fleet.wanted.values())
+    _all_held(fleet)
+    for each in fleet.wanted:
+        fleet.run(each, "rm -rf /var/lib/pilot/agents/*")
+    fleet.order(RENDEZVOUS, restart=f"new-{chance.randrange(1 << 30)}", clean=True)
+    try:
+        fleet.until(lambda: (fleet.stats() or (total, 0))[0] == 0, "an empty registry")
+        fleet.knobs(new_keys_per_minute=10, ignore_whitelist=True, reset_peak=True)
+        start = time.monotonic()
+        _all_released(fleet)
+        end = time.monotonic() + 120 + 60 * max(fleet.wanted.values()) / 5
+        while (online := (fleet.stats() or (0, 0))[1]) < total:
+            assert time.monotonic() < end, f"{online} of {total} online"
+            time.sleep(1)
+        took = time.monotonic() - start
+        peak = fleet.knobs()["registrations"]["peak"]
+    finally:
+        fleet.knobs(ignore_whitelist=False)
+        _all_released(fleet)
+        fleet.order(RENDEZVOUS)
+    for each in fleet.wanted:
+        whole(fleet, each)
+    return {"agents": total, "complete_s": round(took, 1), "most_open": peak}
+
+
+def _all_held(fleet: Fleet) -> None:
+    for each in fleet.wanted:
+        fleet.order(each, hold=True)
+    for each in fleet.wanted:
+        fleet.until_status(each, lambda told: told["phase"] == "held", "held")
+
+
+def _all_released(fleet: Fleet) -> None:
+    for each in fleet.wanted:
+        fleet.order(each)
+
+
+# The PID walls
+
+
+def spawned_by_the_script(fleet: Fleet, vm: str, chance: Random) -> Measured:
+    """The control: as many agents as `vm` runs, spawned by a startup script of a VM's own with
+    nohup, as the blog's were. They must hit the limit of that unit's tasks."""
+    spec = json.loads(fleet.metadata(vm)["pilot-spec"])
+    items = fleet.metadata(vm)
+    items["pilot-spec"] = json.dumps(spec | {"name": "by-hand"})
+    count = fleet.wanted[vm]
+    items["startup-script"] = SPAWN.format(
+        bucket=spec["bucket"],
+        storage=spec["endpoints"]["storage"],
+        object=spec["release"]["daemon"]["object"].replace("/", "%2F"),
+        count=count,
+        registry=spec["registry"],
+        beacon=spec["beacon"],
+    )
+    with fleet.beside(vm, "by-hand", items):
+        fleet.until_console("by-hand", "spawned them all")
+        console = fleet.console("by-hand")
+        group = "/sys/fs/cgroup/system.slice/google-startup-scripts.service"
+        most = int(fleet.run("by-hand", f"cat {group}/pids.max"))
+        hits = int(fleet.run("by-hand", f"sed -n 's/^max //p' {group}/pids.events"))
+        running = int(fleet.attempt("by-hand", "pgrep -cf '^/srv/pilot-daemon'").stdout or 0)
+    assert hits > 0, f"the control did not hit its limit of {most} tasks"
+    assert fleet.running(vm) == count
+    ours = fleet.run(vm, "cat /sys/fs/cgroup/pilot.slice/pids.max")
+    assert ours == "max"
+    assert "Resource temporarily unavailable" in console or running < count
+    return {
+        "agents": count,
+        "control_tasks_max": most,
+        "control_hits": hits,
+        "control_runs": running,
+    }
+
+
+SPAWN = """#!/bin/bash
+cd /srv
+curl -sS -H 'Authorization: Bearer x' '{storage}/storage/v1/b/{bucket}/o/{object}?alt=media' \\
+  -o pilot-daemon && chmod +x pilot-daemon
+for i in $(seq {count}); do
+  mkdir -p a/$i
+  HOME=/srv/a/$i nohup /srv/pilot-daemon -registry {registry} -beacon {beacon} \\
+    -listen :$((20000 + i)) -socket /srv/a/$i/s -identity /srv/a/$i/id.json \\
+    -email by-hand-$i@by-hand.invalid -telemetry-url '' -motd-feed-url '' -no-skillinject \\
+    >/dev/null 2>>/srv/errors &
+done
+sleep 20
+tail -n 3 /srv/errors
+echo spawned them all
+sleep infinity
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One thing that must not happen. `vm`: of which VM; `short` and `campaign`: rounds."""
+
+    name: str
+    what: str
+    round: Callable[[Fleet, str, Random], Measured]
+    short: int
+    campaign: int
+
+
+def _bad(kind: str) -> Callable[[Fleet, str, Random], Measured]:
+    def one(fleet: Fleet, vm: str, chance: Random) -> Measured:
+        return bad_release(fleet, vm, chance, kind)
+
+    return one
+
+
+CONTAINER = (
+    Row(
+        name="drain", what="a mass stop", round=drained_by_a_session_that_ends, short=1, campaign=5
+    ),
+    Row(name="kills", what="agents double", round=kill_pilot_node, short=3, campaign=20),
+    Row(name="scripts", what="agents double", round=scripts_in_parallel, short=1, campaign=5),
+    Row(name="reboots", what="agents double", round=reboot, short=2, campaign=20),
+    Row(name="resets", what="agents double", round=reset_during_start, short=1, campaign=5),
+    Row(name="exits", what="a bad release", round=_bad("exits"), short=1, campaign=1),
+    Row(name="hangs", what="a bad release", round=_bad("hangs"), short=0, campaign=1),
+    Row(name="grows", what="a bad release", round=_bad("grows"), short=0, campaign=1),
+    Row(name="flood", what="the registry is flooded", round=registry_flooded, short=1, campaign=1),
+    Row(
+        name="new-keys", what="the registry is flooded", round=new_keys_limited, short=0, campaign=1
+    ),
+    Row(
+        name="empty", what="the registry is empty", round=registry_starts_empty, short=1, campaign=1
+    ),
+)
+QEMU = (
+    Row(name="memory", what="memory takes the machine", round=memory_runs_out, short=1, campaign=5),
+    Row(name="sockets", what="sockets run out", round=sockets_run_out, short=1, campaign=1),
+    Row(
+        name="cuts",
+        what="the registry file is lost",
+        round=power_cut_while_it_writes,
+        short=2,
+        campaign=30,
+    ),
+    Row(name="walls", what="the PID walls", round=spawned_by_the_script, short=1, campaign=1),
+)
