@@ -157,13 +157,14 @@ class Judged:
     """What is remembered of the process from round to round. Times in seconds of the clock.
 
     `since`: when it was last told to start; `up`: since when it has answered; `failures`: in a
-    row, with `why`; `pid` and `restarts`: as last seen.
+    row, with `why`; `hangs`: it is to be ended; `pid` and `restarts`: as last seen.
     """
 
     since: float | None = None
     up: float | None = None
     failures: int = 0
     why: str = ""
+    hangs: bool = False
     pid: int = 0
     restarts: int = 0
 
@@ -171,7 +172,7 @@ class Judged:
 def judge(judged: Judged, process: Process, health: Health, now: float, expected: int) -> Judged:
     """`judged`, after the process was seen as `process` and said `health`. `expected`: the nodes
     in the file that it was started with."""
-    failures, why, up = judged.failures, judged.why, judged.up
+    failures, why, up, hangs = judged.failures, judged.why, judged.up, False
     again = process.restarts - judged.restarts
     if again > 0 or process.active == "failed":
         failures, why, up = failures + max(1, again), f"exits: {process.why}", None
@@ -183,7 +184,8 @@ def judge(judged: Judged, process: Process, health: Health, now: float, expected
     elif health.answers and up is None:
         up = now
     elif not health.answers and up is None and since is not None and now - since > START:
-        failures, why, since = failures + 1, f"no answer in {START:.0f} s: {health.why}", now
+        failures, why = failures + 1, f"no answer in {START:.0f} s: {health.why}"
+        since, hangs = now, True
     if up is not None and health.total is not None and health.total < expected * KNOWN:
         # At once: its next snapshot replaces the file.
         failures = max(failures, 2)
@@ -195,6 +197,7 @@ def judge(judged: Judged, process: Process, health: Health, now: float, expected
         up=up,
         failures=failures,
         why=why,
+        hangs=hangs,
         pid=process.pid,
         restarts=process.restarts,
     )
@@ -295,9 +298,9 @@ class Rendezvous:
         self.judged = judge(before, self.process, self.health, now, self._expected)
         if self.judged.failures > before.failures:
             self.fault(f"the rendezvous {self.judged.why}")
-            if self.process.active == "active" and self.judged.up is None:
-                self.say("the rendezvous hangs: it is stopped")
-                self.unit.stop()
+        if self.judged.hangs:
+            self.say("the rendezvous hangs: it is stopped, and started again")
+            self.unit.stop()
         if self.judged.up is not None and now - self.judged.up >= STEADY:
             # What it lacks from here on it was told to forget.
             self._expected = 0

@@ -1,0 +1,590 @@
+"""The rendezvous' loop, with the stand-in as its process and a stand-in for systemd."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any, cast
+
+import pytest
+
+from standin.build import archive
+from startup.node import registry, secrets, units
+from startup.node import roll as rolls
+from startup.node.follow import Follower, Known
+from startup.node.limits import Machine
+from startup.node.orders import Orders, Standing
+from startup.node.place import Place
+from startup.node.release import Fetcher
+from startup.node.rendezvous import (
+    Health,
+    Judged,
+    Process,
+    Rendezvous,
+    ask,
+    judge,
+    prepare_store,
+)
+from startup.node.secrets import Tokens
+from startup.node.spec import RendezvousSpec, parse
+from startup.node.status import OrdersStatus, Published, ScriptStatus, SpecStatus, document
+from tests.standin.client import Client, Identity
+from tests.startup import specs
+
+ACTIVE = Process(active="active", pid=7)
+WELL = Health(answers=True, why="", online=5, total=5)
+MACHINE = Machine(ram=4 << 30, page=4096, threads_max=31000)
+
+
+# Judging, purely
+
+
+def test_a_start_that_answers_is_up_and_a_steady_one_is_forgiven() -> None:
+    seen = judge(Judged(since=0, failures=1, why="exits"), ACTIVE, WELL, 3.0, 5)
+    assert (seen.up, seen.failures) == (3.0, 1)
+    assert judge(seen, ACTIVE, WELL, 64.0, 5).failures == 0
+
+
+def test_one_that_exits_has_failed_each_time() -> None:
+    seen = judge(Judged(since=0), replace(ACTIVE, active="activating", restarts=2), WELL, 3.0, 5)
+    assert (seen.failures, seen.up) == (2, None)
+    again = judge(seen, replace(ACTIVE, active="activating", restarts=2), WELL, 4.0, 5)
+    assert again.failures == 2
+
+
+def test_one_that_never_answers_hangs() -> None:
+    mute = Health(why="refused")
+    early = judge(Judged(since=0), ACTIVE, mute, 89.0, 5)
+    assert early.failures == 0
+    late = judge(early, ACTIVE, mute, 91.0, 5)
+    assert late.failures == 1
+    assert "refused" in late.why
+    # One that was up and is busy is not touched.
+    busy = judge(Judged(since=0, up=1.0), ACTIVE, mute, 500.0, 0)
+    assert (busy.failures, busy.up) == (0, 1.0)
+
+
+def test_one_that_lost_its_nodes_has_failed_at_once() -> None:
+    seen = judge(Judged(since=0), ACTIVE, replace(WELL, total=1), 3.0, 40)
+    assert seen.failures == 2
+    assert "1 of the 40 nodes" in seen.why
+    assert judge(Judged(since=0), ACTIVE, replace(WELL, total=None), 3.0, 40).failures == 0
+
+
+# With a process
+
+
+def free_ports(count: int) -> list[int]:
+    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in held]
+    for one in held:
+        one.close()
+    return ports
+
+
+@dataclass
+class FakeUnit:
+    """What systemd does for pilot-rendezvous.service: the command of the unit, with its
+    environment, after `pilot-node store`; again when it exits."""
+
+    place: Place
+    log: Path
+    spec: Callable[[], RendezvousSpec]
+    child: subprocess.Popen[bytes] | None = None
+    wanted: bool = False
+    restarts: int = 0
+    starts: int = 0
+    why: str = ""
+
+    def process(self) -> Process:
+        child = self.child
+        if child is not None and (status := child.poll()) is not None:
+            self.child, self.why = None, f"exit-code, exit status {status}"
+            if self.wanted:
+                self.restarts += 1
+                self._spawn()
+        if self.child is None:
+            return Process(why=self.why, restarts=self.restarts)
+        active = "active" if self.wanted else "deactivating"
+        return Process(active=active, pid=self.child.pid, restarts=self.restarts, why=self.why)
+
+    def start(self) -> None:
+        # systemd keeps the count while the unit is down, and begins anew at a start.
+        self.wanted, self.restarts = True, 0
+        self.starts += 1
+        if self.child is None:
+            self._spawn()
+
+    def stop(self) -> None:
+        self.wanted = False
+        if self.child is not None:
+            self.child.send_signal(signal.SIGTERM)
+
+    def _spawn(self) -> None:
+        prepare_store(self.place, print)
+        unit = self.place.units / "pilot-rendezvous.service"
+        line = next(
+            line.removeprefix("ExecStart=")
+            for line in unit.read_text().splitlines()
+            if line.startswith("ExecStart=")
+        )
+        environment = dict(
+            shlex.split(entry)[0].split("=", 1)
+            for entry in self.place.rendezvous_environment.read_text().splitlines()
+        )
+        words = [
+            re.sub(r"^:\$\{(\w+)\}$", lambda match: f"127.0.0.1:{environment[match[1]]}", word)
+            for word in line.split()
+        ]
+        command = [
+            str(self.place.at(word)) if word.startswith(("/run/", "/var/", "/opt/")) else word
+            for word in words
+        ]
+        with self.log.open("ab") as out:
+            self.child = subprocess.Popen(
+                command, stdout=out, stderr=out, env={**os.environ, **environment}
+            )
+
+    def end(self) -> None:
+        self.wanted = False
+        if self.child is not None:
+            self.child.kill()
+            self.child.wait()
+
+
+@dataclass
+class FakeFollower:
+    """What is declared and ordered, as a test wants it."""
+
+    place: Place
+    known: Known
+    standing: Standing = field(default_factory=lambda: Standing(state="absent"))
+    maintenance: str = "NONE"
+
+    def look(self) -> None:
+        files_of(self.place, cast(RendezvousSpec, self.known.spec))
+
+    def is_mounted(self) -> bool:
+        return True
+
+    def ensure_state(self) -> None:
+        self.place.node_state.mkdir(parents=True, exist_ok=True)
+
+    def facts(self, now: float) -> dict[str, Any]:
+        return {
+            "vm": self.known.spec.name,
+            "now": now,
+            "boot": "b",
+            "uptime": 1.0,
+            "script": "",
+            "orders": OrdersStatus(),
+            "spec": SpecStatus(sha256=""),
+            "project_script": ScriptStatus(expected=""),
+            "ghosts": (),
+        }
+
+    def declare(self, **changes: Any) -> None:
+        self.known = replace(self.known, spec=replace(self.known.spec, **changes))
+
+    def order(self, **changes: Any) -> None:
+        orders = Orders(**changes)
+        restarted = orders.restart or self.standing.restarted
+        self.standing = replace(self.standing, orders=orders, restarted=restarted)
+
+
+def files_of(place: Place, spec: RendezvousSpec) -> None:
+    """The units, as apply.py writes them."""
+    units.write_all(place, units.unit_files(MACHINE, spec))
+
+
+class Fleet:
+    """One rendezvous VM that is a folder. Its clock runs a second a round."""
+
+    def __init__(self, folder: Path) -> None:
+        self.place = Place(root=folder / "root")
+        self.said: list[str] = []
+        self.now = 1000.0
+        self.tokens: Tokens | None = Tokens()
+        self.ports = free_ports(3)
+        (self.place.registry).mkdir(parents=True)
+        self.place.run.mkdir(parents=True)
+        for name, content in (
+            ("meminfo", "MemTotal: 4194304 kB\nMemAvailable: 4000000 kB\n"),
+            ("sys/kernel/threads-max", "31000\n"),
+        ):
+            path = self.place.at("/proc") / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content)
+        spec = parse(specs.text(specs.rendezvous(secrets={}, agents=50)))
+        assert isinstance(spec, RendezvousSpec)
+        registry_port, beacon, dashboard = self.ports
+        good = self.binary(archive())
+        spec = replace(
+            spec,
+            registry_port=registry_port,
+            beacon_port=beacon,
+            dashboard_port=dashboard,
+            subnet="127.0.0.0/8",
+            binary=replace(spec.binary, sha256=good),
+        )
+        self.good = good
+        units_ = units.whitelist(spec)
+        (self.place.registry / "rate-limit-whitelist.json").write_text(units_)
+        self.follower = FakeFollower(place=self.place, known=Known(text="", spec=spec))
+        self.unit = FakeUnit(self.place, folder / "log", lambda: self.spec)
+        self.it = self.service()
+
+    def service(self) -> Rendezvous:
+        """Another pilot-node on the same VM."""
+        return Rendezvous(
+            place=self.place,
+            follower=cast(Follower, self.follower),
+            unit=self.unit,
+            fetcher=self.fetcher(),
+            tokens=lambda: self.tokens,
+            say=self.said.append,
+            clock=lambda: self.now,
+        )
+
+    def fetcher(self) -> Fetcher:
+        found = Fetcher(
+            opt=self.place.opt, token=lambda: "", say=self.said.append, wake=lambda: None
+        )
+        found._there = {
+            path.parent.name: path for path in self.place.opt.glob("releases/*/pilot-rendezvous")
+        }
+        return found
+
+    def binary(self, content: bytes) -> str:
+        """A verified release; its sha256."""
+        sha256 = hashlib.sha256(content).hexdigest()
+        path = self.place.opt / "releases" / sha256 / "pilot-rendezvous"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        path.chmod(0o755)
+        return sha256
+
+    @property
+    def spec(self) -> RendezvousSpec:
+        return cast(RendezvousSpec, self.follower.known.spec)
+
+    def declare_binary(self, content: bytes, version: str) -> str:
+        sha256 = self.binary(content)
+        self.follower.declare(version=version, binary=replace(self.spec.binary, sha256=sha256))
+        self.it.fetcher = self.fetcher()
+        return sha256
+
+    def round(self) -> None:
+        self.it.round()
+        self.now += 1
+
+    def until(self, condition: Callable[[], bool], what: str) -> None:
+        end = time.monotonic() + 40
+        while not condition():
+            assert time.monotonic() < end, (
+                f"not seen: {what}: {self.said[-20:]}\n{self.unit.log.read_text()[-2000:]}"
+            )
+            self.round()
+            time.sleep(0.02)
+
+    def serving(self) -> bool:
+        return self.it.phase() == "serving"
+
+    def register(self, count: int, first: int = 0) -> dict[str, int]:
+        with Client(("127.0.0.1", self.ports[0])) as client:
+            found = {}
+            for number in range(first, first + count):
+                agent = Identity(owner=f"agent-{number}@x.invalid")
+                found[agent.key] = int(client.ask(agent.register())["node_id"])
+        return found
+
+    def pid(self) -> int:
+        assert self.unit.child is not None
+        return self.unit.child.pid
+
+    def health(self) -> Health:
+        return ask(self.spec, Health(), numbers=True)
+
+    def status(self) -> Mapping[str, Any]:
+        return document(self.it.facts(Published(), started=1.0))
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Iterator[Fleet]:
+    found = Fleet(tmp_path)
+    try:
+        yield found
+    finally:
+        found.unit.end()
+
+
+def test_it_is_started_and_known_again(fleet: Fleet) -> None:
+    fleet.until(fleet.serving, "a rendezvous that serves")
+    fleet.register(4)
+    before = fleet.pid()
+    fleet.it = fleet.service()
+    fleet.until(fleet.serving, "the same one, by another pilot-node")
+    assert (fleet.pid(), fleet.unit.starts) == (before, 1)
+    fleet.it.copy()
+    fleet.it.health = fleet.health()
+    found = fleet.status()
+    assert found["registry"]["total"] == 4
+    assert found["release"]["sha256"] == fleet.good
+    assert found["phase"] == "serving"
+
+
+def test_hold_saves_and_stops_and_going_on_starts(fleet: Fleet) -> None:
+    fleet.until(fleet.serving, "serving")
+    fleet.register(5)
+    fleet.follower.order(hold=True)
+    fleet.until(lambda: fleet.it.phase() == "held", "held")
+    assert registry.copies(fleet.place)[-1].keys == 5
+    fleet.round()
+    assert fleet.unit.starts == 1
+    fleet.follower.order()
+    fleet.until(fleet.serving, "serving again")
+    assert fleet.health().total == 5
+
+
+def test_a_restart_is_once_and_saves_first(fleet: Fleet) -> None:
+    fleet.until(fleet.serving, "serving")
+    fleet.register(5)
+    fleet.follower.order(restart="r1")
+    fleet.until(lambda: fleet.unit.starts == 2 and fleet.serving(), "a second start")
+    assert fleet.health().total == 5
+    assert registry.copies(fleet.place)[-1].keys == 5
+    for _ in range(5):
+        fleet.round()
+    # Its object is gone: nothing is ordered, and nothing changes.
+    fleet.follower.standing = replace(fleet.follower.standing, orders=Orders())
+    for _ in range(5):
+        fleet.round()
+    assert fleet.unit.starts == 2
+
+
+def test_clean_is_an_empty_registry_once(fleet: Fleet) -> None:
+    fleet.until(fleet.serving, "serving")
+    fleet.register(5)
+    fleet.follower.order(restart="r1", clean=True)
+    fleet.until(lambda: fleet.unit.starts == 2 and fleet.serving(), "a second start")
+    assert fleet.health().total == 0
+    assert (fleet.place.registry / "rate-limit-whitelist.json").exists()
+    fleet.register(2)
+    fleet.unit.stop()
+    fleet.it = fleet.service()
+    fleet.until(lambda: fleet.unit.starts == 3 and fleet.serving(), "a third start")
+    assert fleet.health().total == 2
+    assert list((fleet.place.registry / "copies").glob("*.before-clean"))
+
+
+def test_what_it_runs_with_changes_it_and_nothing_else_does(fleet: Fleet) -> None:
+    fleet.until(fleet.serving, "serving")
+    fleet.follower.declare(agents=60)
+    for _ in range(40):
+        fleet.round()
+    assert fleet.unit.starts == 1
+    fleet.follower.declare(environment={"GOGC": "50"})
+    fleet.until(lambda: fleet.unit.starts == 2 and fleet.serving(), "another environment")
+    (port,) = free_ports(1)
+    fleet.follower.declare(dashboard_port=port)
+    fleet.until(lambda: fleet.unit.starts == 3 and fleet.serving(), "another port")
+
+
+def test_a_banner_comes_and_goes(fleet: Fleet) -> None:
+    fleet.tokens = Tokens(values={"admin": "adm1n"})
+    fleet.follower.declare(secrets={"admin": "projects/p/secrets/a/versions/latest"})
+    fleet.until(fleet.serving, "serving")
+    path = fleet.place.registry / "banner.txt"
+    fleet.follower.order(banner="Maintenance at 9")
+    fleet.until(
+        lambda: path.exists() and path.read_text().strip() == "Maintenance at 9", "a banner"
+    )
+    fleet.follower.order()
+    fleet.until(lambda: not path.exists() or not path.read_text().strip(), "no banner")
+
+
+def test_a_maintenance_event_saves_and_is_shown(fleet: Fleet) -> None:
+    fleet.until(fleet.serving, "serving")
+    fleet.register(3)
+    fleet.follower.maintenance = "MIGRATE_ON_HOST_MAINTENANCE"
+    fleet.until(lambda: len(registry.copies(fleet.place)) > 0, "a copy")
+    fleet.until((fleet.place.registry / "banner.txt").exists, "a banner")
+    assert registry.copies(fleet.place)[-1].keys == 3
+    fleet.follower.maintenance = "NONE"
+    fleet.until(lambda: not (fleet.place.registry / "banner.txt").exists(), "no banner")
+
+
+# Rolls
+
+
+def test_a_good_binary_is_accepted(fleet: Fleet) -> None:
+    fleet.until(fleet.serving, "serving")
+    fleet.register(5)
+    new = fleet.declare_binary(archive() + b"\n", "2.0")
+    fleet.until(
+        lambda: (
+            fleet.it.roll is not None
+            and fleet.it.roll.accepted == rolls.Release(version="2.0", sha256=new)
+        ),
+        "the new binary accepted",
+    )
+    assert fleet.serving()
+    assert fleet.health().total == 5
+    assert os.readlink(fleet.place.opt / "current").endswith(new)  # noqa: PTH115
+    assert fleet.unit.starts == 2
+
+
+BAD = {
+    "exits": b"#!/bin/sh\nexit 3\n",
+    "hangs": b"#!/bin/sh\nexec sleep 600\n",
+    "empties the store": b"",
+}
+
+
+@pytest.mark.parametrize("how", BAD)
+def test_a_bad_binary_goes_back_and_stays_rejected(fleet: Fleet, how: str) -> None:
+    fleet.until(fleet.serving, "serving")
+    known = fleet.register(8)
+    good = fleet.place.opt / "releases" / fleet.good / "pilot-rendezvous"
+    store = fleet.place.registry / registry.NAME
+    content = BAD[how] or f'#!/bin/sh\nrm -f {store}\nexec {good} "$@"\n'.encode()
+    bad = fleet.declare_binary(content, "2.0")
+
+    def back() -> bool:
+        state = fleet.it.roll
+        running = fleet.it._running()
+        return (
+            state is not None
+            and any(one.sha256 == bad for one in state.rejected)
+            and running is not None
+            and running.release == fleet.good
+            and fleet.serving()
+        )
+
+    fleet.until(back, "back on the old binary")
+    assert fleet.health().total == 8
+    read = json.loads(store.read_bytes())["pub_key_idx"]
+    assert {key: read.get(key) for key in known} == known
+    starts = fleet.unit.starts
+    # A reboot: what was rejected stays so.
+    fleet.unit.end()
+    (fleet.place.run / "rendezvous-run.json").unlink()
+    fleet.it = fleet.service()
+    fleet.until(fleet.serving, "serving after a reboot")
+    for _ in range(10):
+        fleet.round()
+    assert fleet.unit.starts == starts + 1
+    assert fleet.status()["roll"]["state"] == "halted"
+
+
+# Tokens
+
+
+def test_a_token_that_cannot_be_had_closes_the_dashboard_and_not_the_registry(
+    fleet: Fleet,
+) -> None:
+    name = "projects/p/secrets/d/versions/latest"
+    fleet.follower.declare(secrets={"dashboard": name})
+    fleet.tokens = Tokens(missing={"dashboard": "403"})
+    fleet.until(fleet.serving, "serving all the same")
+    assert fleet.now >= 1030
+    given = json.loads(fleet.place.rendezvous_config.read_text())
+    assert len(given["dashboard-token"]) > 30
+    assert "dashboard token: 403" in str(fleet.status()["last_error"])
+    before = fleet.unit.starts
+    for _ in range(5):
+        fleet.round()
+    assert fleet.unit.starts == before
+    fleet.tokens = Tokens(values={"dashboard": "t0ken"})
+    fleet.until(lambda: fleet.unit.starts == before + 1 and fleet.serving(), "with the token")
+    assert json.loads(fleet.place.rendezvous_config.read_text()) == {"dashboard-token": "t0ken"}
+    # It is away again: what was known stays.
+    fleet.tokens = Tokens(missing={"dashboard": "503"})
+    for _ in range(5):
+        fleet.round()
+    assert fleet.unit.starts == before + 1
+    assert "t0ken" not in "\n".join(fleet.said)
+    assert not re.search("t0ken", Path(f"/proc/{fleet.pid()}/cmdline").read_text())
+
+
+class SecretManager:
+    """Answers `:access` of `held`; 404 for others, 401 without the VM's token."""
+
+    def __init__(self) -> None:
+        held: dict[str, bytes] = {}
+        self.held = held
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                name = self.path.removeprefix("/v1/").removesuffix(":access")
+                status, body = 404, b"{}"
+                if self.headers["Authorization"] != "Bearer vm-token":
+                    status = 401
+                elif name in held:
+                    data = base64.b64encode(held[name]).decode()
+                    status, body = 200, json.dumps({"payload": {"data": data}}).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.thread = Thread(target=self.server.serve_forever, args=(0.02,))
+        self.thread.start()
+        self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
+
+    def stop(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+
+
+@pytest.fixture
+def manager() -> Iterator[SecretManager]:
+    found = SecretManager()
+    yield found
+    found.stop()
+
+
+def test_tokens_are_fetched_and_what_is_none_is_said(manager: SecretManager) -> None:
+    base = "projects/p/secrets"
+    manager.held[f"{base}/a/versions/latest"] = b"adm1n\n"
+    manager.held[f"{base}/r/versions/3"] = b"two\nlines"
+    names = {
+        "admin": f"{base}/a/versions/latest",
+        "dashboard": f"{base}/d/versions/latest",
+        "replication": f"{base}/r/versions/3",
+    }
+    found = secrets.fetch(names, endpoint=manager.endpoint, token=lambda: "vm-token")
+    assert found.values == {"admin": "adm1n"}
+    assert "no version yet" in found.missing["dashboard"]
+    assert "no token" in found.missing["replication"]
+    assert "two" not in found.problem
+    assert "adm1n" not in repr(found)
+    refused = secrets.fetch(names, endpoint=manager.endpoint, token=lambda: "other")
+    assert "token is not accepted" in refused.missing["admin"]
+    assert secrets.kept(refused, found).values == {"admin": "adm1n"}
+
+
+def test_the_file_of_tokens_is_for_two(tmp_path: Path) -> None:
+    path = tmp_path / "rendezvous.json"
+    secrets.write(path, {"admin-token": "x"})
+    assert path.stat().st_mode & 0o777 == 0o640
+    if os.geteuid() == 0:
+        assert (path.stat().st_uid, path.stat().st_gid) == (0, 610)
