@@ -246,23 +246,27 @@ def _reboot_each(plan: Plan, seen: Mapping[str, Seen], _: Totals) -> Move:
 
 
 def _reboot(plan: Plan, one: Seen) -> Move:
-    name, boot = one.vm.name, one.vm.status.text("boot")
+    name = one.vm.name
     before = plan.boots.get(name)
     if before is None:
         if not one.vm.speaks:
             return Await(vm=name, what=one.vm.problem)
-        return Go(plan=replace(plan, boots={**plan.boots, name: boot}), why=f"{name} is the next")
+        boots = {**plan.boots, name: one.vm.status.text("boot")}
+        return Go(plan=replace(plan, boots=boots), why=f"{name} is the next")
     if one.vm.instance.state == "TERMINATED":
         return Power(vm=name, verb="start")
-    if not one.vm.instance.is_on:
-        return Await(vm=name, what=f"is {one.vm.instance.state}")
-    if boot == before:
-        return _drain(one) or Power(vm=name, verb="stop")
-    if not one.vm.speaks:
-        return Await(vm=name, what="boots")
-    return _fill(one) or Go(
-        plan=replace(plan, done=(*plan.done, name)), why=f"{name} is whole after its reboot"
-    )
+    # What an earlier boot left behind says nothing of this one: `_drain` waits for the VM's word.
+    if one.vm.status.text("boot") == before:
+        return _drain(one) or _stop(one)
+    filled = _fill(one)
+    done = (*plan.done, name)
+    return filled or Go(plan=replace(plan, done=done), why=f"{name} is whole after its reboot")
+
+
+def _stop(one: Seen) -> Move:
+    if one.vm.instance.is_on:
+        return Power(vm=one.vm.name, verb="stop")
+    return Await(vm=one.vm.name, what=f"is {one.vm.instance.state}")
 
 
 def obstacles(kind: str, seen: Mapping[str, Seen], vms: tuple[str, ...]) -> Iterator[str]:

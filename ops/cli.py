@@ -1,0 +1,681 @@
+"""The command line of who runs a fleet. `python -m ops --help` lists what it can do.
+
+Exit codes: 0 all is as it should be · 1 something is found (a VM that is not whole, an alert, a
+ghost, a halted roll) · 2 the command line makes no sense · 3 it could not be found out or ordered
+(a right is missing, nobody answers, no such VM) · 4 what was ordered has not come about in time ·
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, NoReturn
+
+import typer
+from rich.console import Console, RenderableType
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from ops import audit as audits
+from ops import fleet as fleets
+from ops import plan as plans
+from ops import rolls, run, status, watch
+from ops.errors import (
+    FINE,
+    FOUND,
+    INTERRUPTED,
+    OpsError,
+    UsageError,
+)
+from ops.fleet import Fleet, Instance, Vm
+from ops.google import COMPUTE, MONITORING, STORAGE, Cloud, Place
+from ops.orders import Orders, new_id
+from ops.plan import Await, Plan, Seen
+
+app = typer.Typer(
+    help=__doc__,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+_OUT: Final = Console(highlight=False, soft_wrap=False)
+_ERR: Final = Console(stderr=True, highlight=False, soft_wrap=True)
+# A table that is piped must not be cut to 80 columns.
+_WIDE: Final = 240
+_BACKLOG: Final = 16 * 1024  # bytes of a console that `logs` begins with
+_ENDS: Final = (signal.SIGTERM, signal.SIGHUP)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options before the command's name."""
+
+    place: Place
+    fleet: str
+    dashboard: str
+    by: str
+    poll: float
+
+    def cloud(self) -> Cloud:
+        return Cloud(self.place)
+
+    def look(self, cloud: Cloud) -> Fleet:
+        return fleets.read(cloud, fleet=self.fleet, dashboard=self.dashboard)
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Limit = Annotated[
+    float,
+    typer.Option("--limit", min=1, help="Seconds without progress after which it gives up."),
+]
+Without = Annotated[
+    list[str] | None, typer.Option("--without", metavar="VM", help="Leave this VM out (repeats).")
+]
+VmName = Annotated[str, typer.Argument(metavar="VM")]
+VmNames = Annotated[list[str] | None, typer.Argument(metavar="[VM]...")]
+
+
+@app.callback()
+def options(
+    ctx: typer.Context,
+    *,
+    project: Annotated[
+        str,
+        typer.Option(
+            envvar=["PILOT_PROJECT", "CLOUDSDK_CORE_PROJECT", "GOOGLE_CLOUD_PROJECT"],
+            help="The Google Cloud project; default: that of your login.",
+        ),
+    ] = "",
+    fleet: Annotated[
+        str,
+        typer.Option(
+            envvar="PILOT_FLEET",
+            help="The fleet (label pilot-fleet: the stack's name); default: the only one.",
+        ),
+    ] = "",
+    dashboard: Annotated[
+        str,
+        typer.Option(
+            envvar="PILOT_DASHBOARD",
+            help="The dashboard's URL; default: the tunnel's http://localhost:3000, and else what "
+            "the rendezvous' VM says.",
+        ),
+    ] = "",
+    by: Annotated[
+        str, typer.Option(envvar="PILOT_BY", help="Who orders; default: USER@HOST.")
+    ] = "",
+    endpoint: Annotated[
+        str,
+        typer.Option(
+            envvar="PILOT_ENDPOINT", help="The base of all APIs, where they are not Google's."
+        ),
+    ] = "",
+    compute_endpoint: Annotated[
+        str, typer.Option(envvar="PILOT_COMPUTE_ENDPOINT", help="The same for Compute Engine.")
+    ] = "",
+    storage_endpoint: Annotated[
+        str, typer.Option(envvar="PILOT_STORAGE_ENDPOINT", help="The same for Cloud Storage.")
+    ] = "",
+    monitoring_endpoint: Annotated[
+        str, typer.Option(envvar="PILOT_MONITORING_ENDPOINT", help="The same for Monitoring.")
+    ] = "",
+    poll: Annotated[
+        float, typer.Option(min=0.01, help="Seconds between two looks of a command that waits.")
+    ] = run.POLL,
+) -> None:
+    """Reads the options that all commands share."""
+    ctx.obj = Options(
+        place=Place(
+            project=project,
+            compute=(compute_endpoint or endpoint or COMPUTE).rstrip("/"),
+            storage=(storage_endpoint or endpoint or STORAGE).rstrip("/"),
+            monitoring=(monitoring_endpoint or endpoint or MONITORING).rstrip("/"),
+        ),
+        fleet=fleet,
+        dashboard=dashboard,
+        by=by or f"{getpass.getuser()}@{socket.gethostname()}",
+        poll=poll,
+    )
+
+
+# Looking
+
+
+@app.command("status")
+def status_(ctx: typer.Context, as_json: Json = False) -> None:
+    """The VMs of the fleet, what runs on them, and what the registry counts."""
+    found = status.picture(ctx.obj.look(ctx.obj.cloud()))
+    _show(found.document() if as_json else status.render(found))
+    raise typer.Exit(FINE if found.is_well else FOUND)
+
+
+@app.command()
+def top(ctx: typer.Context, vm: VmName, as_json: Json = False) -> None:
+    """The 20 agents of a VM that use most memory."""
+    found = _one(ctx.obj, vm, with_status=True)
+    if not found.is_swarm:
+        raise UsageError(f"{vm} is the rendezvous: it has no agents")
+    if not found.speaks:
+        raise OpsError(f"{vm}: {found.problem}")
+    memory = found.status.content.get("memory")
+    _show({"vm": vm, "memory": memory} if as_json else status.top(found))
+
+
+@app.command("watch")
+def watch_(
+    ctx: typer.Context,
+    *,
+    every: Annotated[float, typer.Option(min=1, help="Seconds between two looks.")] = 60.0,
+    threshold: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Least fraction of the declared agents to be online."),
+    ] = watch.THRESHOLD,
+    growth: Annotated[
+        float, typer.Option(min=0, help="Most growth of a VM's agents, in MiB an hour.")
+    ] = watch.GROWTH / 2**20,
+    once: Annotated[
+        bool, typer.Option("--once", help="One look, for cron: exit 1 on any.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Says what goes wrong and what is over, a line an event; quiet otherwise."""
+    settings, cloud = ctx.obj, ctx.obj.cloud()
+    limits = watch.Limits(online=threshold, growth=int(growth * 2**20))
+    before: Fleet | None = None
+    standing: dict[str, str] = {}
+    while True:
+        when = time.time()
+        try:
+            now = settings.look(cloud)
+        except OpsError as error:
+            if once:
+                raise
+            # It goes on with what stood before: that it cannot look is an alert itself.
+            found = {**standing, "ops/blind": str(error)}
+        else:
+            when = now.time
+            found = watch.alerts(now, limits) | watch.falls(before, now, limits, standing)
+            before = now
+        for event in watch.events(standing, found, when):
+            line = vars(event) if as_json else event.line()
+            print(json.dumps(line) if as_json else line, flush=True)
+        standing = found
+        if once:
+            raise typer.Exit(FOUND if found else FINE)
+        time.sleep(every)
+
+
+@app.command()
+def logs(
+    ctx: typer.Context,
+    *,
+    vm: VmName,
+    follow: Annotated[bool, typer.Option(help="Go on with what comes.")] = True,
+    everything: Annotated[
+        bool, typer.Option("--all", help="From as far back as there is (1 MiB).")
+    ] = False,
+) -> None:
+    """The serial console of a VM: its startup script, its kernel, pilot-node."""
+    cloud = ctx.obj.cloud()
+    instance = _instance(ctx.obj, cloud, vm)
+    start = 0 if everything else -_BACKLOG
+    while True:
+        text, start = cloud.serial(instance.zone, vm, start)
+        # A console is a stranger's text: no sequence in it reaches this terminal.
+        sys.stdout.write("".join(c if c.isprintable() or c in "\n\t" else "" for c in text))
+        sys.stdout.flush()
+        if not follow:
+            return
+        time.sleep(2)
+
+
+@app.command()
+def dashboard(
+    ctx: typer.Context,
+    *,
+    port: Annotated[int, typer.Option(help="The port on this machine.")] = fleets.DASHBOARD_PORT,
+) -> None:
+    """Opens a tunnel to the dashboard, through IAP, until it is interrupted."""
+    cloud = ctx.obj.cloud()
+    _, found = fleets.choose(fleets.instances(cloud), ctx.obj.fleet)
+    rendezvous = next((each for each in found if each.role == fleets.RENDEZVOUS), None)
+    if rendezvous is None:
+        raise OpsError("the fleet has no rendezvous")
+    if cloud.place.is_here:
+        _say(f"{fleets.dashboard_url(cloud, rendezvous)} (a cloud on this machine: no tunnel)")
+        return
+    if shutil.which("gcloud") is None:
+        raise OpsError("gcloud is not installed: it opens the tunnel")
+    _say(f"http://localhost:{port} leads to the dashboard until you end this (Ctrl-C)")
+    command = ["gcloud", "compute", "start-iap-tunnel", rendezvous.name]
+    command += [str(fleets.DASHBOARD_PORT), f"--local-host-port=localhost:{port}"]
+    command += [f"--zone={rendezvous.zone}", f"--project={cloud.place.project}"]
+    raise typer.Exit(subprocess.run(command, check=False).returncode)
+
+
+@app.command("audit")
+def audit_(
+    ctx: typer.Context,
+    *,
+    stack: Annotated[
+        str,
+        typer.Option(
+            help="Compare VMs with this stack's file too (swarm: Pulumi.swarm.yaml). In the "
+            "checkout that was deployed."
+        ),
+    ] = "",
+    rendered: Annotated[
+        bool,
+        typer.Option(help="Compare the project's script with what this checkout renders."),
+    ] = True,
+    expected: Annotated[
+        str, typer.Option("--expected-sha256", help="The script's hash, instead of rendering it.")
+    ] = "",
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A VM or template whose own script is wanted (repeats)."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Looks for startup scripts where none may be, and for what nobody declared."""
+    declared = _declared(stack, rendered=rendered, expected=expected)
+    cloud = ctx.obj.cloud()
+    everything = fleets.instances(cloud)
+    report = audits.audit(
+        audits.read(cloud, everything), ctx.obj.look(cloud), declared, allow or ()
+    )
+    if as_json:
+        _show(report.document())
+    else:
+        for each in report.findings:
+            remedy = f"\n    {each.remedy}" if each.remedy else ""
+            print(f"{each.rule}  {each.where}\n    {each.what}{remedy}")
+        for unread in report.unread:
+            print(f"not looked at: {unread} (this API does not have them)")
+        looked = ", ".join(f"{number} {kind}" for kind, number in report.looked_at.items())
+        print(f"{len(report.findings)} findings; looked at: {looked}")
+    raise typer.Exit(FOUND if report.findings else FINE)
+
+
+def _declared(stack: str, *, rendered: bool, expected: str) -> audits.Declared:
+    if expected and len(expected) != 64:
+        raise UsageError("--expected-sha256 takes 64 hexadecimal digits")
+    if not rendered and not stack:
+        return audits.Declared(script=expected)
+    from ops import checkout  # noqa: PLC0415 (slow: it imports Pulumi's SDK)
+
+    digest = expected or checkout.script_sha256()
+    return audits.Declared(
+        script=digest, metadata=checkout.metadata(stack, digest) if stack else None
+    )
+
+
+# Ordering
+
+
+@app.command()
+def restart(
+    ctx: typer.Context,
+    *,
+    rendezvous: Annotated[
+        bool, typer.Option("--rendezvous", help="Restart the registry too, between the two.")
+    ] = False,
+    clean: Annotated[
+        bool,
+        typer.Option("--clean", help="With --rendezvous: with an empty registry (set aside)."),
+    ] = False,
+    confirm: Annotated[
+        str, typer.Option(metavar="FLEET", help="What --clean else asks you to type.")
+    ] = "",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with one interrupted.")] = False,
+    abandon: Annotated[
+        bool, typer.Option("--abandon", help="Start what one interrupted has drained; forget it.")
+    ] = False,
+    silence: Annotated[bool, typer.Option(help="Silence alerts, show a banner.")] = True,
+    without: Without = None,
+    limit: Limit = run.LIMIT,
+    yes: Yes = False,
+) -> None:
+    """Restarts the whole fleet: drain VM by VM, then start them, the smallest first.
+
+    Interrupt it whenever you like: alerts sound again, and --resume goes on from where it was.
+    """
+    if clean and not rendezvous:
+        raise UsageError("--clean empties the registry's store: it needs --rendezvous")
+    with _runner(ctx.obj, limit) as runner:
+        if abandon:
+            runner.abandon()
+            return
+        if resume:
+            _resume(runner, plans.RESTART, silence=silence)
+            return
+        found = runner.look()
+        vms = _chosen(found, None, without)
+        name = found.rendezvous.name if rendezvous and found.rendezvous else ""
+        if rendezvous and not name:
+            raise OpsError("the fleet has no rendezvous")
+        if clean:
+            _typed(found.name, confirm)
+        agents = sum(found.vm(vm).wanted for vm in vms)
+        _ask(f"Restart {agents:,} agents on {', '.join(vms)}{' and the registry' if name else ''}?",
+             yes=yes)  # fmt: skip
+        plan = run.new_plan(plans.RESTART, vms, by=ctx.obj.by, rendezvous=name, clean=clean)
+        generation = runner.begin(plan, runner.see(found, [*vms, *([name] if name else [])]))
+        _carry_out(runner, plan, generation, silence=silence)
+
+
+@app.command()
+def reboot(
+    ctx: typer.Context,
+    *,
+    vms: VmNames = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with one interrupted.")] = False,
+    abandon: Annotated[
+        bool, typer.Option("--abandon", help="Start what one interrupted has drained; forget it.")
+    ] = False,
+    silence: Annotated[bool, typer.Option(help="Silence alerts, show a banner.")] = True,
+    without: Without = None,
+    limit: Limit = run.LIMIT,
+    yes: Yes = False,
+) -> None:
+    """Reboots VM by VM (for a new kernel): drain, off, on, whole, next. All swarm VMs unless some
+    are named; the rendezvous only where it is named."""
+    with _runner(ctx.obj, limit) as runner:
+        if abandon:
+            runner.abandon()
+            return
+        if resume:
+            _resume(runner, plans.REBOOT, silence=silence)
+            return
+        found = runner.look()
+        names = _chosen(found, vms, without)
+        _ask(f"Reboot {', '.join(names)}, one after the other?", yes=yes)
+        plan = run.new_plan(plans.REBOOT, names, by=ctx.obj.by)
+        generation = runner.begin(plan, runner.see(found, names))
+        _carry_out(runner, plan, generation, silence=silence)
+
+
+def _resume(runner: run.Runner, kind: str, *, silence: bool) -> None:
+    plan, generation = runner.plan()
+    if plan is None or plan.is_over:
+        raise UsageError(f"there is no {kind} to go on with")
+    if plan.kind != kind:
+        raise UsageError(run.unfinished(plan))
+    _say(f"going on with the {kind} that {plan.by} began at {plan.at} (step {plan.step})")
+    _carry_out(runner, plan, generation, silence=silence)
+
+
+def _carry_out(runner: run.Runner, plan: Plan, generation: int, *, silence: bool) -> None:
+    banner = f"{plan.kind} under way since {plan.at}, by {plan.by}"[:200]
+    try:
+        runner.carry_out(plan, generation, banner=banner, silence=silence)
+    except KeyboardInterrupt:
+        _ERR.print(
+            f"\ninterrupted. What is drained stays drained: `ops {plan.kind} --resume` goes on, "
+            f"`ops {plan.kind} --abandon` starts it again",
+            markup=False,
+        )
+        raise
+    _say(f"{plan.kind}: done")
+
+
+@app.command()
+def roll(
+    ctx: typer.Context,
+    *,
+    verdict: Annotated[
+        str, typer.Argument(metavar="[go|reject]", help="Nothing: look at it.")
+    ] = "",
+    only: Annotated[
+        list[str] | None, typer.Option("--vm", metavar="VM", help="This VM only (repeats).")
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Wait until it is over.")] = False,
+    limit: Limit = 3600.0,
+    as_json: Json = False,
+) -> None:
+    """Releases that roll: what each VM is at. `go` goes on VM by VM with one that waits or was
+    halted, and stops where one halts; `reject` ends it and goes back."""
+    if verdict not in ("", "go", "reject"):
+        raise UsageError(f"{verdict!r}: say go or reject, or nothing to look")
+    with _runner(ctx.obj, limit) as runner:
+        found = runner.look()
+        names = _chosen(found, only, None)
+        seen = [each for each in rolls.rolls(found) if each.vm in names]
+        if verdict == "go":
+            _roll_on(runner, [each for each in seen if each.is_open])
+        elif verdict == "reject":
+            _reject(runner, [each for each in seen if each.is_open])
+        elif follow:
+            runner.wait([each.vm for each in seen if each.is_open], rolls.ended, "roll")
+        after = [each for each in rolls.rolls(runner.look()) if each.vm in names]
+    _show({"rolls": rolls.documents(after)} if as_json else rolls.render(after))
+    raise typer.Exit(FOUND if any(each.is_bad for each in after) else FINE)
+
+
+def _roll_on(runner: run.Runner, open_: Sequence[rolls.Roll]) -> None:
+    if not open_:
+        _say("there is nothing to roll: every VM has accepted what is declared for it")
+    for each in open_:
+        if each.state not in ("rolling", "watching"):
+            _say(f"{each.vm}: go on to {each.version}")
+            order = {"sha256": each.sha256, "verdict": "go", "id": new_id("go")}
+            runner.orders.give(each.vm, {"roll": order})
+        runner.wait([each.vm], _arrives(each.sha256), f"roll to {each.version}")
+        _say(f"{each.vm}: has {each.version}")
+
+
+def _arrives(sha256: str) -> Callable[[Seen], bool]:
+    return lambda seen: rolls.arrived(seen, sha256)
+
+
+def _reject(runner: run.Runner, open_: Sequence[rolls.Roll]) -> None:
+    if not open_:
+        _say("there is nothing to reject: every VM has accepted what is declared for it")
+    for each in open_:
+        _say(f"{each.vm}: reject {each.version}")
+        runner.orders.give(each.vm, {"roll": {"sha256": each.sha256, "verdict": "reject"}})
+    runner.wait([each.vm for each in open_], rolls.ended, "go back")
+
+
+@app.command()
+def pause(ctx: typer.Context, limit: Limit = 60.0) -> None:
+    """Freezes benchmarks on every VM, until `resume`."""
+    _benchmarks(ctx.obj, "pause", limit)
+
+
+@app.command()
+def resume(ctx: typer.Context, limit: Limit = 60.0) -> None:
+    """Lets benchmarks go on (where memory allows)."""
+    _benchmarks(ctx.obj, None, limit)
+
+
+def _benchmarks(settings: Options, word: str | None, limit: float) -> None:
+    with _runner(settings, limit) as runner:
+        names = [vm.name for vm in runner.look().swarm]
+        what = "pause benchmarks" if word else "let benchmarks go on"
+        runner.give_and_wait(names, {"benchmarks": word}, lambda seen: seen.heeds, what)
+        _say(f"{what}: {', '.join(names)}")
+
+
+@app.command()
+def drain(ctx: typer.Context, *, vms: Annotated[list[str], typer.Argument(metavar="VM...")],
+          limit: Limit = run.LIMIT) -> None:  # fmt: skip
+    """Stops the agents of VMs at the window's pace, and keeps them stopped until `undrain`.
+
+    For the rendezvous: its registry is saved, and stopped."""
+    with _runner(ctx.obj, limit) as runner:
+        names = _chosen(runner.look(), vms, None)
+        runner.give_and_wait(names, {"hold": True}, lambda seen: seen.is_empty, "drain")
+        _say(f"drained: {', '.join(names)}")
+
+
+@app.command()
+def undrain(ctx: typer.Context, *, vms: Annotated[list[str], typer.Argument(metavar="VM...")],
+            limit: Limit = run.LIMIT) -> None:  # fmt: skip
+    """Starts the agents of drained VMs again."""
+    with _runner(ctx.obj, limit) as runner:
+        names = _chosen(runner.look(), vms, None)
+        runner.give_and_wait(names, {"hold": None}, lambda seen: seen.is_whole, "start")
+        _say(f"whole: {', '.join(names)}")
+
+
+# What commands share
+
+
+def _instance(settings: Options, cloud: Cloud, vm: str) -> Instance:
+    _, found = fleets.choose(fleets.instances(cloud), settings.fleet)
+    for each in found:
+        if each.name == vm:
+            return each
+    names = ", ".join(each.name for each in found)
+    raise OpsError(f"{vm} is no VM of the fleet: there are {names}")
+
+
+def _one(settings: Options, vm: str, *, with_status: bool) -> Vm:
+    cloud = settings.cloud()
+    instance = _instance(settings, cloud, vm)
+    text = None
+    if with_status and instance.is_on:
+        text = cloud.guest_attribute(instance.zone, vm, fleets.STATUS)
+    return fleets.listen(instance, text, time.time())
+
+
+def _chosen(found: Fleet, named: Sequence[str] | None, without: Sequence[str] | None) -> list[str]:
+    """The names of VMs: those named, or all with agents; the smallest first. OpsError where one
+    is not there."""
+    for name in (*(named or ()), *(without or ())):
+        found.vm(name)
+    swarm = [vm.name for vm in found.swarm if not named or vm.name in named]
+    others = [name for name in dict.fromkeys(named or ()) if name not in swarm]
+    names = [name for name in (*swarm, *others) if name not in (without or ())]
+    if not names:
+        raise UsageError("no VM is left to do it to")
+    return names
+
+
+def _ask(question: str, *, yes: bool) -> None:
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError(f"{question} Nobody is there to ask: say --yes")
+    if input(f"{question} [y/N] ").strip().lower() not in ("y", "yes"):
+        raise UsageError("nothing was done")
+
+
+def _typed(fleet: str, given: str) -> None:
+    """A registry that starts empty knows nobody: that is typed, or not done."""
+    if not given and sys.stdin.isatty():
+        _say("With --clean the registry forgets every agent and every trust link it knows.")
+        given = input(f"Type the fleet's name ({fleet}) to go on: ").strip()
+    if given != fleet:
+        raise UsageError(f"--clean was not confirmed: type the fleet's name, or --confirm {fleet}")
+
+
+@contextmanager
+def _runner(settings: Options, limit: float) -> Iterator[run.Runner]:
+    """A runner, with a bar for its waits; signals that end it are an interruption."""
+    cloud = settings.cloud()
+    found = fleets.choose(fleets.instances(cloud), settings.fleet)
+    names = {each.spec.text("bucket") for each in found[1]} - {""}
+    if len(names) != 1:
+        raise OpsError(
+            f"the VMs' specs name {len(names)} buckets, not one: where should orders go?"
+        )
+
+    def interrupt(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = {each: signal.signal(each, interrupt) for each in _ENDS}
+    bar = _Bar()
+    try:
+        yield run.Runner(
+            cloud=cloud,
+            orders=Orders(cloud=cloud, bucket=names.pop(), by=settings.by),
+            fleet=found[0],
+            dashboard=settings.dashboard,
+            say=_say,
+            progress=bar,
+            limit=limit,
+            poll=settings.poll,
+        )
+    finally:
+        bar.shown(None)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+class _Bar(run.Progress):
+    """A bar on a terminal; nothing where there is none."""
+
+    def __init__(self) -> None:
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._most = 0
+
+    def shown(self, waiting: Await | None) -> None:
+        if waiting is None:
+            if self._progress is not None:
+                self._progress.stop()
+            self._progress, self._task, self._most = None, None, 0
+            return
+        if not _ERR.is_terminal:
+            return
+        if self._progress is None:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.fields[left]}"),
+            )
+            self._progress = Progress(*columns, TimeElapsedColumn(), console=_ERR, transient=True)
+            self._task = self._progress.add_task("", total=None, left="")
+            self._progress.start()
+        assert self._task is not None
+        left = waiting.left
+        self._most = max(self._most, left or 0)
+        self._progress.update(
+            self._task,
+            description=escape(f"{waiting.vm} {waiting.what}"),
+            total=self._most if left is not None else None,
+            completed=self._most - (left or 0),
+            left="" if left is None else f"{left:,} left",
+        )
+
+
+def _say(text: str) -> None:
+    _OUT.print(text, markup=False, soft_wrap=True)
+
+
+def _show(found: dict[str, Any] | RenderableType) -> None:
+    if isinstance(found, dict):
+        print(json.dumps(found, indent=1, sort_keys=True))
+        return
+    if _OUT.is_terminal:
+        _OUT.print(found)
+    else:
+        Console(highlight=False, width=_WIDE).print(found)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; its exit code."""
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="ops")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else FINE
+    except OpsError as error:
+        _ERR.print(f"ops: {error}", markup=False)
+        return error.code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return FINE

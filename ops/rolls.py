@@ -1,0 +1,120 @@
+"""Rolls of a release across VMs: what each is at, and who is next. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ops.errors import StuckError
+from ops.fleet import Fleet, Vm
+from ops.plan import Seen
+
+
+@dataclass(frozen=True, kw_only=True)
+class Roll:
+    """The roll of a VM: `sha256` is the release in question: the one that waits, rolls or was
+    halted, or else the declared one where it is not the accepted one. "" where all is done."""
+
+    vm: str
+    state: str
+    version: str
+    sha256: str
+    accepted: str
+    done: int | None
+    of: int | None
+    reason: str
+    is_rejected: bool
+    problem: str
+
+    @property
+    def is_open(self) -> bool:
+        """Is there something that could still be rolled?"""
+        return bool(self.sha256)
+
+    @property
+    def is_bad(self) -> bool:
+        """Does it want somebody's decision, or does nobody know?"""
+        return self.state in ("halted", "waiting") or self.is_rejected or bool(self.problem)
+
+
+def roll(vm: Vm) -> Roll:
+    """The roll of a VM."""
+    status = vm.status
+    state = status.text("roll.state") if vm.speaks else ""
+    sha256, version = status.text("roll.sha256"), status.text("roll.version")
+    declared = vm.instance.spec.text("release.daemon.sha256")
+    accepted = status.text("release.sha256")
+    if state in ("", "none") or not sha256:
+        is_there = declared == accepted
+        sha256 = "" if is_there else declared
+        version = "" if is_there else vm.instance.spec.text("release.version")
+    rejected = {
+        each.text("sha256"): each.text("reason") for each in status.documents("roll.rejected")
+    }
+    return Roll(
+        vm=vm.name,
+        state=state or "unknown",
+        version=version,
+        sha256=sha256,
+        accepted=status.text("release.version"),
+        done=status.number("roll.done"),
+        of=status.number("roll.of"),
+        reason=status.text("roll.reason") or rejected.get(sha256, ""),
+        is_rejected=sha256 in rejected,
+        problem=vm.problem,
+    )
+
+
+def rolls(fleet: Fleet) -> list[Roll]:
+    """Those of all swarm VMs, the smallest first."""
+    return [roll(vm) for vm in fleet.swarm]
+
+
+def arrived(seen: Seen, sha256: str) -> bool:
+    """Has the VM accepted this release? StuckError where its roll halted."""
+    found = roll(seen.vm)
+    if not seen.heeds:
+        return False
+    if found.state == "halted" or (found.sha256 == sha256 and found.is_rejected):
+        raise StuckError(
+            f"{found.vm} halted: {found.reason}. It is back on {found.accepted}; `ops roll reject` "
+            "leaves it there, `ops roll go` tries once more"
+        )
+    return found.state == "none" and seen.vm.status.text("release.sha256") == sha256
+
+
+def ended(seen: Seen) -> bool:
+    """Is the VM's roll over, so that it is on what it accepted?"""
+    return seen.heeds and roll(seen.vm).state in ("none", "halted")
+
+
+def documents(found: list[Roll]) -> list[dict[str, Any]]:
+    """For `--json`."""
+    return [asdict(each) for each in found]
+
+
+def render(found: list[Roll]) -> RenderableType:
+    """As people see it."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("VM", "accepted", "rolls to", "state", "done", ""):
+        table.add_column(name)
+    for each in found:
+        progress = "" if not each.of else f"{each.done} of {each.of}"
+        words = "; ".join(_words(each))
+        cells = (each.vm, each.accepted, each.version, each.state, progress, words)
+        table.add_row(*(Text(cell) for cell in cells))
+    return table
+
+
+def _words(each: Roll) -> Iterator[str]:
+    if each.problem:
+        yield each.problem
+    if each.is_rejected and each.state != "halted":
+        yield "rejected"
+    if each.reason:
+        yield each.reason

@@ -1,0 +1,135 @@
+"""The health loop: what of a look is an alert, and what of two looks is an event. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+from ops.fleet import Fleet, Vm
+from ops.status import is_short
+
+THRESHOLD: Final = 9_000 / 9_500
+"""Online agents below this fraction of the declared ones are an alert (the blog's numbers)."""
+GROWTH: Final = 100 * 2**20
+"""Bytes an hour of growth that are an alert (the blog's 100 MB/h; the VM itself sets it against
+connections and then speaks of a leak)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """`online`: a fraction of the declared agents. `growth`: bytes an hour."""
+
+    online: float = THRESHOLD
+    growth: int = GROWTH
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """An alert that begins, or one that is over. `key` is what it is about, for machines."""
+
+    time: float
+    key: str
+    text: str
+    begins: bool
+
+    def line(self) -> str:
+        """One line."""
+        when = datetime.fromtimestamp(self.time, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        return f"{when} {'ALERT' if self.begins else 'over '} {self.key}: {self.text}"
+
+
+def alerts(fleet: Fleet, limits: Limits) -> dict[str, str]:
+    """What is wrong in a look: a sentence for each key."""
+    found: dict[str, str] = {}
+    registry, wanted = fleet.registry, fleet.wanted
+    if registry.online is None:
+        found["registry/down"] = registry.problem or "it does not answer"
+    elif registry.problem:
+        found["dashboard/down"] = registry.problem
+    least = limits.online * wanted
+    if registry.online is not None and registry.online < least:
+        found["fleet/online"] = (
+            f"{registry.online:,} of {wanted:,} agents are online, less than {least:,.0f}"
+        )
+    if all(vm.speaks for vm in fleet.swarm):
+        # The registry counts the dead for a while; the VMs know at once.
+        running = sum(vm.count("running") or 0 for vm in fleet.swarm)
+        if running < least:
+            found["fleet/running"] = f"{running:,} of {wanted:,} agents run, less than {least:,.0f}"
+    for vm in fleet.vms:
+        found |= {f"{vm.name}/{key}": text for key, text in _of(vm, limits)}
+    return found
+
+
+def _of(vm: Vm, limits: Limits) -> Iterator[tuple[str, str]]:
+    if not vm.speaks:
+        yield ("silent" if vm.instance.is_on else "off"), vm.problem
+        return
+    status = vm.status
+    if failed := status.number("agents.failed"):
+        yield "failed", f"{failed} agents fail"
+    if is_short(vm):
+        yield "memory", "less than 20 % of its memory is left"
+    growth = status.number("memory.growth")
+    if leak := status.text("memory.leak"):
+        yield "leak", leak
+    elif growth is not None and growth > limits.growth:
+        yield "leak", f"its agents' memory grows by {growth / 2**20:.0f} MiB an hour"
+    if status.text("roll.state") == "halted":
+        version, why = status.text("roll.version"), status.text("roll.reason")
+        yield "roll", f"the roll of {version} halted: {why}"
+    if ghosts := status.items("ghosts"):
+        yield "ghost", f"a startup script at the instance: {', '.join(map(str, ghosts))}"
+    if status.text("script.state") == "foreign":
+        yield "script", "the project's startup script is not the one that its spec expects"
+
+
+def events(
+    before: Mapping[str, str] | None, now: Mapping[str, str], when: float
+) -> Iterator[Event]:
+    """What began and what is over since the look before (None: there was none)."""
+    earlier = before or {}
+    for key, text in now.items():
+        if key not in earlier:
+            yield Event(time=when, key=key, text=text, begins=True)
+    for key, text in earlier.items():
+        if key not in now:
+            yield Event(time=when, key=key, text=text, begins=False)
+
+
+def falls(
+    before: Fleet | None, now: Fleet, limits: Limits, standing: Mapping[str, str]
+) -> dict[str, str]:
+    """What only two looks show: VMs that are gone, and agents that are gone from one VM.
+
+    `standing` are the alerts of the look before: one of these goes on until it is mended.
+    """
+    found: dict[str, str] = {}
+    there = {vm.name: vm for vm in now.vms}
+    for key, text in standing.items():
+        name, _, what = key.rpartition("/")
+        if (what == "gone" and name not in there) or (
+            what == "agents" and name in there and _lacks(there[name], limits)
+        ):
+            found[key] = text
+    for old in before.vms if before else ():
+        new = there.get(old.name)
+        if new is None:
+            found.setdefault(f"{old.name}/gone", "the VM is not there any more")
+            continue
+        was, runs = old.count("running"), new.count("running")
+        if was is None or runs is None or runs >= was or new.wanted < old.wanted:
+            continue
+        if _lacks(new, limits):
+            text = f"{was:,} agents ran, now {runs:,} of {new.wanted:,}"
+            found.setdefault(f"{new.name}/agents", text)
+    return found
+
+
+def _lacks(vm: Vm, limits: Limits) -> bool:
+    """Do agents lack that nobody drains, rolls or has fewer of declared?"""
+    runs = vm.count("running")
+    expected = vm.status.text("phase") in ("whole", "converging")
+    return runs is not None and expected and runs < limits.online * vm.wanted
