@@ -30,7 +30,7 @@ SOON: Final = 5.0
 LATER: Final = 60.0
 
 # Characters of a text in the document, and entries of its lists.
-_TEXT: Final = 300
+_TEXT: Final = 400
 _TROUBLED: Final = 10
 _TOP: Final = 20
 
