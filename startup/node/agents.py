@@ -11,7 +11,7 @@ import os
 import signal
 import stat
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,6 +29,9 @@ UID = 610
 # Seconds between two looks: at what is in flight, and at everything.
 TICK = 0.05
 LOOK = 2.0
+# Seconds between two looks at the sizes of their logs: with one every LOOK, thousands of stat()
+# took more of the processor than all else of an idle pilot-node.
+CUT = 10.0
 # Seconds that a power-off waits for the agents to have been drained (docs/CONTRACT.md): thousands
 # end in less, and Compute Engine gives a VM 90 s and more.
 SHUTDOWN_SECONDS = 60.0
@@ -97,6 +100,9 @@ class Keeper:
     memory: Memory = field(default_factory=Memory)
     _seen: Observed | None = None
     _looked: float = 0.0
+    _cut: float = float("-inf")
+    # Inode of each port's socket, as last seen.
+    _inodes: Mapping[int, int] = field(default_factory=dict)
     _asked: float = 0.0
     _reported: tuple[int, int] = (-1, -1)
     _starts: int = 0
@@ -154,7 +160,9 @@ class Keeper:
         now, memory = self.clock(), self.memory
         if self._seen is None or now - self._looked >= LOOK:
             self._looked = now
-            self._cut_logs()
+            if now - self._cut >= CUT:
+                self._cut = now
+                self._cut_logs()
             seen = Observed(now=now, running=self._running(), sockets=self._sockets())
             self._forget(seen)
         else:
@@ -183,8 +191,14 @@ class Keeper:
         return numbers(base, "pilot-agent@", ".service") if base else frozenset()
 
     def _sockets(self) -> frozenset[int]:
-        found = numbers(self.place.sockets, "", ".sock")
-        return frozenset(port for port in found if _is_socket(self.place.socket(port)))
+        """What has the inode of a socket seen before is that socket: only others are looked at, or
+        an idle VM would spend more on this than on all else."""
+        known, found = self._inodes, {}
+        for port, inode in _numbered(self.place.sockets, "", ".sock"):
+            if known.get(port) == inode or _is_socket(self.place.socket(port)):
+                found[port] = inode
+        self._inodes = found
+        return frozenset(found)
 
     def _forget(self, seen: Observed) -> None:
         """What those were started with that are gone and not wanted: else it would be kept."""
@@ -320,15 +334,18 @@ def processes(place: Place) -> dict[int, list[int]]:
 
 def numbers(folder: Path, before: str, after: str) -> frozenset[int]:
     """The numbers N for which `folder` holds `before`N`after`."""
-    found = set()
+    return frozenset(number for number, _ in _numbered(folder, before, after))
+
+
+def _numbered(folder: Path, before: str, after: str) -> Iterator[tuple[int, int]]:
+    """Each number N for which `folder` holds `before`N`after`, and that entry's inode."""
     with os.scandir(folder) as entries:
         for entry in entries:
             name = entry.name
             if name.startswith(before) and name.endswith(after):
                 number = name[len(before) : len(name) - len(after)]
                 if number.isascii() and number.isdigit():
-                    found.add(int(number))
-    return frozenset(found)
+                    yield int(number), entry.inode()
 
 
 def _is_socket(path: Path) -> bool:

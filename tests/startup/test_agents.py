@@ -424,12 +424,34 @@ def test_a_power_off_without_agents_is_quick_and_quiet(tmp_path: Path) -> None:
     assert said == []
 
 
+def test_an_idle_vm_looks_at_no_socket_twice(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.until(lambda: len(world.running()) == 40)
+    world.until(lambda: world.now > 100)
+    seen: list[str] = []
+    lstat = Path.lstat
+
+    def counted(path: Path) -> os.stat_result:
+        seen.append(path.name)
+        return lstat(path)
+
+    monkeypatch.setattr(Path, "lstat", counted)
+    world.until(lambda: world.now > 200)
+    assert [name for name in seen if name.endswith(".sock")] == []
+    # What takes a socket's name is another file, and no socket.
+    path = world.place.socket(10007)
+    path.with_name("beside").touch()
+    path.with_name("beside").replace(path)
+    world.until(lambda: 10007 not in world.keeper.view().ready, limit=10)
+
+
 def test_logs_are_cut(world: World) -> None:
     (world.place.logs / "10001").write_bytes(b"x" * (LOG_BYTES + 1))
     (world.place.logs / "10002").write_bytes(b"x" * LOG_BYTES)
     world.keeper.round()
     assert (world.place.logs / "10001").stat().st_size == 0
     assert (world.place.logs / "10002").stat().st_size == LOG_BYTES
+    (world.place.logs / "10001").write_bytes(b"x" * (LOG_BYTES + 1))
+    world.until(lambda: (world.place.logs / "10001").stat().st_size == 0, limit=20)
 
 
 def test_in_a_container_with_its_hosts_cgroup_v1(world: World) -> None:
