@@ -11,7 +11,7 @@ BIN := .venv/bin
 PYTEST = $(BIN)/python -m pytest -n auto --dist loadgroup -o console_output_style=count
 
 .DEFAULT_GOAL := help
-.PHONY: help preview up lab lab-status lab-down test check bench venv toolchain artifacts requirements clean _dev _lint
+.PHONY: help preview up lab lab-status lab-down test check bench campaign venv toolchain artifacts requirements clean _dev _lint
 .NOTPARALLEL:
 
 help: ## list the targets
@@ -43,6 +43,9 @@ check: _lint ## linters, types and the tests that are quick: a minute
 
 bench: _dev toolchain artifacts ## measure what a plan costs, for 4 VMs and for 100
 	@$(BIN)/python -m bench.preview
+
+campaign: _dev toolchain artifacts ## the acceptance rows with full counts; resumable, 110 minutes at most (root)
+	@$(BIN)/python -m tests.vm.campaign $(ARGS)
 
 venv: ## set up .venv with the pinned requirements
 	@$(TOOLCHAIN) venv

@@ -348,7 +348,11 @@ class Fleet:
             fresh = [agent for agent in agents if agent.online and agent.silent < since]
             return len(fresh) == self.wanted[vm]
 
-        self.until(heard, f"{self.wanted[vm]} agents of {vm} heard")
+        self.until(
+            heard,
+            f"{self.wanted[vm]} agents of {vm} heard",
+            lambda: f"the registry: {self.agents()}",
+        )
 
     # Waiting
 

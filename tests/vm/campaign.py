@@ -1,0 +1,326 @@
+"""The acceptance rows with their full counts: `python -m tests.vm.campaign`.
+
+Seeded: a round's chance is the seed, its row and its number. Resumable: what a round found is kept
+in `.state/campaign/` by commit and seed as soon as it is known, and a second call makes only what
+is missing. At most `--minutes` in one call; then, and at the end, docs/CAMPAIGN.md is written from
+what is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from lab.drivers.host import ensure_packages
+from lab.image import default_cache, ensure_image
+from tests.components.fleet import ROOT
+from tests.conftest import CHOSEN_BY_THE_USER
+from tests.vm.fleet import Fleet
+from tests.vm.rows import CONTAINER, QEMU, Row
+
+SEED = 5
+MINUTES = 110
+DOCUMENT = ROOT / "docs" / "CAMPAIGN.md"
+KEPT = ROOT / ".state" / "campaign"
+# No round takes as long; one that does hangs, whatever it waits for.
+_ROUND_MINUTES = 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """A fleet and the rows that are shown on it. `patience` is in seconds, for one boot."""
+
+    driver: str
+    wanted: Mapping[str, int]
+    machine: str
+    patience: float
+    rows: Sequence[Row]
+
+
+SHAPES = (
+    Shape(
+        driver="container",
+        wanted={"swarm-1": 200, "swarm-2": 200, "swarm-3": 200},
+        machine="e2-custom-4-8192",
+        patience=600,
+        rows=[row for row in CONTAINER if row.name not in {"drain", "empty"}],
+    ),
+    Shape(
+        driver="container",
+        wanted={"swarm-1": 2000},
+        machine="e2-custom-4-16384",
+        patience=900,
+        rows=[row for row in CONTAINER if row.name in {"drain", "empty"}],
+    ),
+    Shape(
+        driver="qemu",
+        wanted={"swarm-1": 60},
+        machine="e2-custom-2-1024",
+        patience=600,
+        rows=QEMU,
+    ),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a round found; `error` is "" where nothing happened that must not."""
+
+    row: str
+    number: int
+    seconds: float
+    measured: dict[str, Any] = field(default_factory=dict)
+    error: str = ""
+
+
+class Kept:
+    """The results of one commit and seed, a line of JSON each."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        # The last line may have been cut by the end of the process that wrote it.
+        self.results = [found for line in lines if (found := _result(line)) is not None]
+
+    def add(self, result: Result) -> None:
+        self.results.append(result)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.write("\n" if stream.tell() else "")
+            stream.write(json.dumps(asdict(result)))
+
+    def missing(self, row: Row) -> list[int]:
+        """The numbers of the rounds that have not been made, or that failed, of a row."""
+        done = {each.number for each in self.results if each.row == row.name and not each.error}
+        return [number for number in range(row.campaign) if number not in done]
+
+
+def _result(line: str) -> Result | None:
+    try:
+        return Result(**json.loads(line))
+    except (TypeError, ValueError):
+        return None
+
+
+def chance(seed: int, row: Row, number: int) -> Random:
+    """The source of chance of a round: the same for the same seed, row and number."""
+    return Random(f"{seed} {row.name} {number}")
+
+
+def document(results: Iterable[Result], *, facts: Mapping[str, str]) -> str:
+    """docs/CAMPAIGN.md: what was run, on what, and what each row's rounds found."""
+    listed = list(results)
+    lines = ["# Campaign", "", "What must not happen to a fleet, tried with full counts on booted"]
+    lines += [
+        "VMs (`make campaign`, `tests/vm/rows.py`). This file is written by that program.",
+        "",
+    ]
+    lines += [f"- {name}: {value}" for name, value in facts.items()]
+    lines += ["", "| row | rounds | failed | a round, s | measured: least, median, most |"]
+    lines += ["| --- | --- | --- | --- | --- |"]
+    failures: list[str] = []
+    for shape in SHAPES:
+        for row in shape.rows:
+            mine = [each for each in listed if each.row == row.name]
+            good = {each.number: each for each in mine if not each.error}
+            bad = [each for each in mine if each.error]
+            where = f"{sum(shape.wanted.values())} agents, {shape.driver}"
+            took = _spread([each.seconds for each in good.values()])
+            measured = _measured([each.measured for each in good.values()])
+            title = f"{row.what}: {row.name} ({where})"
+            done = f"{len(good)} of {row.campaign}"
+            lines.append(f"| {title} | {done} | {len(bad)} | {took} | {measured} |")
+            failures += [f"- {row.name}, round {each.number}: {each.error}" for each in bad]
+    if failures:
+        lines += [
+            "",
+            "## Failed",
+            "",
+            "Rounds that failed, whether or not they were made again:",
+            "",
+        ]
+        lines += failures
+    return "\n".join(lines) + "\n"
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    if len(values) == 1:
+        return f"{values[0]:g}"
+    least, most = min(values), max(values)
+    return f"{least:g}, {statistics.median(values):g}, {most:g}"
+
+
+def _measured(found: Sequence[Mapping[str, Any]]) -> str:
+    names = dict.fromkeys(name for each in found for name in each)
+    told = []
+    for name in names:
+        values = [each[name] for each in found if name in each]
+        if all(isinstance(value, int | float) for value in values):
+            told.append(f"{name} {_spread(values)}")
+        else:
+            told.append(f"{name} {' / '.join(dict.fromkeys(map(str, values)))}")
+    return "; ".join(told).replace("|", "\\|") or "-"
+
+
+class OutOfTimeError(Exception):
+    """The minutes are over; what is missing is for another call."""
+
+
+def _run(shape: Shape, kept: Kept, *, seed: int, only: set[str], until: float) -> None:
+    """Make the rounds that are missing on one shape of fleet. A fleet whose round failed may be
+    in any state: the next round gets a new one."""
+    todo = [
+        (row, number)
+        for row in shape.rows
+        if not only or row.name in only
+        for number in kept.missing(row)
+    ]
+    while todo:
+        _in_time(until)
+        with tempfile.TemporaryDirectory(prefix="campaign-") as folder:
+            fleet = Fleet(
+                Path(folder),
+                _environment(),
+                driver=shape.driver,
+                patience=shape.patience,
+                machine=shape.machine,
+            )
+            try:
+                fleet.carry_out(shape.wanted)
+                while todo:
+                    _in_time(until)
+                    result = _round(fleet, *todo.pop(0), seed=seed)
+                    kept.add(result)
+                    if result.error:
+                        break
+            finally:
+                left = fleet.end()
+                if left:
+                    _say(f"left on this machine: {', '.join(sorted(left))}")
+
+
+def _round(fleet: Fleet, row: Row, number: int, *, seed: int) -> Result:
+    _say(f"{row.name}, round {number + 1} of {row.campaign}")
+    start = time.monotonic()
+    measured, error = {}, ""
+    signal.alarm(_ROUND_MINUTES * 60)
+    try:
+        measured = dict(row.round(fleet, "swarm-1", chance(seed, row, number)))
+    except Exception as problem:  # noqa: BLE001 - whatever it is, it is this round's result
+        lines = str(problem).splitlines() or [type(problem).__name__]
+        error = lines[0][:500]
+        KEPT.mkdir(parents=True, exist_ok=True)
+        log = KEPT / f"{row.name}-{number}-{int(time.time())}.log"
+        log.write_text(f"{traceback.format_exc()}\n{fleet.last_lines()}\n", encoding="utf-8")
+        _say(f"FAILED: {error}\n  all of it: {log}")
+    finally:
+        signal.alarm(0)
+    seconds = round(time.monotonic() - start, 1)
+    _say(f"  {seconds} s {json.dumps(measured)}")
+    return Result(row=row.name, number=number, seconds=seconds, measured=measured, error=error)
+
+
+def _in_time(until: float) -> None:
+    if time.monotonic() > until:
+        raise OutOfTimeError
+
+
+def _hangs(*_: object) -> None:
+    raise TimeoutError(f"a round takes longer than {_ROUND_MINUTES} minutes")
+
+
+def _stopped(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _environment() -> dict[str, str]:
+    told = subprocess.run(
+        [sys.executable, "toolchain/toolchain.py", "env", "--json"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    ).stdout
+    environment = {**os.environ, **json.loads(told), "PULUMI_CONFIG_PASSPHRASE": ""}
+    return {name: text for name, text in environment.items() if name not in CHOSEN_BY_THE_USER}
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def _facts(seed: int, kept: Kept, changed: str) -> dict[str, str]:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1024**3
+    hours = sum(each.seconds for each in kept.results) / 3600
+    return {
+        "commit": f"`{_git('rev-parse', 'HEAD')}`" + (", with changes" if changed else ""),
+        "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "machine": f"{os.cpu_count()} processors, {memory:.0f} GiB, Linux {platform.release()}",
+        "seed": str(seed),
+        "rounds": f"{len(kept.results)}, {hours:.1f} hours without boots",
+    }
+
+
+def _say(line: str) -> None:
+    print(f"{datetime.now(UTC):%H:%M:%S} {line}", flush=True)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """0: every round of every row was made and found nothing. 1: not all, or one failed."""
+    parser = argparse.ArgumentParser(prog="campaign", description=__doc__)
+    parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="at most, in this call")
+    parser.add_argument("--row", action="append", default=[], help="only this row; may be repeated")
+    options = parser.parse_args(arguments)
+    names = [row.name for shape in SHAPES for row in shape.rows]
+    if unknown := set(options.row) - set(names):
+        parser.error(f"no such row: {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+    if os.geteuid() != 0:
+        sys.stderr.write("campaign: containers need root: run it as root\n")
+        return 1
+    # The document is its own product.
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs/CAMPAIGN.md")
+    commit = _git("rev-parse", "HEAD")
+    kept = Kept(KEPT / f"{commit[:12]}-{options.seed}.jsonl")
+    signal.signal(signal.SIGALRM, _hangs)
+    signal.signal(signal.SIGTERM, _stopped)
+    until = time.monotonic() + options.minutes * 60
+    try:
+        for driver in ("container", "qemu"):
+            ensure_packages(driver)
+        ensure_image(default_cache())
+        for shape in SHAPES:
+            _run(shape, kept, seed=options.seed, only=set(options.row), until=until)
+    except OutOfTimeError:
+        _say(f"{options.minutes:g} minutes are over; call it again for what is missing")
+    except KeyboardInterrupt:
+        _say("interrupted; call it again for what is missing")
+    if kept.results:
+        DOCUMENT.write_text(
+            document(kept.results, facts=_facts(options.seed, kept, changed)), encoding="utf-8"
+        )
+        _say(f"written: {DOCUMENT.relative_to(ROOT)}")
+    rows = [row for shape in SHAPES for row in shape.rows]
+    return 1 if any(kept.missing(row) for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
