@@ -41,8 +41,13 @@ check: _lint ## linters, types and the tests that are quick: a minute
 	@echo "· tests"
 	@$(PYTEST) -q -m "not engine" $(ARGS)
 
-bench: _dev toolchain artifacts ## measure what a plan costs, for 4 VMs and for 100
+bench: _dev toolchain artifacts ## measure plans, units, starts and a VM of 4,500 agents (root; 20 minutes)
+	@echo "· what a plan costs, for 4 VMs and for 101"
 	@$(BIN)/python -m bench.preview
+	@echo "· what each directive of the agents' unit costs"
+	@$(BIN)/python -m bench.units
+	@echo "· how fast agents start, and what a VM full of them costs"
+	@$(BIN)/python -m bench.scale $(ARGS)
 
 campaign: _dev toolchain artifacts ## the acceptance rows with full counts; resumable, 110 minutes at most (root)
 	@$(BIN)/python -m tests.vm.campaign $(ARGS)

@@ -106,7 +106,11 @@ class Vm:
     def boot(self) -> None:
         """Make network, bucket, binary, script and VM; wait until the script has done its work."""
         do = self._api.do
-        do("POST", f"/compute/v1/{_CLOUD}/global/networks", {"name": "fleet"})
+        do(
+            "POST",
+            f"/compute/v1/{_CLOUD}/global/networks",
+            {"name": "fleet", "autoCreateSubnetworks": False},
+        )
         subnet = {"name": "fleet", "ipCidrRange": "10.10.0.0/20"}
         subnet["network"] = f"{_CLOUD}/global/networks/fleet"
         do("POST", f"/compute/v1/{_REGION}/subnetworks", subnet)
