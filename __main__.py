@@ -12,6 +12,7 @@ from components.identity import FleetIdentity, FleetIdentityArgs
 from components.monitoring import FleetMonitoring, FleetMonitoringArgs
 from components.network import TAG_RENDEZVOUS, TAG_SWARM, FleetNetwork, FleetNetworkArgs
 from components.rendezvous import Rendezvous, RendezvousArgs
+from components.secrets import FleetSecrets, FleetSecretsArgs
 from components.swarm import SwarmVm
 from components.vm import VmArgs
 
@@ -83,11 +84,24 @@ identity = FleetIdentity(
         bucket_name=bucket.bucket_name,
     ),
 )
+needed: list[pulumi.Resource] = [network, bucket, identity]
+if config.tokens:
+    needed.append(
+        FleetSecrets(
+            NAME,
+            FleetSecretsArgs(
+                tokens=config.tokens,
+                region=config.region,
+                account=identity.email,
+                labels={"pilot-fleet": fleet},
+            ),
+        )
+    )
 project_script = startup.ProjectStartupScript(
     NAME, startup.ProjectStartupScriptArgs(project=config.project, script=script)
 )
-# A first boot finds its script, its release and the right to read it.
-ready = pulumi.ResourceOptions(depends_on=[network, bucket, identity, project_script])
+# A first boot finds its script, its release, its tokens and the right to read them.
+ready = pulumi.ResourceOptions(depends_on=[*needed, project_script])
 
 rendezvous = Rendezvous(
     config.rendezvous.name,

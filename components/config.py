@@ -25,6 +25,8 @@ REGISTRY_PORT = 9000
 BEACON_PORT = 9001
 DASHBOARD_PORT = 3000
 STATE_DISK_SUFFIX = "-state"
+# The rendezvous' tokens, by what they are for (docs/CONTRACT.md).
+TOKENS = ("admin", "dashboard", "replication")
 # Google reserves the first two and the last two addresses of a subnet.
 _RESERVED_HEAD, _RESERVED_TAIL = 2, 2
 
@@ -47,6 +49,8 @@ _DEFAULT_ACCOUNT = re.compile(
     r"|[0-9]+@cloudservices\.gserviceaccount\.com"
 )
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+# A token that nobody guesses, in characters that no shell, URL or header reads in another way.
+_TOKEN = re.compile(r"[-0-9A-Za-z_.~+/=]{16,512}")
 _CHANNEL = re.compile(
     r"[^@\s/]+@[^@\s/]+\.[^@\s/]+"
     r"|projects/[-a-z0-9]{6,30}/(?:notificationChannels/[0-9]+|topics/[A-Za-z][-\w.~+%]{2,254})"
@@ -173,6 +177,9 @@ class FleetConfig:
     protect: bool
     snapshots: Snapshots
     storage_endpoint: str
+    secrets_endpoint: str
+    # By what a token is for: its text, or "" where its version is added by hand.
+    tokens: Mapping[str, str] = field(repr=False)
     monitoring: Monitoring
     access: Access
 
@@ -347,6 +354,13 @@ def _parse(values: Mapping[str, Any], project: str | None) -> FleetConfig:
             "a URL without a path, over https unless the address is private",
             "https://storage.googleapis.com",
         ),
+        secrets_endpoint=endpoints.choose(
+            "secrets",
+            _endpoint,
+            "a URL without a path, over https unless the address is private",
+            "https://secretmanager.googleapis.com",
+        ),
+        tokens=_tokens(root.node("tokens")),
         monitoring=_monitoring(root.node("monitoring")),
         access=_access(root.node("access")),
     )
@@ -625,6 +639,32 @@ def _endpoint(text: str) -> str:
     if not all(0 < len(label) < 64 for label in url.hostname.split(".")):
         raise ValueError(text)
     return text
+
+
+def secret_id(token: str) -> str:
+    """The name of the secret that holds a token."""
+    return f"{PROJECT_NAME}-{token}-token"
+
+
+def _tokens(node: Node) -> dict[str, str]:
+    tokens = {}
+    for what in TOKENS:
+        value = node.take(what)
+        if value is None:
+            continue
+        # What is wrong with it is said without showing it.
+        if not isinstance(value, str):
+            node.problem(what, f"must be text, not {describe(value)}")
+        elif value and not _TOKEN.fullmatch(value):
+            node.problem(
+                what,
+                "is no token: 16 to 512 letters, digits or -_.~+/= (openssl rand -hex 32), or "
+                "nothing where its version is added by hand",
+            )
+        else:
+            tokens[what] = value
+    node.unknown_keys()
+    return tokens
 
 
 def _monitoring(node: Node) -> Monitoring:

@@ -17,6 +17,7 @@ from components.config import (
     REGISTRY_PORT,
     FleetConfig,
     SwarmVmConfig,
+    secret_id,
 )
 
 SCHEMA = 1
@@ -75,8 +76,8 @@ def swarm_spec(
 def rendezvous_spec(
     config: FleetConfig, *, rendezvous: Binary, script_sha256: str
 ) -> dict[str, Any]:
-    """The spec of the rendezvous VM."""
-    return _common(config, config.rendezvous.name, ROLE_RENDEZVOUS, script_sha256) | {
+    """The spec of the rendezvous VM. Of its tokens it has names, never a text."""
+    found = _common(config, config.rendezvous.name, ROLE_RENDEZVOUS, script_sha256) | {
         "agents": config.agents,
         "environment": {},
         "memory": {"reserveMb": config.reserve_mb},
@@ -91,6 +92,13 @@ def rendezvous_spec(
         },
         "subnet": config.subnet_cidr,
     }
+    if config.tokens:
+        found["endpoints"] = found["endpoints"] | {"secrets": config.secrets_endpoint}
+        found["secrets"] = {
+            what: f"projects/{config.project}/secrets/{secret_id(what)}/versions/latest"
+            for what in config.tokens
+        }
+    return found
 
 
 def metadata(spec: Mapping[str, Any]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from typing import Any
 
 import pulumi
@@ -11,6 +12,7 @@ import yaml
 
 from components import outputs
 from components.config import FleetConfig
+from components.reading import ConfigError
 from tests.components.fleet import ROOT, Recorder, changed, run_program, seed
 
 INSTANCE = "compute/instance:Instance"
@@ -169,6 +171,10 @@ CHANGES: dict[str, dict[str, Any]] = {
     "protect": changed(protect=False),
     "snapshots": changed(snapshots={"hourlyDays": 1, "dailyDays": 1}),
     "endpoints": changed(endpoints={"storage": "http://10.0.0.1:4443"}),
+    "endpoints.secrets": changed(
+        endpoints={"secrets": "http://10.0.0.1:4443"}, tokens={"admin": ""}
+    ),
+    "tokens": changed(tokens={"dashboard": "0123456789abcdef"}),
     "monitoring.enabled": changed(monitoring={"enabled": True}),
     "monitoring.agent": changed(monitoring={"agent": True}),
     "monitoring.channels": changed(monitoring={"enabled": True, "channels": ["a@example.com"]}),
@@ -290,3 +296,57 @@ def test_the_same_input_gives_the_same_bytes(fleet: Recorder) -> None:
     again = run_program(seed())
     for type_ in (INSTANCE, "compute/projectMetadataItem:ProjectMetadataItem"):
         assert again.of(type_) == fleet.of(type_)
+
+
+def test_tokens_are_secrets_that_the_vms_alone_may_read() -> None:
+    found = run_program(changed(tokens={"admin": "", "dashboard": "0123456789abcdef"}))
+    secrets = found.of("secretmanager/secret:Secret")
+    assert {one["secretId"] for one in secrets.values()} == {
+        "pilot-fleet-admin-token",
+        "pilot-fleet-dashboard-token",
+    }
+    for one in secrets.values():
+        assert one["replication"] == {"userManaged": {"replicas": [{"location": "us-central1"}]}}
+    (version,) = found.of("secretmanager/secretVersion:SecretVersion").values()
+    # Wrapped: a secret to the engine, which encrypts it in the state.
+    assert isinstance(version["secretData"], dict)
+    assert version["secretData"]["value"] == "0123456789abcdef"
+    readers = found.of("secretmanager/secretIamMember:SecretIamMember").values()
+    account = "serviceAccount:pilot-fleet@project.iam.gserviceaccount.com"
+    assert [(one["role"], one["member"]) for one in readers] == [
+        ("roles/secretmanager.secretAccessor", account)
+    ] * 2
+    spec = found.spec("pilot-rendezvous")
+    assert spec["secrets"] == {
+        what: f"projects/project-1/secrets/pilot-fleet-{what}-token/versions/latest"
+        for what in ("admin", "dashboard")
+    }
+    assert spec["endpoints"]["secrets"] == "https://secretmanager.googleapis.com"
+    assert "secrets" not in found.spec("swarm-1")["endpoints"]
+    # Nowhere but in the version.
+    rest = {key: value for key, value in found.resources.items() if "Version" not in key[0]}
+    assert "0123456789abcdef" not in json.dumps(rest, default=str)
+
+
+def test_without_tokens_no_secret_is_declared(fleet: Recorder) -> None:
+    assert not [key for key in fleet.resources if "secretmanager" in key[0]]
+    assert "secrets" not in fleet.spec("pilot-rendezvous")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "path", "why"),
+    [
+        ({"admin": "short-token"}, "tokens.admin", "is no token"),
+        ({"admin": 1234567890123456}, "tokens.admin", "must be text"),
+        ({"dashboard": "with a space in it"}, "tokens.dashboard", "is no token"),
+        ({"other": "0123456789abcdef"}, "tokens.other", "unknown key"),
+    ],
+)
+def test_what_is_no_token_is_said_and_not_shown(
+    tokens: dict[str, Any], path: str, why: str
+) -> None:
+    with pytest.raises(ConfigError, match=why) as found:
+        FleetConfig.parse(changed(tokens=tokens), project="project-1")
+    text = str(found.value)
+    assert f"pilot-fleet:{path}" in text
+    assert not any(str(value) in text for value in tokens.values())
