@@ -365,7 +365,9 @@ def _chart(panel: Panel) -> dict[str, Any]:
 
 
 def agent_config() -> str:
-    """The Ops Agent's configuration (YAML): logs as it has them by itself, metrics of pilot-node.
+    """The Ops Agent's configuration (YAML): the journal's logs, metrics of pilot-node.
+
+    By itself it reads /var/log/syslog, which nothing is written to on our VMs (journald.conf).
 
     One for both roles: the rendezvous' own metrics are scraped where `pilot-role` says so.
     """
@@ -373,6 +375,10 @@ def agent_config() -> str:
     role = "__meta_gce_metadata_pilot_role"
     return yaml.safe_dump(
         {
+            "logging": {
+                "receivers": {"journal": {"type": "systemd_journald"}},
+                "service": {"pipelines": {"default_pipeline": {"receivers": ["journal"]}}},
+            },
             "metrics": {
                 "receivers": {
                     "pilot": {
@@ -397,7 +403,7 @@ def agent_config() -> str:
                     }
                 },
                 "service": {"pipelines": {"pilot": {"receivers": ["pilot"]}}},
-            }
+            },
         },
         sort_keys=False,
     )

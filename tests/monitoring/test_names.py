@@ -102,6 +102,12 @@ def test_the_dashboards_charts_do_not_overlap() -> None:
 
 def test_the_agents_configuration() -> None:
     config = yaml.safe_load(monitoring.agent_config())
+    # Of the journal: our VMs have no other log.
+    (journal,) = config["logging"]["receivers"]
+    assert config["logging"]["service"]["pipelines"]["default_pipeline"]["receivers"] == [journal]
+    # The built-in pipeline is replaced: it reads files that journald does not write here.
+    logs = config["logging"]["service"]["pipelines"]["default_pipeline"]["receivers"]
+    assert [config["logging"]["receivers"][name]["type"] for name in logs] == ["systemd_journald"]
     receivers = config["metrics"]["receivers"]
     assert config["metrics"]["service"]["pipelines"]["pilot"]["receivers"] == list(receivers)
     jobs = receivers["pilot"]["config"]["scrape_configs"]
