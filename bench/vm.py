@@ -117,7 +117,11 @@ class Vm:
         bucket, spec = self._spec(1)
         do("POST", "/storage/v1/b?project=lab-project", {"name": bucket})
         self._api.upload(bucket, str(self._daemon.object), DAEMON.read_bytes())
-        script = {"items": [{"key": "startup-script", "value": self._script.text}]}
+        project = self._api.get(f"/compute/v1/{_CLOUD}")["commonInstanceMetadata"]
+        script = {
+            "fingerprint": project["fingerprint"],
+            "items": _items({"startup-script": self._script.text}),
+        }
         do("POST", f"/compute/v1/{_CLOUD}/setCommonInstanceMetadata", script)
         image = "projects/debian-cloud/global/images/family/debian-12"
         instance = {
