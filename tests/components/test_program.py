@@ -324,7 +324,7 @@ def test_tokens_are_secrets_that_the_vms_alone_may_read() -> None:
     assert spec["endpoints"]["secrets"] == "https://secretmanager.googleapis.com"
     assert "secrets" not in found.spec("swarm-1")["endpoints"]
     # Nowhere but in the version.
-    rest = {key: value for key, value in found.resources.items() if "Version" not in key[0]}
+    rest = [value for key, value in found.resources.items() if "Version" not in key[0]]
     assert "0123456789abcdef" not in json.dumps(rest, default=str)
 
 
