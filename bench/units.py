@@ -58,6 +58,7 @@ CHANGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("SystemCallFilter=@system-service", "SystemCallArchitectures=native"),
     ),
     "MemoryDenyWriteExecute": ((), ("MemoryDenyWriteExecute=yes",)),
+    "without the seccomp filters": (("RestrictAddressFamilies", "RestrictNamespaces"), ()),
     "LockPersonality": ((), ("LockPersonality=yes",)),
     "RestrictNamespaces": ((), ("RestrictNamespaces=yes",)),
     "RestrictSUIDSGID": ((), ("RestrictSUIDSGID=yes",)),

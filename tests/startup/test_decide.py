@@ -380,6 +380,18 @@ def test_where_several_fail_and_none_comes_up_nobody_is_held_to_account() -> Non
     assert decision.failures == 3
 
 
+def test_back_from_a_bad_change_nothing_rests() -> None:
+    """All three failed as the new one, so the window rests; as the old one they have not failed."""
+    three = PORTS[:3]
+    memory = Memory(starting=dict.fromkeys(three, NOW - 0.1), variant=dict.fromkeys(three, "new"))
+    observed = seen(ended=dict.fromkeys(three, "ended"))
+    decision = on(memory, observed, wanted=three, new=three, window=4)
+    assert decision.start == ()
+    later = after(decision, seen(), 0.1)
+    assert on(*later, wanted=three, new=three, window=4).start == ()
+    assert on(*later, wanted=three, window=4).start == (10001, 10002)
+
+
 def test_a_start_that_cannot_be_made_is_trouble_of_its_own() -> None:
     decision = without(on(Memory(), seen()), {10001: "Is a directory"}, NOW)
     assert decision.start == (10002,)

@@ -81,9 +81,20 @@ def test_an_agent_as_design_says() -> None:
     assert agent["Restart"] == "no"
     assert int(agent["OOMScoreAdjust"]) > 0
     assert int(agent["LimitNOFILE"]) >= 1024
+    # One user has them all.
+    assert agent["LimitNPROC"] == "infinity"
     # pilot-node drains them at a power-off, so it has to end before they do.
     assert agent["Before"] == "pilot-node.service"
     assert agent["EnvironmentFile"] == "/run/pilot/variant/%i/agent.env"
+    # What a stranger's program does not need, and thousands of units can bear (docs/UNITS.md).
+    assert agent["NoNewPrivileges"] == "yes"
+    assert agent["CapabilityBoundingSet"] == ""
+    assert agent["RestrictNamespaces"] == "yes"
+    # Go lists the interfaces through netlink.
+    families = "AF_UNIX AF_INET AF_INET6 AF_NETLINK"
+    assert agent["RestrictAddressFamilies"] == families
+    # Each of these is a mount namespace, and a start that costs twice as much.
+    assert not [name for name in agent if name.startswith(("Private", "Protect", "ReadOnly"))]
     command = agent["ExecStart"]
     assert command.startswith("/run/pilot/variant/%i/pilot-daemon ")
     # Never the vendor's public registry, never a call home, never STUN.
@@ -151,7 +162,12 @@ def test_every_role_has_its_units() -> None:
     }
     assert set(units.unit_files(MACHINE, rendezvous())) == {
         f"{UNITS}/{name}"
-        for name in ("pilot.slice", "pilot-rendezvous.service", "user-.slice.d/60-pilot.conf")
+        for name in (
+            "pilot.slice",
+            "pilot-node.service",
+            "pilot-rendezvous.service",
+            "user-.slice.d/60-pilot.conf",
+        )
     }
 
 
