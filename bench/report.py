@@ -241,7 +241,7 @@ def as_json(fills: Sequence[Fill], full: Full | None) -> dict[str, Any]:
 
 # The picture: panels above each other, one quantity each, on a common axis of time.
 
-_WIDTH, _PANEL, _LEFT, _RIGHT, _TOP, _GAP = 760, 150, 62, 150, 44, 34
+_WIDTH, _PANEL, _LEFT, _RIGHT, _TOP, _GAP = 760, 150, 62, 100, 44, 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -347,19 +347,19 @@ def _panel(
         )
         if with_seconds:
             parts.append(_label(x, y + 17, f"{_number(tick)} s", "middle"))
-    taken: list[float] = []
+    names: list[tuple[float, float, str, str]] = []
     for (name, line), colour in zip(panel.lines.items(), _COLOURS, strict=False):
         points = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(*point) for point in line))
         parts.append(
             f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.8"/>'
         )
-        if len(panel.lines) > 1:
-            x, y = at(*line[-1])
-            # Names of lines that end beside each other are moved apart.
-            while any(abs(y - other) < 13 for other in taken):
-                y -= 13
-            taken.append(y)
-            parts.append(_label(x + 6, y + 4, name, "start", colour))
+        names.append((*at(*line[-1]), name, colour))
+    if len(names) > 1:
+        # From below, each at its line's end, or just above the name below it.
+        free = math.inf
+        for x, y, name, colour in sorted(names, key=lambda each: -each[1]):
+            free = min(y, free - 13)
+            parts.append(_label(x + 6, free + 4, name, "start", colour))
     return parts
 
 
