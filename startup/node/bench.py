@@ -190,6 +190,7 @@ def command(
         # The slice has a limit; a service would have 15 % of the kernel's.
         "--property=TasksMax=infinity",
         f"--property=LimitNOFILE={NR_OPEN}",
+        "--property=LimitNPROC=infinity",
         "--property=TimeoutStopSec=10",
     ]
     # Who asked for root only to get here does not need it for a benchmark.
