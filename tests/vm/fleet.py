@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -241,15 +240,17 @@ class Fleet:
     def until_status(
         self, vm: str, condition: Callable[[dict[str, Any]], bool], what: str
     ) -> dict[str, Any]:
-        """Wait for a status that was written after this call and fulfils `condition`."""
-        # The machines' clocks are this machine's; a status has whole seconds.
-        called = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        """Wait for a status of the VM's boot of now that fulfils `condition`.
+
+        It may be older than this call: one that says nothing new is a minute old.
+        """
+        boot = self.run(vm, "cat /proc/sys/kernel/random/boot_id")
         seen: dict[str, Any] = {}
 
         def fulfilled() -> bool:
             seen.clear()
             seen.update(self.status(vm) or {})
-            return bool(seen) and seen["time"] > called and condition(seen)
+            return seen.get("boot") == boot and condition(seen)
 
         self.until(fulfilled, f"{vm}: {what}", lambda: f"its status: {json.dumps(seen)}")
         return seen

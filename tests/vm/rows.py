@@ -27,13 +27,17 @@ ANSWERS = 10.0
 
 
 def whole(fleet: Fleet, vm: str) -> None:
-    """Wait until a VM says of itself that nothing is left to do."""
-    fleet.until_status(
-        vm,
-        lambda told: (
-            told["phase"] == "whole" and told["agents"]["running"] == told["agents"]["wanted"]
-        ),
-        "whole",
+    """Wait until a VM says of itself that nothing is left to do, and all its agents run."""
+
+    def done(told: dict[str, Any]) -> bool:
+        agents = told["agents"]
+        return bool(told["phase"] == "whole" and agents["running"] == agents["wanted"])
+
+    fleet.until_status(vm, done, "whole")
+    fleet.until(
+        lambda: fleet.running(vm) == fleet.wanted[vm],
+        f"{fleet.wanted[vm]} agents run on {vm}",
+        lambda: f"{fleet.running(vm)} do",
     )
 
 
