@@ -164,6 +164,8 @@ class Vm:
 
     def count(self, what: str) -> int | None:
         """`running`, `starting`, `stopping`, `failed`; None where it is not known for now."""
+        if self.instance.state == "TERMINATED" and self.is_swarm:
+            return 0
         return self.status.number(f"agents.{what}") if self.speaks else None
 
 

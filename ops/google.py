@@ -32,7 +32,7 @@ with warnings.catch_warnings():
     # On import it announces when it will drop this Python, which is Debian 12's.
     warnings.simplefilter("ignore", FutureWarning)
     import google.auth
-    from google.api_core import exceptions
+    from google.api_core import exceptions, retry
     from google.auth import exceptions as auth_exceptions
     from google.auth.transport.requests import AuthorizedSession
     from google.cloud import compute_v1, storage  # type: ignore[attr-defined]
@@ -42,6 +42,15 @@ COMPUTE: Final = "https://compute.googleapis.com"
 STORAGE: Final = "https://storage.googleapis.com"
 MONITORING: Final = "https://monitoring.googleapis.com"
 TIMEOUT: Final = 30.0  # seconds for one request; a list of hundreds of VMs takes a few
+RETRY: Final = retry.Retry(
+    predicate=retry.if_exception_type(
+        exceptions.TooManyRequests, exceptions.ServiceUnavailable, exceptions.BadGateway
+    ),
+    initial=0.5,
+    maximum=2.0,
+    timeout=10.0,
+)
+"""How reading is tried again. The clients' own would go on for ten minutes, in silence."""
 _SCOPES: Final = ("https://www.googleapis.com/auth/cloud-platform",)
 _PAGE: Final = 500  # Compute Engine's own limit of a page
 _RIGHT = re.compile(r"\b((?:compute|storage|monitoring|iam|resourcemanager)\.[A-Za-z.]+[A-Za-z])\b")
@@ -114,7 +123,7 @@ def asked(what: str) -> Iterator[None]:
             "gcloud auth application-default login"
         ) from error
     except (requests.RequestException, exceptions.RetryError, OSError) as error:
-        raise UnreachableError(f"{what}: nobody answers ({_line(str(error))})") from error
+        raise UnreachableError(f"{what}: {_nobody(error)}") from error
 
 
 def refusal(what: str, code: int, message: str) -> OpsError:
@@ -136,6 +145,14 @@ def refusal(what: str, code: int, message: str) -> OpsError:
     elif code >= 500 or code == 429:
         kind, text = UnreachableError, f"{what}: {code} ({said}); try again in a minute"
     return kind(text)
+
+
+def _nobody(error: Exception) -> str:
+    request = getattr(error, "request", None)
+    host = urlsplit(str(getattr(request, "url", ""))).netloc
+    if host and isinstance(error, requests.ConnectionError | requests.Timeout):
+        return f"nobody answers at {host}"
+    return f"nobody answers ({_line(str(error))})"
 
 
 def _denied(what: str, said: str) -> DeniedError:
@@ -225,7 +242,7 @@ class Cloud:
             project=self.place.project, max_results=_PAGE, return_partial_success=False
         )
         with asked(f"the VMs of project {self.place.project}"):
-            pages = self._instances.aggregated_list(request=request, timeout=TIMEOUT)
+            pages = self._instances.aggregated_list(request=request, retry=RETRY, timeout=TIMEOUT)
             return [each for _, scoped in pages for each in scoped.instances]
 
     def guest_attribute(self, zone: str, vm: str, path: str) -> str | None:
@@ -235,7 +252,9 @@ class Cloud:
         )
         try:
             with asked(f"{vm}'s guest attribute {path}"):
-                found = self._instances.get_guest_attributes(request=request, timeout=TIMEOUT)
+                found = self._instances.get_guest_attributes(
+                    request=request, retry=RETRY, timeout=TIMEOUT
+                )
         except MissingError:
             return None
         items = list(found.query_value.items)
@@ -248,21 +267,23 @@ class Cloud:
             project=self.place.project, zone=zone, instance=vm, port=1, start=start
         )
         with asked(f"the serial console of {vm}"):
-            found = self._instances.get_serial_port_output(request=request, timeout=TIMEOUT)
+            found = self._instances.get_serial_port_output(
+                request=request, retry=RETRY, timeout=TIMEOUT
+            )
         return str(found.contents), int(found.next_)
 
     def project_metadata(self) -> Mapping[str, str]:
         """The metadata that every VM of the project sees."""
         with asked(f"the metadata of project {self.place.project}"):
             client = self._client(compute_v1.ProjectsClient)
-            found = client.get(project=self.place.project, timeout=TIMEOUT)
+            found = client.get(project=self.place.project, retry=RETRY, timeout=TIMEOUT)
         return pairs(found.common_instance_metadata)
 
     def zone_metadata(self, zone: str) -> Mapping[str, str]:
         """The metadata that every VM of a zone sees (InstanceSettings)."""
         with asked(f"the instance settings of zone {zone}"):
             client = self._client(compute_v1.InstanceSettingsServiceClient)
-            found = client.get(project=self.place.project, zone=zone, timeout=TIMEOUT)
+            found = client.get(project=self.place.project, zone=zone, retry=RETRY, timeout=TIMEOUT)
         return dict(found.metadata.items)
 
     def templates(self) -> Iterable[tuple[str, Any]]:
@@ -272,27 +293,31 @@ class Cloud:
         """
         client = self._client(compute_v1.InstanceTemplatesClient)
         with asked("the instance templates"):
-            listed = client.aggregated_list(project=self.place.project, timeout=TIMEOUT)
+            listed = client.aggregated_list(
+                project=self.place.project, retry=RETRY, timeout=TIMEOUT
+            )
             return [(where, each) for where, scoped in listed for each in scoped.instance_templates]
 
     def global_templates(self) -> Iterable[tuple[str, Any]]:
         """(place, template) of the instance templates that belong to no region."""
         client = self._client(compute_v1.InstanceTemplatesClient)
         with asked("the instance templates"):
-            listed = client.list(project=self.place.project, timeout=TIMEOUT)
+            listed = client.list(project=self.place.project, retry=RETRY, timeout=TIMEOUT)
             return [("global", each) for each in listed]
 
     def machine_images(self) -> Iterable[Any]:
         """The machine images: each holds the metadata of the VM that it was taken of."""
         with asked("the machine images"):
             client = self._client(compute_v1.MachineImagesClient)
-            return list(client.list(project=self.place.project, timeout=TIMEOUT))
+            return list(client.list(project=self.place.project, retry=RETRY, timeout=TIMEOUT))
 
     def instance_groups(self) -> Iterable[tuple[str, Any]]:
         """(place, manager) of the managed instance groups: they can give metadata to all VMs."""
         with asked("the managed instance groups"):
             client = self._client(compute_v1.InstanceGroupManagersClient)
-            listed = client.aggregated_list(project=self.place.project, timeout=TIMEOUT)
+            listed = client.aggregated_list(
+                project=self.place.project, retry=RETRY, timeout=TIMEOUT
+            )
             return [
                 (where, each) for where, scoped in listed for each in scoped.instance_group_managers
             ]
@@ -312,11 +337,11 @@ class Cloud:
         what = f"{verb} {vm}"
         with asked(what):
             # Not `.result()` of the plain method: it polls Google whatever the endpoint is.
-            operation = call(**where, instance=vm, timeout=TIMEOUT)
+            operation = call(**where, instance=vm, retry=None, timeout=TIMEOUT)
             while operation.status != compute_v1.Operation.Status.DONE:
                 # It comes back after two minutes at the latest, done or not.
                 operation = self._operations.wait(
-                    **where, operation=operation.name, timeout=TIMEOUT + 120
+                    **where, operation=operation.name, retry=RETRY, timeout=TIMEOUT + 120
                 )
         if operation.error.errors:
             first = operation.error.errors[0]
@@ -330,6 +355,7 @@ class Cloud:
             listed = self._storage.list_blobs(
                 bucket,
                 prefix=prefix,
+                retry=RETRY,
                 timeout=TIMEOUT,
                 fields="items(name,generation),nextPageToken",
             )
@@ -342,9 +368,11 @@ class Cloud:
         for _ in range(5):
             try:
                 with asked(f"the object {name} in bucket {bucket}"):
-                    blob.reload(timeout=TIMEOUT)
+                    blob.reload(retry=RETRY, timeout=TIMEOUT)
                     generation = int(blob.generation)
-                    data = blob.download_as_bytes(timeout=TIMEOUT, if_generation_match=generation)
+                    data = blob.download_as_bytes(
+                        retry=RETRY, timeout=TIMEOUT, if_generation_match=generation
+                    )
             except MissingError as error:
                 if "bucket does not exist" in str(error):
                     raise

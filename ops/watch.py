@@ -53,9 +53,10 @@ def alerts(fleet: Fleet, limits: Limits) -> dict[str, str]:
         found["fleet/online"] = (
             f"{registry.online:,} of {wanted:,} agents are online, less than {least:,.0f}"
         )
-    if all(vm.speaks for vm in fleet.swarm):
+    counts = [vm.count("running") for vm in fleet.swarm]
+    if None not in counts:
         # The registry counts the dead for a while; the VMs know at once.
-        running = sum(vm.count("running") or 0 for vm in fleet.swarm)
+        running = sum(each or 0 for each in counts)
         if running < least:
             found["fleet/running"] = f"{running:,} of {wanted:,} agents run, less than {least:,.0f}"
     for vm in fleet.vms:
@@ -132,4 +133,4 @@ def _lacks(vm: Vm, limits: Limits) -> bool:
     """Do agents lack that nobody drains, rolls or has fewer of declared?"""
     runs = vm.count("running")
     expected = vm.status.text("phase") in ("whole", "converging")
-    return runs is not None and expected and runs < limits.online * vm.wanted
+    return vm.speaks and runs is not None and expected and runs < limits.online * vm.wanted

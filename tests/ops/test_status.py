@@ -1,0 +1,276 @@
+"""`status` and `top`: what is seen of a fleet, from the API to the exit code."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab.server import serve
+from lab.web import Request, Response
+from ops import fleet as fleets
+from ops import google, status
+from ops.cli import main
+from ops.fleet import Doc, Instance, Registry, listen
+from ops.google import Cloud, Place
+from startup.node.status import RollStatus, Said, document, encode
+from tests.lab.client import ZONE
+from tests.ops.conftest import Ops
+from tests.ops.simulated import RENDEZVOUS, Simulated, rolling
+from tests.startup import facts
+
+NOW = 1_780_000_000.0
+
+
+def instance(**changes: Any) -> Instance:
+    given: dict[str, Any] = {
+        "name": "swarm-1",
+        "zone": "z",
+        "state": "RUNNING",
+        "machine": "e2-standard-8",
+        "metadata": {"pilot-role": "swarm", "pilot-spec": '{"agents": 3}'},
+        "started": NOW - 1000,
+    }
+    return Instance(**{**given, **changes})
+
+
+def heard(text: str | None, at: float = NOW, **changes: Any) -> fleets.Vm:
+    return listen(instance(**changes), text, at)
+
+
+def said(**changes: Any) -> str:
+
+    return encode(document(facts.swarm(now=NOW, **changes)))
+
+
+def test_a_whole_fleet(ops: Ops) -> None:
+    found = ops("status", "--json")
+    assert found.code == 0, found
+    rows = {row["vm"]: row for row in found.json["rows"]}
+    assert list(rows) == [RENDEZVOUS, "swarm-1", "swarm-2", "swarm-3"]
+    one = rows["swarm-2"]
+    assert (one["wanted"], one["running"], one["failed"]) == (200, 200, 0)
+    assert (one["phase"], one["release"], one["window"], one["window_limit"]) == (
+        "whole",
+        "1.18.0",
+        15,
+        15,
+    )
+    assert (one["memory_used"], one["memory_left"]) == (12 << 30, 20 << 30)
+    assert (found.json["wanted"], found.json["running"], found.json["online"]) == (380, 380, 380)
+    assert found.json["registry_source"] == RENDEZVOUS
+    table = ops("status")
+    assert table.code == 0
+    assert "swarm-3" in table.out
+    assert "380 of 380 online, 385 registered" in table.out
+
+
+def test_right_after_up_nothing_has_a_status(ops: Ops, simulated: Simulated) -> None:
+    with simulated.serving.lab.store.transaction() as tx:
+        for where in tx.collections("guest/"):
+            for name in tx.documents(where):
+                tx.delete(where, name)
+    found = ops("status", "--json")
+    assert found.code == 1
+    assert {row["phase"] for row in found.json["rows"]} == {"unknown"}
+    assert all("published no status" in row["notes"][0] for row in found.json["rows"])
+    assert found.json["online"] is None
+    assert found.json["unknown"] == 380
+    assert "swarm-1, swarm-2, swarm-3 do not say how many run" in ops("status").out
+
+
+def test_a_vm_that_is_off_is_not_counted(ops: Ops, simulated: Simulated) -> None:
+    simulated.client.do("POST", f"{ZONE}/instances/swarm-3/stop")
+    simulated.dead = 60
+    simulated.tick()
+    found = ops("status", "--json")
+    row = found.json["rows"][3]
+    assert found.code == 1
+    assert (row["phase"], row["running"], row["notes"]) == ("off", 0, ["it is TERMINATED"])
+    assert found.json["running"] == 320
+    text = ops("status").out
+    assert "60 more are online than are known to run" in text
+    assert "stale threshold" in text
+
+
+def test_a_roll_a_ghost_and_a_registry_that_is_down(ops: Ops, simulated: Simulated) -> None:
+    simulated.nodes["swarm-1"].roll = rolling(state="rolling", done=40, of=120)
+    simulated.nodes["swarm-2"].changes["ghosts"] = ("startup-script",)
+    simulated.nodes[RENDEZVOUS].away = 10**6
+    simulated.tick()
+    found = ops("status", "--json")
+    rows = {row["vm"]: row for row in found.json["rows"]}
+    assert found.code == 1
+    assert rows["swarm-1"]["phase"] == "rolling"
+    assert "roll of 1.19.0: rolling, 40 of 120" in rows["swarm-1"]["notes"]
+    assert "ghost script at the instance: startup-script" in rows["swarm-2"]["notes"][0]
+    assert not rows["swarm-2"]["is_well"]
+    assert "registry is down" in found.json["registry_problem"]
+
+
+@pytest.mark.parametrize(
+    ("text", "state", "problem"),
+    [
+        (None, "RUNNING", "published no status"),
+        (None, "TERMINATED", "it is TERMINATED"),
+        ("{", "RUNNING", "no JSON document"),
+        ("[1]", "RUNNING", "no JSON document"),
+        ("[" * 100_000, "RUNNING", "no JSON document"),
+        ('{"schema": 2}', "RUNNING", "schema 2"),
+        ('{"schema": 1}', "RUNNING", "no time"),
+        ('{"schema": 1, "time": "yesterday"}', "RUNNING", "no time"),
+        ('{"schema": 1, "time": "2026-05-28T20:26:40"}', "RUNNING", "no time"),
+    ],
+)
+def test_a_status_that_is_none(text: str | None, state: str, problem: str) -> None:
+    assert problem in heard(text, state=state).problem
+
+
+@pytest.mark.parametrize(
+    ("at", "started", "problem"),
+    [
+        (NOW + 179, NOW - 1000, ""),
+        (NOW + 182, NOW - 1000, "silent for 3 min"),
+        (NOW + 20, NOW + 2, "earlier boot"),
+        # The time of a status has no fractions of a second, that of a start has.
+        (NOW + 20, NOW + 0.9, ""),
+        (NOW - 400, NOW - 1000, "clock is 6 min ahead"),
+        (NOW, None, ""),
+    ],
+)
+def test_an_old_status_is_no_state(at: float, started: float | None, problem: str) -> None:
+    vm = heard(said(), at, started=started)
+    assert problem in vm.problem
+    assert bool(vm.problem) == bool(problem)
+    assert vm.count("running") == (None if problem else 3)
+
+
+def test_what_a_stranger_writes_is_only_text() -> None:
+    error = Said(text="\x1b[31m[red]bad[/red]\n" + "x" * 50, time=NOW)
+    row = status.row(heard(said(last_error=error)))
+    assert "\x1b" not in "".join(row.notes)
+    hostile = {"schema": 1, "time": "2026-05-28T20:26:40Z", "agents": [], "memory": {"total": 0}}
+
+    vm = heard(json.dumps({**hostile, "roll": 7, "window": {"size": 1e999}, "ghosts": [{}]}))
+    status.render(picture_of(vm))
+    assert vm.count("running") is None
+
+
+def picture_of(*vms: fleets.Vm, registry: Registry | None = None) -> status.Picture:
+    found = fleets.Fleet(
+        name="f", project="p", time=NOW, vms=vms, registry=registry or Registry(problem="none")
+    )
+    return status.picture(found)
+
+
+def test_what_differs_is_explained() -> None:
+    vm = heard(said())
+    for online, words in ((3, []), (5, ["2 more are online"]), (1, ["2 run and are not online"])):
+        found = picture_of(vm, registry=Registry(online=online, source="x")).explained
+        assert len(found) == len(words)
+        assert all(word in text for word, text in zip(words, found, strict=True))
+
+
+def test_notes_name_what_is_serious_first() -> None:
+    trouble = {10002: facts.Trouble(failures=3, until=200.0, why="exited 1")}
+    view = facts.View(ready=frozenset({10001}), trouble=trouble)
+    halted = RollStatus(state="halted", version="1.19.0", sha256="b" * 64, reason="2 died")
+    row = status.row(heard(said(view=view, roll=halted)))
+    assert row.notes[0] == "the roll of 1.19.0 halted: 2 died"
+    assert row.notes[1].startswith("1 agents fail: port 10002, exited 1")
+    assert not row.is_well
+
+
+def test_stats_of_any_shape() -> None:
+    full = {
+        "active_nodes": 5,
+        "total_nodes": 9,
+        "networks": [{"id": 1, "name": "n", "members": 4, "online_members": 3}, 7],
+    }
+    found = fleets.counted(Doc(full))
+    assert (found.online, found.total) == (5, 9)
+    assert [(each.name, each.members, each.online) for each in found.networks] == [("n", 4, 3)]
+    odds: list[Any] = [{}, {"active_nodes": "5"}, {"active_nodes": True}, [], None]
+    for odd in odds:
+        assert fleets.counted(Doc(odd)).online is None
+
+
+def test_the_dashboard_tells_more(ops: Ops, stats: str) -> None:
+    found = ops("--dashboard", stats, "status", "--json")
+    assert (found.code, found.json["online"], found.json["registry_source"]) == (
+        0,
+        381,
+        "the dashboard",
+    )
+    assert "network backbone: 380 of 400 online" in ops("--dashboard", stats, "status").out
+
+
+def test_a_dashboard_that_was_named_and_does_not_answer_is_said(ops: Ops) -> None:
+    found = ops("--dashboard", "http://127.0.0.1:9", "status", "--json")
+    assert found.code == 1
+    assert found.json["online"] == 380
+    assert "does not answer at http://127.0.0.1:9" in found.json["registry_problem"]
+
+
+def test_top(ops: Ops, simulated: Simulated) -> None:
+    found = ops("top", "swarm-1", "--json")
+    assert found.json["memory"]["top"] == [{"port": 10001, "node_id": 7, "bytes": 9 << 20}]
+    assert "9 MiB" in ops("top", "swarm-1").out
+    assert "is the rendezvous" in ops("top", RENDEZVOUS).err
+    gone = ops("top", "swarm-9")
+    assert (gone.code, "there are pilot-rendezvous, swarm-1" in gone.err) == (3, True)
+    simulated.publish("swarm-1", "{}")
+    assert "schema" in ops("top", "swarm-1").err
+
+
+def test_which_fleet_and_which_project(ops: Ops, tmp_path: Path) -> None:
+    assert ops("--fleet", "other", "status").err.startswith("ops: no VM has the label")
+
+    with serve(tmp_path / "empty") as empty:
+        assert main(["--endpoint", empty.url, "--project", "p2", "status"]) == 3
+        assert main(["--endpoint", empty.url, "status"]) == 2
+    assert main(["--endpoint", "http://10.0.0.1", "--project", "p2", "status"]) == 2
+    assert main(["--endpoint", "ftp://127.0.0.1", "--project", "p2", "status"]) == 2
+
+
+@pytest.mark.parametrize("code", [401, 403, 429, 500, 503])
+def test_a_refusal_is_a_sentence(
+    ops: Ops, simulated: Simulated, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(google, "RETRY", google.RETRY.with_timeout(0.1))
+
+    message = "Required 'compute.instances.list' permission for 'projects/p1'"
+    body = {"error": {"code": code, "message": message, "errors": [{"message": message}]}}
+
+    def refuse(request: Request) -> Response:
+        return Response(body=body, status=code)
+
+    simulated.serving.lab.answer = refuse  # type: ignore[method-assign]
+    found = ops("status")
+    assert found.code == 3
+    assert found.err.startswith("ops: the VMs of project p1: ")
+    if code == 403:
+        assert "compute.instances.list is missing; it is in roles/compute.viewer" in found.err
+
+
+def test_a_hundred_vms(tmp_path: Path) -> None:
+    """As many requests as VMs, and three."""
+
+    counts = {}
+    for size in (10, 100):
+        with serve(tmp_path / str(size)) as serving:
+            fleet = Simulated(serving, {f"swarm-{number}": 2 for number in range(size - 1)})
+            fleet.tick()
+            fleet.asked.clear()
+            start = time.monotonic()
+            url = serving.url
+            cloud = Cloud(Place(project="p1", compute=url, storage=url, monitoring=url))
+            found = status.picture(fleets.read(cloud))
+            counts[size] = len(fleet.asked)
+            print(f"{size} VMs: {counts[size]} requests, {time.monotonic() - start:.2f} s")
+            assert found.running == 2 * (size - 1)
+            assert found.is_well
+    assert counts == {10: 12, 100: 102}
