@@ -320,7 +320,7 @@ def main() -> int:
         if whole:
             title = f"{whole.agents:,} agents on one VM, from nothing"
             PICTURE.write_text(report.svg(title, surroundings, report.panels(whole)))
-    found = report.problems(fills) if fills else []
+    found = report.problems(fills, trial=given.quick) if fills else []
     if whole and whole.failed:
         found.append(f"{whole.failed} starts failed while the VM filled")
     for problem in found:

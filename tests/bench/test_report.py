@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -70,17 +71,28 @@ def whole(*points: Point, agents: int = 1000) -> Full:
     )
 
 
-def test_the_rate_counts_from_the_first_registration_to_the_last() -> None:
-    # 99 more after the first, 20 a second; the five seconds before are no matter of the way.
+def test_the_rate_is_that_of_the_steady_part() -> None:
+    # The five seconds before the first are no matter of the way, nor is one that hangs at the end.
     assert fill("pilot-node", 20.0).rate == pytest.approx(20.0)
     assert fill("pilot-node", 20.0).seconds == pytest.approx(5 + 99 / 20)
+    late = fill("pilot-node", 20.0)
+    late = replace(late, curve=(*late.curve[:-1], (90.0, 100)))
+    assert late.rate == pytest.approx(20.0)
+    assert late.seconds == 90.0
 
 
 def test_rounds_have_the_rate_of_their_rounds() -> None:
-    # 15 at once every three seconds: the first 15 took no time that was seen.
-    curve = ((0.0, 0), *((0.2 + 3.0 * number, 15 * (number + 1)) for number in range(20)))
-    seen = Fill(way="rounds", delay=0.0, agents=300, failed=0, most_open=15, curve=curve, cpu=1.0)
+    # 15 at once every three seconds, of which a look may find a part.
+    rounds = [((0.2 + 3.0 * n, 15 * n + 8), (0.3 + 3.0 * n, 15 * (n + 1))) for n in range(20)]
+    curve = ((0.0, 0), *(point for both in rounds for point in both))
+    seen = replace(fill("rounds", 5.0, agents=300), curve=curve)
     assert seen.rate == pytest.approx(5.0)
+
+
+def test_one_that_stopped_half_way_has_the_rate_that_it_had() -> None:
+    half = fill("pilot-node", 20.0, agents=200)
+    half = replace(half, curve=half.curve[:101])
+    assert half.rate == pytest.approx(20.0)
 
 
 def test_all_at_once_has_no_rate() -> None:
