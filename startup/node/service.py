@@ -19,15 +19,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
-from . import goal, release, units, variants
+from . import goal, release, units, variants, walls
 from . import roll as rolls
 from .agents import Keeper, NotReadyError, drain_for_shutdown
 from .decide import Goal
-from .follow import Follower, recall_spec
+from .follow import AnySpec, Follower, recall_spec
 from .limits import LimitsError
 from .metrics import Exporter
 from .place import Place
-from .pressure import Sample
+from .pressure import Planning, Sample, Sampler
 from .retry import FinalError
 from .spec import Binary, SwarmSpec
 from .status import Published, Publisher, Rejected, RollStatus, Said, SwarmFacts, document
@@ -274,6 +274,7 @@ class Swarm:
         spec, follower = self._spec(), self.follower
         state = self.roll or rolls.RollState()
         accepted = state.accepted or rolls.Release(version=spec.version, sha256=spec.binary.sha256)
+        ports = self.ports if self.roll else spec.ports
         view = self.keeper.view()
         return SwarmFacts(
             **follower.facts(self.wall_clock()),
@@ -283,7 +284,8 @@ class Swarm:
             roll=roll_status(state, len(self.ports)),
             last_error=self.last_error,
             published=published,
-            goal=self.keeper.goal.variants,
+            # Also those that cannot be started yet: what is wanted is not what can be had.
+            goal={**dict.fromkeys(ports, ""), **self.keeper.goal.variants},
             view=view,
             releases={ID: self._release_of(ID) for ID in set(view.variant.values()) if ID},
             sample=sample,
@@ -339,31 +341,41 @@ def serve(place: Place, *, address: str, systemd: Systemd, say: Callable[[str], 
     # starts again.
     threading.excepthook = partial(_died, say)
     follower = Follower(place=place, known=known, say=say, wake=wake)
+    sampler = Sampler(place=place, planning=_planning(known.spec), say=say)
     swarm = Swarm(
         place=place,
         follower=follower,
-        keeper=Keeper(place=place, goal=Goal(variants={}, window=1), systemd=systemd, say=say),
+        keeper=Keeper(
+            place=place,
+            goal=Goal(variants={}, window=1),
+            systemd=systemd,
+            say=say,
+            explain=lambda failure: walls.explain(failure, place),
+        ),
         fetcher=release.Fetcher(opt=place.opt, token=follower.server.token, say=say, wake=wake.set),
-        private=lambda _: None,
+        private=sampler.mean_private_bytes,
         say=say,
         address=address,
         kernel_log=KernelLog(place=place),
     )
     publisher = Publisher(place=place, put=follower.server.put_guest_attribute, say=say)
     exporter = Exporter(say=say)
-    for part in (follower, swarm.fetcher, publisher, exporter):
+    for part in (follower, swarm.fetcher, sampler, publisher, exporter):
         part.start()
 
     def tell(*, stopping: bool = False) -> None:
-        found = document(
-            swarm.facts(Sample(), publisher.published, started=started, stopping=stopping)
+        facts = swarm.facts(
+            sampler.latest(), publisher.published, started=started, stopping=stopping
         )
+        found = document(facts)
         publisher.publish(found)
         exporter.show(found)
 
     told, woken = float("-inf"), True
     while not ended.is_set():
         pause = swarm.round(woken=woken)
+        sampler.planning = _planning(follower.known.spec)
+        sampler.pause(follower.standing.orders.pause_benchmarks)
         if time.monotonic() - told >= STATUS:
             told = time.monotonic()
             tell()
@@ -372,8 +384,16 @@ def serve(place: Place, *, address: str, systemd: Systemd, say: Callable[[str], 
     if _goes_down(systemd, say):
         tell(stopping=True)
         drain_for_shutdown(place, limit=swarm.keeper.goal.window, say=say)
+    sampler.close()
     publisher.close()
     exporter.close()
+
+
+def _planning(spec: AnySpec) -> Planning:
+    """The planning sizes, in bytes."""
+    if not isinstance(spec, SwarmSpec):
+        raise FinalError(f"this VM is a {spec.role}, it has no agents")
+    return Planning(agent=spec.agent_mb << 20, connection=spec.connection_mb << 20)
 
 
 def _goes_down(systemd: Systemd, say: Callable[[str], None]) -> bool:

@@ -282,7 +282,7 @@ def test_an_answer_that_is_no_token(google: Google, answer: str, said: str) -> N
     google.values["instance/service-accounts/default/token"] = answer
     metadata = MetadataServer(host=google.host)
     # The server's own answer is put aside for one from `values`.
-    google._answer = lambda handler: (200, answer.encode())  # type: ignore[method-assign]
+    google._answer = lambda handler: (200, answer.encode(), {})  # type: ignore[method-assign]
     with pytest.raises(FinalError, match=said):
         metadata.token()
 

@@ -1,0 +1,454 @@
+"""The service of a swarm VM as a whole: metadata and bucket on loopback, a folder for a VM."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from startup.node import release, units
+from startup.node.agents import Keeper
+from startup.node.decide import Goal
+from startup.node.follow import Follower, recall_spec
+from startup.node.orders import recall as recall_orders
+from startup.node.place import Place
+from startup.node.pressure import Sample
+from startup.node.service import Swarm
+from startup.node.status import Published, document
+from startup.node.watch import Wake
+from tests.startup import specs
+from tests.startup.conftest import PROC
+from tests.startup.google import Google
+from tests.startup.test_agents import Pid1
+
+SECONDS = 20.0
+
+
+class Service:
+    """A VM whose service can be killed and started again. Its agents are folders."""
+
+    def __init__(self, root: Path, google: Google, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.google = google
+        self.place = Place(root=root, metadata_host=google.host)
+        for name, content in PROC.items():
+            path = root / "proc" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content, encoding="ascii")
+        (root / "proc/uptime").write_text("1000.0 1.0\n", encoding="ascii")
+        for path in (self.place.sockets, self.place.logs, self.place.state, self.place.units):
+            path.mkdir(parents=True)
+        self.mount()
+        self.behave: Callable[[int, str], str] = lambda port, sha256: "ready"
+        self.pid1 = Pid1(self.place, self._behave)
+        self.said: list[str] = []
+        self.systemctl: list[tuple[str, ...]] = []
+        self.scripts = 0
+        self.private: Callable[[str], float] = lambda sha256: 1e6
+        monkeypatch.setattr("startup.node.apply.systemctl", lambda *a: self.systemctl.append(a))
+        monkeypatch.setattr("startup.node.apply._in_container", lambda: False)
+        monkeypatch.setattr("startup.node.watch.ORDERS_SECONDS", 0.1)
+        monkeypatch.setattr("startup.node.service.LOOK", 0.05)
+        monkeypatch.setattr("startup.node.service.ROLL", 0.0)
+        self.old = google.put("pilot-daemon", b"old")
+        google.set("pilot-role", "swarm")
+        self.declare()
+        self.write_spec()
+        self.swarm: Swarm
+        self.wake: Wake
+
+    def mount(self) -> None:
+        line = f"40 1 8:16 / {self.place.state} rw - ext4 /dev/sdb rw\n"
+        (self.place.root / "proc/self/mountinfo").write_text(line, encoding="ascii")
+
+    def declare(self, **changes: Any) -> None:
+        """What `pulumi up` writes into the instance's metadata."""
+        endpoints = {"storage": f"http://{self.google.host}"}
+        changes.setdefault("release", {"version": "1.0", "daemon": self.old})
+        changes.setdefault("agents", 6)
+        changes.setdefault("roll", {"auto": True, "batch": 3, "watchSeconds": 0})
+        changes.setdefault("window", 2)
+        self.google.set("pilot-spec", specs.text(specs.swarm(endpoints=endpoints, **changes)))
+
+    def write_spec(self) -> None:
+        """What the startup script does with it at boot."""
+        text = self.google.attributes["pilot-spec"]
+        self.place.spec.parent.mkdir(parents=True, exist_ok=True)
+        self.place.spec.write_text(text, encoding="utf-8")
+
+    def start(self) -> None:
+        self.wake = Wake()
+        follower = Follower(
+            place=self.place,
+            known=recall_spec(self.place),
+            say=self.said.append,
+            wake=self.wake,
+            run_script=self._run_script,
+        )
+        self.swarm = Swarm(
+            place=self.place,
+            follower=follower,
+            keeper=Keeper(
+                place=self.place,
+                goal=Goal(variants={}, window=1),
+                systemd=self.pid1,
+                say=self.said.append,
+                mounted=lambda _: True,
+            ),
+            fetcher=release.Fetcher(
+                opt=self.place.opt,
+                token=follower.server.token,
+                say=self.said.append,
+                wake=self.wake.set,
+            ),
+            private=lambda ports: self.private(self._sha256(ports[0])),
+            say=self.said.append,
+            address="10.10.0.7",
+        )
+        follower.start()
+        self.swarm.fetcher.start()
+
+    def stop(self) -> None:
+        """As SIGKILL does: nothing is tidied up."""
+        self.swarm.follower.stop()
+
+    def until(self, done: Callable[[], bool]) -> None:
+        limit = time.monotonic() + SECONDS
+        woken = True
+        while not done():
+            assert time.monotonic() < limit, (self.said[-12:], self.status())
+            pause = self.swarm.round(woken=woken)
+            self.pid1.settle()
+            woken = self.wake.wait(min(pause, 0.05))
+
+    def status(self) -> dict[str, Any]:
+        return document(self.swarm.facts(Sample(), Published(), started=0.0))
+
+    def phase(self) -> str:
+        return str(self.status()["phase"])
+
+    def running(self) -> dict[str, int]:
+        """Ready agents of each release."""
+        return dict(self.status()["release"]["agents"])
+
+    def environment(self, port: int) -> str:
+        return (self.place.chosen / str(port) / "agent.env").read_text(encoding="utf-8")
+
+    def _sha256(self, port: int) -> str:
+        about = (self.place.chosen / str(port) / "variant.json").read_bytes()
+        return str(json.loads(about)["release"])
+
+    def _behave(self, port: int) -> str:
+        return self.behave(port, self._sha256(port))
+
+    def _run_script(self) -> None:
+        self.scripts += 1
+
+
+@pytest.fixture
+def vm(tmp_path: Path, google: Google, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
+    service = Service(tmp_path / "root", google, monkeypatch)
+    service.start()
+    yield service
+    service.stop()
+
+
+def lives(vm: Service) -> dict[str, int]:
+    """Which life each agent that runs is in."""
+    running = (path.name for path in vm.pid1.slice.glob("*"))
+    return {name: vm.pid1.started.count(int(name[12:17])) for name in running}
+
+
+def new_release(vm: Service, data: bytes = b"new") -> str:
+    reference = vm.google.put("pilot-daemon", data)
+    vm.declare(release={"version": "2.0", "daemon": reference})
+    return reference["sha256"]
+
+
+def test_a_new_vm_comes_up_and_accepts_its_release(vm: Service) -> None:
+    vm.until(lambda: vm.phase() == "whole")
+    assert vm.running() == {vm.old["sha256"]: 6}
+    assert vm.status()["release"]["version"] == "1.0"
+    assert vm.status()["spec"]["state"] == "current"
+    vm.until(lambda: vm.status()["orders"]["state"] == "absent")
+    assert str((vm.place.opt / "current").readlink()) == f"releases/{vm.old['sha256']}"
+    assert (vm.place.node_state).stat().st_mode & 0o777 == 0o700
+    assert json.loads((vm.place.node_state / "spec.json").read_bytes())["name"] == "swarm-1"
+
+
+def test_a_change_of_agents_and_environment_is_live(vm: Service) -> None:
+    vm.until(lambda: vm.phase() == "whole")
+    before = lives(vm)
+    vm.declare(agents=8)
+    vm.until(lambda: vm.status()["agents"]["running"] == 8 and vm.phase() == "whole")
+    assert before.items() <= lives(vm).items()
+    vm.declare(agents=8, environment={"GOGC": "50"})
+    vm.until(lambda: "GOGC" in vm.environment(10001) and vm.phase() == "whole")
+    vm.until(lambda: all("GOGC" in vm.environment(port) for port in range(10001, 10009)))
+    assert not before.items() & lives(vm).items()
+    vm.declare(agents=3, environment={"GOGC": "50"})
+    vm.until(lambda: vm.status()["agents"]["running"] == 3 and vm.phase() == "whole")
+
+
+def test_limits_follow_the_spec_and_systemd_reloads_once(vm: Service) -> None:
+    vm.until(lambda: vm.phase() == "whole")
+    reloads = vm.systemctl.count(("daemon-reload",))
+    memory = {**specs.swarm()["memory"], "reserveMb": 1500}
+    vm.declare(memory=memory)
+    vm.until(lambda: any("sha256" in line and "another spec" in line for line in vm.said))
+    text = (vm.place.units / "pilot.slice").read_text(encoding="utf-8")
+    assert f"MemoryMax={(4096 - 1500) << 20}" in text
+    vm.declare(memory=memory, window=1)
+    vm.until(lambda: vm.status()["window"]["limit"] == 1)
+    assert vm.systemctl.count(("daemon-reload",)) == reloads + 1
+
+
+def test_a_killed_service_touches_no_agent(vm: Service) -> None:
+    vm.until(lambda: vm.phase() == "whole")
+    before = lives(vm)
+    starts = list(vm.pid1.started)
+    for _ in range(3):
+        vm.stop()
+        vm.start()
+        vm.until(lambda: vm.phase() == "whole" and vm.status()["spec"]["state"] == "current")
+    assert lives(vm) == before
+    assert vm.pid1.started == starts
+
+
+def test_without_google_the_service_goes_on_with_what_it_knows(vm: Service) -> None:
+    vm.google.order("swarm-1", '{"schema": 1, "restart": "r1"}')
+    vm.until(lambda: vm.phase() == "whole" and vm.status()["orders"]["restart"] == "r1")
+    before = lives(vm)
+    vm.stop()
+    port = vm.google.server.server_port
+    vm.google.stop()
+    vm.start()
+    vm.until(lambda: vm.phase() == "whole" and vm.status()["spec"]["state"] == "unreachable")
+    vm.pid1.kill(10003)
+    vm.until(lambda: vm.phase() == "whole" and vm.pid1.started[-1] == 10003)
+    status = vm.status()
+    assert (status["orders"]["state"], status["orders"]["restart"]) == ("unreachable", "r1")
+    assert lives(vm) == {**lives(vm), **{k: v for k, v in before.items() if "10003" not in k}}
+    later = Google(port)
+    later.attributes, later.objects = vm.google.attributes, vm.google.objects
+    vm.google.server, vm.google.thread = later.server, later.thread
+    vm.until(lambda: vm.status()["spec"]["state"] == "current")
+
+
+@pytest.mark.parametrize(
+    ("text", "state", "said"),
+    [
+        (None, "absent", "no pilot-spec"),
+        ("{", "malformed", "not JSON"),
+        (specs.text(specs.swarm(window=0)), "malformed", "window: must be 1 to 1000, is 0"),
+        (specs.text(specs.rendezvous()), "malformed", "this VM is a swarm: replace it"),
+        (
+            specs.text(specs.swarm(memory={**specs.swarm()["memory"], "reserveMb": 4096})),
+            "malformed",
+            "memory.reserveMb: 4096 is all of this VM's 4096 MiB",
+        ),
+    ],
+)
+def test_a_spec_that_cannot_be_used_changes_nothing(
+    vm: Service, text: str | None, state: str, said: str
+) -> None:
+    vm.until(lambda: vm.phase() == "whole" and vm.status()["spec"]["state"] == "current")
+    before = lives(vm)
+    vm.google.set("pilot-spec", text)
+    vm.until(lambda: vm.status()["spec"]["state"] == state)
+    assert said in vm.status()["spec"]["error"]
+    assert lives(vm) == before
+    # Neither does a restart of the service forget the good one.
+    vm.stop()
+    vm.start()
+    vm.until(lambda: vm.status()["spec"]["state"] == state and vm.phase() == "whole")
+    assert lives(vm) == before
+
+
+def test_orders_hold_restart_and_their_absence(vm: Service) -> None:
+    vm.until(lambda: vm.phase() == "whole")
+    vm.google.order("swarm-1", '{"schema": 1, "hold": true}')
+    vm.until(lambda: vm.phase() == "held")
+    assert not lives(vm)
+    vm.google.order("swarm-1", '{"schema": 1, "restart": "first"}')
+    vm.until(lambda: vm.phase() == "whole")
+    before = lives(vm)
+    vm.google.order("swarm-1", '{"schema": 1, "restart": "second"}')
+    vm.until(lambda: not before.items() & lives(vm).items() and vm.phase() == "whole")
+    before = lives(vm)
+    # Malformed, then gone: whoever was restarted once is not restarted again.
+    vm.google.order("swarm-1", '{"schema": 1, "hold": "yes", "wat": 1}')
+    vm.until(lambda: vm.status()["orders"]["state"] == "malformed")
+    assert "wat: is not known" in vm.status()["orders"]["error"]
+    assert "hold: must be true or false" in vm.status()["orders"]["error"]
+    vm.google.order("swarm-1", None)
+    vm.until(lambda: vm.status()["orders"]["state"] == "absent")
+    assert vm.status()["orders"]["restart"] == "second"
+    vm.stop()
+    vm.start()
+    vm.until(lambda: vm.phase() == "whole" and vm.status()["orders"]["state"] == "absent")
+    assert lives(vm) == before
+    assert recall_orders(vm.place, "swarm", vm.said.append).restarted == "second"
+
+
+def test_no_more_than_the_window_is_down_for_a_restart(vm: Service) -> None:
+    vm.until(lambda: vm.phase() == "whole")
+    least = [6]
+
+    def restarted() -> bool:
+        least.append(len(lives(vm)))
+        return vm.status()["orders"]["restart"] == "r" and vm.phase() == "whole"
+
+    vm.google.order("swarm-1", '{"schema": 1, "restart": "r"}')
+    vm.until(restarted)
+    assert 6 - min(least) in (1, 2)
+
+
+def test_the_hosts_maintenance(vm: Service) -> None:
+    vm.google.event("NONE")
+    vm.until(lambda: vm.phase() == "whole")
+    before = lives(vm)
+    vm.google.event("MIGRATE_ON_HOST_MAINTENANCE")
+    vm.until(lambda: "host maintenance: MIGRATE_ON_HOST_MAINTENANCE" in vm.said)
+    assert lives(vm) == before
+    vm.google.event("TERMINATE_ON_HOST_MAINTENANCE")
+    vm.until(lambda: vm.phase() == "held")
+    vm.google.event("NONE")
+    vm.until(lambda: vm.phase() == "whole")
+
+
+def test_a_release_rolls(vm: Service) -> None:
+    vm.until(lambda: vm.phase() == "whole")
+    sha256 = new_release(vm)
+    vm.until(lambda: vm.status()["release"]["sha256"] == sha256)
+    vm.until(lambda: vm.phase() == "whole")
+    assert vm.running() == {sha256: 6}
+    assert str((vm.place.opt / "current").readlink()) == f"releases/{sha256}"
+    lines = [line for line in vm.said if line.startswith("roll: ")]
+    assert [line for line in lines if "agents get" in line] == [
+        f"roll: 3 of 6 agents get 2.0 ({sha256[:12]})",
+        f"roll: 6 of 6 agents get 2.0 ({sha256[:12]})",
+    ]
+
+
+def test_a_release_that_exits_takes_one_batch_and_stays_rejected(vm: Service) -> None:
+    vm.until(lambda: vm.phase() == "whole")
+    old = vm.old["sha256"]
+    bad = hashlib.sha256(b"bad").hexdigest()
+    vm.behave = lambda port, sha256: "dies" if sha256 == bad else "ready"
+    before = lives(vm)
+    assert new_release(vm, b"bad") == bad
+    vm.until(lambda: vm.status()["roll"]["state"] == "halted" and vm.phase() == "whole")
+    assert vm.running() == {old: 6}
+    # At most the batch was touched.
+    assert sum(lives(vm)[name] == life for name, life in before.items()) >= 3
+    assert vm.status()["roll"]["rejected"][0]["sha256"] == bad
+    assert "ended (exit-code, status 1)" in vm.status()["roll"]["reason"]
+    # A reboot: all of /run is gone, and every agent.
+    vm.stop()
+    for port in range(10001, 10007):
+        vm.pid1.kill(port)
+        vm.place.socket(port).unlink(missing_ok=True)
+        (vm.place.chosen / str(port)).unlink(missing_ok=True)
+    starts = len(vm.pid1.started)
+    vm.start()
+    vm.until(lambda: vm.phase() == "whole" and vm.status()["spec"]["state"] == "current")
+    assert vm.status()["roll"]["state"] == "halted"
+    assert vm.running() == {old: 6}
+    assert len(vm.pid1.started) == starts + 6
+
+
+def test_a_binary_that_is_not_to_be_had_touches_nobody(vm: Service) -> None:
+    vm.until(lambda: vm.phase() == "whole")
+    before = lives(vm)
+    sha256 = hashlib.sha256(b"later").hexdigest()
+    reference = {"object": f"releases/{sha256}/pilot-daemon", "sha256": sha256}
+    vm.declare(release={"version": "2.0", "daemon": reference})
+    vm.until(lambda: "404" in vm.status()["roll"]["reason"])
+    assert vm.status()["roll"]["state"] == "waiting"
+    assert lives(vm) == before
+    vm.google.put("pilot-daemon", b"later")
+    vm.until(lambda: vm.running() == {sha256: 6})
+
+
+def script(vm: Service, text: str, *, expected: bool = True) -> str:
+    """Put another script into the project, and let the spec expect it."""
+    sha256 = hashlib.sha256(text.encode()).hexdigest()
+    vm.google.set("startup-script", text, project=True)
+    if expected:
+        vm.declare(script={"sha256": sha256})
+    return sha256
+
+
+def guard(vm: Service, sha256: str) -> None:
+    vm.place.guard.write_text(f"boot {sha256}\n", encoding="ascii")
+
+
+def test_the_projects_script_is_applied_where_it_is_the_expected_one(vm: Service) -> None:
+    sha256 = script(vm, "#!/bin/bash\n# 1")
+    guard(vm, sha256)
+    vm.until(lambda: vm.status()["script"]["state"] == "current")
+    assert vm.scripts == 0
+    # Another one that nobody expects.
+    script(vm, "#!/bin/bash\nrm -rf /", expected=False)
+    vm.until(lambda: vm.status()["script"]["state"] == "foreign")
+    assert vm.scripts == 0
+    second = script(vm, "#!/bin/bash\n# 2")
+    vm.until(lambda: vm.scripts == 1)
+    # It failed: not again at once, not even by another service.
+    vm.stop()
+    vm.start()
+    vm.until(lambda: vm.status()["script"]["state"] == "applying")
+    vm.until(lambda: vm.phase() == "whole")
+    assert vm.scripts == 1
+    guard(vm, second)
+    vm.until(lambda: vm.status()["script"]["state"] == "current")
+    vm.google.set("startup-script", None, project=True)
+    vm.until(lambda: vm.status()["script"]["state"] == "absent")
+
+
+def test_a_spec_of_a_newer_program_brings_the_script_that_understands_it(vm: Service) -> None:
+    guard(vm, script(vm, "#!/bin/bash\n# 1"))
+    vm.until(lambda: vm.status()["script"]["state"] == "current")
+    text = "#!/bin/bash\n# newer"
+    vm.google.set("startup-script", text, project=True)
+    vm.declare(script={"sha256": hashlib.sha256(text.encode()).hexdigest()}, shiny=True)
+    vm.until(lambda: vm.scripts == 1)
+    assert "shiny: is not known" in vm.status()["spec"]["error"]
+
+
+def test_beside_a_ghost_no_script_is_run(vm: Service) -> None:
+    vm.google.set("startup-script", "#!/bin/bash\nghost")
+    vm.until(lambda: vm.status()["ghosts"] == ["startup-script"])
+    script(vm, "#!/bin/bash\n# 2")
+    vm.until(lambda: vm.status()["script"]["state"] == "applying")
+    vm.until(lambda: vm.phase() == "whole")
+    assert vm.scripts == 0
+    vm.google.set("startup-script", None)
+    vm.until(lambda: vm.scripts == 1)
+
+
+def test_nothing_is_started_without_the_state_disk(vm: Service) -> None:
+    (vm.place.root / "proc/self/mountinfo").write_text("1 1 8:1 / / rw - ext4 a rw\n", "ascii")
+    vm.until(lambda: any("is not mounted" in line for line in vm.said))
+    assert not vm.pid1.started
+    vm.mount()
+    vm.until(lambda: vm.phase() == "whole")
+
+
+def test_no_thread_of_a_test_is_left() -> None:
+    """Their questions end with the server; a source asks no more once it is stopped."""
+    limit = time.monotonic() + SECONDS
+    while any(t.name in ("orders", "maintenance") for t in threading.enumerate()):
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+
+
+def test_units_name_the_variant() -> None:
+    text = (units.TEMPLATES / "pilot-agent@.service").read_text(encoding="utf-8")
+    assert "ExecStart=/run/pilot/variant/%i/pilot-daemon" in text
