@@ -23,6 +23,7 @@ flags of the real rendezvous:
   -config FILE               JSON object of flags by name; the command line wins
   -admin-token TOKEN         allows PUT /api/banner
   -dashboard-token TOKEN     shows networks in /api/stats only to who has it
+  -repl-token TOKEN          taken, and without effect: nothing replicates here
   -stale-threshold DURATION  silence after which an agent is gone (default 30m)
   -version                   print the version and exit
 test knobs, also at run time (GET, POST /knobs on loopback):
@@ -64,6 +65,7 @@ class Options:
     log_format: str = "text"
     admin_token: str = ""
     dashboard_token: str = ""
+    repl_token: str = ""
     stale_threshold: float = 1800
     version: bool = False
     knobs: Knobs = field(default_factory=Knobs)
@@ -134,6 +136,7 @@ _READERS: Final[Mapping[str, Callable[[str], object]]] = {
     "config": str,
     "admin-token": str,
     "dashboard-token": str,
+    "repl-token": str,
     "stale-threshold": duration,
     "version": _truth,
     "delay": _seconds,
