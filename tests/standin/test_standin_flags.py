@@ -27,11 +27,16 @@ def test_without_flags_it_is_the_real_ones_defaults() -> None:
     }
 
 
-def test_as_the_unit_starts_it() -> None:
+def test_as_the_unit_starts_it(tmp_path: Path) -> None:
     """Every flag of the unit that runs the rendezvous on a VM is understood."""
     unit = (ROOT / "startup" / "units" / "pilot-rendezvous.service").read_text()
     (line,) = re.findall(r"^ExecStart=\S+ (.*)$", unit, re.MULTILINE)
+    config = tmp_path / "rendezvous.json"
+    # What pilot-node writes into it, with every token that there can be.
+    config.write_text('{"admin-token": "a", "dashboard-token": "d", "repl-token": "r"}')
+    line = line.replace("/run/pilot/rendezvous.json", str(config))
     options = parse(re.sub(r"\$\{\w+\}", "9", line).split())
+    assert (options.admin_token, options.dashboard_token, options.repl_token) == ("a", "d", "r")
     assert options.registry == Address(host="", port=9)
     assert options.store == Path("/var/lib/pilot/registry/registry.json")
     assert options.log_format == "json"
