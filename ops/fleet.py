@@ -7,6 +7,7 @@ comes from a machine that runs strangers' code: it is taken as text of unknown s
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -294,7 +295,8 @@ def _problem(instance: Instance, content: Any, now: float) -> str:
 
 
 def _lateness(when: float, started: float | None, now: float) -> str:
-    if started is not None and when < started - 1:
+    # The time of a status has no fractions of a second.
+    if started is not None and when < math.floor(started):
         return f"its status is of an earlier boot, {age(now - when)} old"
     if now - when > SILENT_AFTER:
         return f"it is silent for {age(now - when)}"
