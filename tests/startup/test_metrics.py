@@ -268,8 +268,9 @@ def test_strangers_who_hold_connections(
         for one in held:
             one.send(b"G")
         # A byte before each of the server's own time-outs: what ends it is its time in all.
-        ended = 0
+        ended, deadline = 0, time.monotonic() + 30
         while ended < CONNECTIONS:
+            assert time.monotonic() < deadline, f"{ended} of {CONNECTIONS} turned away"
             ended = 0
             for one in held:
                 one.settimeout(0.02)
