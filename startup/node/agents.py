@@ -238,6 +238,9 @@ class Keeper:
                 self.place.socket(port).unlink(missing_ok=True)
                 self._home(port)
                 variants.choose(self.place, port, self.goal.variants[port])
+                # What an earlier process said is no reason for the end of this one.
+                with suppress(FileNotFoundError):
+                    os.truncate(self.place.logs / str(port), 0)
             except OSError as error:
                 # The directory of the sockets is the agents' own: there may be anything.
                 unfit[port] = self.explain(str(error))

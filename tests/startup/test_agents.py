@@ -188,8 +188,14 @@ def test_a_killed_agent_comes_back_though_its_socket_stayed(world: World) -> Non
 
 
 def test_one_that_exits_at_once_is_told_by_systemd_and_holds_up_nobody(world: World) -> None:
-    (world.place.logs / "10003").write_text("one\nregistry: refused\n\n", encoding="utf-8")
-    world.behave = lambda port: "dies" if port == 10003 else "ready"
+
+    def behave(port: int) -> str:
+        if port != 10003:
+            return "ready"
+        (world.place.logs / "10003").write_text("one\nregistry: refused\n\n", encoding="utf-8")
+        return "dies"
+
+    world.behave = behave
     world.until(lambda: len(world.running()) == 39)
     # Long before the deadline of a start.
     assert world.now < START_DEADLINE
@@ -444,14 +450,20 @@ def test_an_idle_vm_looks_at_no_socket_twice(world: World, monkeypatch: pytest.M
     world.until(lambda: 10007 not in world.keeper.view().ready, limit=10)
 
 
+def test_what_an_earlier_process_said_is_gone_when_its_agent_starts(world: World) -> None:
+    (world.place.logs / "10001").write_text("the end of another one\n", encoding="utf-8")
+    world.until(lambda: 10001 in world.keeper.view().ready, limit=20)
+    assert (world.place.logs / "10001").read_text(encoding="utf-8") == ""
+
+
 def test_logs_are_cut(world: World) -> None:
-    (world.place.logs / "10001").write_bytes(b"x" * (LOG_BYTES + 1))
-    (world.place.logs / "10002").write_bytes(b"x" * LOG_BYTES)
+    (world.place.logs / "10041").write_bytes(b"x" * (LOG_BYTES + 1))
+    (world.place.logs / "10042").write_bytes(b"x" * LOG_BYTES)
     world.keeper.round()
-    assert (world.place.logs / "10001").stat().st_size == 0
-    assert (world.place.logs / "10002").stat().st_size == LOG_BYTES
-    (world.place.logs / "10001").write_bytes(b"x" * (LOG_BYTES + 1))
-    world.until(lambda: (world.place.logs / "10001").stat().st_size == 0, limit=20)
+    assert (world.place.logs / "10041").stat().st_size == 0
+    assert (world.place.logs / "10042").stat().st_size == LOG_BYTES
+    (world.place.logs / "10041").write_bytes(b"x" * (LOG_BYTES + 1))
+    world.until(lambda: (world.place.logs / "10041").stat().st_size == 0, limit=20)
 
 
 def test_in_a_container_with_its_hosts_cgroup_v1(world: World) -> None:
