@@ -429,7 +429,7 @@ def bad_release(fleet: Fleet, vm: str, chance: Random, kind: str) -> Measured:
     bad = release["daemon"]["sha256"]
     old = fleet.processes(vm)
     start = time.monotonic()
-    # Less than 20 s of watching tell no growth from warming up (roll.py); 60 is what it is made for.
+    # Less than 20 s of watching cannot tell growth from warming up (roll.py); 60 is production's.
     watch = 60 if kind == "grows" else before["roll"]["watchSeconds"]
     fleet.change_spec(vm, release=release, roll=before["roll"] | {"watchSeconds": watch})
     try:
@@ -444,6 +444,7 @@ def bad_release(fleet: Fleet, vm: str, chance: Random, kind: str) -> Measured:
             assert time.monotonic() < end, f"nothing halts the roll: {json.dumps(told)}"
             time.sleep(1)
         halted = time.monotonic() - start
+        assert most <= batch, f"{most} agents had it at once, a batch is {batch}"
         assert told["roll"]["reason"], told["roll"]
         assert bad in [each["sha256"] for each in told["roll"]["rejected"]], told["roll"]
         told = fleet.until_status(

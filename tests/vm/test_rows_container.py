@@ -14,7 +14,7 @@ from tests.vm.rows import CONTAINER, Row
 
 pytestmark = [pytest.mark.engine, pytest.mark.xdist_group("vm-rows")]
 
-WANTED = {"swarm-1": 20, "swarm-2": 20, "swarm-3": 20}
+WANTED = {"swarm-1": 100, "swarm-2": 100, "swarm-3": 100}
 
 
 @pytest.fixture(scope="module")
