@@ -54,6 +54,8 @@ RETRY: Final = retry.Retry(
 _SCOPES: Final = ("https://www.googleapis.com/auth/cloud-platform",)
 _PAGE: Final = 500  # Compute Engine's own limit of a page
 _RIGHT = re.compile(r"\b((?:compute|storage|monitoring|iam|resourcemanager)\.[A-Za-z.]+[A-Za-z])\b")
+# What the clients put before Google's own words.
+_REQUEST = re.compile(r"^(?:GET|POST|PUT|PATCH|DELETE) \S+: ")
 _ROLES: Final = (
     (re.compile(r"compute\..*\.(start|stop|reset)$"), "the role pilotFleetOperator (order)"),
     (re.compile(r"compute\."), "roles/compute.viewer (look)"),
@@ -128,7 +130,7 @@ def asked(what: str) -> Iterator[None]:
 
 def refusal(what: str, code: int, message: str) -> OpsError:
     """The error for an answer with this HTTP status and message."""
-    said = _line(message)
+    said = _line(_REQUEST.sub("", message))
     if code == 403:
         return _denied(what, said)
     kind, text = OpsError, f"{what}: {code} ({said})"

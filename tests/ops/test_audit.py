@@ -1,0 +1,202 @@
+"""`audit`: every way to smuggle in a script that the API shows, and nothing on a clean fleet."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from ops import audit, checkout
+from ops.audit import Bag, Declared, Project, is_script
+from ops.fleet import Fleet, Registry
+from tests.components.fleet import ROOT
+from tests.lab.client import COMPUTE, ZONE, vm
+from tests.ops.conftest import Ops
+from tests.ops.simulated import FLEET, RENDEZVOUS, SCRIPT, Simulated, sha256
+
+KEYS = (
+    "startup-script",
+    "startup-script-url",
+    "Startup-Script",
+    "shutdown-script",
+    "shutdown-script-url",
+    "windows-startup-script-ps1",
+    "windows-shutdown-script-url",
+    "sysprep-specialize-script-cmd",
+    "sysprep-oobe-script-url",
+    "user-data",
+    "user-data-encoding",
+    "vendor-data",
+    "cloud-init",
+)
+AUDIT = ("audit", "--no-rendered", "--json")
+
+
+def rules(ops: Ops, *more: str) -> list[str]:
+    found = ops(*AUDIT, *more)
+    assert found.code == bool(found.json["findings"]), found
+    return [each["rule"] for each in found.json["findings"]]
+
+
+def test_a_clean_fleet(ops: Ops) -> None:
+    found = ops(*AUDIT)
+    assert (found.code, found.json["findings"]) == (0, [])
+    assert found.json["looked_at"] == {"project": 1, "instance": 4, "zone": 1}
+    # What an API does not have is said, not passed over.
+    assert "managed instance groups" in found.json["unread"]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_script_of_a_vms_own(ops: Ops, simulated: Simulated, key: str) -> None:
+    simulated.set_metadata("swarm-2", {key: "echo ghost"})
+    assert rules(ops) == ["ghost-instance"]
+    text = ops("audit", "--no-rendered").out
+    assert f"zones/us-central1-a/instances/swarm-2 [{key}]" in text
+    assert f"remove-metadata swarm-2 --keys={key}" in text
+    simulated.set_metadata("swarm-2", {key: None})
+    assert rules(ops) == []
+
+
+def test_a_strangers_vm_is_looked_at_too(ops: Ops, simulated: Simulated) -> None:
+    items = [{"key": "startup-script", "value": "echo mine"}]
+    simulated.client.do("POST", f"{ZONE}/instances", vm("builder", metadata={"items": items}))
+    assert rules(ops) == ["ghost-instance"]
+    assert rules(ops, "--allow", "builder") == []
+
+
+def test_a_template(ops: Ops, simulated: Simulated) -> None:
+    metadata = {"items": [{"key": "startup-script", "value": ""}]}
+    body = {"name": "old", "properties": {"machineType": "e2-small", "metadata": metadata}}
+    simulated.client.do("POST", f"{COMPUTE}/global/instanceTemplates", body)
+    found = ops(*AUDIT).json["findings"]
+    assert [(each["rule"], each["where"]) for each in found] == [
+        ("ghost-template", "global/instanceTemplates/old [startup-script]")
+    ]
+
+
+def test_a_zone(ops: Ops, simulated: Simulated) -> None:
+    path = f"{ZONE}/instanceSettings"
+    held = simulated.client.get(path)
+    body = {
+        "fingerprint": held["fingerprint"],
+        "metadata": {"items": {"startup-script": "echo zonal"}},
+    }
+    simulated.client.do("PATCH", path, body)
+    assert rules(ops) == ["ghost-zone"]
+
+
+@pytest.mark.parametrize("key", ["startup-script-url", "shutdown-script", "user-data"])
+def test_another_key_of_the_project(ops: Ops, simulated: Simulated, key: str) -> None:
+    simulated.set_project({key: "gs://x"})
+    assert rules(ops) == ["ghost-project"]
+
+
+def test_the_projects_script_is_another(ops: Ops, simulated: Simulated) -> None:
+    simulated.set_project({"startup-script": f"{SCRIPT} # and more"})
+    assert rules(ops) == ["script-foreign"]
+    simulated.set_project({"startup-script": f"{SCRIPT}\n"})
+    assert rules(ops) == [], "white space at the end is what some tools add"
+    simulated.set_project({"startup-script": None})
+    assert rules(ops) == ["script-missing"]
+
+
+def test_the_script_against_the_checkout(ops: Ops) -> None:
+    assert rules(ops, "--expected-sha256", sha256(SCRIPT)) == []
+    assert rules(ops, "--expected-sha256", "0" * 64) == ["script-differs", "script-foreign"]
+    assert ops(*AUDIT, "--expected-sha256", "12").code == 2
+    rendered = ops("audit", "--json")
+    assert [each["rule"] for each in rendered.json["findings"]] == [
+        "script-differs",
+        "script-foreign",
+    ]
+    assert checkout.script_sha256()[:12] in rendered.json["findings"][0]["what"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule"),
+    [
+        ({"ssh-keys": "root:x"}, "undeclared-key"),
+        ({"enable-guest-attributes": None}, "metadata"),
+        ({"enable-oslogin": "FALSE"}, "metadata"),
+        ({"pilot-spec": "{"}, "metadata"),
+        ({"pilot-role": "rendezvous"}, "metadata"),
+    ],
+)
+def test_metadata_that_nobody_declared(
+    ops: Ops, simulated: Simulated, changes: dict[str, str | None], rule: str
+) -> None:
+    simulated.set_metadata("swarm-3", changes)
+    assert set(rules(ops)) == {rule}
+
+
+def test_another_vms_spec(ops: Ops, simulated: Simulated) -> None:
+    items = simulated.instance("swarm-1")["metadata"]["items"]
+    stolen = next(each["value"] for each in items if each["key"] == "pilot-spec")
+    simulated.set_metadata("swarm-3", {"pilot-spec": stolen})
+    assert rules(ops) == ["metadata"]
+
+
+def test_a_silent_vm_and_one_that_saw_a_ghost(ops: Ops, simulated: Simulated) -> None:
+    simulated.nodes["swarm-1"].changes["ghosts"] = ("startup-script",)
+    simulated.tick()
+    simulated.publish("swarm-3", "{}")
+    assert rules(ops) == ["ghost-instance", "silent"]
+
+
+def test_a_vm_that_runs_agents_in_nobodys_count(ops: Ops, simulated: Simulated) -> None:
+    items = [{"key": "pilot-role", "value": "swarm"}]
+    simulated.client.do("POST", f"{ZONE}/instances", vm("shadow", metadata={"items": items}))
+    assert rules(ops) == ["stranger"]
+
+
+def test_the_stack_file(ops: Ops, simulated: Simulated) -> None:
+    """Against what the program declares, read without an engine and without state."""
+    digest = sha256(SCRIPT)
+    declared = checkout.metadata("lab", digest)
+    assert set(declared) == {RENDEZVOUS, "swarm-1", "swarm-2", "swarm-3"}
+    simulated.publish(RENDEZVOUS, "{}")
+    found = ops(*AUDIT, "--stack", "lab", "--expected-sha256", digest).json["findings"]
+    differing = {
+        each["where"]: each["what"] for each in found if each["rule"] == "metadata-differs"
+    }
+    assert len(differing) == 4
+    where = "zones/us-central1-a/instances/swarm-1 [pilot-spec]"
+    assert "agents" in differing[where]
+    for name, metadata in declared.items():
+        simulated.set_metadata(name, dict(metadata))
+    assert rules(ops, "--stack", "lab", "--expected-sha256", digest) == ["silent"]
+    assert ops(*AUDIT, "--stack", "nowhere").code == 2
+
+
+def test_a_release_that_this_checkout_cannot_know_is_not_held_against_a_vm() -> None:
+    one = json.dumps({"release": {"version": "1", "daemon": {"sha256": "a"}}, "agents": 3})
+    null = json.dumps({"release": {"version": "1", "daemon": None}, "agents": 3})
+    other = json.dumps({"release": {"version": "2", "daemon": None}, "agents": 3})
+    assert audit._same(one, null)
+    assert not audit._same(one, other)
+    assert not audit._same(null, one)
+
+
+def test_names_that_only_look_alike() -> None:
+    for key in ("startup-scripts-doc", "pilot-spec", "enable-oslogin", "ssh-keys", "description"):
+        assert is_script(key) == key.startswith("startup-script")
+
+
+def test_what_else_holds_metadata() -> None:
+    """Kinds that the lab does not have: the same rule."""
+    bags = tuple(
+        Bag(kind=kind, where=f"zones/z/{kind}s/x", metadata={"user-data": "#cloud-config"})
+        for kind in ("image", "group")
+    )
+    project = Project(name="p", instances=(), bags=bags, metadata={"startup-script": SCRIPT})
+    fleet = Fleet(name=FLEET, project="p", time=0, vms=(), registry=Registry())
+    report = audit.audit(project, fleet, Declared(script=sha256(SCRIPT)))
+    found: list[Any] = [each.rule for each in report.findings]
+    assert found == ["ghost-image", "ghost-group", "no-rendezvous"]
+
+
+def test_the_scheduled_job_runs_this_command() -> None:
+    text = (ROOT / ".github" / "workflows" / "audit.yml").read_text()
+    assert "python -m ops" in text
+    assert "schedule:" in text

@@ -1,0 +1,197 @@
+"""The rest of the command line: consoles, tunnels, silence, interruptions."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from lab.server import Serving
+from lab.web import Request, Response
+from ops.fleet import seconds
+from ops.google import Cloud, Place
+from ops.silence import Silence
+from tests.components.fleet import ROOT
+from tests.lab.client import ZONE
+from tests.ops.conftest import Ops
+from tests.ops.simulated import FLEET, RENDEZVOUS, Simulated
+
+
+def cloud(url: str) -> Cloud:
+    return Cloud(Place(project="p1", compute=url, storage=url, monitoring=url))
+
+
+def test_logs(ops: Ops, simulated: Simulated) -> None:
+    simulated.console(b"first\r\n" + b"x" * 20_000 + b"\r\n\x1b[2Jlast \xff\r\n")
+    end = ops("logs", "swarm-1", "--no-follow")
+    assert end.code == 0
+    assert "[2Jlast" in end.out
+    assert "\x1b" not in end.out
+    assert "first" not in end.out
+    assert "first" in ops("logs", "swarm-1", "--no-follow", "--all").out
+    assert ops("logs", "swarm-9", "--no-follow").code == 3
+    simulated.client.do("POST", f"{ZONE}/instances/swarm-1/stop")
+    assert "serial console of swarm-1" in ops("logs", "swarm-1", "--no-follow").err
+
+
+def test_logs_go_on_with_what_comes(
+    ops: Ops, simulated: Simulated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulated.console(b"one\n")
+    steps = iter([b"one\ntwo\n", b"one\ntwo\nthree\n"])
+
+    def sleep(_: float) -> None:
+        text = next(steps, None)
+        if text is None:
+            raise KeyboardInterrupt
+        simulated.console(text)
+
+    monkeypatch.setattr("time.sleep", sleep)
+    found = ops("logs", "swarm-1")
+    assert (found.code, found.out) == (130, "one\ntwo\nthree\n")
+
+
+def test_the_dashboard_of_a_cloud_on_this_machine(
+    ops: Ops, simulated: Simulated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "leads nowhere" in ops("dashboard").err
+    driver = simulated.serving.lab.driver
+    monkeypatch.setattr(driver, "forward", lambda machine, port: port + 1)
+    assert "http://127.0.0.1:3001 (a cloud on this machine: no tunnel)" in ops("dashboard").out
+
+
+@dataclass
+class Snoozes:
+    """Cloud Monitoring's snoozes, before a lab that has none."""
+
+    serving: Serving
+    held: list[dict[str, Any]] = field(default_factory=list)
+    status: int = 200
+
+    def __post_init__(self) -> None:
+        self._answer = self.serving.lab.answer
+        self.serving.lab.answer = self.answer  # type: ignore[method-assign]
+
+    def answer(self, request: Request) -> Response:
+        if not request.path.startswith("/v3/projects/p1/snoozes"):
+            return self._answer(request)
+        if self.status != 200:
+            message = "Permission monitoring.snoozes.create denied on resource"
+            body = {"error": {"code": self.status, "message": message}}
+            return Response(body=body, status=self.status)
+        number = request.path.rpartition("/")[2]
+        if request.method == "POST":
+            name = f"projects/p1/snoozes/{len(self.held)}"
+            self.held.append({"name": name, **request.json()})
+            return Response(body=self.held[-1])
+        found = self.held[int(number)]
+        if request.method == "PATCH":
+            assert request.query["updateMask"] == "interval.endTime"
+            found["interval"]["endTime"] = request.json()["interval"]["endTime"]
+        return Response(body=found)
+
+
+def policy(simulated: Simulated, fleet: str) -> str:
+    body = {
+        "displayName": "x",
+        "combiner": "OR",
+        "conditions": [{"displayName": "c"}],
+        "userLabels": {"pilot-fleet": fleet},
+    }
+    answer = simulated.client.call("POST", "/v3/projects/p1/alertPolicies", body)
+    assert answer.status == 200, answer
+    return str(answer.json["name"])
+
+
+def test_silence_is_of_this_fleets_alerts_and_ends(simulated: Simulated) -> None:
+    mine = [policy(simulated, FLEET) for _ in range(17)]
+    policy(simulated, "other")
+    snoozes = Snoozes(simulated.serving)
+    silence = Silence(cloud=cloud(simulated.serving.url), fleet=FLEET)
+    begun = silence.begin("planned", timedelta(hours=1))
+    assert len(begun) == 2, "sixteen policies a snooze"
+    assert sorted(each for one in snoozes.held for each in one["criteria"]["policies"]) == sorted(
+        mine
+    )
+    until = snoozes.held[0]["interval"]["endTime"]
+    for each in begun:
+        silence.end(each)
+    assert snoozes.held[0]["interval"]["endTime"] < until
+    silence.end(begun[0])
+
+
+def test_no_monitoring_is_no_error(simulated: Simulated) -> None:
+    silence = Silence(cloud=cloud(simulated.serving.url), fleet=FLEET)
+    assert silence.begin("planned", timedelta(hours=1)) == ()
+    policy(simulated, FLEET)
+    assert silence.begin("planned", timedelta(hours=1)) == (), "this lab has no snoozes"
+
+
+def test_who_may_not_silence_is_told_before_anything_is_drained(
+    ops: Ops, simulated: Simulated
+) -> None:
+    policy(simulated, FLEET)
+    Snoozes(simulated.serving, status=403)
+    found = ops("restart", "--yes")
+    assert found.code == 3
+    assert "monitoring.snoozes.create is missing; it is in roles/monitoring.snoozeEdit" in found.err
+    assert simulated.order("swarm-3") == {}
+    with simulated.running():
+        assert ops("restart", "--resume", "--no-silence").code == 0
+
+
+def test_a_command_that_is_ended_ends_its_silence(simulated: Simulated) -> None:
+    """A real process, and SIGTERM in the middle of it."""
+    policy(simulated, FLEET)
+    snoozes = Snoozes(simulated.serving)
+    command = [sys.executable, "-m", "ops", "--endpoint", simulated.serving.url]
+    command += ["--project", "p1", "--poll", "0.05", "restart", "--yes"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            if b"swarm-3: drain" in line:
+                break
+        assert simulated.order(RENDEZVOUS)["banner"].startswith("restart under way since")
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130, (out, err)
+    assert b"ops restart --resume` goes on" in err
+    assert b"alerts sound again" in out
+    assert b"Traceback" not in err
+    assert "banner" not in simulated.order(RENDEZVOUS)
+    assert snoozes.held[0]["criteria"]["policies"] != []
+    interval = snoozes.held[0]["interval"]
+    lasted = (seconds(interval["endTime"]) or 0) - (seconds(interval["startTime"]) or 0)
+    assert lasted < 300, "it would have gone on for forty minutes"
+
+
+def test_it_can_be_called_from_anywhere(tmp_path: Any) -> None:
+    """Usage is 2, and no login is a sentence."""
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    environment["NO_GCE_CHECK"] = "true"
+    command = [sys.executable, "-m", "ops"]
+    for arguments, code in (([], 2), (["nonsense"], 2), (["status"], 3), (["--help"], 0)):
+        done = subprocess.run(
+            [*command, *arguments], cwd=tmp_path, env=environment, capture_output=True, check=False
+        )
+        assert done.returncode == code, (arguments, done)
+        assert b"Traceback" not in done.stderr
+
+
+def test_what_ops_may_know() -> None:
+    """Neither Pulumi's state nor what runs on a VM; the lab is known by its address alone."""
+    for path in (ROOT / "ops").glob("*.py"):
+        text = path.read_text()
+        for word in ("from startup", "import startup", "from lab", "import lab", "pulumi stack"):
+            allowed = path.name == "checkout.py" and "components import" in text
+            assert word not in text or (allowed and word == "import startup"), (path.name, word)
