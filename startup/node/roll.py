@@ -27,9 +27,9 @@ HALTED: Final = "halted"
 # One agent in fifty may fail once (a registry that hiccups, the kernel), and at least one: an agent
 # that fails twice, or more of them, is the release's fault.
 _TOLERATED = 50
-# A registry that is away fails the starts of any release. So where no agent of the new one has come
-# up, and what they say of it is about the registry or nothing at all, it is given so many seconds
-# from the first failure on. Longer, and agents are down for a release that may be the reason.
+# A registry that is away fails the starts of any release. So where all that failed say something
+# about the registry, or nothing at all, they are given so many seconds to come up. Longer, and
+# agents are down for a release that may be the reason.
 _GRACE = 60.0
 _REGISTRY = ("registry", "no socket", "dial")
 # Bytes a minute of private memory, the mean of a batch, that are no warming up: an idle daemon has
@@ -73,18 +73,18 @@ class Watch:
     """What was seen of the ports that have the new release, since their last batch began.
 
     `before`: failures in a row that each had then. `up`: when each was seen ready (its
-    `up_since`). `ever_up`: whether any was. `hurt_since`: when the first failed. `died`: those
-    that were ready and are not the same any more. `since`: when all were ready, and the watch
-    began. `memory`: mean private bytes then, and when that was. `kernel`: what the kernel said of
-    the program. `epoch`: as in Seen; when another one begins, all is started anew and so is the
-    watch.
+    `up_since`). `ever_up`: whether any was. `down_since`: since when some that failed are down.
+    `died`: those that were ready and are not the same any more. `since`: when all were ready, and
+    the watch began. `memory`: mean private bytes then, and when that was. `kernel`: what the kernel
+    said of the program. `epoch`: as in Seen; when another one begins, all is started anew and so is
+    the watch.
     """
 
     epoch: str = ""
     before: Mapping[int, int] = field(default_factory=dict)
     up: Mapping[int, float] = field(default_factory=dict)
     ever_up: bool = False
-    hurt_since: float | None = None
+    down_since: float | None = None
     died: frozenset[int] = frozenset()
     since: float | None = None
     memory: tuple[float, float] | None = None
@@ -285,7 +285,9 @@ def _judge(state: RollState, seen: Seen, said: list[str]) -> RollState:
         said.append(f"roll: {len(tried)} agents are ready, watched for {_seconds(seen)}")
         watch = replace(watch, since=seen.now)
     state = replace(state, state=WATCHING, watch=watch)
-    if watch.since is None or seen.now - watch.since < seen.settings.watch_seconds:
+    watched = watch.since is not None and seen.now - watch.since >= seen.settings.watch_seconds
+    if not watched or not whole:
+        # Whoever is down is up again before this ends, or is trouble.
         return state
     if state.done < len(seen.ports):
         return _batch(state, seen, said)
@@ -310,9 +312,8 @@ def _observed(watch: Watch, seen: Seen, tried: Sequence[int]) -> Watch:
             del up[port]
         if fresh and since is not None and port not in up:
             up[port] = since
-    hurt_since = watch.hurt_since
-    if hurt_since is None and (died or _failing(watch, seen, tried)):
-        hurt_since = seen.now
+    down = any(port not in seen.ready for port in died.union(_failing(watch, seen, tried)))
+    since_down = watch.down_since if watch.down_since is not None else seen.now
     memory = watch.memory
     if memory is None and seen.private is not None and watch.since is not None:
         memory = (seen.private, seen.now)
@@ -321,7 +322,7 @@ def _observed(watch: Watch, seen: Seen, tried: Sequence[int]) -> Watch:
         watch,
         up=up,
         ever_up=watch.ever_up or bool(up),
-        hurt_since=hurt_since,
+        down_since=since_down if down else None,
         died=frozenset(died),
         memory=memory,
         kernel=(*watch.kernel, *lines)[-_KEPT:],
@@ -335,12 +336,14 @@ def _trouble(watch: Watch, seen: Seen, tried: Sequence[int]) -> str:
     if hurt:
         again = [port for port, count in failing.items() if count >= 2]
         many = len(hurt) > max(1, len(tried) // _TOLERATED)
-        patient = not watch.ever_up and all(
-            any(word in seen.why.get(port, "") for word in _REGISTRY) for port in hurt
-        )
-        waited = watch.hurt_since is not None and seen.now - watch.hurt_since >= _GRACE
-        alone = not watch.ever_up and waited
-        if again or watch.kernel or alone or (many and not patient):
+        patient = all(any(w in seen.why.get(port, "") for w in _REGISTRY) for port in hurt)
+        waited = watch.down_since is not None and seen.now - watch.down_since >= _GRACE
+        if (
+            again
+            or watch.kernel
+            or (many and (waited or not patient))
+            or (waited and not watch.ever_up)
+        ):
             port = min(again, default=hurt[0])
             why = seen.why.get(port) or "died"
             text = f"{len(hurt)} of {len(tried)} agents failed, as agent {port}: {why}"

@@ -1,0 +1,134 @@
+"""Orders: what is read, every problem at once, and which are in force."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from startup.node import orders, watch
+from startup.node.orders import Orders, Standing, Verdict, follow, follow_here, parse
+from startup.node.place import Place
+from startup.node.spec import SpecError
+from startup.node.watch import Object, Reading, ghosts, kernel_text, replaced
+
+SHA = "ab" * 32
+
+
+def problems(order: Any, role: str = "swarm") -> list[str]:
+    with pytest.raises(SpecError) as caught:
+        parse(json.dumps(order), role)
+    return list(caught.value.problems)
+
+
+def test_every_field() -> None:
+    order = {
+        "schema": 1,
+        "hold": True,
+        "restart": "2026-11-24T10:00:00Z",
+        "clean": True,
+        "roll": {"sha256": SHA, "verdict": "go", "id": "2"},
+        "banner": "Back at noon.",
+        "by": "anna@example.com",
+        "at": "2026-11-24T10:00:00Z",
+    }
+    assert parse(json.dumps(order), "rendezvous") == Orders(
+        hold=True,
+        restart="2026-11-24T10:00:00Z",
+        clean=True,
+        roll=Verdict(sha256=SHA, verdict="go", id="2"),
+        banner="Back at noon.",
+    )
+    assert parse('{"schema": 1, "benchmarks": "pause"}', "swarm").pause_benchmarks
+    assert parse('{"schema": 1, "benchmarks": "run"}', "swarm") == Orders()
+
+
+def test_all_problems_at_once() -> None:
+    order = {"schema": 1, "hold": 1, "restart": "a b", "clean": True, "roll": {}, "later": 0}
+    assert sorted(problems(order)) == [
+        "clean: is for the rendezvous only",
+        "hold: must be true or false, is 1",
+        "later: is not known",
+        'restart: must be [-0-9A-Za-z_.:]{1,64}, is "a b"',
+        "roll.sha256: is missing",
+        "roll.verdict: is missing",
+    ]
+    assert problems({"schema": 1, "clean": True}, "rendezvous") == [
+        "clean: goes with a restart only: give it one"
+    ]
+    assert problems({"schema": 1, "banner": "a\nb"}, "rendezvous")[0].startswith("banner: ")
+    assert problems({"schema": 2, "hold": True})[0].startswith("schema: is 2")
+
+
+@given(st.text() | st.binary())
+def test_any_text_is_orders_or_a_spec_error(text: str | bytes) -> None:
+    with pytest.raises(SpecError):
+        parse(text, "swarm")
+
+
+def read(order: dict[str, Any], generation: str = "7") -> Reading[Object]:
+    text = json.dumps({"schema": 1, **order})
+    return Reading(state=watch.READ, value=Object(generation=generation, text=text))
+
+
+def test_absent_unreachable_and_malformed_are_three_things() -> None:
+    held = follow(Standing(), read({"hold": True, "restart": "r1"}), "swarm")
+    assert (held.state, held.hold, held.restart, held.generation) == ("read", True, "r1", "7")
+    away = follow(held, Reading(state=watch.UNREACHABLE, error="no route"), "swarm")
+    assert (away.state, away.hold, away.error) == ("unreachable", True, "no route")
+    broken = follow(held, read({"hold": 7}, "8"), "swarm")
+    assert (broken.state, broken.hold, broken.generation) == ("malformed", True, "8")
+    gone = follow(broken, Reading(state=watch.ABSENT), "swarm")
+    assert (gone.state, gone.hold, gone.error, gone.restart) == ("absent", False, "", "r1")
+
+
+def test_held_by_either_and_a_restart_is_one_of_either() -> None:
+    standing = follow(Standing(), read({"restart": "r1"}), "swarm")
+    here = follow_here(standing, '{"schema": 1, "hold": true, "restart": "h1"}', "swarm")
+    assert here.hold
+    assert here.restart != standing.restart
+    after = follow_here(here, None, "swarm")
+    assert not after.hold
+    assert after.restart == here.restart
+    bad = follow_here(here, "{", "swarm")
+    assert bad.hold
+    assert "not JSON" in bad.here_error
+
+
+def test_what_is_remembered(tmp_path: Path) -> None:
+    place = Place(root=tmp_path)
+    place.node_state.mkdir(parents=True)
+    said: list[str] = []
+    assert orders.recall(place, "swarm", said.append) == Standing()
+    standing = follow(Standing(), read({"hold": True, "restart": "r1"}), "swarm")
+    standing = follow_here(standing, '{"schema": 1, "restart": "h1"}', "swarm")
+    orders.remember(place, standing)
+    assert (place.node_state / "orders.json").stat().st_mode & 0o777 == 0o600
+    found = orders.recall(place, "swarm", said.append)
+    assert (found.hold, found.restart, found.state) == (True, "r1/h1", "unreachable")
+    assert not said
+    (place.node_state / "orders.json").write_text("[]", encoding="utf-8")
+    assert orders.recall(place, "swarm", said.append) == Standing()
+    assert "not known until the bucket answers" in said[0]
+
+
+def test_ghosts() -> None:
+    ours = {"pilot-role": "", "pilot-spec": "", "enable-oslogin": "", "ssh-keys": ""}
+    assert ghosts(ours) == ()
+    for key in (
+        *("startup-script", "startup-script-url", "Startup-Script", "shutdown-script"),
+        *("windows-startup-script-ps1", "sysprep-specialize-script-cmd", "user-data"),
+    ):
+        assert ghosts({**ours, key: "x"}) == (key,)
+    assert replaced({"startup-script-url": ""})
+    assert not replaced({"shutdown-script": "", "user-data": ""})
+
+
+def test_what_the_kernel_says() -> None:
+    record = b"6,1234,98765,-;oom-kill: task=pilot-daemon,pid=7\n SUBSYSTEM=memory\n"
+    assert kernel_text(record) == "oom-kill: task=pilot-daemon,pid=7"
+    assert kernel_text(b"nothing of the kind") == ""
