@@ -44,6 +44,7 @@ check: _lint ## linters, types and the tests that are quick: a minute
 bench: _dev toolchain artifacts ## measure plans, units, starts and a VM of 4,500 agents (root; 20 minutes)
 	@echo "· what a plan costs, for 4 VMs and for 101"
 	@$(BIN)/python -m bench.preview
+	@$(BIN)/python -m bench.status
 	@echo "· what each directive of the agents' unit costs"
 	@$(BIN)/python -m bench.units
 	@echo "· how fast agents start, and what a VM full of them costs"

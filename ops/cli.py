@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import re
 import shutil
 import signal
 import socket
@@ -19,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Final, NoReturn
 
 import typer
@@ -269,19 +271,16 @@ def dashboard(
 def audit_(
     ctx: typer.Context,
     *,
-    stack: Annotated[
+    declared: Annotated[
         str,
         typer.Option(
-            help="Compare VMs with this stack's file too (swarm: Pulumi.swarm.yaml). In the "
-            "checkout that was deployed."
+            metavar="FILE",
+            help="What the checkout declares (- for stdin), as `python -m components.declared "
+            "STACK` prints it. Without: what the VMs' specs expect.",
         ),
     ] = "",
-    rendered: Annotated[
-        bool,
-        typer.Option(help="Compare the project's script with what this checkout renders."),
-    ] = True,
     expected: Annotated[
-        str, typer.Option("--expected-sha256", help="The script's hash, instead of rendering it.")
+        str, typer.Option("--expected-sha256", help="The hash that the project's script must have.")
     ] = "",
     allow: Annotated[
         list[str] | None,
@@ -290,12 +289,10 @@ def audit_(
     as_json: Json = False,
 ) -> None:
     """Looks for startup scripts where none may be, and for what nobody declared."""
-    declared = _declared(stack, rendered=rendered, expected=expected)
+    wanted = _declared(declared, expected)
     cloud = ctx.obj.cloud()
     everything = fleets.instances(cloud)
-    report = audits.audit(
-        audits.read(cloud, everything), ctx.obj.look(cloud), declared, allow or ()
-    )
+    report = audits.audit(audits.read(cloud, everything), ctx.obj.look(cloud), wanted, allow or ())
     if as_json:
         _show(report.document())
     else:
@@ -309,17 +306,22 @@ def audit_(
     raise typer.Exit(FOUND if report.findings else FINE)
 
 
-def _declared(stack: str, *, rendered: bool, expected: str) -> audits.Declared:
-    if expected and len(expected) != 64:
+def _declared(file: str, expected: str) -> audits.Declared:
+    if expected and not re.fullmatch("[0-9a-f]{64}", expected):
         raise UsageError("--expected-sha256 takes 64 hexadecimal digits")
-    if not rendered and not stack:
+    if not file:
         return audits.Declared(script=expected)
-    from ops import checkout  # noqa: PLC0415 (slow: it imports Pulumi's SDK)
-
-    digest = expected or checkout.script_sha256()
-    return audits.Declared(
-        script=digest, metadata=checkout.metadata(stack, digest) if stack else None
-    )
+    try:
+        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+        found = json.loads(text)
+        metadata = {name: dict(each) for name, each in found["metadata"].items()}
+        return audits.Declared(script=expected or str(found["script"]), metadata=metadata)
+    except OSError as error:
+        raise UsageError(f"--declared {file}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"--declared {file} is not what `python -m components.declared STACK` prints"
+        ) from error
 
 
 # Ordering

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ops import audit, checkout
+from components import startup
+from ops import audit
 from ops.audit import Bag, Declared, Project, is_script
 from ops.fleet import Fleet, Registry
 from tests.components.fleet import ROOT
@@ -30,7 +34,7 @@ KEYS = (
     "vendor-data",
     "cloud-init",
 )
-AUDIT = ("audit", "--no-rendered", "--json")
+AUDIT = ("audit", "--json")
 
 
 def rules(ops: Ops, *more: str) -> list[str]:
@@ -51,7 +55,7 @@ def test_a_clean_fleet(ops: Ops) -> None:
 def test_a_script_of_a_vms_own(ops: Ops, simulated: Simulated, key: str) -> None:
     simulated.set_metadata("swarm-2", {key: "echo ghost"})
     assert rules(ops) == ["ghost-instance"]
-    text = ops("audit", "--no-rendered").out
+    text = ops("audit").out
     assert f"zones/us-central1-a/instances/swarm-2 [{key}]" in text
     assert f"remove-metadata swarm-2 --keys={key}" in text
     simulated.set_metadata("swarm-2", {key: None})
@@ -105,12 +109,6 @@ def test_the_script_against_the_checkout(ops: Ops) -> None:
     assert rules(ops, "--expected-sha256", sha256(SCRIPT)) == []
     assert rules(ops, "--expected-sha256", "0" * 64) == ["script-differs", "script-foreign"]
     assert ops(*AUDIT, "--expected-sha256", "12").code == 2
-    rendered = ops("audit", "--json")
-    assert [each["rule"] for each in rendered.json["findings"]] == [
-        "script-differs",
-        "script-foreign",
-    ]
-    assert checkout.script_sha256()[:12] in rendered.json["findings"][0]["what"]
 
 
 @pytest.mark.parametrize(
@@ -150,23 +148,32 @@ def test_a_vm_that_runs_agents_in_nobodys_count(ops: Ops, simulated: Simulated) 
     assert rules(ops) == ["stranger"]
 
 
-def test_the_stack_file(ops: Ops, simulated: Simulated) -> None:
-    """Against what the program declares, read without an engine and without state."""
-    digest = sha256(SCRIPT)
-    declared = checkout.metadata("lab", digest)
-    assert set(declared) == {RENDEZVOUS, "swarm-1", "swarm-2", "swarm-3"}
-    simulated.publish(RENDEZVOUS, "{}")
-    found = ops(*AUDIT, "--stack", "lab", "--expected-sha256", digest).json["findings"]
-    differing = {
-        each["where"]: each["what"] for each in found if each["rule"] == "metadata-differs"
+def test_what_the_checkout_declares(ops: Ops, simulated: Simulated, tmp_path: Path) -> None:
+    """As the program declares it, read without an engine and without state."""
+    command = [sys.executable, "-m", "components.declared"]
+    done = subprocess.run([*command, "lab"], cwd=ROOT, capture_output=True, check=True)
+    file = tmp_path / "declared.json"
+    file.write_bytes(done.stdout)
+    declared = json.loads(done.stdout)
+    assert declared["script"] == startup.render().sha256
+    assert set(declared["metadata"]) == {RENDEZVOUS, "swarm-1", "swarm-2", "swarm-3"}
+    found = ops(*AUDIT, "--declared", str(file)).json["findings"]
+    assert {each["rule"] for each in found} == {
+        "script-differs",
+        "script-foreign",
+        "metadata-differs",
     }
-    assert len(differing) == 4
-    where = "zones/us-central1-a/instances/swarm-1 [pilot-spec]"
-    assert "agents" in differing[where]
-    for name, metadata in declared.items():
+    differing = {each["where"]: each["what"] for each in found}
+    assert "agents" in differing["zones/us-central1-a/instances/swarm-1 [pilot-spec]"]
+    for name, metadata in declared["metadata"].items():
         simulated.set_metadata(name, dict(metadata))
-    assert rules(ops, "--stack", "lab", "--expected-sha256", digest) == ["silent"]
-    assert ops(*AUDIT, "--stack", "nowhere").code == 2
+    simulated.set_project({"startup-script": startup.render().text})
+    assert rules(ops, "--declared", str(file)) == []
+    file.write_text("{}")
+    assert ops(*AUDIT, "--declared", str(file)).code == 2
+    assert ops(*AUDIT, "--declared", str(tmp_path / "none")).code == 2
+    nowhere = subprocess.run([*command, "nowhere"], cwd=ROOT, capture_output=True, check=False)
+    assert (nowhere.returncode, b"Pulumi.nowhere.yaml" in nowhere.stderr) == (2, True)
 
 
 def test_a_release_that_this_checkout_cannot_know_is_not_held_against_a_vm() -> None:
