@@ -69,7 +69,7 @@ SHAPES = (
     ),
     Shape(
         driver="qemu",
-        wanted={"swarm-1": 60},
+        wanted={"swarm-1": 30},
         machine="e2-custom-2-1024",
         patience=600,
         rows=QEMU,

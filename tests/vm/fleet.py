@@ -144,14 +144,20 @@ class Fleet:
         return json.dumps(json.loads(self.metadata(vm)["pilot-spec"]) | changes)
 
     @contextmanager
-    def beside(self, model: str, name: str, items: Mapping[str, str]) -> Iterator[None]:
+    def beside(
+        self,
+        model: str,
+        name: str,
+        items: Mapping[str, str],
+        machine: str = "e2-custom-1-1024",
+    ) -> Iterator[None]:
         """A VM that Pulumi knows nothing of, beside `model`, with a blank state disk of its own."""
         like = self.instance(model)
         image = "projects/debian-cloud/global/images/family/debian-12"
         state = {"diskName": f"{name}-state", "diskSizeGb": "10"}
         body = {
             "name": name,
-            "machineType": f"zones/{ZONE}/machineTypes/e2-custom-1-1024",
+            "machineType": f"zones/{ZONE}/machineTypes/{machine}",
             "disks": [
                 {"boot": True, "autoDelete": True, "initializeParams": {"sourceImage": image}},
                 {"autoDelete": True, "deviceName": "pilot-state", "initializeParams": state},

@@ -11,8 +11,7 @@ from tests.vm.rows import QEMU, Row
 
 pytestmark = [pytest.mark.engine, pytest.mark.xdist_group("vm")]
 
-# More tasks than 15 % of what a kernel with 1 GiB allows: the control of the PID walls.
-AGENTS = 60
+AGENTS = 30
 
 
 @pytest.fixture(scope="module")
