@@ -254,7 +254,7 @@ def render(seen: Picture) -> RenderableType:
             Text(each.vm),
             Text(each.phase, style=_style(each)),
             Text(each.release),
-            _number(each.wanted),
+            _number(each.wanted, blank=each.role != "swarm"),
             _number(each.running, blank=each.role != "swarm"),
             Text(
                 _number(each.failed, blank=each.role != "swarm"),
