@@ -9,6 +9,7 @@ ghost, a halted roll) · 2 the command line makes no sense · 3 it could not be 
 from __future__ import annotations
 
 import getpass
+import io
 import json
 import re
 import shutil
@@ -27,6 +28,7 @@ import typer
 from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from ops import audit as audits
 from ops import fleet as fleets
@@ -55,6 +57,7 @@ _OUT: Final = Console(highlight=False, soft_wrap=False)
 _ERR: Final = Console(stderr=True, highlight=False, soft_wrap=True)
 # A table that is piped must not be cut to 80 columns.
 _WIDE: Final = 240
+_PICTURE: Final = 110  # columns of a picture: what a README shows
 _BACKLOG: Final = 16 * 1024  # bytes of a console that `logs` begins with
 _ENDS: Final = (signal.SIGTERM, signal.SIGHUP)
 
@@ -156,9 +159,16 @@ def options(
 
 
 @app.command("status")
-def status_(ctx: typer.Context, as_json: Json = False) -> None:
+def status_(
+    ctx: typer.Context,
+    *,
+    as_json: Json = False,
+    svg: Annotated[str, typer.Option(metavar="FILE", help="Keep it as a picture too.")] = "",
+) -> None:
     """The VMs of the fleet, what runs on them, and what the registry counts."""
     found = status.picture(ctx.obj.look(ctx.obj.cloud()))
+    if svg:
+        _draw(status.render(found), Path(svg))
     _show(found.document() if as_json else status.render(found))
     raise typer.Exit(FINE if found.is_well else FOUND)
 
@@ -667,6 +677,19 @@ def _show(found: dict[str, Any] | RenderableType) -> None:
         _OUT.print(found)
     else:
         Console(highlight=False, width=_WIDE).print(found)
+
+
+def _draw(found: RenderableType, path: Path) -> None:
+    console = Console(record=True, width=_PICTURE, file=io.StringIO(), highlight=False)
+    console.print(Text("$ ops status\n"))
+    console.print(found)
+    text = console.export_svg(title="ops status", clear=False)
+    # The fonts that it would fetch are somebody else's server's.
+    text = re.sub(r"\n *@font-face \{.*?\n *\}", "", text, flags=re.DOTALL)
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"--svg {path}: {error.strerror}") from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -274,3 +274,13 @@ def test_a_hundred_vms(tmp_path: Path) -> None:
             assert found.running == 2 * (size - 1)
             assert found.is_well
     assert counts == {10: 12, 100: 102}
+
+
+def test_a_picture(ops: Ops, tmp_path: Path) -> None:
+    file = tmp_path / "status.svg"
+    assert ops("status", "--svg", str(file)).code == 0
+    text = file.read_text()
+    assert text.startswith("<svg")
+    assert "swarm-3" in text
+    assert "url(" not in text.replace("url(#", ""), "it fetches nothing"
+    assert ops("status", "--svg", str(tmp_path / "no" / "folder")).code == 2
