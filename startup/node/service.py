@@ -42,8 +42,9 @@ BINARY: Final = "pilot-daemon"
 LOOK = 1.0
 ROLL = 0.5
 PRUNE = 60.0
-# Seconds between two statements of the status; it goes out when it says something new.
-STATUS = 1.0
+# Seconds between two statements of the status; it goes out when it says something new. As often as
+# the keeper looks: more often would say the same, and count thousands of agents for it.
+STATUS = 2.0
 # Seconds between two measurements of a batch's memory: each walks the pages of some 30 agents.
 MEASURE = 5.0
 # Seconds until the next round after one that failed.
