@@ -10,7 +10,8 @@ the window are down for it at any time, so a change that is bad takes down no mo
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from . import window as windows
@@ -31,6 +32,10 @@ PROBE_MAX = 30.0
 # Seconds that an agent has to stay up for its earlier failures to be forgotten, and that it may be
 # without its socket.
 STEADY = 60.0
+# Seconds that the first agents of a change have to stay up before the others follow: as many as the
+# window holds. A change that kills within seconds would else have gone through all of them before
+# the first one dies.
+PROBATION = 15.0
 # Seconds before an agent that failed is started again: 1, 2, 4 ... at most 300.
 BACK_OFF = 1.0
 BACK_OFF_MAX = 300.0
@@ -313,7 +318,9 @@ class _Work:
         ]
         if not over:
             return ()
-        room = min(self._room_to_stop(), self.window.size - self._down())
+        room = min(
+            self._room_to_stop(), self.window.size - self._down({goal[port] for port in over})
+        )
         found = heapq.nsmallest(max(0, room), over)
         self.stopping |= dict.fromkeys(found, self.now)
         for port in found:
@@ -321,12 +328,30 @@ class _Work:
             self.lost.pop(port, None)
         return found
 
-    def _down(self) -> int:
-        """Wanted agents that are not ready and have to do with a change: they are coming up, or
-        were started as what they should be and fail. Those that failed as what they were before do
-        not count: they would hold up what may be their cure."""
+    def _down(self, changing: Collection[str]) -> int:
+        """Wanted agents that are down for a change: they are coming up, or were started as what
+        they should be and fail. One that failed so and is up again counts until it is steady; and
+        as what others are `changing` to, all that are up count until as many as the window holds
+        have stayed up. So a change that lets agents live for seconds gets no further than one that
+        does not. Those that failed as what they were before do not count: they would hold up what
+        may be their cure."""
         up = self.up_since.keys() - self.stopping.keys()
+        goal, young, old = self.goal.variants, Counter[str](), Counter[str]()
         count = 0
+        for port in up:
+            variant = goal[port]
+            if self.variant.get(port, "") != variant:
+                continue
+            trouble = self.trouble.get(port)
+            if trouble and trouble.variant == variant:
+                count += 1
+            elif variant not in changing:
+                continue
+            elif self.now - self.up_since[port] < PROBATION:
+                young[variant] += 1
+            else:
+                old[variant] += 1
+        count += sum(n for variant, n in young.items() if old[variant] < self.window.size)
         for port in self.wanted - up:
             trouble = self.trouble.get(port)
             if trouble and trouble.began != self.goal.variants[port] and port not in self.starting:

@@ -13,6 +13,7 @@ from startup.node import window as windows
 from startup.node.decide import (
     BACK_OFF_MAX,
     OVERTAKEN,
+    PROBATION,
     PROBE,
     PROBE_MAX,
     START_DEADLINE,
@@ -279,9 +280,17 @@ def test_what_runs_as_something_else_is_replaced_by_and_by() -> None:
     decision = on(*after(decision, seen(PORTS[2:]), 0.2), new=PORTS)
     assert (decision.stop, decision.start) == ((), (10001, 10002))
     assert decision.memory.variant[10001] == "new"
-    # One is up again, so the next may go.
-    decision = on(*after(decision, seen(list(PORTS), sockets=[10001, *PORTS[2:]]), 0.3), new=PORTS)
-    assert (decision.stop, decision.start) == ((10003,), ())
+    # They are up again: nobody follows before they have stayed up.
+    decision = on(*after(decision, seen(list(PORTS)), 0.3), new=PORTS)
+    decision = on(*after(decision, seen(list(PORTS)), PROBATION), new=PORTS)
+    assert (decision.stop, decision.start) == ((), ())
+    decision = on(*after(decision, seen(list(PORTS)), PROBATION + 0.4), new=PORTS)
+    assert (decision.stop, decision.start) == ((10003, 10004), ())
+    # From there on, as soon as one is up the next may go.
+    decision = on(*after(decision, seen([10001, 10002, 10005]), PROBATION + 0.5), new=PORTS)
+    up = seen(list(PORTS), sockets=[10001, 10002, 10003, 10005])
+    decision = on(*after(decision, up, PROBATION + 0.6), new=PORTS)
+    assert (decision.stop, decision.start) == ((10005,), ())
     assert decision.said == ()
 
 
@@ -291,7 +300,7 @@ def test_only_those_that_should_be_something_else_are_replaced() -> None:
 
 
 def test_what_is_not_known_is_not_what_is_wanted() -> None:
-    memory = replace(UP, variant={10001: ""})
+    memory = Memory(up_since=dict.fromkeys(PORTS, NOW - STEADY), variant={10001: ""})
     assert on(memory, seen(list(PORTS))).stop == (10001,)
 
 
@@ -315,6 +324,26 @@ def test_a_bad_change_takes_down_no_more_than_the_window() -> None:
     observed = replace(seen(sorted(running | set(starting))), now=NOW + 3000.1)
     rest = on(decision.memory, observed)
     assert set(starting) | set(rest.start) == {10001, 10002}
+
+
+def test_a_change_that_lets_agents_live_for_seconds_goes_no_further_either() -> None:
+    """Each comes up, and dies ten seconds later."""
+    memory, running, down = UP, set(PORTS), set[int]()
+    born: dict[int, int] = {}
+    for tick in range(3000):
+        died = {port for port, since in born.items() if tick - since >= 10}
+        running -= died
+        observed = replace(
+            seen(sorted(running), ended=dict.fromkeys(died, "ended")), now=NOW + tick
+        )
+        decision = on(memory, observed, new=PORTS)
+        memory = decision.memory
+        running -= set(decision.stop)
+        down |= set(decision.stop)
+        born = {port: since for port, since in born.items() if port in running}
+        born |= dict.fromkeys(decision.start, tick)
+        running |= set(decision.start)
+    assert down == {10001, 10002}
 
 
 def test_a_bad_change_goes_no_further_after_a_restart_of_the_one_who_decides() -> None:
