@@ -53,6 +53,7 @@ class Service:
         monkeypatch.setattr("startup.node.apply.systemctl", lambda *a: self.systemctl.append(a))
         monkeypatch.setattr("startup.node.apply._in_container", lambda: False)
         monkeypatch.setattr("startup.node.watch.ORDERS_SECONDS", 0.1)
+        monkeypatch.setattr("startup.node.decide.PROBATION", 0.2)
         monkeypatch.setattr("startup.node.service.LOOK", 0.05)
         monkeypatch.setattr("startup.node.service.ROLL", 0.0)
         self.old = google.put("pilot-daemon", b"old")
