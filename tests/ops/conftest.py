@@ -15,6 +15,9 @@ import pytest
 from lab.server import serve
 from ops.cli import main
 from tests.ops.simulated import Simulated
+from tests.vm.conftest import booted
+
+__all__ = ["booted"]
 
 AGENTS = {"swarm-1": 120, "swarm-2": 200, "swarm-3": 60}
 
