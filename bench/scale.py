@@ -272,8 +272,7 @@ def _surroundings(load: tuple[float, float, float], before: float) -> str:
     )
 
 
-def main() -> int:
-    """Measure, print, and write where that was asked for."""
+def _given() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").splitlines()[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -285,29 +284,31 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="docs/SCALE.md and docs/scale.svg")
     parser.add_argument("--json", type=Path, help="where everything measured is written")
     parser.add_argument("--startup", type=Path, help="another startup/ than this checkout's")
-    given = parser.parse_args()
+    return parser.parse_args()
+
+
+def measure(given: argparse.Namespace) -> tuple[list[Fill], Full | None]:
+    """What was asked for, on one VM, which is gone afterwards."""
     wanted = counts(given.agents, quick=given.quick)
-    load = os.getloadavg()
-    try:
-        check(wanted.agents)
-        before = _idle_machine(3.0)
-        if before > 0.2:
-            say(f"! {before:.2f} CPUs are busy with other things: the figures will show it")
-        with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-            say("· a VM boots")
-            with booted(Path(folder), given.startup) as vm:
-                fills, whole = [], None
-                if given.only != "full":
-                    say(f"· three ways of starting agents, {WINDOW} at a time (seed {given.seed})")
-                    fills = speed(vm, wanted, given.seed)
-                if given.only != "speed":
-                    say(f"· {wanted.agents} agents on one VM")
-                    whole = full(vm, wanted)
-                say("· the VM ends")
-    except (BenchError, MachineError) as error:
-        print(f"bench.scale: {error}", file=sys.stderr)
-        return 1
-    surroundings = _surroundings(load, before)
+    check(wanted.agents)
+    fills: list[Fill] = []
+    whole = None
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        say("· a VM boots")
+        with booted(Path(folder), given.startup) as vm:
+            if given.only != "full":
+                say(f"· three ways of starting agents, {WINDOW} at a time (seed {given.seed})")
+                fills = speed(vm, wanted, given.seed)
+            if given.only != "speed":
+                say(f"· {wanted.agents} agents on one VM")
+                whole = full(vm, wanted)
+            say("· the VM ends")
+    return fills, whole
+
+
+def _publish(
+    given: argparse.Namespace, fills: list[Fill], whole: Full | None, surroundings: str
+) -> None:
     parts = [f"Measured by `make bench` ({surroundings})."]
     parts += [report.speed_table(fills)] if fills else []
     parts += [report.full_table(whole)] if whole else []
@@ -320,6 +321,23 @@ def main() -> int:
         if whole:
             title = f"{whole.agents:,} agents on one VM, from nothing"
             PICTURE.write_text(report.svg(title, surroundings, report.panels(whole)))
+
+
+def main() -> int:
+    """Measure, print, and write where that was asked for."""
+    given = _given()
+    load, before = os.getloadavg(), _idle_machine(3.0)
+    if before > 0.2:
+        say(f"! {before:.2f} CPUs are busy with other things: the figures will show it")
+    try:
+        if given.write:
+            # Now, not after ten minutes.
+            report.into(DOCUMENT.read_text(encoding="utf-8"), "")
+        fills, whole = measure(given)
+        _publish(given, fills, whole, _surroundings(load, before))
+    except (BenchError, MachineError, OSError, ValueError) as error:
+        print(f"bench.scale: {error}", file=sys.stderr)
+        return 1
     found = report.problems(fills, trial=given.quick) if fills else []
     if whole and whole.failed:
         found.append(f"{whole.failed} starts failed while the VM filled")
