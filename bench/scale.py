@@ -284,7 +284,10 @@ def _given() -> argparse.Namespace:
     parser.add_argument("--write", action="store_true", help="docs/SCALE.md and docs/scale.svg")
     parser.add_argument("--json", type=Path, help="where everything measured is written")
     parser.add_argument("--startup", type=Path, help="another startup/ than this checkout's")
-    return parser.parse_args()
+    given = parser.parse_args()
+    if given.write and (given.quick or given.only):
+        parser.error("--write is for a whole run: without --quick and --only")
+    return given
 
 
 def measure(given: argparse.Namespace) -> tuple[list[Fill], Full | None]:
