@@ -72,8 +72,9 @@ def _ask(place: Place, command: str, say: Callable[[str], None]) -> None:
         watch(place, say, lambda s: not s.running, lambda s: f"{len(s.running)} agents left")
         say("drained; `pilot-node resume` starts them again")
         return
-    if (command == "restart" and here.hold) or _held(place):
-        by = "`pilot-node resume`" if here.hold else "an order in the bucket"
+    here_too = command == "restart" and here.hold
+    if here_too or _held(place):
+        by = "`pilot-node resume`" if here_too else "an order in the bucket"
         say(f"this VM is held: nothing is started before {by} says so")
         return
 
@@ -105,8 +106,6 @@ def watch(
     say: Callable[[str], None],
     done: Callable[[Seen], bool],
     line: Callable[[Seen], str],
-    *,
-    sleep: Callable[[float], None] = time.sleep,
 ) -> None:
     """Until it is `done`: a line when the numbers change, and one when pilot-node is silent."""
     said, missed = "", False
@@ -120,7 +119,7 @@ def watch(
         if not missed and (silence := _silence(place)) is not None and silence > SILENT:
             missed = True
             say(f"pilot-node is silent for {silence:.0f} s: see `systemctl status pilot-node`")
-        sleep(LOOK)
+        time.sleep(LOOK)
 
 
 def look(place: Place) -> Seen:
