@@ -78,6 +78,8 @@ def read(order: dict[str, Any], generation: str = "7") -> Reading[Object]:
 def test_absent_unreachable_and_malformed_are_three_things() -> None:
     held = follow(Standing(), read({"hold": True, "restart": "r1"}), "swarm")
     assert (held.state, held.hold, held.restart, held.generation) == ("read", True, "r1", "7")
+    # Another order without it is no other restart.
+    assert follow(held, read({"hold": True}, "8"), "swarm").restart == "r1"
     away = follow(held, Reading(state=watch.UNREACHABLE, error="no route"), "swarm")
     assert (away.state, away.hold, away.error) == ("unreachable", True, "no route")
     broken = follow(held, read({"hold": 7}, "8"), "swarm")
