@@ -180,7 +180,7 @@ def test_it_can_be_called_from_anywhere(tmp_path: Any) -> None:
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
     environment["NO_GCE_CHECK"] = "true"
     command = [sys.executable, "-m", "ops"]
-    for arguments, code in (([], 2), (["nonsense"], 2), (["status"], 3), (["--help"], 0)):
+    for arguments, code in ((["nonsense"], 2), (["status"], 3)):
         done = subprocess.run(
             [*command, *arguments], cwd=tmp_path, env=environment, capture_output=True, check=False
         )
