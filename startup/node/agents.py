@@ -111,15 +111,16 @@ class Keeper:
 
     def round(self) -> float:
         """One round; the seconds until the next. Raises NotReadyError, SystemdError, OSError."""
+        # Before anything is done, or refused: who asks after a failed round is told what was seen.
+        seen = self.look()
         if self.goal.starts and self.goal.variants and not self.mounted(self.place.state):
             raise NotReadyError(
                 f"{self.place.state} is not mounted: no agent is started, its identity would be "
                 "lost with the boot disk"
             )
-        if self._seen is None:
-            self.memory = replace(self.memory, variant=variants.read(self.place))
-        # Kept before anything is done: who asks after a failed round is told what was seen.
-        self._seen = seen = self._look()
+        if seen.now == self._looked:
+            # All were looked at. Not in `look`: the goal may not be one yet.
+            self._forget(seen)
         decision = decide(self.goal, self.memory, seen)
         decision = without(decision, self._prepare(decision), seen.now)
         for line in decision.said:
@@ -131,8 +132,15 @@ class Keeper:
         self._report(seen)
         return self._pause(seen.now)
 
+    def look(self) -> Observed:
+        """See what runs, for `view`, and do nothing. Raises SystemdError, OSError."""
+        if self._seen is None:
+            self.memory = replace(self.memory, variant=variants.read(self.place))
+        self._seen = seen = self._look()
+        return seen
+
     def view(self) -> View:
-        """What is known after the last round; nothing is looked at."""
+        """What was seen last; nothing is looked at."""
         seen, memory = self._seen or Observed(now=self.clock()), self.memory
         return View(
             now=seen.now,
@@ -164,7 +172,6 @@ class Keeper:
                 self._cut = now
                 self._cut_logs()
             seen = Observed(now=now, running=self._running(), sockets=self._sockets())
-            self._forget(seen)
         else:
             seen = self._look_at({*memory.starting, *memory.stopping}, self._seen, now)
         silent = [port for port, since in memory.starting.items() if now - since >= 0.5]
@@ -233,6 +240,10 @@ class Keeper:
         that cannot start: why."""
         unfit = {}
         for port in decision.start:
+            if not self.goal.variants[port]:
+                # It ran as nobody knows what, and was to be left alone.
+                unfit[port] = "what it was started with is not known, and nothing else is there yet"
+                continue
             try:
                 # Left by SIGKILL, it would look like readiness.
                 self.place.socket(port).unlink(missing_ok=True)

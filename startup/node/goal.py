@@ -43,8 +43,9 @@ def goal(
     running: Mapping[int, str],
 ) -> Goal:
     """The goal for `ports`. `variants` has the variant of each release that can be started, by
-    sha256; `running` what each port runs now. A release that cannot be started (its binary is not
-    here yet) changes nothing: who runs goes on as it is, who does not has to wait."""
+    sha256; `running` what each port runs now ("" where that is not known). A release that cannot
+    be started (its binary is not here yet) changes nothing: who runs goes on as it is, who does
+    not has to wait."""
     wanted: dict[int, str] = {}
     for port, release in releases(roll, ports).items():
         variant = variants.get(release.sha256, running.get(port))

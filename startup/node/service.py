@@ -49,6 +49,18 @@ STATUS = 2.0
 MEASURE = 5.0
 # Seconds until the next round after one that failed.
 FAILED = 2.0
+# Seconds without a failure after which the same one is another, and said again.
+FORGOTTEN = 60.0
+
+# What can fail in a round, and must not end the service.
+_FAILURES: Final = (
+    FinalError,
+    LimitsError,
+    NotReadyError,
+    OSError,
+    SystemdError,
+    subprocess.SubprocessError,
+)
 
 
 @dataclass(kw_only=True)
@@ -74,36 +86,59 @@ class Swarm:
     _variants: dict[tuple[str, str], str] = field(default_factory=dict)
     _releases: dict[str, str] = field(default_factory=dict)
     _due: dict[str, float] = field(default_factory=dict)
-    _failure: str = ""
+    # When each failure was last met.
+    _failures: dict[str, float] = field(default_factory=dict)
+    # Whether the keeper's goal is one that was decided on. Until then it acts on nothing: its first
+    # goal is to have no agents.
+    _aimed: bool = False
 
     def round(self, *, woken: bool = False) -> float:
         """One turn; the seconds until the next. `woken`: a source said something."""
         try:
             pause = self._turn(woken)
-        except (
-            FinalError,
-            LimitsError,
-            NotReadyError,
-            OSError,
-            SystemdError,
-            subprocess.SubprocessError,
-        ) as error:
+        except _FAILURES as error:
             # Whatever it is, the agents that run go on; said once, not every two seconds.
             self.fault(str(error))
             pause = FAILED
         return pause
 
     def fault(self, text: str) -> None:
-        """Something failed: said when it is another thing than before, and part of the status."""
-        if text != self._failure:
-            self._failure = text
+        """Something failed: said when it is new, and part of the status. Two that alternate are
+        said once each."""
+        now = self.clock()
+        known = {t: at for t, at in self._failures.items() if now - at < FORGOTTEN}
+        if text not in known:
             self.last_error = Said(text=text, time=self.wall_clock())
             self.say(text)
+        self._failures = known | {text: now}
 
     def _turn(self, woken: bool) -> float:
-        looked = woken or self._is_due("look", LOOK)
-        problem = self._look() if looked else ""
+        if woken or self._is_due("look", LOOK):
+            self._look()
         spec = self._spec()
+        plan = goal.plan(spec, self.follower.standing, self.follower.maintenance)
+        if plan.drained != self.drained:
+            self.say(plan.drained or "no longer drained")
+        self.ports, self.drained = plan.ports, plan.drained
+        try:
+            self._decide(spec)
+        except _FAILURES as error:
+            # The agents are kept at what was decided last.
+            self.fault(str(error))
+        if self.drained:
+            # Also where nothing can be written down any more.
+            self.keeper.goal = Goal(variants={}, window=spec.window)
+            self._aimed = True
+        if not self._aimed:
+            self.keeper.look()
+            return FAILED
+        pause = self.keeper.round()
+        if self.roll is not None and self._is_due("prune", PRUNE):
+            self._prune(self.roll)
+        return pause
+
+    def _decide(self, spec: SwarmSpec) -> None:
+        """The roll's next step, and the goal that follows from it. Raises what _FAILURES has."""
         if self.roll is None:
             if not self.follower.is_mounted():
                 raise NotReadyError(
@@ -111,19 +146,22 @@ class Swarm:
                     "no agent is started"
                 )
             self.roll = rolls.recall(self.place, self.say)
-        plan = goal.plan(spec, self.follower.standing, self.follower.maintenance)
-        if plan.drained != self.drained:
-            self.say(plan.drained or "no longer drained")
-        self.ports, self.drained = plan.ports, plan.drained
-        if self._is_due("roll", ROLL):
-            self._aim(spec, self._advance(spec, self.roll))
-        pause = self.keeper.round()
-        if self._is_due("prune", PRUNE):
-            self._prune(self.roll)
-        if looked and not problem:
-            # All of it went well: the same failure later on is another one.
-            self._failure = ""
-        return pause
+        if not self._is_due("roll", ROLL):
+            return
+        try:
+            state = self._advance(spec, self.roll)
+        except _FAILURES as error:
+            # What cannot be remembered is not begun; what was begun before goes on.
+            self.fault(str(error))
+            state = self.roll
+        self._want(spec, state)
+        if state.accepted is not None:
+            self._aim(spec, state)
+
+    @property
+    def window(self) -> int:
+        """Most agents on their way at once, as declared; there may be no goal yet."""
+        return self._spec().window
 
     def _spec(self) -> SwarmSpec:
         spec = self.follower.known.spec
@@ -131,16 +169,14 @@ class Swarm:
             raise FinalError(f"this VM is a {spec.role}, it has no agents")
         return spec
 
-    def _look(self) -> str:
-        """What the sources say. What cannot be taken over now (why) is tried again; the agents are
-        kept at what is known meanwhile."""
+    def _look(self) -> None:
+        """What the sources say. What cannot be taken over now is tried again; the agents are kept
+        at what is known meanwhile."""
         try:
             if self.follower.look():
                 self._due.pop("roll", None)
         except (FinalError, LimitsError, OSError, subprocess.SubprocessError) as error:
             self.fault(str(error))
-            return str(error)
-        return ""
 
     # The roll
 
@@ -180,7 +216,6 @@ class Swarm:
             self.roll = new
         for line in said:
             self.say(line)
-        self._want(spec, new, target)
         return new
 
     def _private(self, state: rolls.RollState, spec: SwarmSpec) -> float | None:
@@ -191,8 +226,9 @@ class Swarm:
             return self.private(ports)
         return None
 
-    def _want(self, spec: SwarmSpec, state: rolls.RollState, target: rolls.Release) -> None:
+    def _want(self, spec: SwarmSpec, state: rolls.RollState) -> None:
         """What has to be on disk: what is accepted, first, and what the spec wants."""
+        target = rolls.Release(version=spec.version, sha256=spec.binary.sha256)
         wanted = {each.sha256: each for each in (state.accepted, target) if each}
         self.fetcher.want(
             release.Wanted(
@@ -214,10 +250,13 @@ class Swarm:
                 found[each.sha256] = self._variant(spec, each)
         running: Mapping[int, str] = {}
         if len(found) < len(needed):
-            running = variants.read(self.place)
+            # Of /run only what is left: who runs without its link is somebody's all the same.
+            there_now = dict.fromkeys(self.keeper.look().running, "")
+            running = there_now | variants.read(self.place)
         wanted = goal.goal(spec, self.ports, state, found, running)
         if wanted != self.keeper.goal:
             self.keeper.goal = wanted
+        self._aimed = True
         current = state.accepted
         if current and current.sha256 in there:
             release.use(_binary(current.sha256), self.place.opt)
@@ -275,7 +314,7 @@ class Swarm:
         spec, follower = self._spec(), self.follower
         state = self.roll or rolls.RollState()
         accepted = state.accepted or rolls.Release(version=spec.version, sha256=spec.binary.sha256)
-        ports = self.ports if self.roll else spec.ports
+        ports = self.ports if self.roll or self.drained else spec.ports
         view = self.keeper.view()
         return SwarmFacts(
             **follower.facts(self.wall_clock()),
@@ -384,7 +423,7 @@ def serve(place: Place, *, address: str, systemd: Systemd, say: Callable[[str], 
     follower.stop()
     if _goes_down(systemd, say):
         tell(stopping=True)
-        drain_for_shutdown(place, limit=swarm.keeper.goal.window, say=say)
+        drain_for_shutdown(place, limit=swarm.window, say=say)
     sampler.close()
     publisher.close()
     exporter.close()

@@ -273,6 +273,23 @@ def test_without_the_state_disk_nothing_is_started(world: World) -> None:
     assert world.pid1.started == []
 
 
+def test_what_runs_is_seen_also_while_nothing_may_be_started(world: World) -> None:
+    world.until(lambda: len(world.running()) == 40)
+    world.mounted = False
+    world.pid1.kill(10007)
+    world.now += LOOK
+    with pytest.raises(agents.NotReadyError):
+        world.keeper.round()
+    assert len(world.keeper.view().ready) == 39
+
+
+def test_what_is_left_alone_for_it_is_not_known_is_not_started_as_nothing(world: World) -> None:
+    world.keeper.goal = goal(3, "")
+    world.until(lambda: len(world.keeper.view().trouble) == 3)
+    assert world.pid1.started == []
+    assert "is not known" in world.keeper.view().trouble[10001].why
+
+
 def test_systemd_that_does_not_answer_is_asked_again(world: World) -> None:
     world.pid1.broken = True
     with pytest.raises(SystemdError):

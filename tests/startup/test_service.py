@@ -442,6 +442,87 @@ def test_nothing_is_started_without_the_state_disk(vm: Service) -> None:
     vm.until(lambda: vm.phase() == "whole")
 
 
+def full(*_: object) -> None:
+    raise OSError(28, "No space left on device", "roll.json")
+
+
+def test_a_state_disk_that_takes_no_write_does_not_switch_the_keeper_off(
+    vm: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm.until(lambda: vm.phase() == "whole")
+    before = lives(vm)
+    with monkeypatch.context() as disk:
+        disk.setattr("startup.node.roll.remember", full)
+        sha256 = new_release(vm)
+        vm.until(lambda: "No space left" in str(vm.status()["last_error"]))
+        vm.pid1.kill(10003)
+        vm.until(lambda: vm.pid1.started[-1] == 10003 and vm.phase() == "whole")
+        assert lives(vm) == {**before, "pilot-agent@10003.service": 2}
+        # A hold is carried out, whatever can be written down, and ends.
+        vm.google.order("swarm-1", '{"schema": 1, "hold": true}')
+        vm.until(lambda: vm.phase() == "held" and not lives(vm))
+        vm.google.order("swarm-1", None)
+        vm.until(lambda: vm.phase() == "whole" and len(lives(vm)) == 6)
+        assert vm.running() == {vm.old["sha256"]: 6}
+        assert sum("No space left" in line for line in vm.said) == 1
+    vm.until(lambda: vm.running() == {sha256: 6})
+
+
+def test_two_failures_that_alternate_are_said_once_each(vm: Service) -> None:
+    for text in ("one", "two") * 50:
+        vm.swarm.fault(text)
+    assert [line for line in vm.said if line in ("one", "two")] == ["one", "two"]
+    vm.swarm.clock = lambda: time.monotonic() + 3600
+    vm.swarm.fault("one")
+    assert vm.said[-1] == "one"
+
+
+def test_a_service_that_cannot_decide_yet_stops_nobody(
+    vm: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm.until(lambda: vm.phase() == "whole")
+    before = lives(vm)
+    vm.stop()
+    unit = vm.place.at("/etc/systemd/system/pilot-agent@.service")
+    text = unit.read_text(encoding="utf-8")
+    with monkeypatch.context() as applied:
+        applied.setattr("startup.node.apply.apply_units", lambda *_: None)
+        unit.unlink()
+        vm.start()
+        vm.until(lambda: "pilot-agent@.service" in str(vm.status()["last_error"]))
+        for _ in range(5):
+            vm.swarm.round(woken=True)
+        assert lives(vm) == before
+        assert vm.status()["agents"]["running"] == 6
+        # Held all the same.
+        vm.google.order("swarm-1", '{"schema": 1, "hold": true}')
+        vm.until(lambda: vm.phase() == "held" and not lives(vm))
+        vm.google.order("swarm-1", None)
+    unit.write_text(text, encoding="utf-8")
+    vm.until(lambda: vm.phase() == "whole")
+
+
+def test_agents_whose_links_and_binary_are_gone_go_on(vm: Service) -> None:
+    vm.until(lambda: vm.phase() == "whole")
+    before = lives(vm)
+    vm.stop()
+    for link in vm.place.chosen.iterdir():
+        link.unlink()
+    binary = vm.place.opt / "releases" / vm.old["sha256"] / "pilot-daemon"
+    data = binary.read_bytes()
+    binary.unlink()
+    objects, vm.google.objects = vm.google.objects, {}
+    vm.start()
+    vm.until(lambda: any("404" in line for line in vm.said[-5:]))
+    for _ in range(5):
+        vm.swarm.round(woken=True)
+    assert lives(vm) == before
+    binary.write_bytes(data)
+    vm.google.objects = objects
+    # They are known again only by being started: no more than a window at a time.
+    vm.until(lambda: vm.running() == {vm.old["sha256"]: 6} and vm.phase() == "whole")
+
+
 def test_no_thread_of_a_test_is_left() -> None:
     """Their questions end with the server; a source asks no more once it is stopped."""
     limit = time.monotonic() + SECONDS
