@@ -33,9 +33,9 @@ PROBE_MAX = 30.0
 # without its socket.
 STEADY = 60.0
 # Seconds that the first agents of a change have to stay up before the others follow: as many as the
-# window holds. A change that kills within seconds would else have gone through all of them before
-# the first one dies.
-PROBATION = 15.0
+# window holds. A change that kills sooner would else have gone through all of them before the first
+# one dies; whoever lives longer is steady, and started again at once.
+PROBATION = STEADY
 # Seconds before an agent that failed is started again: 1, 2, 4 ... at most 300.
 BACK_OFF = 1.0
 BACK_OFF_MAX = 300.0
@@ -354,9 +354,10 @@ class _Work:
         count += sum(n for variant, n in young.items() if old[variant] < self.window.size)
         for port in self.wanted - up:
             trouble = self.trouble.get(port)
-            if trouble and trouble.began != self.goal.variants[port] and port not in self.starting:
-                continue
-            count += port in self.stopping or port in self.starting or port in self.variant
+            if port in self.stopping or port in self.starting:
+                count += 1
+            elif not trouble or trouble.began == self.goal.variants[port]:
+                count += port in self.variant
         return count
 
     def starts(self) -> tuple[int, ...]:
