@@ -177,7 +177,9 @@ def follow_here(standing: Standing, text: str | None, role: str) -> Standing:
 def recall(place: Place, role: str, say: Callable[[str], None]) -> Standing:
     """What is remembered from before: the last good orders, in force until the bucket answers.
 
-    A file that cannot be read or understood is said, and nothing is ordered.
+    A file that cannot be read or understood is said, and nothing is ordered. Where it is only the
+    orders in it (a newer program wrote them), a hold is one, and the restarts stay known: else all
+    agents would be started, or started anew.
     """
     path = place.node_state / "orders.json"
     try:
@@ -188,14 +190,31 @@ def recall(place: Place, role: str, say: Callable[[str], None]) -> Standing:
             restarted=str(kept["restarted"]),
             restarted_here=str(kept["restarted_here"]),
         )
-        if standing.text:
-            standing = replace(standing, orders=parse(standing.text, role))
     except FileNotFoundError:
         return Standing()
-    except (OSError, ValueError, LookupError, TypeError, SpecError) as error:
+    except (OSError, ValueError, RecursionError, LookupError, TypeError) as error:
         say(f"{path}: {error}: the last orders are not known until the bucket answers")
         return Standing()
-    return standing
+    if not standing.text:
+        return standing
+    try:
+        return replace(standing, orders=parse(standing.text, role))
+    except SpecError as error:
+        held = _is_hold(standing.text)
+        say(
+            f"{path}: {error}: until the bucket answers, the last orders are not known but that "
+            f"this VM is {'held' if held else 'not held'}"
+        )
+        return replace(standing, orders=Orders(hold=held))
+
+
+def _is_hold(text: str) -> bool:
+    """Whether orders that are not understood hold the VM."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and found.get("hold") is True
 
 
 def remember(place: Place, standing: Standing) -> None:

@@ -118,6 +118,26 @@ def test_what_is_remembered(tmp_path: Path) -> None:
     assert "not known until the bucket answers" in said[0]
 
 
+@pytest.mark.parametrize(("hold", "held"), [(True, True), (False, False), ("yes", False)])
+def test_remembered_orders_that_are_not_understood_still_hold(
+    tmp_path: Path, *, hold: object, held: bool
+) -> None:
+    place = Place(root=tmp_path)
+    place.node_state.mkdir(parents=True)
+    said: list[str] = []
+    text = json.dumps({"schema": 1, "hold": hold, "later": 1})
+    orders.remember(place, Standing(text=text, restarted="r1", restarted_here="h1"))
+    found = orders.recall(place, "swarm", said.append)
+    assert (found.hold, found.restart) == (held, "r1/h1")
+    assert "later: is not known" in said[0]
+    assert ("not held" in said[0]) == (not held)
+    nested = Standing(text="[" * 100_000, restarted="r1")
+    orders.remember(place, nested)
+    assert orders.recall(place, "swarm", said.append).restart == "r1"
+    (place.node_state / "orders.json").write_text("[" * 100_000, encoding="ascii")
+    assert orders.recall(place, "swarm", said.append) == Standing()
+
+
 def test_ghosts() -> None:
     ours = {"pilot-role": "", "pilot-spec": "", "enable-oslogin": "", "ssh-keys": ""}
     assert ghosts(ours) == ()
