@@ -63,6 +63,8 @@ class Node:
         spec = parse(text)
         if spec.role != role:
             raise SpecError([f"role: is {spec.role!r}, the metadata's pilot-role is {role!r}"])
+        # What this machine cannot be is nothing to begin with after a restart of the service.
+        apply.check(self.place, spec)
         files.write(self.place.spec, text)
         self.say(f"{spec.name}: {spec.role}, {spec.agents} agents, release {spec.version}")
 

@@ -7,9 +7,9 @@ first: where nothing differs nothing is written, and systemd reloads nothing.
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from . import kernel, limits, units
+from . import files, kernel, limits, units
 from .place import Place
 from .spec import RendezvousSpec, SwarmSpec
 
@@ -23,22 +23,37 @@ def apply_limits(place: Place, spec: SwarmSpec | RendezvousSpec, say: Say) -> No
     """The kernel's numbers and the limits. Raises LimitsError where they cannot be, and OSError."""
     numbers = limits.sysctls(kernel.machine(place), spec)
     name = "/etc/sysctl.d/60-pilot.conf"
-    changed = units.write_all(place, {name: units.sysctl_file(numbers), **units.limit_files()})
+    contents = {name: units.sysctl_file(numbers), **units.limit_files()}
+    # It keeps every stream over a restart. systemd-logind is never restarted.
+    changed = _write(place, contents, "journald", "try-restart", "systemd-journald.service")
     left = kernel.apply(place, numbers, container=_in_container())
     if left:
         say(f"in a container, left to the host: {', '.join(left)}")
-    if any("journald" in path for path in changed):
-        # It keeps every stream over a restart. systemd-logind is never restarted.
-        systemctl("try-restart", "systemd-journald.service")
     say(f"{len(numbers)} kernel numbers, written {', '.join(changed) or 'nothing'}")
 
 
 def apply_units(place: Place, spec: SwarmSpec | RendezvousSpec, say: Say) -> None:
     """The unit files of the spec's role. Raises LimitsError, OSError, SubprocessError."""
-    changed = units.write_all(place, units.unit_files(kernel.machine(place), spec))
-    if changed:
-        systemctl("daemon-reload")
+    changed = _write(place, units.unit_files(kernel.machine(place), spec), "", "daemon-reload")
     say(f"written {', '.join(changed) or 'nothing'}")
+
+
+def _write(place: Place, contents: Mapping[str, str], about: str, *command: str) -> list[str]:
+    """Write what differs; the paths that did. Where one that has `about` in its path did, systemd
+    is told by `command`.
+
+    The marker is there from before the first write until systemd was told: where it timed out, or
+    this process was killed in between, nothing differs any more and systemd still knows the old.
+    In /run: after a boot it has read all of them.
+    """
+    marker = place.run / f"untold-{command[0]}"
+    untold = marker.exists()
+    files.write(marker, "", 0o600)
+    changed = units.write_all(place, contents)
+    if untold or any(about in path for path in changed):
+        systemctl(*command)
+    marker.unlink(missing_ok=True)
+    return changed
 
 
 def check(place: Place, spec: SwarmSpec | RendezvousSpec) -> None:

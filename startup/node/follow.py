@@ -168,6 +168,8 @@ class Follower:
         self._applied: AnySpec | None = None
         self._apply_again = 0.0
         self._said: dict[str, str] = {}
+        self._failed: Exception | None = None
+        self._unwritten = False
         server = MetadataServer(host=place.metadata_host)
         self.server = server
         self._attributes: Source[Mapping[str, str]] = Source(
@@ -196,8 +198,10 @@ class Follower:
 
     def look(self) -> Changes:
         """Take what the sources said; what changed. Raises FinalError, OSError or
-        SubprocessError where a new spec could not be applied (the old one stays in use, and it is
-        tried again)."""
+        SubprocessError where a new spec could not be applied (the old one stays in use) or written
+        down; it is tried again. Raised last: one thing that fails holds up no other, least of all
+        the script, which may be what mends it."""
+        self._failed = None
         changes = Changes(orders=self._look_at_orders(), maintenance=self._look_at_maintenance())
         instance = self._attributes.latest()
         if instance.value is not None:
@@ -205,6 +209,8 @@ class Follower:
         self._note("ghosts", f"ghost: {', '.join(self.ghosts)}" if self.ghosts else "")
         changed = self._look_at_spec(instance)
         self._look_at_script(instance)
+        if self._failed is not None:
+            raise self._failed
         return replace(changes, spec=changed)
 
     def facts(self, now: float) -> CommonFacts:
@@ -247,12 +253,17 @@ class Follower:
         new = follow_spec(self.known, instance, lambda spec: apply.check(self.place, spec))
         if new.spec != self.known.spec or self._applied is None:
             if self._clock() < self._apply_again:
+                self.known = replace(self.known, expected=new.expected)
                 return False
             self._apply_again = self._clock() + _AGAIN
             try:
                 self._apply(new.spec)
             except LimitsError as error:
                 new = replace(self.known, state=MALFORMED, error=str(error), expected=new.expected)
+            except (OSError, subprocess.SubprocessError) as error:
+                self._failed = error
+                self.known = replace(self.known, expected=new.expected)
+                return False
             else:
                 self._apply_again = 0.0
                 self._applied = new.spec
@@ -263,11 +274,17 @@ class Follower:
         self.known = new
         self._note("spec", f"spec {new.state}: {new.error}" if new.state != CURRENT else "")
         if new.state == CURRENT:
-            files.write(self.place.spec, new.text)
-            if self.is_mounted():
-                self.ensure_state()
-                files.write(self.place.node_state / "spec.json", new.text, 0o600)
+            try:
+                self._remember_spec(new.text)
+            except OSError as error:
+                self._failed = error
         return changed
+
+    def _remember_spec(self, text: str) -> None:
+        files.write(self.place.spec, text)
+        if self.is_mounted():
+            self.ensure_state()
+            files.write(self.place.node_state / "spec.json", text, 0o600)
 
     def _apply(self, spec: AnySpec) -> None:
         apply.apply_limits(self.place, spec, self.say)
@@ -294,12 +311,18 @@ class Follower:
         now = self.standing
         self._note("orders", f"orders {now.state}: {now.error}" if now.error else "")
         self._note("here", f"{self.place.orders}: {now.here_error}" if now.here_error else "")
-        if now == before:
-            return False
-        if now.state in (READ, ABSENT) and self.is_mounted():
-            self.ensure_state()
-            orders.remember(self.place, now)
-        return True
+        if now != before:
+            self._unwritten = True
+        if self._unwritten and now.state in (READ, ABSENT) and self.is_mounted():
+            try:
+                self.ensure_state()
+                orders.remember(self.place, now)
+            except OSError as error:
+                # They are in force all the same.
+                self._failed = error
+            else:
+                self._unwritten = False
+        return now != before
 
     def _here(self) -> str | None:
         try:
@@ -390,15 +413,17 @@ def _uptime(place: Place) -> float:
 
 
 def recall_spec(place: Place) -> Known:
-    """The spec to begin with: this boot's, else the last good one. Raises FinalError, SpecError."""
+    """The spec to begin with: this boot's, else the last good one; one that this machine can be.
+    Raises FinalError where there is none."""
     problems: list[str] = []
     for path in (place.spec, place.node_state / "spec.json"):
         try:
             text = _read(path)
             spec = parse(text)
+            apply.check(place, spec)
         except FileNotFoundError:
             problems.append(f"{path} is not there")
-        except SpecError as error:
+        except (SpecError, LimitsError) as error:
             problems.append(f"{path}: {error}")
         else:
             return Known(text=text, spec=spec, expected=spec.script_sha256)

@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 
-from startup.node import release, units
+from startup.node import files, release, units
 from startup.node.agents import Keeper
 from startup.node.decide import Goal
 from startup.node.follow import Follower, recall_spec
 from startup.node.orders import recall as recall_orders
 from startup.node.place import Place
 from startup.node.pressure import Sample
+from startup.node.retry import FinalError
 from startup.node.service import Swarm
 from startup.node.status import Published, document
 from startup.node.watch import Wake
@@ -466,6 +467,45 @@ def test_a_state_disk_that_takes_no_write_does_not_switch_the_keeper_off(
         assert vm.running() == {vm.old["sha256"]: 6}
         assert sum("No space left" in line for line in vm.said) == 1
     vm.until(lambda: vm.running() == {sha256: 6})
+
+
+def test_a_state_disk_that_takes_no_write_holds_up_no_script(
+    vm: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard(vm, script(vm, "#!/bin/bash\n# 1"))
+    vm.until(lambda: vm.phase() == "whole" and vm.status()["script"]["state"] == "current")
+    write = files.write
+
+    def read_only(path: Path, content: str, mode: int = 0o644) -> bool:
+        if path.is_relative_to(vm.place.state):
+            raise OSError(30, "Read-only file system", str(path))
+        return write(path, content, mode)
+
+    with monkeypatch.context() as disk:
+        disk.setattr("startup.node.files.write", read_only)
+        vm.google.order("swarm-1", '{"schema": 1, "restart": "r1"}')
+        vm.until(lambda: vm.status()["orders"]["restart"] == "r1" and vm.phase() == "whole")
+        script(vm, "#!/bin/bash\n# 2")
+        vm.until(lambda: vm.scripts == 1)
+        vm.until(lambda: "Read-only" in str(vm.status()["last_error"]))
+        kept = (vm.place.node_state / "spec.json").read_text(encoding="utf-8")
+        assert kept != vm.google.attributes["pilot-spec"]
+        assert recall_orders(vm.place, "swarm", vm.said.append).restarted == ""
+    # Once it takes one again, what was not written is.
+    vm.until(lambda: recall_orders(vm.place, "swarm", vm.said.append).restarted == "r1")
+    kept = (vm.place.node_state / "spec.json").read_text(encoding="utf-8")
+    assert kept == vm.google.attributes["pilot-spec"]
+
+
+def test_a_service_begins_with_a_spec_that_this_machine_can_be(vm: Service) -> None:
+    vm.until(lambda: vm.phase() == "whole" and vm.status()["spec"]["state"] == "current")
+    good = vm.place.spec.read_text(encoding="utf-8")
+    memory = {**specs.swarm()["memory"], "reserveMb": 4096}
+    vm.place.spec.write_text(specs.text(specs.swarm(memory=memory)), encoding="utf-8")
+    assert recall_spec(vm.place).text == good
+    (vm.place.node_state / "spec.json").unlink()
+    with pytest.raises(FinalError, match=r"reserveMb: 4096 is all of .*spec\.json is not there"):
+        recall_spec(vm.place)
 
 
 def test_two_failures_that_alternate_are_said_once_each(vm: Service) -> None:

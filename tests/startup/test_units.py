@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components.startup import STARTUP_DIR
-from startup.node import agents, bench, files, units
+from startup.node import agents, apply, bench, files, units
 from startup.node.limits import Machine
 from startup.node.place import Place
 from startup.node.spec import RendezvousSpec, SwarmSpec, parse
@@ -399,3 +399,34 @@ def test_a_restart_of_journald_only_when_its_fragment_changed(vm: Vm) -> None:
     assert "SystemMaxUse=1G" in vm.read("/etc/systemd/journald.conf.d/60-pilot.conf")
     assert "* hard nofile 1048576" in vm.read("/etc/security/limits.d/60-pilot.conf")
     assert "kernel.pid_max = 4194304\n" in vm.read("/etc/sysctl.d/60-pilot.conf")
+
+
+@pytest.mark.parametrize("name", ["daemon-reload", "try-restart"])
+def test_what_systemd_was_not_told_is_told_the_next_time(
+    vm: Vm, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """It timed out, or pilot-node was killed in between: the files are written by then."""
+    place, spec = Place(root=vm.root), parse(specs.text(specs.swarm()))
+    told: list[str] = []
+
+    def broken(*arguments: str) -> None:
+        if arguments[0] == name:
+            raise subprocess.TimeoutExpired("systemctl", 120)
+
+    monkeypatch.setattr(apply, "_in_container", lambda: False)
+    monkeypatch.setattr(apply, "systemctl", broken)
+    act = apply.apply_units if name == "daemon-reload" else apply.apply_limits
+    with pytest.raises(subprocess.TimeoutExpired):
+        act(place, spec, lambda _: None)
+    monkeypatch.setattr(apply, "systemctl", lambda *arguments: told.append(arguments[0]))
+    act(place, spec, lambda _: None)
+    act(place, spec, lambda _: None)
+    assert told == [name]
+
+
+def test_a_spec_that_this_machine_cannot_be_is_not_this_boots(vm: Vm) -> None:
+    vm.use_swarm(memory={**specs.swarm()["memory"], "reserveMb": 4096})
+    status, output = vm.call("ROLE=swarm; ensure_node spec swarm")
+    assert status == 1
+    assert "pilot: spec: memory.reserveMb: 4096 is all of this VM's" in output
+    assert not (vm.root / "run/pilot/spec.json").exists()
