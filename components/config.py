@@ -27,6 +27,8 @@ DASHBOARD_PORT = 3000
 STATE_DISK_SUFFIX = "-state"
 # The rendezvous' tokens, by what they are for (docs/CONTRACT.md).
 TOKENS = ("admin", "dashboard", "replication")
+# Seconds of roll.watchSeconds from which on growth is looked at (startup/node/roll.py).
+WATCH_LEAST = 20
 # Google reserves the first two and the last two addresses of a subnet.
 _RESERVED_HEAD, _RESERVED_TAIL = 2, 2
 
@@ -219,6 +221,11 @@ class FleetConfig:
             for name, fit in self.fits.items()
             if fit.headroom < capacity.WARN_HEADROOM
         ]
+        if self.roll.watch_seconds < WATCH_LEAST:
+            warnings.append(
+                f"{PROJECT_NAME}:roll.watchSeconds is {self.roll.watch_seconds}: in less than "
+                f"{WATCH_LEAST} s a release that grows is not told from one that warms up"
+            )
         if self.rendezvous.public and not self.registry_ranges:
             warnings.append(
                 f"{PROJECT_NAME}:rendezvous.public reserves an external address, but no "

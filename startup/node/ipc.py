@@ -4,17 +4,24 @@ As `pilotctl info` of 1.18.0 asks (seen with strace): a frame is four bytes of l
 then as many bytes; the first of these is the kind. Kind 13, alone, asks; kind 14, followed by one
 JSON object, is the answer. The daemon answers in a millisecond or so.
 
+The daemon answers its own user only, not even root ("IPC rejected cross-UID connection", seen with
+1.18.0): whoever asks is the socket's owner while it connects.
+
 The peer is a stranger's program. So the socket is opened without following links, time and bytes
 are bounded, and nothing of the answer is believed but two whole numbers.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import platform
 import socket
 import stat
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -28,6 +35,8 @@ _BYTES: Final = 1 << 20
 _FRAMES: Final = 8
 # More than this is no number of connections; a node id has 32 bits.
 _MOST: Final = 1_000_000
+# Number of setresuid(2), by machine (asm/unistd.h).
+_SETRESUID: Final = {"x86_64": 117, "aarch64": 147}
 
 
 class IpcError(Exception):
@@ -63,11 +72,13 @@ def _ask(path: Path, deadline: float) -> bytes:
     # link to a socket of root's there.
     handle = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        if not stat.S_ISSOCK(os.fstat(handle).st_mode):
+        found = os.fstat(handle)
+        if not stat.S_ISSOCK(found.st_mode):
             raise OSError("is not a socket")
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
             _limit(peer, deadline)
-            peer.connect(f"/proc/self/fd/{handle}")
+            with _as(found.st_uid):
+                peer.connect(f"/proc/self/fd/{handle}")
             peer.sendall(_ASK)
             for _ in range(_FRAMES):
                 length = int.from_bytes(_exactly(peer, 4, deadline), "big")
@@ -80,6 +91,36 @@ def _ask(path: Path, deadline: float) -> bytes:
             raise ValueError("no answer to what was asked")
     finally:
         os.close(handle)
+
+
+@contextmanager
+def _as(user: int) -> Iterator[None]:
+    """Root's thread has the effective user `user` in here; nobody else's does anything.
+
+    Real and saved user stay root, so no process of `user` may signal or trace this one. Raises
+    OSError.
+    """
+    if os.geteuid() != 0 or user == 0:
+        yield
+        return
+    _set_effective(user)
+    try:
+        yield
+    finally:
+        _set_effective(0)
+
+
+def _set_effective(user: int) -> None:
+    # The system call itself: libc's function, and so os.seteuid, changes all threads of a process.
+    number = _SETRESUID.get(platform.machine())
+    if number is None:
+        raise OSError(f"setresuid on {platform.machine()} is not known")
+    if _LIBC.syscall(number, -1, user, -1) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"setresuid {user}: {os.strerror(code)}")
+
+
+_LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 
 def _exactly(peer: socket.socket, count: int, deadline: float) -> bytes:

@@ -28,6 +28,9 @@ WATCH: Final = 1.0
 WALLS: Final = 10.0
 SOME: Final = 60.0
 ALL: Final = growth.LOOK
+# Until the second look at a few agents; then twice as long each time, up to SOME. At the first look
+# of a boot nothing runs yet.
+SOON: Final = 5.0
 
 # Agents whose PSS makes the mean. smaps_rollup walks all pages of a process, 0.22 ms of CPU for
 # an idle agent, and holds its mmap lock meanwhile: 7 ms a minute.
@@ -382,10 +385,10 @@ class Sampler:
         self._leak = ""
         self._broken: BaseException | None = None
         self._threads = [
-            threading.Thread(target=self._run, name=name, args=(step, every), daemon=True)
-            for name, step, every in (
-                ("pressure", self._watch.step, WATCH),
-                ("agents", self._walked, SOME),
+            threading.Thread(target=self._run, name=name, args=(step, first, every), daemon=True)
+            for name, step, first, every in (
+                ("pressure", self._watch.step, WATCH, WATCH),
+                ("agents", self._walked, SOON, SOME),
             )
         ]
 
@@ -452,8 +455,9 @@ class Sampler:
             self._say(f"memory leaks: {leak}" if leak else "memory leaks no more")
         self._leak = leak
 
-    def _run(self, step: Callable[[], None], every: float) -> None:
-        said = ""
+    def _run(self, step: Callable[[], None], first: float, every: float) -> None:
+        """`step` until the end; `first`, `every`: the first and the longest pause, in seconds."""
+        said, pause = "", min(first, every)
         try:
             while not self._ended.is_set():
                 try:
@@ -463,7 +467,8 @@ class Sampler:
                     if str(error) != said:
                         said = str(error)
                         self._say(f"pressure: {said}")
-                self._ended.wait(every)
+                self._ended.wait(pause)
+                pause = min(2 * pause, every)
         except BaseException as error:
             self._broken = error
             raise

@@ -232,6 +232,8 @@ class Rendezvous:
     _banner: tuple[str, str] | None = None
     _event: str = ""
     _expected: int = 0
+    # A number of descriptors that the host does not allow.
+    _refused: int = 0
 
     def round(self) -> float:
         """One turn; the seconds until the next."""
@@ -502,13 +504,20 @@ class Rendezvous:
             return
         try:
             _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-            if hard != resource.RLIM_INFINITY and hard < wanted:
+            if hard == resource.RLIM_INFINITY or hard >= wanted or wanted == self._refused:
+                return
+            try:
                 resource.prlimit(pid, resource.RLIMIT_NOFILE, (wanted, wanted))
+            except (PermissionError, ValueError) as error:
+                # A host that a container shares has the last word, and goes on having it.
+                self._refused = wanted
+                text = f"the rendezvous has {hard} descriptors and cannot have {wanted}: {error}"
+                # Half of it is what the agents hold (limits.py), the rest is room.
+                (self.say if hard >= wanted // 2 else self.fault)(text)
+            else:
                 self.say(f"the rendezvous may now have {wanted} descriptors")
         except ProcessLookupError:
             return
-        except (PermissionError, ValueError) as error:
-            self.fault(f"LimitNOFILE {wanted} takes a restart of the rendezvous: {error}")
 
     # The registry
 
@@ -676,8 +685,9 @@ class Rendezvous:
 
 
 def ask(spec: RendezvousSpec, before: Health, *, numbers: bool) -> Health:
-    """What the rendezvous of `spec` says on loopback. With `numbers` it is asked for its nodes,
-    which older and newer binaries tell at `/api/stats`; `/healthz` newer ones only."""
+    """What the rendezvous of `spec` says on loopback. With `numbers`, and where another number is
+    online than before, it is asked for its nodes: both numbers are of one answer of `/api/stats`.
+    `/healthz` newer ones have only."""
     base = f"http://127.0.0.1:{spec.dashboard_port}"
     try:
         with socket.create_connection(("127.0.0.1", spec.registry_port), 5.0):
@@ -692,12 +702,12 @@ def ask(spec: RendezvousSpec, before: Health, *, numbers: bool) -> Health:
             elif answer.status != 404:
                 return Health(why=f"/healthz: {answer.status} {answer.reason}")
             old = answer.status == 404
-        if not numbers and not old:
-            return replace(before, answers=True, why="", online=online)
+        if not numbers and not old and online == before.online:
+            return replace(before, answers=True, why="")
         total, active = _stats(base)
     except (TemporaryError, FinalError) as error:
         return Health(why=str(error))
-    return Health(answers=True, why="", online=active if online is None else online, total=total)
+    return Health(answers=True, why="", online=online if active is None else active, total=total)
 
 
 def post(url: str, seconds: float) -> int:

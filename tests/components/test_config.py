@@ -422,6 +422,10 @@ def test_what_is_tight_is_a_warning() -> None:
     assert fit.headroom < 0.40
     # The rendezvous of one small VM has room; only the VM is reported.
     assert first.startswith("swarm-1 (e2-standard-8) keeps 22% headroom for 2,000 agents")
+    quick = parse(changed(roll={"watchSeconds": 19})).warnings()
+    assert any("roll.watchSeconds is 19" in warning for warning in quick)
+    enough = parse(changed(roll={"watchSeconds": 20})).warnings()
+    assert not any("roll.watchSeconds" in warning for warning in enough)
     public = changed(rendezvous=seed()["rendezvous"] | {"public": True})
     assert any("rendezvous.public" in warning for warning in parse(public).warnings())
     assert not any(

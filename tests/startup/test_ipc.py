@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import socket
 import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from startup.node import ipc
 from startup.node.ipc import Info, IpcError, info
 from tests.standin.client import standin, wait_for, whitelist
 from tests.standin.conftest import artifacts
@@ -74,6 +77,53 @@ def stranger(tmp_path: Path) -> Iterator[Stranger]:
 def test_asked_and_answered(stranger: Stranger) -> None:
     assert info(stranger.path) == Info(node_id=7, connections=3)
     assert stranger.asked == b"\0\0\0\1\x0d"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becoming somebody else needs root")
+def test_root_asks_as_the_sockets_owner_and_only_while_it_connects(stranger: Stranger) -> None:
+    os.chown(stranger.path, 610, 610)
+    seen: dict[str, int] = {}
+
+    def look(peer: socket.socket) -> None:
+        found = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        seen["peer"] = struct.unpack("3i", found)[1]
+        peer.sendall(GOOD)
+
+    stranger.does = look
+    assert info(stranger.path) == Info(node_id=7, connections=3)
+    assert seen == {"peer": 610}
+    assert os.geteuid() == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becoming somebody else needs root")
+def test_other_threads_stay_who_they_are() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        # A thread inherits from the one that starts it, so it is there before.
+        assert pool.submit(os.geteuid).result(20) == 0
+        with ipc._as(610):
+            assert (os.geteuid(), pool.submit(os.geteuid).result(20)) == (610, 0)
+    assert os.getresuid() == (0, 0, 0)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becoming somebody else needs root")
+def test_who_it_was_is_who_it_is_after_a_failure() -> None:
+    def fails() -> None:
+        with ipc._as(610):
+            assert os.getresuid() == (0, 610, 0)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
+    assert os.getresuid() == (0, 0, 0)
+
+
+def test_a_machine_that_is_not_known(stranger: Stranger, monkeypatch: pytest.MonkeyPatch) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("becoming somebody else needs root")
+    os.chown(stranger.path, 610, 610)
+    monkeypatch.setattr(platform, "machine", lambda: "pdp11")
+    with pytest.raises(IpcError, match="pdp11 is not known"):
+        info(stranger.path)
 
 
 def test_events_come_in_between(stranger: Stranger) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import resource
 import shlex
 import signal
 import socket
@@ -344,6 +345,38 @@ def test_it_is_started_and_known_again(fleet: Fleet) -> None:
     assert found["registry"]["total"] == 4
     assert found["release"]["sha256"] == fleet.good
     assert found["phase"] == "serving"
+
+
+def test_both_numbers_are_of_one_answer(fleet: Fleet) -> None:
+    fleet.until(fleet.serving, "a rendezvous that serves")
+    fleet.register(2)
+    before = fleet.health()
+    assert (before.online, before.total) == (2, 2)
+    assert ask(fleet.spec, before, numbers=False) == before
+    fleet.register(3, first=2)
+    # Its nodes are not due, but another number is online.
+    after = ask(fleet.spec, before, numbers=False)
+    assert (after.online, after.total) == (5, 5)
+
+
+@pytest.mark.parametrize(("has", "error"), [(2248, False), (2247, True)], ids=["enough", "too few"])
+def test_a_host_that_gives_no_more_descriptors_is_said_once(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, has: int, error: bool
+) -> None:
+    fleet.until(fleet.serving, "a rendezvous that serves")
+    fleet.said.clear()
+
+    def prlimit(pid: int, what: int, limits: tuple[int, int] | None = None) -> tuple[int, int]:
+        if limits is not None:
+            raise PermissionError(1, "Operation not permitted")
+        return has, has
+
+    monkeypatch.setattr(resource, "prlimit", prlimit)
+    for _ in range(100):
+        fleet.round()
+    (said,) = [line for line in fleet.said if "descriptors" in line]
+    assert said.startswith(f"the rendezvous has {has} descriptors and cannot have 4496: ")
+    assert (fleet.status()["last_error"] is not None) == error
 
 
 def test_hold_saves_and_stops_and_going_on_starts(fleet: Fleet) -> None:

@@ -102,12 +102,22 @@ class Fleet:
         with said("boot and registration"):
             self.all_online()
 
-    def _stack(self) -> str:
+    def update(self, wanted: Mapping[str, int], environment: Mapping[str, str]) -> None:
+        """`pulumi up` with other numbers and, for all agents, another environment; it does not wait
+        for the VMs."""
+        self.wanted = dict(wanted)
+        self.project.write(self._stack(environment))
+        with said("pulumi up"):
+            done = self.project.up().no_traceback()
+        assert done.code == 0, done.text
+
+    def _stack(self, environment: Mapping[str, str] | None = None) -> str:
         """The lab's own stack file, with another port and fewer agents."""
         text = (ROOT / "Pulumi.lab.yaml").read_text().replace(":8480", f":{self.port}")
         stack = yaml.safe_load(text)
         swarm = [
             {"name": name, "machineType": self.machine, "agents": agents}
+            | ({"env": dict(environment)} if environment else {})
             for name, agents in self.wanted.items()
         ]
         stack["config"]["pilot-fleet:swarm"] = swarm

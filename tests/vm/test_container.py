@@ -5,6 +5,7 @@ The tests share one fleet and each leaves it whole; the last one takes it down.
 
 import json
 import os
+import re
 import time
 import warnings
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from urllib.parse import quote
 
 import pytest
 
+from tests.monitoring.names import metric_names
 from tests.vm.conftest import Boot
 from tests.vm.fleet import CLOUD, RENDEZVOUS, ZONE, Fleet, said
 
@@ -30,6 +32,13 @@ DONE = "pilot: done: swarm"
 WAITS = "google-guest-agent.service/start running"
 # How long metadata server, bucket and registry are away. As short as shows that one waits for
 # them; PILOT_TEST_AWAY_SECONDS=120 is two minutes each.
+# Of what monitoring names, what a healthy container may lack (docs/CONTRACT.md: absent where it
+# cannot be had): it has no memory controller, is near no wall, and growth takes hours to know.
+LACKING = {
+    "pilot_memory_growth_bytes_per_hour",
+    "pilot_memory_slice_bytes",
+    "pilot_wall_used_ratio",
+}
 AWAY_SECONDS = float(os.environ.get("PILOT_TEST_AWAY_SECONDS", "0"))
 
 
@@ -248,6 +257,58 @@ def test_the_cloud_is_what_the_program_says(fleet: Fleet) -> None:
         assert each.status == "RUNNING"
         assert {item.key: item.value for item in each.metadata.items} == fleet.metadata(name)
         assert json.loads(fleet.metadata(name)["pilot-spec"])["name"] == name
+
+
+def test_agents_are_asked_for_their_connections(fleet: Fleet) -> None:
+    for vm, count in WANTED.items():
+        told = fleet.until_status(vm, lambda told: told["connections"]["sampled"] > 0, "asked")
+        assert told["connections"]["sampled"] <= count
+        assert told["connections"]["mean"] is not None
+
+
+def test_every_metric_that_monitoring_names_is_served(fleet: Fleet) -> None:
+    served: set[str] = set()
+
+    def scraped() -> bool:
+        for vm in ("swarm-1", RENDEZVOUS):
+            text = fleet.run(vm, "curl -sS --fail http://127.0.0.1:9095/metrics")
+            served.update(re.findall(r"^(pilot_[a-z0-9_]+)", text, re.MULTILINE))
+        return metric_names() - LACKING <= served
+
+    # Agents are asked for their memory and connections a while after they came up.
+    fleet.until(scraped, "all metrics", lambda: f"missing: {sorted(metric_names() - served)}")
+
+
+def test_a_change_of_agents_and_of_the_environment_is_live(fleet: Fleet) -> None:
+    vm, numbers = "swarm-2", WANTED
+    boot = fleet.run(vm, "cat /proc/sys/kernel/random/boot_id")
+
+    def change(agents: int, environment: dict[str, str]) -> None:
+        fleet.update(numbers | {vm: agents}, environment)
+        with said(f"until {agents} agents of {vm} have {environment or 'no environment'}"):
+            fleet.until(
+                lambda: len(fleet.processes(vm)) == agents == _with(fleet, vm, environment),
+                f"{agents} agents with {environment}",
+                lambda: f"{fleet.running(vm)} run, {_with(fleet, vm, environment)} with it",
+            )
+            fleet.all_online()
+
+    change(30, {})
+    before = fleet.processes(vm)
+    change(40, {})
+    after = fleet.processes(vm)
+    assert {port: after[port] for port in before} == before, "agents were touched"
+    others = fleet.identities()
+    change(40, {"GOGC": "60"})
+    assert fleet.identities() == others
+    assert fleet.run(vm, "cat /proc/sys/kernel/random/boot_id") == boot
+
+
+def _with(fleet: Fleet, vm: str, environment: dict[str, str]) -> int:
+    """How many agents of a VM run with `environment`."""
+    files = "$(pgrep -x pilot-daemon | sed 's,.*,/proc/&/environ,')"
+    word = "|".join(f"^{name}={value}$" for name, value in environment.items()) or "^HOME="
+    return int(fleet.attempt(vm, f"grep -lzsE '{word}' {files} | wc -l").stdout)
 
 
 def test_destroyed_nothing_is_left(fleet: Fleet) -> None:
