@@ -192,15 +192,16 @@ def full(vm: Vm, wanted: Counts) -> Full:
             registry=meter.cpu(registry) - cpu["registry"],
         )
 
-    points, said, changed = [look()], 0.0, start
+    points, changed = [look()], start
+    told = points[0]
     while points[-1].online < wanted.agents:
         time.sleep(0.5)
         points.append(look())
         if points[-1].online > points[-2].online:
             changed = time.monotonic()
-        if time.monotonic() - said > 5:
-            said = time.monotonic()
-            say(f"  {points[-1].seconds:5.0f} s  {points[-1].online}/{wanted.agents} registered")
+        if points[-1].seconds - told.seconds > 5:
+            say(f"  {_progress(told, points[-1], wanted.agents)}")
+            told = points[-1]
         if time.monotonic() - changed > _STUCK_S:
             raise BenchError(
                 f"{points[-1].online} of {wanted.agents} registered, and none more in "
@@ -229,6 +230,19 @@ def full(vm: Vm, wanted: Counts) -> Full:
         threads=sum(map(meter.threads, sample)) / len(sample),
         before=before,
     )
+
+
+def _progress(last: Point, now: Point, agents: int) -> str:
+    """How far it is, and what the processors did since the last time."""
+    took = now.seconds - last.seconds
+    busy = {
+        "busy": now.machine - last.machine,
+        "PID 1": now.pid1 - last.pid1,
+        "pilot-node": now.node - last.node,
+        "registry": now.registry - last.registry,
+    }
+    shares = ", ".join(f"{name} {seconds / took:.2f}" for name, seconds in busy.items())
+    return f"{now.seconds:5.0f} s  {now.online:>5}/{agents} registered   CPUs: {shares}"
 
 
 def _idle(seconds: float, agents: Sequence[int], pids: dict[str, int]) -> Idle:
@@ -338,6 +352,9 @@ def main() -> int:
             report.into(DOCUMENT.read_text(encoding="utf-8"), "")
         fills, whole = measure(given)
         _publish(given, fills, whole, _surroundings(load, before))
+    except KeyboardInterrupt:
+        print("bench.scale: interrupted; the VM is gone", file=sys.stderr)
+        return 130
     except (BenchError, MachineError, OSError, ValueError) as error:
         print(f"bench.scale: {error}", file=sys.stderr)
         return 1
