@@ -21,7 +21,7 @@ from typing import Final
 
 from . import goal, release, units, variants, walls
 from . import roll as rolls
-from .agents import Keeper, NotReadyError, drain_for_shutdown
+from .agents import SHUTDOWN_SECONDS, Keeper, NotReadyError, drain_for_shutdown
 from .decide import Goal
 from .follow import AnySpec, Follower, recall_spec
 from .limits import LimitsError
@@ -370,8 +370,11 @@ def serve(place: Place, *, address: str, systemd: Systemd, say: Callable[[str], 
     """
     known = recall_spec(place)
     started, wake, ended = time.time(), Wake(), threading.Event()
+    asked: list[float] = []
 
     def end(*_: object) -> None:
+        asked.append(time.monotonic())
+        systemd.hurry()
         ended.set()
         wake.set()
 
@@ -423,7 +426,9 @@ def serve(place: Place, *, address: str, systemd: Systemd, say: Callable[[str], 
     follower.stop()
     if _goes_down(systemd, say):
         tell(stopping=True)
-        drain_for_shutdown(place, limit=swarm.window, say=say)
+        # systemd counts from SIGTERM as well, and a turn may have waited for it.
+        left = SHUTDOWN_SECONDS - (time.monotonic() - asked[0])
+        drain_for_shutdown(place, limit=swarm.window, say=say, seconds=left)
     sampler.close()
     publisher.close()
     exporter.close()
@@ -438,11 +443,12 @@ def _planning(spec: AnySpec) -> Planning:
 
 def _goes_down(systemd: Systemd, say: Callable[[str], None]) -> bool:
     """Whether the whole system does, and not this service alone."""
-    try:
-        return systemd.stopping()
-    except SystemdError as error:
-        say(f"is the system going down? {error}: the agents are left to it")
-        return False
+    for last in (False, True):
+        try:
+            return systemd.stopping()
+        except SystemdError as error:
+            say(f"is the system going down? {error}" + ": the agents are left to it" * last)
+    return False
 
 
 def _died(say: Callable[[str], None], what: threading.ExceptHookArgs) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 # PID 1 with thousands of units takes up to 20 s for a reload (FACTS); twice that is a hang.
 TIMEOUT = 40.0
+# The same once the end of pilot-node was asked for: its time is the agents' then.
+HURRIED = 10.0
 # Units on one command line: far below the kernel's limit of arguments.
 BATCH = 500
 
@@ -39,10 +42,14 @@ class Systemd(Protocol):
     def stop(self, units: Sequence[str]) -> None: ...
     def states(self, units: Sequence[str]) -> dict[str, UnitState]: ...
     def stopping(self) -> bool: ...
+    def hurry(self) -> None: ...
 
 
 class Systemctl:
     """The real one. Nothing here waits for a unit: jobs are queued, their effect is observed."""
+
+    def __init__(self) -> None:
+        self._timeout = TIMEOUT
 
     def start(self, units: Sequence[str]) -> None:
         self._queue("start", units)
@@ -54,7 +61,7 @@ class Systemctl:
         """The state of each of `units`; ask for few: each one is a call to PID 1."""
         found = {}
         for batch in _batches(units):
-            text = _run("show", "--property=Id,ActiveState,Job,Result,ExecMainStatus", *batch)
+            text = self._run("show", "--property=Id,ActiveState,Job,Result,ExecMainStatus", *batch)
             for block in text.strip().split("\n\n"):
                 fields = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
                 if "Id" in fields:
@@ -69,35 +76,51 @@ class Systemctl:
     def stopping(self) -> bool:
         """Whether the system is going down: a job for that is queued or at work."""
         # It exits with 1 whatever it says but "running".
-        return _call("is-system-running").stdout.strip() == "stopping"
+        return self._call("is-system-running").stdout.strip() == "stopping"
+
+    def hurry(self) -> None:
+        """From now on, and for a call that is under way, wait HURRIED at most."""
+        self._timeout = HURRIED
 
     def _queue(self, verb: str, units: Sequence[str]) -> None:
         for batch in _batches(units):
-            _run("--no-block", verb, *batch)
+            self._run("--no-block", verb, *batch)
+
+    def _run(self, *arguments: str) -> str:
+        done = self._call(*arguments)
+        if done.returncode != 0:
+            said = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
+            raise SystemdError(f"systemctl {' '.join(arguments[:3])}: {said[:500]}")
+        return done.stdout
+
+    def _call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        begun = time.monotonic()
+        try:
+            with subprocess.Popen(
+                ["systemctl", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            ) as process:
+                while True:
+                    try:
+                        out, err = process.communicate(timeout=0.5)
+                        break
+                    except subprocess.TimeoutExpired:
+                        # Asked each time: it may have become less.
+                        if time.monotonic() - begun >= self._timeout:
+                            process.kill()
+                            raise
+        except subprocess.TimeoutExpired as error:
+            raise SystemdError(
+                f"systemctl {' '.join(arguments[:3])}: no answer within {self._timeout:.0f} s"
+            ) from error
+        except OSError as error:
+            raise SystemdError(f"systemctl {arguments[0]}: {error}") from error
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 def _batches(units: Sequence[str]) -> Iterable[Sequence[str]]:
     for first in range(0, len(units), BATCH):
         yield units[first : first + BATCH]
-
-
-def _run(*arguments: str) -> str:
-    done = _call(*arguments)
-    if done.returncode != 0:
-        said = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
-        raise SystemdError(f"systemctl {' '.join(arguments[:3])}: {said[:500]}")
-    return done.stdout
-
-
-def _call(*arguments: str) -> subprocess.CompletedProcess[str]:
-    try:
-        return subprocess.run(
-            ["systemctl", *arguments],
-            capture_output=True,
-            check=False,
-            stdin=subprocess.DEVNULL,
-            text=True,
-            timeout=TIMEOUT,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise SystemdError(f"systemctl {arguments[0]}: {error}") from error

@@ -69,6 +69,8 @@ class Pid1:
         self.asked += len(units)
         return {unit: self.dead[unit] for unit in units if unit in self.dead}
 
+    def hurry(self) -> None: ...
+
     def stopping(self) -> bool:
         return self.goes_down
 
@@ -439,6 +441,62 @@ def test_a_power_off_does_not_wait_for_ever(tmp_path: Path) -> None:
     assert SHUTDOWN_SECONDS <= system.now < SHUTDOWN_SECONDS + 1
     # Each is told once, whatever it makes of it.
     assert len(system.told) == 20
+
+
+def test_a_power_off_ends_thousands_though_some_ignore_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, said = Place(root=tmp_path), list[str]()
+    system = Shutdown(place, 5000)
+    system.deaf = {port * 10 for port in range(10001, 10016)}
+    lists, looks = list[int](), list[int]()
+    numbers, members = agents.numbers, agents._members
+
+    def listed(folder: Path, before: str, after: str) -> frozenset[int]:
+        lists.append(1)
+        return numbers(folder, before, after)
+
+    def looked(folder: Path) -> list[int]:
+        looks.append(1)
+        return members(folder)
+
+    monkeypatch.setattr(agents, "numbers", listed)
+    monkeypatch.setattr(agents, "_members", looked)
+    left = drain_for_shutdown(
+        place,
+        limit=15,
+        say=said.append,
+        seconds=40,
+        clock=lambda: system.now,
+        sleep=system.sleep,
+        kill=system.kill,
+    )
+    assert left == 15
+    assert len(set(system.told)) == len(system.told) == 5000
+    # Those that end are at most the window and, where that is too slow, as many as it takes.
+    assert system.most <= 15 + 3 * 15
+    assert said[1] == "4985 of 5000 agents ended in 40.0 s"
+    # All are looked at once a second, and in between only those that were told just now.
+    assert len(lists) <= 42
+    assert len(looks) < 42 * 5000
+
+
+def test_a_power_off_with_little_time_left_tells_more_at_a_time(tmp_path: Path) -> None:
+    place, said = Place(root=tmp_path), list[str]()
+    system = Shutdown(place, 1000)
+    left = drain_for_shutdown(
+        place,
+        limit=1,
+        say=said.append,
+        seconds=10,
+        clock=lambda: system.now,
+        sleep=system.sleep,
+        kill=system.kill,
+    )
+    assert left == 0
+    # 1,000 in 8 s are 6.25 in each look, and each takes two to end.
+    assert system.most <= 20
+    assert system.now < 10
 
 
 def test_a_power_off_without_agents_is_quick_and_quiet(tmp_path: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
+from startup.node import service
 from startup.node.systemd import BATCH, Systemctl, SystemdError, UnitState
 from tests.startup.conftest import Vm
 
@@ -58,3 +61,34 @@ def test_no_systemctl_at_all(vm: Vm, systemctl: Systemctl, monkeypatch: pytest.M
     monkeypatch.setenv("PATH", str(vm.root))
     with pytest.raises(SystemdError):
         systemctl.start(["x"])
+
+
+def test_whoever_is_to_end_does_not_wait_long(
+    vm: Vm, systemctl: Systemctl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("startup.node.systemd.HURRIED", 0.0)
+    vm.stub("systemctl", "exec sleep 1000")
+    # As SIGTERM does, while a call is under way.
+    before = signal.signal(signal.SIGALRM, lambda *_: systemctl.hurry())
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    try:
+        with pytest.raises(SystemdError, match="start x: no answer within 0 s"):
+            systemctl.start(["x"])
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_whether_the_system_goes_down_is_asked_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    answers: list[bool | None] = [None, True, None, None]
+
+    def stopping(_: Systemctl) -> bool:
+        if (answer := answers.pop(0)) is None:
+            raise SystemdError("no answer")
+        return answer
+
+    monkeypatch.setattr(Systemctl, "stopping", stopping)
+    assert service._goes_down(Systemctl(), said.append)
+    assert said == ["is the system going down? no answer"]
+    assert not service._goes_down(Systemctl(), said.append)
+    assert said[-1].endswith("no answer: the agents are left to it")
