@@ -103,7 +103,7 @@ class MetadataServer:
             )
         try:
             token = json.loads(text)["access_token"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, RecursionError, KeyError, TypeError):
             token = None
         if not isinstance(token, str) or not token.isprintable() or not token:
             raise FinalError(f"the metadata server's answer to {path} holds no access_token")

@@ -22,8 +22,14 @@ from .spec import Binary
 DOWNLOAD_SECONDS = 300.0
 # Seconds after which a file that a fetch left is nobody's: twice what one may take.
 _LEFT_SECONDS = 2 * DOWNLOAD_SECONDS
+# Bytes of a binary at most: the daemon has 12 MB. More is no binary of ours, and fills the disk.
+SIZE_LIMIT = 256 << 20
 # Seconds before a fetch that failed is made again, doubling up to the second.
 _PAUSE, _PAUSE_MAX = 1.0, 60.0
+
+
+class LostError(FinalError):
+    """The object is not there, or is another one: whoever asks again gets the same."""
 
 
 class Attempts(Protocol):
@@ -70,25 +76,35 @@ def _fetch(binary: Binary, path: Path, endpoint: str, bucket: str, token: str) -
     where = f"gs://{bucket}/{binary.object}"
     url = f"{endpoint}/storage/v1/b/{quote(bucket, safe='')}/o/{quote(binary.object, safe='')}"
     with web.get(f"{url}?alt=media", {"Authorization": f"Bearer {token}"}) as answer:
+        if answer.status == 404 and bucket_is_gone(answer):
+            raise FinalError(
+                f"{where} at {endpoint}: 404: there is no bucket {bucket}: run `pulumi up`"
+            )
         _judge(answer.status, answer.reason, where, endpoint)
         # Of a run that was cut off. Not a fresh one: the startup script and the service may both
         # be here, each with a file of its own.
         for left in path.parent.glob(f".{binary.name}.*"):
             if time.time() - left.stat().st_mtime > _LEFT_SECONDS:
                 left.unlink(missing_ok=True)
-        digest = hashlib.sha256()
+        digest, size = hashlib.sha256(), 0
         temporary = None
         try:
             handle, temporary = tempfile.mkstemp(prefix=f".{binary.name}.", dir=path.parent)
             with os.fdopen(handle, "wb") as stream:
                 for chunk in answer.chunks(DOWNLOAD_SECONDS):
+                    size += len(chunk)
+                    if size > SIZE_LIMIT:
+                        raise FinalError(
+                            f"{where}: more than {SIZE_LIMIT >> 20} MiB: this is no binary of "
+                            "the fleet; nothing was installed. Delete it and run `pulumi up` again"
+                        )
                     digest.update(chunk)
                     stream.write(chunk)
                 os.fchmod(stream.fileno(), 0o755)
                 stream.flush()
                 os.fsync(stream.fileno())
             if digest.hexdigest() != binary.sha256:
-                raise FinalError(
+                raise LostError(
                     f"{where}: sha256 is {digest.hexdigest()}, the spec says {binary.sha256}: "
                     "the object is corrupt or was replaced; nothing was installed. Delete it and "
                     "run `pulumi up` again"
@@ -115,7 +131,14 @@ def _judge(status: int, reason: str, where: str, endpoint: str) -> None:
         401: "the VM's token is not accepted: is this the project's own Cloud Storage?",
         404: "there is no such object: has `pulumi up` uploaded this release?",
     }.get(status, "not an answer of Cloud Storage: check the spec's endpoints.storage")
-    raise FinalError(f"{where} at {endpoint}: {status} {reason}: {advice}")
+    kind = LostError if status == 404 else FinalError
+    raise kind(f"{where} at {endpoint}: {status} {reason}: {advice}")
+
+
+def bucket_is_gone(answer: web.Answer) -> bool:
+    """Whether a 404 of Cloud Storage is about the bucket and not about the object. Reads the body.
+    "The specified bucket does not exist." is its text, in JSON or plain."""
+    return b"bucket does not exist" in answer.body(4096).lower()
 
 
 def _sha256(path: Path) -> str:
@@ -145,6 +168,7 @@ class Fetcher:
     _wanted: Wanted | None = None
     _there: dict[str, Path] = field(default_factory=dict)
     _lost: dict[str, str] = field(default_factory=dict)
+    _problems: dict[str, str] = field(default_factory=dict)
     _news: threading.Event = field(default_factory=threading.Event)
 
     def start(self) -> None:
@@ -160,8 +184,13 @@ class Fetcher:
         return frozenset(sha256 for sha256, path in self._there.copy().items() if path.is_file())
 
     def lost(self) -> Mapping[str, str]:
-        """Those that cannot be had as things stand, and why; they are tried for all the same."""
+        """Those that the bucket does not have, or has another one of, and why; they are tried for
+        all the same. A token that is refused, or a bucket that is away, loses nothing."""
         return self._lost.copy()
+
+    def problems(self) -> Mapping[str, str]:
+        """Of each that could not be had at the last attempt: why."""
+        return self._problems.copy()
 
     def _run(self) -> None:
         pause = _PAUSE
@@ -184,7 +213,7 @@ class Fetcher:
         return all(done)
 
     def _attempt(self, binary: Binary, wanted: Wanted) -> bool:
-        problem, final = "", False
+        problem, final, lost = "", False, False
         try:
             fetched = ensure(
                 binary,
@@ -195,17 +224,21 @@ class Fetcher:
                 retry=lambda _, attempt: attempt(),
             )
         except FinalError as error:
-            problem, final = str(error), True
+            problem, final, lost = str(error), True, isinstance(error, LostError)
         except (TemporaryError, OSError) as error:
             problem = str(error)
-        before = self._lost.get(binary.sha256)
+        before = self._problems.get(binary.sha256)
+        if lost:
+            self._lost[binary.sha256] = problem
+        elif final or not problem:
+            self._lost.pop(binary.sha256, None)
         if not problem:
             self._there[binary.sha256] = path_of(binary, self.opt)
-            self._lost.pop(binary.sha256, None)
+            self._problems.pop(binary.sha256, None)
             if fetched:
                 self.say(f"{binary.name} {binary.sha256[:12]} fetched and verified")
-        elif final:
-            self._lost[binary.sha256] = problem
+        else:
+            self._problems[binary.sha256] = problem
         if problem and problem != before:
             self.say(f"{problem}; it is tried again")
         if not problem or final:
@@ -215,11 +248,16 @@ class Fetcher:
 
 def prune(opt: Path, keep: Collection[str]) -> list[str]:
     """Remove the releases that are not in `keep` (sha256); those that were. Raises OSError.
+    No directory of releases is none to remove.
 
     A fresh one stays: the startup script may be about to put a binary into it.
     """
-    gone = []
-    for folder in sorted((opt / "releases").iterdir()):
+    gone: list[str] = []
+    try:
+        folders = sorted((opt / "releases").iterdir())
+    except FileNotFoundError:
+        return gone
+    for folder in folders:
         # A directory, and by its name a release: nothing else is ours.
         name = folder.name
         ours = len(name) == 64 and name.isalnum() and not folder.is_symlink() and folder.is_dir()

@@ -34,7 +34,7 @@ from .metrics import Exporter
 from .place import Place
 from .retry import FinalError, TemporaryError
 from .secrets import Tokens
-from .service import roll_status
+from .service import end_with_any_thread, roll_status
 from .spec import Binary, RendezvousSpec, Roll
 from .status import Published, Publisher, RegistryStatus, RendezvousFacts, Said, document
 from .systemd import Systemctl, SystemdError
@@ -837,6 +837,7 @@ def serve(place: Place, *, say: Callable[[str], None]) -> None:
 
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
+    end_with_any_thread(say)
     follower = Follower(place=place, known=known, say=say, wake=wake)
 
     tokens = TokenSource(follower, wake)

@@ -102,14 +102,15 @@ class Swarm:
             pause = FAILED
         return pause
 
-    def fault(self, text: str) -> None:
-        """Something failed: said when it is new, and part of the status. Two that alternate are
-        said once each."""
+    def fault(self, text: str, *, said: bool = False) -> None:
+        """Something failed: said when it is new (and was not `said` before), and part of the
+        status. Two that alternate are said once each."""
         now = self.clock()
         known = {t: at for t, at in self._failures.items() if now - at < FORGOTTEN}
         if text not in known:
             self.last_error = Said(text=text, time=self.wall_clock())
-            self.say(text)
+            if not said:
+                self.say(text)
         self._failures = known | {text: now}
 
     def _turn(self, woken: bool) -> float:
@@ -155,6 +156,10 @@ class Swarm:
             self.fault(str(error))
             state = self.roll
         self._want(spec, state)
+        problem = self.fetcher.problems().get(state.accepted.sha256) if state.accepted else None
+        if problem:
+            # Who dies now cannot be started.
+            self.fault(problem, said=True)
         if state.accepted is not None:
             self._aim(spec, state)
 
@@ -380,9 +385,7 @@ def serve(place: Place, *, address: str, systemd: Systemd, say: Callable[[str], 
 
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
-    # A thread that dies is a mistake in this tree; half of a service is worse than one that systemd
-    # starts again.
-    threading.excepthook = partial(_died, say)
+    end_with_any_thread(say)
     follower = Follower(place=place, known=known, say=say, wake=wake)
     sampler = Sampler(place=place, planning=_planning(known.spec), say=say)
     swarm = Swarm(
@@ -449,6 +452,12 @@ def _goes_down(systemd: Systemd, say: Callable[[str], None]) -> bool:
         except SystemdError as error:
             say(f"is the system going down? {error}" + ": the agents are left to it" * last)
     return False
+
+
+def end_with_any_thread(say: Callable[[str], None]) -> None:
+    """From here on the process ends when a thread dies of an exception. That is a mistake in this
+    tree; half of a service is worse than one that systemd starts again."""
+    threading.excepthook = partial(_died, say)
 
 
 def _died(say: Callable[[str], None], what: threading.ExceptHookArgs) -> None:

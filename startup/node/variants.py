@@ -76,7 +76,7 @@ def about(place: Place, variant: str) -> dict[str, str]:
     """What `variant` is (its `variant.json`); empty where that cannot be read."""
     try:
         found = json.loads((place.variants / variant / "variant.json").read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

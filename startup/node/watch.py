@@ -23,6 +23,7 @@ from urllib.parse import quote
 from . import web
 from .metadata import MetadataServer
 from .place import Place
+from .release import bucket_is_gone
 from .retry import FinalError, TemporaryError
 
 T = TypeVar("T")
@@ -162,7 +163,7 @@ class Attributes:
             found = self.server.tree(self.path)
         try:
             values = json.loads(found.text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise FinalError(f"{self.path}: not JSON: {error}") from error
         if not isinstance(values, dict):
             raise FinalError(f"{self.path}: not an object")
@@ -234,6 +235,12 @@ class Orders:
             if answer.status == 304 and known:
                 return known
             if answer.status == 404:
+                if bucket_is_gone(answer):
+                    # Nobody took an order back: a hold goes on.
+                    raise FinalError(
+                        f"{where}: there is no such bucket: run `pulumi up`, or check the spec's "
+                        "bucket"
+                    )
                 self._last = None
                 return None
             if answer.status != 200:

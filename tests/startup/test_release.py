@@ -6,14 +6,17 @@ import errno
 import hashlib
 import os
 import re
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 
-from startup.node import release, web
+from startup.node import release, rendezvous, watch, web
 from startup.node.metadata import MetadataServer
+from startup.node.place import Place
 from startup.node.retry import Bounds, FinalError, Retry, TemporaryError
 from startup.node.spec import Binary
 from tests.startup.conftest import Vm
@@ -304,3 +307,118 @@ def test_absent_is_not_unreachable(google: Google) -> None:
 def test_an_address_that_is_none_is_final(host: str) -> None:
     with pytest.raises(FinalError, match=re.escape(host)), web.get(f"http://{host}/", {}):
         pytest.fail("there is nothing there")
+
+
+class Bucket:
+    """A Fetcher, and one attempt of it."""
+
+    def __init__(self, google: Google, opt: Path) -> None:
+        self.said: list[str] = []
+        self.fetcher = release.Fetcher(
+            opt=opt,
+            token=MetadataServer(host=google.host).token,
+            say=self.said.append,
+            wake=lambda: None,
+        )
+        self.binary = Binary(name="pilot-daemon", **google.put("pilot-daemon", DATA))
+        self.fetcher.want(
+            release.Wanted(binaries=(self.binary,), endpoint=f"http://{google.host}", bucket=BUCKET)
+        )
+
+
+def no_bucket(handler: BaseHTTPRequestHandler) -> None:
+    body = b'{"error": {"code": 404, "message": "The specified bucket does not exist."}}'
+    handler.send_response(404)
+    handler.send_header("Content-Length", str(len(body)))
+    handler.end_headers()
+    handler.wfile.write(body)
+
+
+@pytest.mark.parametrize(
+    ("failure", "lost"), [(404, True), (401, False), (400, False), (503, False), (no_bucket, False)]
+)
+def test_only_what_the_bucket_does_not_have_is_lost(
+    google: Google, tmp_path: Path, failure: Failure, *, lost: bool
+) -> None:
+    bucket = Bucket(google, tmp_path)
+    google.failures = {"/storage/": [failure, failure]}
+    assert not bucket.fetcher.once()
+    assert (bucket.binary.sha256 in bucket.fetcher.lost()) == lost
+    assert bucket.binary.sha256 in bucket.fetcher.problems()
+    assert not bucket.fetcher.once()
+    assert len(bucket.said) == 1
+    assert bucket.fetcher.once()
+    assert not bucket.fetcher.lost()
+    assert not bucket.fetcher.problems()
+
+
+def test_another_object_is_a_lost_release(google: Google, tmp_path: Path) -> None:
+    bucket = Bucket(google, tmp_path)
+    google.objects[bucket.binary.object] = DATA[:-1] + b"?"
+    assert not bucket.fetcher.once()
+    assert bucket.binary.sha256 in bucket.fetcher.lost()
+    # Refused is another thing than not there.
+    google.failures = {"/storage/": [401]}
+    assert not bucket.fetcher.once()
+    assert not bucket.fetcher.lost()
+
+
+def test_a_download_ends_at_its_limit(fetch: Fetch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(release, "SIZE_LIMIT", 2 << 20)
+    with pytest.raises(FinalError, match="more than 2 MiB"):
+        fetch()
+    assert fetch.left() == []
+
+
+def test_no_releases_are_none_to_remove(tmp_path: Path) -> None:
+    assert release.prune(tmp_path, ()) == []
+
+
+def test_orders_of_a_bucket_that_is_gone_are_not_taken_back(google: Google) -> None:
+    where = watch.Where(endpoint=f"http://{google.host}", bucket=BUCKET, vm="swarm-1")
+    ask = watch.Orders(server=MetadataServer(host=google.host), where=lambda: where)
+    assert ask() is None
+    google.failures = {"/storage/": [no_bucket]}
+    with pytest.raises(FinalError, match="no such bucket"):
+        ask()
+
+
+def test_json_without_end_is_an_answer_that_is_none(google: Google) -> None:
+    server = MetadataServer(host=google.host)
+    deep = b"[" * 100_000
+    google._answer = lambda handler: (200, deep, {"ETag": "x"})  # type: ignore[method-assign]
+    with pytest.raises(FinalError, match="not JSON"):
+        watch.Attributes(server=server, path="instance/attributes")()
+    with pytest.raises(FinalError, match="no access_token"):
+        server.token()
+
+
+def test_a_service_ends_with_any_of_its_threads() -> None:
+    """Both roles' do: half of one would look whole."""
+    code = (
+        "import sys, threading, time\n"
+        "from startup.node import service\n"
+        "service.end_with_any_thread(lambda line: print(line, flush=True))\n"
+        "threading.Thread(target=lambda: 1 / 0, name='fetch').start()\n"
+        "threading.Event().wait(60)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 70
+    assert done.stdout == "fetch died: ZeroDivisionError: division by zero; pilot-node ends\n"
+
+
+def test_the_rendezvous_service_is_one_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Asked(Exception):  # noqa: N818
+        pass
+
+    def asked(say: object) -> None:
+        raise Asked
+
+    monkeypatch.setattr(rendezvous, "recall_spec", lambda place: None)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr(rendezvous, "end_with_any_thread", asked)
+    monkeypatch.setattr(rendezvous, "Follower", lambda **_: pytest.fail("threads begin before"))
+    with pytest.raises(Asked):
+        rendezvous.serve(Place(), say=print)

@@ -553,7 +553,7 @@ def test_agents_whose_links_and_binary_are_gone_go_on(vm: Service) -> None:
     binary.unlink()
     objects, vm.google.objects = vm.google.objects, {}
     vm.start()
-    vm.until(lambda: any("404" in line for line in vm.said[-5:]))
+    vm.until(lambda: "404" in str(vm.status()["last_error"]))
     for _ in range(5):
         vm.swarm.round(woken=True)
     assert lives(vm) == before
