@@ -22,7 +22,8 @@ END = "<!-- measured: end -->"
 class Fill:
     """One way of starting agents, measured: how many, at a registry that answers `delay` seconds
     late. `curve` is (seconds, registered) from the moment it was asked for; `most_open` the most
-    registrations that were open at once. CPU in seconds of the whole fill, agents' included."""
+    registrations that were open at once. `cpu`: seconds of CPU that all of it took, agents and
+    registry included; `others`: CPUs that were busy with anything else meanwhile."""
 
     way: str
     delay: float
@@ -31,6 +32,7 @@ class Fill:
     most_open: int
     curve: tuple[tuple[float, int], ...]
     cpu: float
+    others: float
 
     @property
     def rate(self) -> float:
@@ -105,6 +107,7 @@ def speed_table(fills: Sequence[Fill]) -> str:
             f"{fill.cpu / fill.agents * 1000:.0f}",
             str(fill.most_open),
             str(fill.failed),
+            f"{fill.others:.2f}",
         )
         for fill in fills
     ]
@@ -117,6 +120,7 @@ def speed_table(fills: Sequence[Fill]) -> str:
         "CPU ms/agent",
         "open",
         "failed",
+        "others' CPUs",
     )
     lines = [table(head, rows, left=2), ""]
     for ratio in ratios(fills):
@@ -130,12 +134,14 @@ def speed_table(fills: Sequence[Fill]) -> str:
 @dataclass(frozen=True, kw_only=True)
 class Point:
     """One look while the VM fills. Seconds since it was asked for; bytes of memory taken since
-    then; CPU seconds since then of the machine, the VM's PID 1, pilot-node and the registry."""
+    then; CPU seconds since then of the machine, of all that is measured (`ours`), and of the VM's
+    PID 1, pilot-node and the registry."""
 
     seconds: float
     online: int
     memory: int
     machine: float
+    ours: float
     pid1: float
     node: float
     registry: float
@@ -143,15 +149,16 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Idle:
-    """CPU seconds within `seconds` of idling. `agents` by the scheduler's nanoseconds, `machine`
-    all that was not idle, `stolen` what the hypervisor took."""
+    """CPU seconds within `seconds` of idling. `agents` by the scheduler's nanoseconds, `ours` all
+    that is measured, `stolen` what the hypervisor took. `others`: CPUs busy with anything else."""
 
     seconds: float
     agents: float
     pid1: float
     node: float
     registry: float
-    machine: float
+    ours: float
+    others: float
     stolen: float
 
 
@@ -196,9 +203,10 @@ def full_table(full: Full) -> str:
         ("idle CPU an agent", f"{idle.agents / idle.seconds / n * 1000:.3f} ms/s", "< 0.1 ms/s"),
         (
             "idle CPU of everything, an agent",
-            f"{idle.machine / idle.seconds / n * 1000:.3f} ms/s",
+            f"{idle.ours / idle.seconds / n * 1000:.3f} ms/s",
             "",
         ),
+        ("CPU of everything, a start", f"{last.ours / n * 1000:.1f} ms", ""),
         ("PID 1: CPU a start", f"{last.pid1 / n * 1000:.1f} ms", ""),
         ("PID 1: CPU when idle", f"{idle.pid1 / idle.seconds:.2%} of one", ""),
         ("PID 1: memory", f"{full.pid1_memory / 1e6:.0f} MB", ""),
@@ -207,6 +215,12 @@ def full_table(full: Full) -> str:
         ("pilot-node: memory", f"{full.node_memory / 1e6:.0f} MB", ""),
         ("registry: CPU a registration", f"{last.registry / n * 1000:.1f} ms", ""),
         ("registry: CPU when idle", f"{idle.registry / idle.seconds:.2%} of one", ""),
+        (
+            "others on the machine: CPUs, filling",
+            f"{max(0.0, last.machine - last.ours) / full.seconds:.2f}",
+            "0",
+        ),
+        ("others on the machine: CPUs, idle", f"{idle.others:.2f}", "0"),
     ]
     return table((f"{n:,} agents", "measured", "aim"), rows, left=1)
 
@@ -278,7 +292,7 @@ def panels(full: Full) -> list[Panel]:
             title="CPUs busy",
             unit="",
             lines={
-                "all": _slope(points, lambda p: p.machine),
+                "all of it": _slope(points, lambda p: p.ours),
                 "PID 1": _slope(points, lambda p: p.pid1),
                 "pilot-node": _slope(points, lambda p: p.node),
                 "registry": _slope(points, lambda p: p.registry),

@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +34,9 @@ from bench import meter, report
 from bench.report import Fill, Full, Idle, Point
 from bench.vm import BASE_PORT, ROOT, WINDOW, BenchError, Vm, booted, check
 from lab.machines import MachineError
+
+# CPU seconds of this process and all that it started, the VM included.
+Ours = Callable[[], float]
 
 WAYS = ("pilot-node", "rounds", "bare processes")
 DOCUMENT = ROOT / "docs" / "SCALE.md"
@@ -76,28 +79,29 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def speed(vm: Vm, wanted: Counts, seed: int) -> list[Fill]:
+def speed(vm: Vm, ours: Ours, wanted: Counts, seed: int) -> list[Fill]:
     """The three ways at the two registries; in an order that the seed decides, so that none of
     them always finds the caches that another has warmed."""
     # Uncounted: pages of the binary, and the links that pilot-node's units need.
     most = max(*wanted.slow.values(), *wanted.prompt.values())
     say(f"  {most} agents to warm up")
-    _fill(vm, "pilot-node", most, 0.0)
+    _fill(vm, ours, "pilot-node", most, 0.0)
     order = [(way, delay) for delay in (report.SLOW_S, 0.0) for way in WAYS]
     random.Random(seed).shuffle(order)  # noqa: S311 (an order, not a secret)
     fills = []
     for way, delay in order:
         number = (wanted.slow if delay else wanted.prompt)[way]
-        fill = _fill(vm, way, number, delay)
+        fill = _fill(vm, ours, way, number, delay)
         say(
             f"  {report.registry(delay):<17} {way:<15} {fill.agents:>5} in {fill.seconds:5.1f} s: "
-            f"{fill.rate:6.1f} a second, {fill.failed} failed, at most {fill.most_open} open"
+            f"{fill.rate:6.1f} a second, {fill.failed} failed, at most {fill.most_open} open; "
+            f"others took {fill.others:.2f} CPUs"
         )
         fills.append(fill)
     return sorted(fills, key=lambda fill: (-fill.delay, WAYS.index(fill.way)))
 
 
-def _fill(vm: Vm, way: str, agents: int, delay: float) -> Fill:
+def _fill(vm: Vm, ours: Ours, way: str, agents: int, delay: float) -> Fill:
     """Start `agents` from nothing in one way, and end them."""
     vm.empty()
     vm.start_registry(delay=delay)
@@ -112,7 +116,7 @@ def _fill(vm: Vm, way: str, agents: int, delay: float) -> Fill:
             " --property=LimitNOFILE=4096 --unit=pilot-bench-way"
             f" python3 - {word} {BASE_PORT + 1} {agents}"
         )
-    start, busy = time.monotonic(), meter.machine().busy
+    start, used, all_used = time.monotonic(), ours(), meter.machine().busy
     program = (ROOT / "bench" / "ways.py").read_text(encoding="utf-8")
     with subprocess.Popen(
         vm.line(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -123,7 +127,8 @@ def _fill(vm: Vm, way: str, agents: int, delay: float) -> Fill:
             process.stdin.write(program)
         process.stdin.close()
         curve = _watched(vm, agents, start, process if way != "pilot-node" else None)
-        cpu = meter.machine().busy - busy
+        cpu, all_cpu = ours() - used, meter.machine().busy - all_used
+        took = time.monotonic() - start
         most_open = vm.most_open()
         said = process.stdout.read()
         if process.wait():
@@ -138,6 +143,7 @@ def _fill(vm: Vm, way: str, agents: int, delay: float) -> Fill:
         most_open=most_open,
         curve=tuple(curve),
         cpu=cpu,
+        others=max(0.0, all_cpu - cpu) / took,
     )
 
 
@@ -166,14 +172,14 @@ def _failures(vm: Vm) -> int:
     return int(journal)
 
 
-def full(vm: Vm, wanted: Counts) -> Full:
+def full(vm: Vm, ours: Ours, wanted: Counts) -> Full:
     """Fill the VM, let it settle, and measure what it costs."""
     vm.empty()
     registry = vm.start_registry(delay=0.0)
     vm.want(wanted.agents)
     vm.until(lambda: not vm.processes("pilot-daemon"), "a VM without agents")
     before = _idle_machine(5.0)
-    zero, first = meter.machine(), vm.first()
+    zero, first, used = meter.machine(), vm.first(), ours()
     pids = {"pid1": first, "registry": registry}
     cpu = {name: meter.cpu(pid) for name, pid in pids.items()}
     start = time.monotonic()
@@ -187,6 +193,7 @@ def full(vm: Vm, wanted: Counts) -> Full:
             online=vm.online(),
             memory=zero.available - now.available,
             machine=now.busy - zero.busy,
+            ours=ours() - used,
             pid1=meter.cpu(first) - cpu["pid1"],
             node=meter.cpu(node),
             registry=meter.cpu(registry) - cpu["registry"],
@@ -215,7 +222,7 @@ def full(vm: Vm, wanted: Counts) -> Full:
     agents = vm.processes("pilot-daemon")
     memory = zero.available - meter.machine().available
     say(f"  idle for {wanted.idle:g} s")
-    idle = _idle(wanted.idle, agents, {**pids, "node": node})
+    idle = _idle(wanted.idle, ours, agents, {**pids, "node": node})
     sample = random.Random(len(agents)).sample(agents, min(_SAMPLE, len(agents)))  # noqa: S311
     return Full(
         agents=wanted.agents,
@@ -236,7 +243,8 @@ def _progress(last: Point, now: Point, agents: int) -> str:
     """How far it is, and what the processors did since the last time."""
     took = now.seconds - last.seconds
     busy = {
-        "busy": now.machine - last.machine,
+        "ours": now.ours - last.ours,
+        "others": now.machine - last.machine - now.ours + last.ours,
         "PID 1": now.pid1 - last.pid1,
         "pilot-node": now.node - last.node,
         "registry": now.registry - last.registry,
@@ -245,21 +253,23 @@ def _progress(last: Point, now: Point, agents: int) -> str:
     return f"{now.seconds:5.0f} s  {now.online:>5}/{agents} registered   CPUs: {shares}"
 
 
-def _idle(seconds: float, agents: Sequence[int], pids: dict[str, int]) -> Idle:
+def _idle(seconds: float, ours: Ours, agents: Sequence[int], pids: dict[str, int]) -> Idle:
     own = {name: meter.cpu(pid) for name, pid in pids.items()}
-    before, exact, start = meter.machine(), meter.exact_cpu(agents), time.monotonic()
+    exact, start = meter.exact_cpu(agents), time.monotonic()
     # Reading tens of thousands of files takes a second of its own: not of the machine's idling.
-    machine = meter.machine()
+    machine, used, began = meter.machine(), ours(), time.monotonic()
     time.sleep(seconds)
-    after, took = meter.machine(), time.monotonic() - start
+    after, all_ours = meter.machine(), ours() - used
+    quiet, took = time.monotonic() - began, time.monotonic() - start
     return Idle(
         seconds=took,
         agents=meter.exact_cpu(agents) - exact,
         pid1=meter.cpu(pids["pid1"]) - own["pid1"],
         node=meter.cpu(pids["node"]) - own["node"],
         registry=meter.cpu(pids["registry"]) - own["registry"],
-        machine=after.busy - machine.busy,
-        stolen=after.stolen - before.stolen,
+        ours=all_ours * took / quiet,
+        others=max(0.0, after.busy - machine.busy - all_ours) / quiet,
+        stolen=after.stolen - machine.stolen,
     )
 
 
@@ -310,15 +320,22 @@ def measure(given: argparse.Namespace) -> tuple[list[Fill], Full | None]:
     check(wanted.agents)
     fills: list[Fill] = []
     whole = None
-    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder, meter.Account() as account:
+        if account.used() is None:
+            say("! this machine keeps no account of who takes what CPU: others count as ours")
+
+        def ours() -> float:
+            used = account.used()
+            return meter.machine().busy if used is None else used
+
         say("· a VM boots")
         with booted(Path(folder), given.startup) as vm:
             if given.only != "full":
                 say(f"· three ways of starting agents, {WINDOW} at a time (seed {given.seed})")
-                fills = speed(vm, wanted, given.seed)
+                fills = speed(vm, ours, wanted, given.seed)
             if given.only != "speed":
                 say(f"· {wanted.agents} agents on one VM")
-                whole = full(vm, wanted)
+                whole = full(vm, ours, wanted)
             say("· the VM ends")
     return fills, whole
 

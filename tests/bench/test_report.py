@@ -31,6 +31,7 @@ def fill(way: str, rate: float, *, delay: float = 0.0, agents: int = 100, failed
         most_open=15,
         curve=tuple(curve),
         cpu=2.0,
+        others=0.1,
     )
 
 
@@ -47,7 +48,8 @@ def point(seconds: float, online: int, busy: float = 0.0) -> Point:
         seconds=seconds,
         online=online,
         memory=online * 1_700_000,
-        machine=busy,
+        machine=busy + seconds / 10,
+        ours=busy,
         pid1=busy / 4,
         node=busy / 8,
         registry=busy / 5,
@@ -55,7 +57,16 @@ def point(seconds: float, online: int, busy: float = 0.0) -> Point:
 
 
 def whole(*points: Point, agents: int = 1000) -> Full:
-    idle = Idle(seconds=60, agents=4.8, pid1=0.06, node=0.3, registry=0.9, machine=12.0, stolen=0.0)
+    idle = Idle(
+        seconds=60,
+        agents=4.8,
+        pid1=0.06,
+        node=0.3,
+        registry=0.9,
+        ours=12.0,
+        others=0.02,
+        stolen=0.0,
+    )
     return Full(
         agents=agents,
         failed=0,
@@ -104,6 +115,7 @@ def test_all_at_once_has_no_rate() -> None:
         most_open=15,
         curve=((0.0, 0), (0.3, 15)),
         cpu=1.0,
+        others=0.0,
     )
     assert math.isnan(once.rate)
 
@@ -142,6 +154,8 @@ def test_the_table_of_a_full_vm() -> None:
     # 4.8 s of CPU in a minute, of a thousand agents.
     assert found["idle CPU an agent"] == "0.080 ms/s"
     assert found["PID 1: CPU a start"] == "10.0 ms"
+    assert found["CPU of everything, a start"] == "40.0 ms"
+    assert found["others on the machine: CPUs, filling"] == "0.10"
     assert found["pilot-node: CPU when idle"] == "0.50% of one"
 
 
