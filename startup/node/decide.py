@@ -21,8 +21,11 @@ from .window import Window
 # 7.5 and then every 8 s) before it exits by itself; a minute is not slow but stuck.
 START_DEADLINE = 60.0
 # Seconds after which a start that others overtake is stuck: these began later and came up promptly.
-# Doubled with each failure of the agent: one that really is so slow comes up in the end.
+# Doubled with each failure of the agent: one that really is so slow comes up in the end. No less
+# than five times what the others take: on a busy guest without KVM they took two seconds and more,
+# and nine of sixty were given up that would have come up.
 OVERTAKEN = 10.0
+OVERTAKEN_TIMES = 5.0
 # Seconds without any success after which the youngest start in flight is given up, for a fresh one:
 # a fresh daemon dials at once and then within seconds, where one that was refused waits. Doubled
 # each time, up to the maximum, and twice what starts take. With it go those that the window no
@@ -102,6 +105,8 @@ class Memory:
     # When a start last came up, or one was last made anew for want of that; seconds to wait for it.
     came_up: float = float("-inf")
     patience: float = PROBE
+    # Seconds that a start takes, of those that came up lately.
+    takes: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +152,7 @@ def decide(goal: Goal, memory: Memory, seen: Observed) -> Decision:
             variant=work.variant,
             came_up=work.came_up,
             patience=work.patience,
+            takes=work.takes,
         ),
     )
 
@@ -182,6 +188,7 @@ class _Work:
         self.variant = dict(memory.variant)
         self.came_up = memory.came_up
         self.patience = memory.patience
+        self.takes = memory.takes
         window = windows.at(memory.window, limit=goal.window, now=self.now)
         others = [
             port
@@ -214,6 +221,10 @@ class _Work:
             self.came.append(took)
             if took <= windows.PROMPT:
                 prompt = max(prompt, before[port])
+        if self.came:
+            # As TCP smooths its round trips: one start says little.
+            mean = sum(self.came) / len(self.came)
+            self.takes = (7 * self.takes + mean) / 8 if self.takes else mean
         for port in sorted((before.keys() & self.wanted) - self.seen.ready):
             self._settle(port, before[port], prompt)
         if self.came:
@@ -225,7 +236,8 @@ class _Work:
     def _settle(self, port: int, since: float, prompt: float) -> None:
         """A start without a socket. `prompt`: when the last that just came up promptly began."""
         age = self.now - since
-        patience = min(OVERTAKEN * 2.0 ** min(self._failures(port), 8), START_DEADLINE)
+        patience = max(OVERTAKEN, OVERTAKEN_TIMES * self.takes)
+        patience = min(patience * 2.0 ** min(self._failures(port), 8), START_DEADLINE)
         if port in self.seen.ended:
             self._failed(port, self.seen.ended[port], since)
         elif age > START_DEADLINE:

@@ -213,6 +213,13 @@ def test_one_that_others_overtake_is_stuck() -> None:
     assert decision.memory.window.size == 2
     again = replace(memory, trouble=troubled(1))
     assert on(again, seen([10001, 10002], sockets=[10002])).stop == ()
+    # Nor is it stuck where the others take that long, too; in the end it is.
+    slow = replace(memory, takes=4.0)
+    decision = on(slow, seen([10001, 10002], sockets=[10002]))
+    assert decision.stop == ()
+    assert 0.1 < decision.memory.takes < 4.0
+    slow = replace(memory, starting={10001: NOW - 5 * 4 - 1, 10002: NOW - 2}, takes=4.0)
+    assert on(slow, seen([10001, 10002], sockets=[10002])).stop == (10001,)
     # Who began after the one that came up, or has not waited long, is not overtaken.
     memory = Memory(starting={10001: NOW - 9, 10002: NOW - 0.1})
     assert on(memory, seen([10001, 10002], sockets=[10002])).stop == ()
