@@ -9,8 +9,10 @@ has seen so far does not: it begins anew. Which port gets which release follows 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Final
 
 from . import files
@@ -37,12 +39,16 @@ _REGISTRY = ("registry", "no socket", "dial")
 # less time than it takes to tell, `_GROWTH_FLOOR` bytes.
 _GROWTH = 3 << 20
 _GROWTH_FLOOR = 1 << 20
+# Seconds that a roll waits for agents on their way: one that always is must not hold it up.
+_PATIENCE = 600.0
 # Seconds of a watch before growth is judged, but at its end.
 _GROWTH_SECONDS = 20.0
 # Agents whose memory is measured: reading one costs the kernel a walk of its pages.
 _MEASURED = 32
 # Rejected releases that are remembered, and verdicts that are spent.
 _KEPT = 10
+# What is remembered, and its copy.
+_NAMES = ("roll.json", "roll.json.old")
 # What the kernel's lines about a program of ours hold: its name, or its slice's.
 _PROGRAM = "pilot"
 
@@ -184,6 +190,11 @@ def advance(state: RollState, seen: Seen) -> tuple[RollState, tuple[str, ...]]:
 def _aim(state: RollState, seen: Seen, said: list[str]) -> RollState:
     """Where the roll goes: what the spec wants, what was rejected, what is ordered."""
     target, accepted = seen.target, state.accepted
+    if accepted is None and (most := _run_by_most(seen)) and most != target.sha256:
+        # What was remembered is lost: what runs is known to, the spec's may have been rejected.
+        accepted = Release(version=most[:12], sha256=most)
+        said.append(f"release {accepted}: accepted, for most agents run it")
+        state = replace(_nothing(state), accepted=accepted)
     if accepted is None:
         said.append(f"release {target}: the first on this VM, accepted")
         return replace(_nothing(state), accepted=target, target=target)
@@ -211,6 +222,12 @@ def _aim(state: RollState, seen: Seen, said: list[str]) -> RollState:
     return replace(_nothing(state), target=target, state=HALTED, reason=rejected.reason)
 
 
+def _run_by_most(seen: Seen) -> str:
+    """The release (sha256) that most agents run, "" where none is known."""
+    known = Counter(sha256 for sha256 in seen.on.values() if sha256)
+    return known.most_common(1)[0][0] if known else ""
+
+
 def _nothing(state: RollState) -> RollState:
     """`state` without a roll."""
     return replace(state, state=NONE, done=0, exempt=frozenset(), reason="", watch=None)
@@ -236,7 +253,13 @@ def _begin(state: RollState, seen: Seen, said: list[str]) -> RollState:
     elif seen.held:
         reason = "waits until this VM is no longer held"
     elif seen.ports and not seen.calm:
-        reason = "waits until no agent is on its way"
+        watch = state.watch or Watch(since=seen.now)
+        state = replace(state, watch=watch)
+        unready = sum(port not in seen.ready for port in seen.ports)
+        waited = watch.since is not None and seen.now - watch.since >= _PATIENCE
+        # Where most are down it is the registry, and the release would be blamed for it.
+        if not waited or unready * 2 >= len(seen.ports):
+            reason = "waits until no agent is on its way"
     if reason:
         return replace(state, reason=reason)
     said.append(f"roll: {accepted} -> {target}, {len(seen.ports)} agents")
@@ -245,8 +268,8 @@ def _begin(state: RollState, seen: Seen, said: list[str]) -> RollState:
 
 
 def _is_lost(accepted: Release, seen: Seen) -> bool:
-    """Neither on this VM, nor in the bucket, nor running; and there is something else."""
-    gone = accepted.sha256 in seen.lost and accepted.sha256 not in seen.on.values()
+    """Neither on this VM, nor in the bucket, and nothing runs; and there is something else."""
+    gone = accepted.sha256 in seen.lost and not seen.on
     return gone and seen.target.sha256 in seen.there
 
 
@@ -254,7 +277,8 @@ def _batch(state: RollState, seen: Seen, said: list[str]) -> RollState:
     """The next batch gets the release."""
     done = min(state.done + seen.settings.batch, len(seen.ports))
     tried = seen.ports[:done]
-    ill = frozenset(port for port in tried if seen.failures.get(port) and port not in seen.ready)
+    suspect = {*tried[state.done :], *state.exempt, *seen.failures}
+    ill = frozenset(port for port in tried if port in suspect and port not in seen.ready)
     said.append(f"roll: {done} of {len(seen.ports)} agents get {seen.target}")
     return replace(
         state,
@@ -409,36 +433,41 @@ def _seconds(seen: Seen) -> str:
 
 
 def recall(place: Place, say: Callable[[str], None]) -> RollState:
-    """What is remembered; nothing on a VM that is new. What cannot be read is said: then the
-    spec's release is the first again. Raises OSError when the file cannot be had."""
-    path = place.node_state / "roll.json"
-    try:
-        known = json.loads(path.read_bytes())
-        return RollState(
-            accepted=_release(known["accepted"]),
-            previous=_release(known["previous"]),
-            target=_release(known["target"]),
-            state=str(known["state"]),
-            done=int(known["done"]),
-            exempt=frozenset(map(int, known["exempt"])),
-            reason=str(known["reason"]),
-            rejected=tuple(Rejected(**each) for each in known["rejected"]),
-            spent=tuple(map(str, known["spent"])),
-        )
-    except FileNotFoundError:
-        return RollState()
-    except (ValueError, LookupError, TypeError) as error:
-        say(f"{path}: {error}: what was accepted and rejected is not known any more")
-        return RollState()
+    """What is remembered; nothing on a VM that is new. What cannot be read is said. Raises
+    OSError when a file cannot be had."""
+    for name in _NAMES:
+        path = place.node_state / name
+        try:
+            return _read(path)
+        except FileNotFoundError:
+            continue
+        except (ValueError, LookupError, TypeError) as error:
+            say(f"{path}: {error}: what was accepted and rejected is not known from it any more")
+    return RollState()
+
+
+def _read(path: Path) -> RollState:
+    known = json.loads(path.read_bytes())
+    return RollState(
+        accepted=_release(known["accepted"]),
+        previous=_release(known["previous"]),
+        target=_release(known["target"]),
+        state=str(known["state"]),
+        done=int(known["done"]),
+        exempt=frozenset(map(int, known["exempt"])),
+        reason=str(known["reason"]),
+        rejected=tuple(Rejected(**each) for each in known["rejected"]),
+        spent=tuple(map(str, known["spent"])),
+    )
 
 
 def remember(place: Place, state: RollState) -> None:
-    """Keep what `recall` gives. Raises OSError."""
+    """Keep what `recall` gives, twice: one file may come to harm. Raises OSError."""
     known = asdict(replace(state, watch=None)) | {"exempt": sorted(state.exempt)}
     del known["watch"]
-    files.write(
-        place.node_state / "roll.json", json.dumps(known, indent=1, sort_keys=True) + "\n", 0o600
-    )
+    text = json.dumps(known, indent=1, sort_keys=True) + "\n"
+    for name in _NAMES:
+        files.write(place.node_state / name, text, 0o600)
 
 
 def _release(known: Mapping[str, str] | None) -> Release | None:

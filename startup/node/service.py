@@ -147,6 +147,9 @@ class Swarm:
                     "no agent is started"
                 )
             self.roll = rolls.recall(self.place, self.say)
+            if self.roll.accepted is None:
+                # What runs then says what was accepted.
+                self.keeper.look()
         if not self._is_due("roll", ROLL):
             return
         try:

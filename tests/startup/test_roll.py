@@ -323,8 +323,11 @@ def test_an_accepted_release_that_is_lost_leaves_no_vm_empty() -> None:
     vm = Vm()
     vm.seen = replace(vm.seen, there=frozenset({NEW.sha256}), lost={OLD.sha256: "404"})
     vm.second()
-    # Agents that run it are no reason to hurry.
+    # Agents that run are no reason to hurry, whatever they run.
     assert vm.state.accepted == OLD
+    vm.on = dict.fromkeys(PORTS, "")
+    waits = replace(vm.state, target=NEW, state=WAITING)
+    assert advance(waits, replace(vm.seen, on=vm.on, calm=False))[0].accepted == OLD
     vm = Vm()
     vm.on.clear()
     vm.seen = replace(vm.seen, there=frozenset({NEW.sha256}), lost={OLD.sha256: "404"})
@@ -385,6 +388,43 @@ def test_what_is_remembered(tmp_path: Path) -> None:
         roll.remember(place, state)
         assert roll.recall(place, said.append) == replace(state, watch=None)
     assert not said
+    # One of the two files may come to harm.
     (place.node_state / "roll.json").write_text('{"accepted": 7}', encoding="utf-8")
+    assert roll.recall(place, said.append) == replace(state, watch=None)
+    assert "roll.json: " in said[0]
+    (place.node_state / "roll.json").unlink()
+    assert roll.recall(place, said.append) == replace(state, watch=None)
+    (place.node_state / "roll.json.old").write_text("", encoding="utf-8")
     assert roll.recall(place, said.append) == RollState()
-    assert "not known any more" in said[0]
+
+
+def test_where_nothing_is_remembered_what_runs_is_accepted() -> None:
+    vm = Vm()
+    state, said = advance(RollState(), replace(vm.seen, on=dict.fromkeys(PORTS, OLD.sha256)))
+    assert state.accepted is not None
+    assert (state.accepted.sha256, state.target, state.done) == (OLD.sha256, NEW, 50)
+    assert "most agents run it" in said[0]
+
+
+def test_one_that_is_always_on_its_way_holds_up_no_roll_for_ever() -> None:
+    vm = Vm()
+    vm.ill = frozenset({10003, 10120})
+    for port in vm.ill:
+        del vm.up[port]
+    vm.seen = replace(vm.seen, calm=False)
+    for _ in range(600):
+        vm.second()
+    assert vm.state.state == WAITING
+    vm.until(WATCHING)
+    assert vm.state.exempt == {10003}
+    vm.until(NONE)
+    assert vm.state.accepted == NEW
+
+
+def test_while_most_are_on_their_way_it_waits() -> None:
+    vm = Vm()
+    vm.up.clear()
+    vm.seen = replace(vm.seen, calm=False)
+    for _ in range(700):
+        vm.second()
+    assert vm.state.state == WAITING
