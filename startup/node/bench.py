@@ -167,7 +167,7 @@ class CgroupFreezer:
 
     def _is_stopped(self, process: int) -> bool:
         try:
-            text = self.place.at(f"/proc/{process}/stat").read_text(encoding="utf-8")
+            text = self.place.at(f"/proc/{process}/stat").read_text("utf-8", "replace")
         except OSError:
             return False
         # The name before it may hold anything, parentheses and blanks as well.

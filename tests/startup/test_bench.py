@@ -301,3 +301,9 @@ def test_a_signal_ends_the_benchmark_as_well(tmp_path: Path) -> None:
         process.kill()
         process.wait()
     assert stopped.read_text().strip() == f"stop pilotbench-{process.pid}.service"
+
+
+def test_a_name_that_is_no_text_is_a_process_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "proc/7").mkdir(parents=True)
+    (tmp_path / "proc/7/stat").write_bytes(b"7 (\xff) ) T 1 7\n")
+    assert CgroupFreezer(place=Place(root=tmp_path))._is_stopped(7)
