@@ -219,11 +219,20 @@ class Vm:
         return [pid for pid in self.all_processes() if _read(pid, "comm").strip() == comm]
 
     def node(self) -> int:
-        """This machine's id of pilot-node."""
-        for pid in self.all_processes():
-            if "/usr/local/sbin/pilot-node\0run" in _read(pid, "cmdline"):
-                return pid
-        raise BenchError("pilot-node does not run:\n" + self.run("journalctl -n 20 -u pilot-node"))
+        """This machine's id of pilot-node, which has been started."""
+        found: list[int] = []
+
+        def runs() -> bool:
+            # Between fork and exec it is still called as PID 1 is.
+            found[:] = [
+                pid
+                for pid in self.all_processes()
+                if "/usr/local/sbin/pilot-node\0run" in _read(pid, "cmdline")
+            ]
+            return bool(found)
+
+        self.until(runs, "pilot-node runs")
+        return found[0]
 
     def all_processes(self) -> list[int]:
         mine = _namespace_of(self.first())
@@ -273,11 +282,15 @@ class Vm:
         try:
             return "nodes_online" in self._ask("/healthz")
         except OSError:
-            if self._registry is not None and self._registry.poll() is not None:
-                raise BenchError("the registry ended at once") from None
             return False
 
+    def _registry_said(self) -> str:
+        log = self._registry_folder / str(self._registries) / "log"
+        return log.read_text(errors="replace")[-1000:] if log.exists() else "none"
+
     def _ask(self, path: str) -> dict[str, Any]:
+        if self._registry is None or self._registry.poll() is not None:
+            raise BenchError(f"the registry is gone; its last words: {self._registry_said()}")
         connection = http.client.HTTPConnection("127.0.0.1", 3000, timeout=10)
         connection.sock = self._namespace.inside(_connected)
         try:
