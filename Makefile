@@ -8,7 +8,9 @@ SHELL := /bin/sh
 TOOLCHAIN := toolchain/python toolchain/toolchain.py
 BIN := .venv/bin
 # How many of how many, so that one who waits sees it go on.
-PYTEST = $(BIN)/python -m pytest -n auto --dist loadgroup -o console_output_style=count
+# By file: a fleet of booted VMs is made once for a file. (Groups across files are not kept by this
+# pytest and xdist: each worker booted a fleet of its own.)
+PYTEST = $(BIN)/python -m pytest -n auto --dist loadfile -o console_output_style=count
 
 .DEFAULT_GOAL := help
 .PHONY: help preview up lab lab-status lab-down test check bench campaign venv toolchain artifacts requirements clean _dev _lint
