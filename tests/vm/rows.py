@@ -668,15 +668,17 @@ CONTAINER = (
         name="empty", what="the registry is empty", round=registry_starts_empty, short=1, campaign=1
     ),
 )
+# In the campaign only, for now: they have passed by hand (the walls' new form has not), but not yet
+# as a file of `make test`.
 QEMU = (
-    Row(name="memory", what="memory takes the machine", round=memory_runs_out, short=1, campaign=5),
-    Row(name="sockets", what="sockets run out", round=sockets_run_out, short=1, campaign=1),
+    Row(name="memory", what="memory takes the machine", round=memory_runs_out, short=0, campaign=5),
+    Row(name="sockets", what="sockets run out", round=sockets_run_out, short=0, campaign=1),
     Row(
         name="cuts",
         what="the registry file is lost",
         round=power_cut_while_it_writes,
-        short=2,
+        short=0,
         campaign=30,
     ),
-    Row(name="walls", what="the PID walls", round=pid_walls, short=1, campaign=1),
+    Row(name="walls", what="the PID walls", round=pid_walls, short=0, campaign=1),
 )
