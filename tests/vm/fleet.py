@@ -129,7 +129,16 @@ class Fleet:
             self._is_over = True
             self.serving.lab.driver.shutdown()  # type: ignore[attr-defined]
             self._ending.close()
-        return leftovers(self.state)
+        # What was told to go takes a moment, and another lab's may go while one looks.
+        end = time.monotonic() + 30
+        while True:
+            try:
+                left = leftovers(self.state)
+            except OSError:
+                left = {"what is there changes while one looks"}
+            if not left or time.monotonic() > end:
+                return left
+            time.sleep(0.2)
 
     # The cloud
 
