@@ -86,10 +86,7 @@ class Node:
         spec = self.spec()
         accepted = roll.recall(self.place, self.say).accepted
         if accepted and accepted.sha256 != spec.binary.sha256:
-            name = spec.binary.name
-            old = Binary(
-                name=name, object=f"releases/{accepted.sha256}/{name}", sha256=accepted.sha256
-            )
+            old = Binary.of(spec.binary.name, accepted.sha256)
             try:
                 self._release(spec, old, accepted.version)
             except FinalError as error:

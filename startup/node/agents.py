@@ -326,14 +326,14 @@ def drain_for_shutdown(
         # Whoever ignores it keeps no place, and is seen to have ended by the next list.
         held = [port for port, since in told.items() if now - since < _DEAF]
         for port in held:
-            if not _processes(place, port):
+            if not processes_of(place, port):
                 del left[port], told[port]
         behind = total * (now - begun) / (seconds * _TOLD) - (total - len(left) + len(told))
         room = max(limit - sum(port in told for port in held), math.ceil(behind))
         for port in heapq.nsmallest(max(0, room), left.keys() - told.keys()):
             told[port] = now
             # Asked anew: what was listed may have ended, and its number be another's.
-            for process in _processes(place, port):
+            for process in processes_of(place, port):
                 with suppress(ProcessLookupError):
                     kill(process, signal.SIGTERM)
         sleep(TICK)
@@ -360,7 +360,7 @@ def processes(place: Place) -> dict[int, list[int]]:
     return {port: found for port in ports if (found := _members(base / UNIT.format(port)))}
 
 
-def _processes(place: Place, port: int) -> list[int]:
+def processes_of(place: Place, port: int) -> list[int]:
     """Process IDs of the agent `port`."""
     base = cgroup(place)
     return _members(base / UNIT.format(port)) if base else []

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, TypedDict
 
-from . import apply, files, orders, watch
+from . import apply, files, kernel, orders, watch
 from .limits import LimitsError
 from .metadata import MetadataServer
 from .orders import Standing
@@ -26,8 +26,18 @@ from .place import Place
 from .retry import FinalError
 from .spec import RendezvousSpec, SpecError, SwarmSpec, expected_script, parse
 from .status import OrdersStatus, ScriptStatus, SpecStatus
-from .watch import ABSENT, READ, UNREACHABLE, Attributes, Maintenance, Orders, Reading, Source, Wake
-from .watch import Where as OrdersPlace
+from .watch import (
+    ABSENT,
+    READ,
+    UNREACHABLE,
+    Attributes,
+    Maintenance,
+    Orders,
+    OrdersPlace,
+    Reading,
+    Source,
+    Wake,
+)
 
 CURRENT: Final = "current"
 MALFORMED: Final = "malformed"
@@ -221,7 +231,7 @@ class Follower:
             "vm": known.spec.name,
             "now": now,
             "boot": self.place.at(_BOOT_ID).read_text(encoding="ascii").strip(),
-            "uptime": _uptime(self.place),
+            "uptime": kernel.uptime(self.place),
             "script": self.applied_script(),
             "orders": OrdersStatus(
                 generation=int(generation) if generation.isdecimal() else None,
@@ -389,7 +399,7 @@ class Follower:
     def _may_attempt(self, sha256: str) -> bool:
         """Once for each script and SCRIPT_SECONDS. On disk: the script restarts this process."""
         path = self.place.run / "attempt.json"
-        now = _uptime(self.place)
+        now = kernel.uptime(self.place)
         try:
             last = json.loads(path.read_bytes())
             if last["sha256"] == sha256 and now - float(last["uptime"]) < SCRIPT_SECONDS:
@@ -405,11 +415,6 @@ class Follower:
             self._said[key] = text
             if text:
                 self.say(text)
-
-
-def _uptime(place: Place) -> float:
-    """Seconds since the kernel started."""
-    return float(place.at("/proc/uptime").read_text(encoding="ascii").split()[0])
 
 
 def recall_spec(place: Place) -> Known:

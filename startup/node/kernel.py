@@ -29,6 +29,11 @@ def machine(place: Place) -> Machine:
     )
 
 
+def uptime(place: Place) -> float:
+    """Seconds since the kernel started: a clock that nobody sets."""
+    return float(place.at("/proc/uptime").read_text(encoding="ascii").split()[0])
+
+
 def apply(place: Place, numbers: Mapping[str, str], *, container: bool) -> list[str]:
     """Give the kernel `numbers` and read each back. Those left to the host, `NAME (REASON)` each.
 

@@ -16,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socket import SHUT_RDWR, socket
 from typing import Any, Final
 
+from .roll import HALTED, NONE, ROLLING, WAITING, WATCHING
 from .status import Document
 
 PORT: Final = 9095
@@ -26,7 +27,7 @@ CONNECTIONS: Final = 16
 # Seconds until a port that is taken is asked for again.
 AGAIN: Final = 10.0
 
-ROLL_STATES: Final = ("none", "waiting", "rolling", "watching", "halted")
+ROLL_STATES: Final = (NONE, WAITING, ROLLING, WATCHING, HALTED)
 
 Number = int | float
 Labels = Mapping[str, str]
@@ -85,11 +86,11 @@ def _common(out: _Text, document: Document) -> None:
     out.one("pilot_memory_total_bytes", "Memory of the VM.", memory["total"])
     out.one("pilot_memory_available_bytes", "Memory that is available.", memory["available"])
     out.one("pilot_ghosts", "Startup scripts in instance metadata.", len(document["ghosts"]))
-    for name, states in (("spec", ("current",)), ("script", ("current",))):
+    for name in ("spec", "script"):
         out.one(
             f"pilot_{name}_current",
             f"1 while the {name} is what it should be.",
-            int(document[name]["state"] in states),
+            int(document[name]["state"] == "current"),
         )
     out.one(
         "pilot_orders_current",

@@ -33,10 +33,6 @@ class Place:
         return self.run / "spec.json"
 
     @property
-    def agent_environment(self) -> Path:
-        return self.run / "agent.env"
-
-    @property
     def variants(self) -> Path:
         """What agents can be started with, one directory each."""
         return self.run / "variants"

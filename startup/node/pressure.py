@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
-from . import agents, growth, ipc, walls
+from . import agents, growth, ipc, kernel, walls
 from .bench import CgroupFreezer, Governor
 from .growth import Held, History, Look
 from .ipc import Info, IpcError
@@ -135,21 +135,9 @@ def private_bytes(place: Place, ports: Sequence[int]) -> float | None:
     found = [
         measured.private
         for port in spread(ports, BATCH_AGENTS)
-        if (measured := _measured(place, _processes_of(place, port))) is not None
+        if (measured := _measured(place, agents.processes_of(place, port))) is not None
     ]
     return sum(found) / len(found) if found else None
-
-
-def _processes_of(place: Place, port: int) -> list[int]:
-    """The processes of one agent; none where it does not run."""
-    base = agents.cgroup(place)
-    if base is None:
-        return []
-    try:
-        text = (base / agents.UNIT.format(port) / "cgroup.procs").read_text(encoding="ascii")
-    except OSError:
-        return []
-    return [int(line) for line in text.split()]
 
 
 def _measured(place: Place, processes: Sequence[int]) -> Pages | None:
@@ -293,7 +281,7 @@ class Walk:
             self._look_at_all(running, now)
 
     def _look_at_all(self, running: Mapping[int, Sequence[int]], now: float) -> None:
-        uptime = float(self.place.at("/proc/uptime").read_text(encoding="ascii").split()[0])
+        uptime = kernel.uptime(self.place)
         seen = {
             port: found
             for port, processes in running.items()

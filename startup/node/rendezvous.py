@@ -11,49 +11,52 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import resource
 import signal
-import socket
 import subprocess
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
-from . import files, kernel, limits, registry, release, secrets, units, web
+from . import files, kernel, limits, registry, release, secrets, units, walls, web
 from . import roll as rolls
 from .agents import UID, NotReadyError
 from .follow import Follower, recall_spec
 from .limits import LimitsError
+from .loop import FAILURES, Loop, end_with_any_thread, roll_status
 from .metrics import Exporter
 from .place import Place
+from .process import (
+    STEADY,
+    UNIT,
+    Health,
+    Judged,
+    Process,
+    SystemdUnit,
+    Unit,
+    ask,
+    judge,
+    post,
+)
 from .retry import FinalError, TemporaryError
 from .secrets import Tokens
-from .service import end_with_any_thread, roll_status
 from .spec import Binary, RendezvousSpec, Roll
-from .status import Published, Publisher, RegistryStatus, RendezvousFacts, Said, document
+from .status import Published, Publisher, RegistryStatus, RendezvousFacts, document
 from .systemd import Systemctl, SystemdError
-from .watch import KernelLog, Source, Wake
+from .watch import KernelLog, Wake
 
-UNIT: Final = "pilot-rendezvous.service"
-BINARY: Final = "pilot-rendezvous"
-
-# Seconds. Copies: what a lost file can cost at most. Start: upstream reads 45 MB in a few; without
-# an answer by then the process hangs. Steady: up for so long, its earlier failures are forgotten.
+# Seconds from one copy of the registry's file to the next: what a lost file can cost at most.
 COPY = 300.0
-START = 90.0
-STEADY = 60.0
 # A new binary is one port of a roll: watched for so long, answering all the while.
 WATCH = 30
 # How often it is asked for its health, and for its numbers (which it counts node by node).
 HEALTH = 5.0
 NUMBERS = 60.0
-TOKENS = 60.0
 # The first start waits so long for the tokens: IAM lets a new binding in after minutes.
 PATIENCE = 30.0
 STATUS = 1.0
@@ -63,71 +66,8 @@ FAILED = 5.0
 SNAPSHOT = 60.0
 # A file that is younger holds nodes that are not stale: 3 minutes in the oldest binaries (FACTS).
 FRESH: Final = 60.0
-# Of nodes that its file holds, the part that a rendezvous must know once it has read it.
-KNOWN = 0.5
 RESTARTING: Final = "Restarting; agents come back by themselves."
 MAINTENANCE: Final = "Host maintenance; agents come back by themselves."
-_DESCRIPTORS = re.compile(r"^LimitNOFILE=(\d+)$", re.MULTILINE)
-_TOTAL = re.compile(rb'"total_nodes":\s*(\d+)')
-_ACTIVE = re.compile(rb'"active_nodes":\s*(\d+)')
-
-
-@dataclass(frozen=True, kw_only=True)
-class Process:
-    """The unit as systemd has it. `restarts`: by systemd itself."""
-
-    active: str = "inactive"
-    pid: int = 0
-    restarts: int = 0
-    job: bool = False
-    why: str = ""
-
-    @property
-    def gone(self) -> bool:
-        return self.active in ("inactive", "failed") and not self.job
-
-
-class Unit(Protocol):
-    """The unit of the rendezvous; nothing waits. Raises SystemdError."""
-
-    def process(self) -> Process: ...
-    def start(self) -> None: ...
-    def stop(self) -> None: ...
-
-
-class SystemdUnit:
-    """The real one."""
-
-    def __init__(self) -> None:
-        self._systemctl = Systemctl()
-
-    def start(self) -> None:
-        self._systemctl.start([UNIT])
-
-    def stop(self) -> None:
-        self._systemctl.stop([UNIT])
-
-    def process(self) -> Process:
-        names = "ActiveState,MainPID,NRestarts,Job,Result,ExecMainStatus"
-        try:
-            done = subprocess.run(
-                ["systemctl", "show", f"--property={names}", UNIT],
-                capture_output=True,
-                check=True,
-                stdin=subprocess.DEVNULL,
-                text=True,
-                timeout=40,
-            )
-        except (OSError, subprocess.SubprocessError) as error:
-            raise SystemdError(f"systemctl show {UNIT}: {error}") from error
-        found = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
-        return Process(
-            active=found.get("ActiveState", ""),
-            pid=int(found.get("MainPID") or 0),
-            restarts=int(found.get("NRestarts") or 0),
-            job=found.get("Job", "0") not in ("", "0"),
-            why=f"{found.get('Result', '')}, exit status {found.get('ExecMainStatus', '')}",
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,91 +82,18 @@ class Run:
     restart: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Health:
-    """What the process said last. `total` is None where it does not tell."""
-
-    answers: bool = False
-    why: str = "not asked yet"
-    online: int | None = None
-    total: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Judged:
-    """What is remembered of the process from round to round. Times in seconds of the clock.
-
-    `since`: when it was last told to start; `up`: since when it has answered; `failures`: in a
-    row, with `why`; `hangs`: it is to be ended; `pid` and `restarts`: as last seen.
-    """
-
-    since: float | None = None
-    up: float | None = None
-    failures: int = 0
-    why: str = ""
-    hangs: bool = False
-    pid: int = 0
-    restarts: int = 0
-
-
-def judge(judged: Judged, process: Process, health: Health, now: float, expected: int) -> Judged:
-    """`judged`, after the process was seen as `process` and said `health`. `expected`: the nodes
-    in the file that it was started with."""
-    failures, why, up, hangs = judged.failures, judged.why, judged.up, False
-    again = process.restarts - judged.restarts
-    if again > 0 or process.active == "failed":
-        failures, why, up = failures + max(1, again), f"exits: {process.why}", None
-    elif judged.pid and process.pid and process.pid != judged.pid:
-        up = None
-    since = now if again > 0 else judged.since
-    if process.active != "active":
-        up = None
-    elif health.answers and up is None:
-        up = now
-    elif not health.answers and up is None and since is not None and now - since > START:
-        failures, why = failures + 1, f"no answer in {START:.0f} s: {health.why}"
-        since, hangs = now, True
-    if up is not None and health.total is not None and health.total < expected * KNOWN:
-        # At once: its next snapshot replaces the file.
-        failures = max(failures, 2)
-        why = f"it knows {health.total} of the {expected} nodes that its file holds"
-    elif up is not None and now - up >= STEADY:
-        failures, why = 0, ""
-    return Judged(
-        since=since,
-        up=up,
-        failures=failures,
-        why=why,
-        hangs=hangs,
-        pid=process.pid,
-        restarts=process.restarts,
-    )
-
-
 @dataclass(kw_only=True)
-class Rendezvous:
-    """The loop's parts and what it remembers. `round` is one turn."""
+class Rendezvous(Loop):
+    """The loop of the rendezvous VM. `round` is one turn."""
 
-    place: Place
-    follower: Follower
     unit: Unit
-    fetcher: release.Fetcher
     tokens: Callable[[], Tokens | None]
     """What Secret Manager said last, None before it said anything."""
-    say: Callable[[str], None]
-    clock: Callable[[], float] = time.monotonic
-    wall_clock: Callable[[], float] = time.time
-    kernel_log: KernelLog | None = None
-    roll: rolls.RollState | None = None
-    judged: Judged = Judged()
-    health: Health = Health()
-    process: Process = Process()
+    judged: Judged = field(default_factory=Judged)
+    health: Health = field(default_factory=Health)
+    process: Process = field(default_factory=Process)
     stopping: bool = False
-    last_error: Said | None = None
     began: float | None = None
-    _due: dict[str, float] = field(default_factory=dict)
-    _failure: str = ""
-    _failed: bool = False
     _held: Tokens = field(default_factory=Tokens)
     _config: Mapping[str, str] = field(default_factory=dict)
     _banner: tuple[str, str] | None = None
@@ -237,33 +104,12 @@ class Rendezvous:
 
     def round(self) -> float:
         """One turn; the seconds until the next."""
-        self._failed = False
         try:
             self._turn()
-        except (
-            FinalError,
-            TemporaryError,
-            LimitsError,
-            NotReadyError,
-            OSError,
-            SystemdError,
-            registry.BadRegistryError,
-            subprocess.SubprocessError,
-        ) as error:
+        except (*FAILURES, TemporaryError, registry.BadRegistryError) as error:
             self.fault(str(error))
             return FAILED
-        if not self._failed:
-            # All of it went well: the same failure later on is another one.
-            self._failure = ""
         return ROUND
-
-    def fault(self, text: str) -> None:
-        """Something failed: said when it is another thing than before, and part of the status."""
-        self._failed = True
-        if text != self._failure:
-            self._failure = text
-            self.last_error = Said(text=text, time=self.wall_clock())
-            self.say(text)
 
     def _turn(self) -> None:
         now = self.clock()
@@ -284,7 +130,7 @@ class Rendezvous:
         self._keep(state, now)
         self._serve_maintenance()
         self._show_banner(self._wanted_banner())
-        if self.process.active == "active" and self._is_due("copy", COPY):
+        if self.process.active == "active" and self.is_due("copy", COPY):
             self.copy()
 
     # What is seen
@@ -293,8 +139,8 @@ class Rendezvous:
         self.process = self.unit.process()
         if self.process.active != "active":
             self.health = Health(why=f"the process is {self.process.active}")
-        elif self.judged.up is None or self._is_due("health", HEALTH):
-            fresh = self.judged.up is None or self._is_due("numbers", NUMBERS)
+        elif self.judged.up is None or self.is_due("health", HEALTH):
+            fresh = self.judged.up is None or self.is_due("numbers", NUMBERS)
             self.health = ask(self.spec, self.health, numbers=fresh)
         before = self.judged
         self.judged = judge(before, self.process, self.health, now, self._expected)
@@ -321,13 +167,12 @@ class Rendezvous:
         port = spec.registry_port
         running = self._running()
         ready = self.judged.up is not None
-        target = rolls.Release(version=spec.version, sha256=spec.binary.sha256)
         new, said = rolls.advance(
             state,
             rolls.Seen(
                 now=now,
                 time=self.wall_clock(),
-                target=target,
+                target=self.target(spec),
                 settings=Roll(auto=True, batch=1, watch_seconds=WATCH),
                 verdict=standing.orders.roll,
                 there=self.fetcher.there(),
@@ -344,17 +189,10 @@ class Rendezvous:
                 epoch=standing.restart,
             ),
         )
-        if new != state:
-            rolls.remember(self.place, new)
-            self.roll = new
+        self.rolled(new)
         for line in said:
             self.say(line)
-        wanted = {each.sha256: _binary(each.sha256) for each in (new.accepted, target) if each}
-        self.fetcher.want(
-            release.Wanted(
-                binaries=tuple(wanted.values()), endpoint=spec.storage, bucket=spec.bucket
-            )
-        )
+        self.want(spec, new)
         return new
 
     # The process
@@ -435,7 +273,7 @@ class Rendezvous:
             files.write(self._clean_record, orders.restart + "\n", 0o600)
         secrets.write(self.place.rendezvous_config, self._config)
         files.write(self.place.rendezvous_environment, self._environment(), 0o600)
-        release.use(_binary(wanted.release), self.place.opt)
+        release.use(Binary.of(self.spec.binary.name, wanted.release), self.place.opt)
         # What a new process shows from its start on.
         self._write_banner(orders.banner)
         self._banner = (orders.banner, self._config.get(secrets.FLAGS["admin"], ""))
@@ -500,7 +338,7 @@ class Rendezvous:
         """LimitNOFILE follows the number of agents; a process that runs is given it as well."""
         wanted = limits.rendezvous_descriptors(self.spec)
         pid = self.process.pid
-        if not pid or not self._is_due("descriptors", COPY / 10):
+        if not pid or not self.is_due("descriptors", COPY / 10):
             return
         try:
             _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
@@ -591,7 +429,7 @@ class Rendezvous:
         token = self._config.get(secrets.FLAGS["admin"], "")
         if self._banner == (text, token):
             return
-        if not self._is_due(f"banner {text}", HEALTH * 6):
+        if not self.is_due(f"banner {text}", HEALTH * 6):
             return
         if token and self.process.active == "active":
             try:
@@ -642,8 +480,8 @@ class Rendezvous:
     def facts(self, published: Published, *, started: float) -> RendezvousFacts:
         """What this VM says of itself now. `started`: when, in seconds since the epoch."""
         spec, state = self.spec, self.roll or rolls.RollState()
-        accepted = state.accepted or rolls.Release(version=spec.version, sha256=spec.binary.sha256)
-        total, available = memory(self.place)
+        accepted = self.accepted(spec)
+        memory = walls.meminfo(self.place)
         return RendezvousFacts(
             **self.follower.facts(self.wall_clock()),
             started=started,
@@ -654,8 +492,8 @@ class Rendezvous:
             published=published,
             phase=self.phase(),
             registry=self._registry_status(),
-            memory_total=total,
-            memory_available=available,
+            memory_total=memory.get("MemTotal"),
+            memory_available=memory.get("MemAvailable"),
         )
 
     def _registry_status(self) -> RegistryStatus:
@@ -676,129 +514,12 @@ class Rendezvous:
             restored=_restored(self.place),
         )
 
-    def _is_due(self, what: str, every: float) -> bool:
-        now = self.clock()
-        if now < self._due.get(what, float("-inf")):
-            return False
-        self._due[what] = now + every
-        return True
-
-
-def ask(spec: RendezvousSpec, before: Health, *, numbers: bool) -> Health:
-    """What the rendezvous of `spec` says on loopback. With `numbers`, and where another number is
-    online than before, it is asked for its nodes: both numbers are of one answer of `/api/stats`.
-    `/healthz` newer ones have only."""
-    base = f"http://127.0.0.1:{spec.dashboard_port}"
-    try:
-        with socket.create_connection(("127.0.0.1", spec.registry_port), 5.0):
-            pass
-    except OSError as error:
-        return Health(why=f"port {spec.registry_port}: {error.strerror or error}")
-    try:
-        online: int | None = None
-        with web.get(f"{base}/healthz", {}, 5.0) as answer:
-            if answer.status == 200:
-                online = _number(answer.body(64 << 10), "nodes_online")
-            elif answer.status != 404:
-                return Health(why=f"/healthz: {answer.status} {answer.reason}")
-            old = answer.status == 404
-        if not numbers and not old and online == before.online:
-            return replace(before, answers=True, why="")
-        total, active = _stats(base)
-    except (TemporaryError, FinalError) as error:
-        return Health(why=str(error))
-    return Health(answers=True, why="", online=online if active is None else active, total=total)
-
-
-def post(url: str, seconds: float) -> int:
-    """The status of the answer to a POST without a body. Raises TemporaryError, FinalError."""
-    with web.request("POST", url, {"Content-Length": "0"}, timeout=seconds) as answer:
-        return answer.status
-
-
-def _stats(base: str) -> tuple[int | None, int | None]:
-    """Total and active nodes; the answer may list every node, megabytes of them, in between."""
-    found: dict[re.Pattern[bytes], int] = {}
-    with web.get(f"{base}/api/stats", {}, 10.0) as answer:
-        if answer.status != 200:
-            return None, None
-        left = b""
-        for chunk in answer.chunks(30.0):
-            text = left + chunk
-            for pattern in (_TOTAL, _ACTIVE):
-                match = pattern.search(text)
-                # A number at the very end may go on.
-                if match and match.end() < len(text):
-                    found.setdefault(pattern, int(match[1]))
-            if len(found) == 2:
-                break
-            left = text[-64:]
-    return found.get(_TOTAL), found.get(_ACTIVE)
-
-
-def _number(body: bytes, name: str) -> int | None:
-    try:
-        value = json.loads(body)[name]
-    except (ValueError, LookupError, TypeError):
-        return None
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def memory(place: Place) -> tuple[int | None, int | None]:
-    """MemTotal and MemAvailable in bytes, None where /proc does not say."""
-    found: dict[str, int] = {}
-    for line in place.at("/proc/meminfo").read_text(encoding="ascii").splitlines():
-        name, _, rest = line.partition(":")
-        if name in ("MemTotal", "MemAvailable"):
-            found[name] = int(rest.split()[0]) << 10
-    return found.get("MemTotal"), found.get("MemAvailable")
-
 
 def prepare_store(place: Place, say: Callable[[str], None]) -> None:
     """Before every start, as root (`pilot-node store`): a registry that can be read. Raises
     OSError."""
     found = registry.prepare(place, time.time(), say)
     files.write(place.run / "store.json", json.dumps(asdict(found), sort_keys=True) + "\n")
-
-
-class TokenSource:
-    """The tokens of the spec that `follower` follows, asked for in a thread of its own."""
-
-    def __init__(self, follower: Follower, wake: Wake) -> None:
-        self._follower = follower
-        # Also where some of them cannot be had.
-        self._part: Tokens | None = None
-        self._source: Source[Tokens] = Source("tokens", self._ask, wake=wake, every=TOKENS)
-
-    def start(self) -> None:
-        self._source.start()
-
-    def stop(self) -> None:
-        self._source.stop()
-
-    def latest(self) -> Tokens | None:
-        """What was fetched last, None before anything was."""
-        reading = self._source.latest()
-        if not reading.error or self._part is not None:
-            return self._part or reading.value
-        return Tokens(missing=dict.fromkeys(self._names(), reading.error))
-
-    def _names(self) -> Mapping[str, str]:
-        spec = self._follower.known.spec
-        return spec.secrets if isinstance(spec, RendezvousSpec) else {}
-
-    def _ask(self) -> Tokens:
-        spec = self._follower.known.spec
-        if not isinstance(spec, RendezvousSpec) or not spec.secrets:
-            return Tokens()
-        found = secrets.fetch(
-            spec.secrets, endpoint=spec.secrets_endpoint, token=self._follower.server.token
-        )
-        self._part = found
-        if found.missing:
-            # Asked again soon, and not after TOKENS.
-            raise TemporaryError(found.problem)
-        return found
 
 
 def _restored(place: Place) -> str:
@@ -813,10 +534,6 @@ def _difference(before: Run | None, wanted: Run) -> str:
         return "it is not known what it runs with"
     names = [name for name, value in asdict(wanted).items() if asdict(before)[name] != value]
     return f"another {', '.join(names)}"
-
-
-def _binary(sha256: str) -> Binary:
-    return Binary(name=BINARY, object=f"releases/{sha256}/{BINARY}", sha256=sha256)
 
 
 def _hash(text: str) -> str:
@@ -840,7 +557,7 @@ def serve(place: Place, *, say: Callable[[str], None]) -> None:
     end_with_any_thread(say)
     follower = Follower(place=place, known=known, say=say, wake=wake)
 
-    tokens = TokenSource(follower, wake)
+    tokens = secrets.TokenSource(follower, wake)
     rendezvous = Rendezvous(
         place=place,
         follower=follower,

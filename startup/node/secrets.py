@@ -20,7 +20,10 @@ from typing import Final
 
 from . import files, web
 from .agents import UID
+from .follow import Follower
 from .retry import FinalError, TemporaryError
+from .spec import RendezvousSpec
+from .watch import Source, Wake
 
 # By what a token is for: the rendezvous' flag, which is the key in its `-config` as well.
 FLAGS: Final[Mapping[str, str]] = {
@@ -31,6 +34,8 @@ FLAGS: Final[Mapping[str, str]] = {
 # Secret Manager gives at most 64 KiB; a token is one line of it.
 _LIMIT: Final = 128 << 10
 _MOST: Final = 512
+# Seconds from one question to the next.
+EVERY = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +82,46 @@ def write(path: Path, content: Mapping[str, str]) -> None:
     files.write(path, json.dumps(content, sort_keys=True) + "\n", 0o640)
     if os.geteuid() == 0:
         os.chown(path, 0, UID)
+
+
+class TokenSource:
+    """The tokens of the spec that `follower` follows, asked for in a thread of its own."""
+
+    def __init__(self, follower: Follower, wake: Wake) -> None:
+        self._follower = follower
+        # Also where some of them cannot be had.
+        self._part: Tokens | None = None
+        self._source: Source[Tokens] = Source("tokens", self._ask, wake=wake, every=EVERY)
+
+    def start(self) -> None:
+        self._source.start()
+
+    def stop(self) -> None:
+        self._source.stop()
+
+    def latest(self) -> Tokens | None:
+        """What was fetched last, None before anything was."""
+        reading = self._source.latest()
+        if not reading.error or self._part is not None:
+            return self._part or reading.value
+        return Tokens(missing=dict.fromkeys(self._names(), reading.error))
+
+    def _names(self) -> Mapping[str, str]:
+        spec = self._follower.known.spec
+        return spec.secrets if isinstance(spec, RendezvousSpec) else {}
+
+    def _ask(self) -> Tokens:
+        spec = self._follower.known.spec
+        if not isinstance(spec, RendezvousSpec) or not spec.secrets:
+            return Tokens()
+        found = fetch(
+            spec.secrets, endpoint=spec.secrets_endpoint, token=self._follower.server.token
+        )
+        self._part = found
+        if found.missing:
+            # Asked again soon, and not after EVERY.
+            raise TemporaryError(found.problem)
+        return found
 
 
 def _access(name: str, endpoint: str, token: str) -> str:

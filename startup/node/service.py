@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import signal
 import subprocess
 import threading
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Final
 
 from . import goal, release, units, variants, walls
@@ -25,17 +22,17 @@ from .agents import SHUTDOWN_SECONDS, Keeper, NotReadyError, drain_for_shutdown
 from .decide import Goal
 from .follow import AnySpec, Follower, recall_spec
 from .limits import LimitsError
+from .loop import FAILURES, Loop, end_with_any_thread, roll_status
 from .metrics import Exporter
 from .place import Place
 from .pressure import Planning, Sample, Sampler
 from .retry import FinalError
 from .spec import Binary, SwarmSpec
-from .status import Published, Publisher, Rejected, RollStatus, Said, SwarmFacts, document
+from .status import Published, Publisher, SwarmFacts, document
 from .systemd import Systemd, SystemdError
 from .watch import KernelLog, Wake
 
 AGENT_UNIT: Final = "/etc/systemd/system/pilot-agent@.service"
-BINARY: Final = "pilot-daemon"
 
 # Seconds between two looks: at what the sources said (or when they say something), at the roll and
 # what follows from it, at what may be removed.
@@ -49,45 +46,21 @@ STATUS = 2.0
 MEASURE = 5.0
 # Seconds until the next round after one that failed.
 FAILED = 2.0
-# Seconds without a failure after which the same one is another, and said again.
-FORGOTTEN = 60.0
-
-# What can fail in a round, and must not end the service.
-_FAILURES: Final = (
-    FinalError,
-    LimitsError,
-    NotReadyError,
-    OSError,
-    SystemdError,
-    subprocess.SubprocessError,
-)
 
 
 @dataclass(kw_only=True)
-class Swarm:
-    """The loop's parts and what it remembers. `round` is one turn."""
+class Swarm(Loop):
+    """The loop of a swarm VM. `round` is one turn."""
 
-    place: Place
-    follower: Follower
     keeper: Keeper
-    fetcher: release.Fetcher
     private: Callable[[Sequence[int]], float | None]
     """Mean private bytes of the agents of these ports (pressure.Sampler)."""
-    say: Callable[[str], None]
     address: str
     """The VM's own internal address, where its agents are reached."""
-    clock: Callable[[], float] = time.monotonic
-    wall_clock: Callable[[], float] = time.time
-    kernel_log: KernelLog | None = None
-    roll: rolls.RollState | None = None
     ports: tuple[int, ...] = ()
     drained: str = ""
-    last_error: Said | None = None
     _variants: dict[tuple[str, str], str] = field(default_factory=dict)
     _releases: dict[str, str] = field(default_factory=dict)
-    _due: dict[str, float] = field(default_factory=dict)
-    # When each failure was last met.
-    _failures: dict[str, float] = field(default_factory=dict)
     # Whether the keeper's goal is one that was decided on. Until then it acts on nothing: its first
     # goal is to have no agents.
     _aimed: bool = False
@@ -96,25 +69,14 @@ class Swarm:
         """One turn; the seconds until the next. `woken`: a source said something."""
         try:
             pause = self._turn(woken)
-        except _FAILURES as error:
+        except FAILURES as error:
             # Whatever it is, the agents that run go on; said once, not every two seconds.
             self.fault(str(error))
             pause = FAILED
         return pause
 
-    def fault(self, text: str, *, said: bool = False) -> None:
-        """Something failed: said when it is new (and was not `said` before), and part of the
-        status. Two that alternate are said once each."""
-        now = self.clock()
-        known = {t: at for t, at in self._failures.items() if now - at < FORGOTTEN}
-        if text not in known:
-            self.last_error = Said(text=text, time=self.wall_clock())
-            if not said:
-                self.say(text)
-        self._failures = known | {text: now}
-
     def _turn(self, woken: bool) -> float:
-        if woken or self._is_due("look", LOOK):
+        if woken or self.is_due("look", LOOK):
             self._look()
         spec = self._spec()
         plan = goal.plan(spec, self.follower.standing, self.follower.maintenance)
@@ -123,7 +85,7 @@ class Swarm:
         self.ports, self.drained = plan.ports, plan.drained
         try:
             self._decide(spec)
-        except _FAILURES as error:
+        except FAILURES as error:
             # The agents are kept at what was decided last.
             self.fault(str(error))
         if self.drained:
@@ -134,12 +96,12 @@ class Swarm:
             self.keeper.look()
             return FAILED
         pause = self.keeper.round()
-        if self.roll is not None and self._is_due("prune", PRUNE):
+        if self.roll is not None and self.is_due("prune", PRUNE):
             self._prune(self.roll)
         return pause
 
     def _decide(self, spec: SwarmSpec) -> None:
-        """The roll's next step, and the goal that follows from it. Raises what _FAILURES has."""
+        """The roll's next step, and the goal that follows from it. Raises what FAILURES has."""
         if self.roll is None:
             if not self.follower.is_mounted():
                 raise NotReadyError(
@@ -150,15 +112,15 @@ class Swarm:
             if self.roll.accepted is None:
                 # What runs then says what was accepted.
                 self.keeper.look()
-        if not self._is_due("roll", ROLL):
+        if not self.is_due("roll", ROLL):
             return
         try:
             state = self._advance(spec, self.roll)
-        except _FAILURES as error:
+        except FAILURES as error:
             # What cannot be remembered is not begun; what was begun before goes on.
             self.fault(str(error))
             state = self.roll
-        self._want(spec, state)
+        self.want(spec, state)
         problem = self.fetcher.problems().get(state.accepted.sha256) if state.accepted else None
         if problem:
             # Who dies now cannot be started.
@@ -182,14 +144,13 @@ class Swarm:
         at what is known meanwhile."""
         try:
             if self.follower.look():
-                self._due.pop("roll", None)
+                self.at_once("roll")
         except (FinalError, LimitsError, OSError, subprocess.SubprocessError) as error:
             self.fault(str(error))
 
     # The roll
 
     def _advance(self, spec: SwarmSpec, state: rolls.RollState) -> rolls.RollState:
-        target = rolls.Release(version=spec.version, sha256=spec.binary.sha256)
         view = self.keeper.view()
         now = self.clock()
         resting = view.ready | view.trouble.keys()
@@ -199,7 +160,7 @@ class Swarm:
             rolls.Seen(
                 now=now,
                 time=self.wall_clock(),
-                target=target,
+                target=self.target(spec),
                 settings=spec.roll,
                 verdict=self.follower.standing.orders.roll,
                 there=self.fetcher.there(),
@@ -217,11 +178,7 @@ class Swarm:
                 epoch=self._epoch(spec),
             ),
         )
-        if new != state:
-            self.follower.ensure_state()
-            # Before anything follows from it: what is tried must be known after a crash.
-            rolls.remember(self.place, new)
-            self.roll = new
+        self.rolled(new)
         for line in said:
             self.say(line)
         return new
@@ -230,21 +187,9 @@ class Swarm:
         ports = rolls.measured(state, self.ports)
         since = state.watch.since if state.watch else None
         ends = since is not None and self.clock() - since >= spec.roll.watch_seconds
-        if ports and (ends or self._is_due("measure", MEASURE)):
+        if ports and (ends or self.is_due("measure", MEASURE)):
             return self.private(ports)
         return None
-
-    def _want(self, spec: SwarmSpec, state: rolls.RollState) -> None:
-        """What has to be on disk: what is accepted, first, and what the spec wants."""
-        target = rolls.Release(version=spec.version, sha256=spec.binary.sha256)
-        wanted = {each.sha256: each for each in (state.accepted, target) if each}
-        self.fetcher.want(
-            release.Wanted(
-                binaries=tuple(_binary(sha256) for sha256 in wanted),
-                endpoint=spec.storage,
-                bucket=spec.bucket,
-            )
-        )
 
     # The goal
 
@@ -267,7 +212,7 @@ class Swarm:
         self._aimed = True
         current = state.accepted
         if current and current.sha256 in there:
-            release.use(_binary(current.sha256), self.place.opt)
+            release.use(Binary.of(spec.binary.name, current.sha256), self.place.opt)
 
     def _variant(self, spec: SwarmSpec, each: rolls.Release) -> str:
         key = (each.sha256, self._epoch(spec))
@@ -275,7 +220,7 @@ class Swarm:
         if known is None or not (self.place.variants / known).is_dir():
             known = variants.ensure(
                 self.place,
-                binary=_binary(each.sha256),
+                binary=Binary.of(spec.binary.name, each.sha256),
                 version=each.version,
                 environment=units.agent_environment(spec, self.address),
                 unit=self._unit(),
@@ -321,7 +266,7 @@ class Swarm:
         """What this VM says of itself now. `started`: when, in seconds since the epoch."""
         spec, follower = self._spec(), self.follower
         state = self.roll or rolls.RollState()
-        accepted = state.accepted or rolls.Release(version=spec.version, sha256=spec.binary.sha256)
+        accepted = self.accepted(spec)
         ports = self.ports if self.roll or self.drained else spec.ports
         view = self.keeper.view()
         return SwarmFacts(
@@ -340,34 +285,6 @@ class Swarm:
             stopping=stopping,
             drained=bool(self.drained),
         )
-
-    def _is_due(self, what: str, every: float) -> bool:
-        now = self.clock()
-        if now < self._due.get(what, float("-inf")):
-            return False
-        self._due[what] = now + every
-        return True
-
-
-def _binary(sha256: str) -> Binary:
-    return Binary(name=BINARY, object=f"releases/{sha256}/{BINARY}", sha256=sha256)
-
-
-def roll_status(state: rolls.RollState, agents: int) -> RollStatus:
-    """How the roll stands, of `agents` that are wanted."""
-    target = state.target if state.state != rolls.NONE else None
-    return RollStatus(
-        state=state.state,
-        version=target.version if target else "",
-        sha256=target.sha256 if target else "",
-        done=state.done,
-        of=agents if target else 0,
-        reason=state.reason,
-        rejected=[
-            Rejected(version=r.version, sha256=r.sha256, reason=r.reason, time=r.time)
-            for r in state.rejected
-        ],
-    )
 
 
 def serve(place: Place, *, address: str, systemd: Systemd, say: Callable[[str], None]) -> None:
@@ -455,16 +372,3 @@ def _goes_down(systemd: Systemd, say: Callable[[str], None]) -> bool:
         except SystemdError as error:
             say(f"is the system going down? {error}" + ": the agents are left to it" * last)
     return False
-
-
-def end_with_any_thread(say: Callable[[str], None]) -> None:
-    """From here on the process ends when a thread dies of an exception. That is a mistake in this
-    tree; half of a service is worse than one that systemd starts again."""
-    threading.excepthook = partial(_died, say)
-
-
-def _died(say: Callable[[str], None], what: threading.ExceptHookArgs) -> None:
-    name = what.thread.name if what.thread else "a thread"
-    say(f"{name} died: {what.exc_type.__name__}: {what.exc_value}; pilot-node ends")
-    traceback.print_exception(what.exc_type, what.exc_value, what.exc_traceback)
-    os._exit(70)

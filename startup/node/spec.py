@@ -54,6 +54,11 @@ class Binary:
     object: str
     sha256: str
 
+    @classmethod
+    def of(cls, name: str, sha256: str) -> Binary:
+        """The binary with that content, which is what its object is named by."""
+        return cls(name=name, object=f"releases/{sha256}/{name}", sha256=sha256)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Roll:
@@ -219,12 +224,12 @@ def _build(top: Reader) -> SwarmSpec | RendezvousSpec:
 
 def _binary(reader: Reader, name: str) -> Binary:
     sha256 = reader.string("sha256", _SHA256, "64 hex digits")
-    expected = f"releases/{sha256}/{name}"
+    binary = Binary.of(name, sha256)
     found = reader.string("object", re.compile(r"\S+"), "an object's name")
-    if sha256 and found and found != expected:
-        reader.problem("object", f"is {found!r}, must be {expected!r}")
+    if sha256 and found and found != binary.object:
+        reader.problem("object", f"is {found!r}, must be {binary.object!r}")
     reader.end()
-    return Binary(name=name, object=expected, sha256=sha256)
+    return binary
 
 
 def _secrets(reader: Reader) -> dict[str, str]:

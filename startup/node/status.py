@@ -13,9 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from . import files
+from . import roll as rolls
+from .agents import View
 from .place import Place
 from .pressure import Sample
 from .retry import FinalError, TemporaryError
@@ -37,55 +39,6 @@ _TOP: Final = 20
 Document = dict[str, Any]
 
 
-class TroubleView(Protocol):
-    """An agent that failed `failures` times and rests until `until` (monotonic s)."""
-
-    @property
-    def failures(self) -> int: ...
-    @property
-    def until(self) -> float: ...
-    @property
-    def why(self) -> str: ...
-
-
-class WindowView(Protocol):
-    """Starts in flight: now, at most, until when it rests (monotonic s), and why it is small."""
-
-    @property
-    def size(self) -> int: ...
-    @property
-    def limit(self) -> int: ...
-    @property
-    def rest_until(self) -> float: ...
-    @property
-    def why(self) -> str: ...
-
-
-class AgentsView(Protocol):
-    """What the keeper says of its agents after a round; times are seconds of a monotonic clock."""
-
-    @property
-    def now(self) -> float: ...
-    @property
-    def ready(self) -> frozenset[int]: ...
-    @property
-    def starting(self) -> Mapping[int, float]: ...
-    @property
-    def stopping(self) -> Mapping[int, float]: ...
-    @property
-    def trouble(self) -> Mapping[int, TroubleView]: ...
-    @property
-    def variant(self) -> Mapping[int, str]: ...
-    @property
-    def window(self) -> WindowView: ...
-    @property
-    def starts(self) -> int: ...
-    @property
-    def stops(self) -> int: ...
-    @property
-    def failures(self) -> int: ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class Said:
     """A sentence and when it was said (seconds since the epoch)."""
@@ -95,26 +48,16 @@ class Said:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rejected:
-    """A release that was rolled back: why, and when (seconds since the epoch)."""
-
-    version: str
-    sha256: str
-    reason: str
-    time: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class RollStatus:
     """A roll: `state` is none, waiting, rolling, watching or halted; `done` of `of` agents."""
 
-    state: str = "none"
+    state: str = rolls.NONE
     version: str = ""
     sha256: str = ""
     done: int = 0
     of: int = 0
     reason: str = ""
-    rejected: Sequence[Rejected] = ()
+    rejected: Sequence[rolls.Rejected] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +142,7 @@ class SwarmFacts(Facts):
     no agent is wanted for now, by an order or for a maintenance."""
 
     goal: Mapping[int, str]
-    view: AgentsView
+    view: View
     releases: Mapping[str, str]
     sample: Sample
     stopping: bool = False
@@ -259,7 +202,7 @@ def phase(facts: SwarmFacts) -> str:
         return "stopping"
     if facts.drained:
         return "draining" if there else "held"
-    if facts.roll.state in ("rolling", "watching"):
+    if facts.roll.state in (rolls.ROLLING, rolls.WATCHING):
         return "rolling"
     whole = (
         view.ready == frozenset(facts.goal)
@@ -420,7 +363,7 @@ def _by_release(facts: SwarmFacts, ready: AbstractSet[int]) -> dict[str, int]:
     return found
 
 
-def _troubled(port: int, view: AgentsView) -> Document:
+def _troubled(port: int, view: View) -> Document:
     trouble = view.trouble[port]
     return {
         "port": port,

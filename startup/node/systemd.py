@@ -14,6 +14,7 @@ TIMEOUT = 40.0
 HURRIED = 10.0
 # Units on one command line: far below the kernel's limit of arguments.
 BATCH = 500
+_PROPERTIES = "Id,ActiveState,Job,Result,ExecMainStatus,MainPID,NRestarts"
 
 
 class SystemdError(Exception):
@@ -22,12 +23,15 @@ class SystemdError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class UnitState:
-    """What systemd knows of a unit. `job` is true while it still has something to do for it."""
+    """What systemd knows of a unit. `job` is true while it still has something to do for it;
+    `pid` is its main process, 0 for none; `restarts` counts those by systemd itself."""
 
     active: str
     job: bool
     result: str
     exit_status: str
+    pid: int = 0
+    restarts: int = 0
 
     @property
     def ended(self) -> bool:
@@ -61,7 +65,7 @@ class Systemctl:
         """The state of each of `units`; ask for few: each one is a call to PID 1."""
         found = {}
         for batch in _batches(units):
-            text = self._run("show", "--property=Id,ActiveState,Job,Result,ExecMainStatus", *batch)
+            text = self._run("show", f"--property={_PROPERTIES}", *batch)
             for block in text.strip().split("\n\n"):
                 fields = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
                 if "Id" in fields:
@@ -70,6 +74,8 @@ class Systemctl:
                         job=fields.get("Job", "0") not in ("", "0"),
                         result=fields.get("Result", ""),
                         exit_status=fields.get("ExecMainStatus", ""),
+                        pid=int(fields.get("MainPID") or 0),
+                        restarts=int(fields.get("NRestarts") or 0),
                     )
         return found
 

@@ -160,20 +160,26 @@ def udp(place: Place) -> tuple[int, int]:
     # An unbound UDP socket is not counted: `inuse` counts what is hashed by port.
     sockets = pages = 0
     for name in ("sockstat", "sockstat6"):
-        path = place.at(f"/proc/net/{name}")
         try:
-            text = path.read_text(encoding="ascii")
+            found = _sockstat(place, name)
         except FileNotFoundError:
             if name == "sockstat":
                 raise
             continue
-        for line in text.splitlines():
-            words = line.split()
-            if words and words[0] in ("UDP:", "UDP6:"):
-                fields = dict(zip(words[1::2], words[2::2], strict=False))
-                sockets += int(fields["inuse"])
-                pages += int(fields.get("mem", 0))
+        for protocol in found.keys() & {"UDP", "UDP6"}:
+            sockets += found[protocol]["inuse"]
+            pages += found[protocol].get("mem", 0)
     return sockets, pages
+
+
+def _sockstat(place: Place, name: str) -> dict[str, dict[str, int]]:
+    """/proc/net/sockstat or sockstat6: protocol -> its numbers. Raises OSError, ValueError."""
+    lines = place.at(f"/proc/net/{name}").read_text(encoding="ascii").splitlines()
+    return {
+        words[0].rstrip(":"): dict(zip(words[1::2], map(int, words[2::2]), strict=False))
+        for words in map(str.split, lines)
+        if words
+    }
 
 
 def _pids(place: Place) -> Iterator[Wall]:
@@ -258,12 +264,8 @@ def _udp(place: Place) -> Iterator[Wall]:
 
 def _ports(place: Place) -> Iterator[Wall]:
     low, high = place.at("/proc/sys/net/ipv4/ip_local_port_range").read_text("ascii").split()
-    fields = {}
-    for line in place.at("/proc/net/sockstat").read_text(encoding="ascii").splitlines():
-        words = line.split()
-        if words and words[0] == "TCP:":
-            fields = dict(zip(words[1::2], words[2::2], strict=False))
-    taken = int(fields["inuse"]) + int(fields["tw"])
+    tcp = _sockstat(place, "sockstat")["TCP"]
+    taken = tcp["inuse"] + tcp["tw"]
     yield Wall(wall="local ports", used=taken, limit=int(high) - int(low) + 1)
 
 

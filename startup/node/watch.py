@@ -194,7 +194,7 @@ class Maintenance:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Where:
+class OrdersPlace:
     """Where the orders of a VM are: `endpoint` of Cloud Storage, the bucket, the VM's name."""
 
     endpoint: str
@@ -223,8 +223,8 @@ class Orders:
     """The orders object of the VM that `where` names (it follows the spec)."""
 
     server: MetadataServer
-    where: Callable[[], Where]
-    _last: tuple[Where, Object] | None = None
+    where: Callable[[], OrdersPlace]
+    _last: tuple[OrdersPlace, Object] | None = None
 
     def __call__(self) -> Object | None:
         where = self.where()

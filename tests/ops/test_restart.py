@@ -16,7 +16,8 @@ from ops.errors import ClashError, OpsError, UnfinishedError, UsageError
 from ops.google import Cloud, Place
 from ops.orders import Order, Orders, changed
 from ops.plan import Await, Give, Go, Plan, Power, Seen, Totals, decide
-from startup.node.status import Rejected, encode
+from startup.node.roll import Rejected
+from startup.node.status import encode
 from tests.ops.conftest import Ops
 from tests.ops.simulated import BUCKET, FLEET, NEW, OLD, RENDEZVOUS, Simulated, rolling, swarm_spec
 

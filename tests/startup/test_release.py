@@ -375,7 +375,7 @@ def test_no_releases_are_none_to_remove(tmp_path: Path) -> None:
 
 
 def test_orders_of_a_bucket_that_is_gone_are_not_taken_back(google: Google) -> None:
-    where = watch.Where(endpoint=f"http://{google.host}", bucket=BUCKET, vm="swarm-1")
+    where = watch.OrdersPlace(endpoint=f"http://{google.host}", bucket=BUCKET, vm="swarm-1")
     ask = watch.Orders(server=MetadataServer(host=google.host), where=lambda: where)
     assert ask() is None
     google.failures = {"/storage/": [no_bucket]}
@@ -397,8 +397,8 @@ def test_a_service_ends_with_any_of_its_threads() -> None:
     """Both roles' do: half of one would look whole."""
     code = (
         "import sys, threading, time\n"
-        "from startup.node import service\n"
-        "service.end_with_any_thread(lambda line: print(line, flush=True))\n"
+        "from startup.node import loop\n"
+        "loop.end_with_any_thread(lambda line: print(line, flush=True))\n"
         "threading.Thread(target=lambda: 1 / 0, name='fetch').start()\n"
         "threading.Event().wait(60)\n"
     )

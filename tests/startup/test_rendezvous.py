@@ -29,16 +29,9 @@ from startup.node.follow import Follower, Known
 from startup.node.limits import Machine
 from startup.node.orders import Orders, Standing
 from startup.node.place import Place
+from startup.node.process import Health, Judged, Process, ask, judge
 from startup.node.release import Fetcher
-from startup.node.rendezvous import (
-    Health,
-    Judged,
-    Process,
-    Rendezvous,
-    ask,
-    judge,
-    prepare_store,
-)
+from startup.node.rendezvous import Rendezvous, prepare_store
 from startup.node.secrets import Tokens
 from startup.node.spec import RendezvousSpec, parse
 from startup.node.status import OrdersStatus, Published, ScriptStatus, SpecStatus, document

@@ -16,6 +16,7 @@ from startup.node.metadata import MetadataServer
 from startup.node.place import Place
 from startup.node.pressure import Heavy, Sample
 from startup.node.retry import FinalError, TemporaryError
+from startup.node.roll import Rejected
 from startup.node.status import (
     LATER,
     LIMIT,
@@ -24,7 +25,6 @@ from startup.node.status import (
     Published,
     Publisher,
     RegistryStatus,
-    Rejected,
     RollStatus,
     Said,
     clip,

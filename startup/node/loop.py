@@ -1,0 +1,134 @@
+"""What the loops of both roles share: when something is due, what failed, which release is
+wanted."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
+
+from . import release
+from . import roll as rolls
+from .agents import NotReadyError
+from .follow import AnySpec, Follower
+from .limits import LimitsError
+from .place import Place
+from .retry import FinalError
+from .spec import Binary
+from .status import RollStatus, Said
+from .systemd import SystemdError
+from .watch import KernelLog
+
+# Seconds without a failure after which the same one is another, and said again.
+FORGOTTEN = 60.0
+
+# What can fail in a round, and must not end the service.
+FAILURES: Final = (
+    FinalError,
+    LimitsError,
+    NotReadyError,
+    OSError,
+    SystemdError,
+    subprocess.SubprocessError,
+)
+
+
+@dataclass(kw_only=True)
+class Loop:
+    """The loop's parts and what it remembers, whatever the role."""
+
+    place: Place
+    follower: Follower
+    fetcher: release.Fetcher
+    say: Callable[[str], None]
+    clock: Callable[[], float] = time.monotonic
+    wall_clock: Callable[[], float] = time.time
+    kernel_log: KernelLog | None = None
+    roll: rolls.RollState | None = None
+    last_error: Said | None = None
+    _due: dict[str, float] = field(default_factory=dict)
+    # When each failure was last met.
+    _failures: dict[str, float] = field(default_factory=dict)
+
+    def fault(self, text: str, *, said: bool = False) -> None:
+        """Something failed: said when it is new (and was not `said` before), and part of the
+        status. Two that alternate are said once each."""
+        now = self.clock()
+        known = {t: at for t, at in self._failures.items() if now - at < FORGOTTEN}
+        if text not in known:
+            self.last_error = Said(text=text, time=self.wall_clock())
+            if not said:
+                self.say(text)
+        self._failures = known | {text: now}
+
+    def is_due(self, what: str, every: float) -> bool:
+        """Whether `every` seconds have passed since this was last true of `what`."""
+        now = self.clock()
+        if now < self._due.get(what, float("-inf")):
+            return False
+        self._due[what] = now + every
+        return True
+
+    def at_once(self, what: str) -> None:
+        """`what` is due."""
+        self._due.pop(what, None)
+
+    def target(self, spec: AnySpec) -> rolls.Release:
+        """The release that `spec` asks for."""
+        return rolls.Release(version=spec.version, sha256=spec.binary.sha256)
+
+    def accepted(self, spec: AnySpec) -> rolls.Release:
+        """The release that is accepted here; while none is known, the one of `spec`."""
+        return (self.roll and self.roll.accepted) or self.target(spec)
+
+    def rolled(self, new: rolls.RollState) -> None:
+        """The roll is at `new`. Before anything follows from it: what is tried must be known after
+        a crash. Raises OSError, and then it is not."""
+        if new != self.roll:
+            self.follower.ensure_state()
+            rolls.remember(self.place, new)
+            self.roll = new
+
+    def want(self, spec: AnySpec, state: rolls.RollState) -> None:
+        """Have on disk what is accepted, first, and what `spec` asks for."""
+        wanted = dict.fromkeys(r.sha256 for r in (state.accepted, self.target(spec)) if r)
+        self.fetcher.want(
+            release.Wanted(
+                binaries=tuple(Binary.of(spec.binary.name, sha256) for sha256 in wanted),
+                endpoint=spec.storage,
+                bucket=spec.bucket,
+            )
+        )
+
+
+def roll_status(state: rolls.RollState, agents: int) -> RollStatus:
+    """How the roll stands, of `agents` that are wanted."""
+    target = state.target if state.state != rolls.NONE else None
+    return RollStatus(
+        state=state.state,
+        version=target.version if target else "",
+        sha256=target.sha256 if target else "",
+        done=state.done,
+        of=agents if target else 0,
+        reason=state.reason,
+        rejected=state.rejected,
+    )
+
+
+def end_with_any_thread(say: Callable[[str], None]) -> None:
+    """From here on the process ends when a thread dies of an exception. That is a mistake in this
+    tree; half of a service is worse than one that systemd starts again."""
+    threading.excepthook = partial(_died, say)
+
+
+def _died(say: Callable[[str], None], what: threading.ExceptHookArgs) -> None:
+    name = what.thread.name if what.thread else "a thread"
+    say(f"{name} died: {what.exc_type.__name__}: {what.exc_value}; pilot-node ends")
+    traceback.print_exception(what.exc_type, what.exc_value, what.exc_traceback)
+    os._exit(70)

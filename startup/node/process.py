@@ -1,0 +1,195 @@
+"""The rendezvous' process: as systemd has it, what it says of itself on loopback, and what is to be
+thought of it. What is done about that is rendezvous.py's."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+from dataclasses import dataclass, replace
+from typing import Final, Protocol
+
+from . import web
+from .retry import FinalError, TemporaryError
+from .spec import RendezvousSpec
+from .systemd import Systemctl, SystemdError
+
+UNIT: Final = "pilot-rendezvous.service"
+
+# Seconds. Start: upstream reads 45 MB in a few; without an answer by then the process hangs.
+# Steady: up for so long, its earlier failures are forgotten.
+START = 90.0
+STEADY = 60.0
+# Of nodes that its file holds, the part that a rendezvous must know once it has read it.
+KNOWN = 0.5
+_TOTAL = re.compile(rb'"total_nodes":\s*(\d+)')
+_ACTIVE = re.compile(rb'"active_nodes":\s*(\d+)')
+
+
+@dataclass(frozen=True, kw_only=True)
+class Process:
+    """The unit as systemd has it. `restarts`: by systemd itself."""
+
+    active: str = "inactive"
+    pid: int = 0
+    restarts: int = 0
+    job: bool = False
+    why: str = ""
+
+    @property
+    def gone(self) -> bool:
+        return self.active in ("inactive", "failed") and not self.job
+
+
+class Unit(Protocol):
+    """The unit of the rendezvous; nothing waits. Raises SystemdError."""
+
+    def process(self) -> Process: ...
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
+
+
+class SystemdUnit:
+    """The real one."""
+
+    def __init__(self) -> None:
+        self._systemctl = Systemctl()
+
+    def start(self) -> None:
+        self._systemctl.start([UNIT])
+
+    def stop(self) -> None:
+        self._systemctl.stop([UNIT])
+
+    def process(self) -> Process:
+        state = self._systemctl.states([UNIT]).get(UNIT)
+        if state is None:
+            raise SystemdError(f"systemctl show {UNIT}: says nothing of it")
+        return Process(
+            active=state.active,
+            pid=state.pid,
+            restarts=state.restarts,
+            job=state.job,
+            why=f"{state.result}, exit status {state.exit_status}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Health:
+    """What the process said last. `total` is None where it does not tell."""
+
+    answers: bool = False
+    why: str = "not asked yet"
+    online: int | None = None
+    total: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """What is remembered of the process from round to round. Times in seconds of the clock.
+
+    `since`: when it was last told to start; `up`: since when it has answered; `failures`: in a
+    row, with `why`; `hangs`: it is to be ended; `pid` and `restarts`: as last seen.
+    """
+
+    since: float | None = None
+    up: float | None = None
+    failures: int = 0
+    why: str = ""
+    hangs: bool = False
+    pid: int = 0
+    restarts: int = 0
+
+
+def judge(judged: Judged, process: Process, health: Health, now: float, expected: int) -> Judged:
+    """`judged`, after the process was seen as `process` and said `health`. `expected`: the nodes
+    in the file that it was started with."""
+    failures, why, up, hangs = judged.failures, judged.why, judged.up, False
+    again = process.restarts - judged.restarts
+    if again > 0 or process.active == "failed":
+        failures, why, up = failures + max(1, again), f"exits: {process.why}", None
+    elif judged.pid and process.pid and process.pid != judged.pid:
+        up = None
+    since = now if again > 0 else judged.since
+    if process.active != "active":
+        up = None
+    elif health.answers and up is None:
+        up = now
+    elif not health.answers and up is None and since is not None and now - since > START:
+        failures, why = failures + 1, f"no answer in {START:.0f} s: {health.why}"
+        since, hangs = now, True
+    if up is not None and health.total is not None and health.total < expected * KNOWN:
+        # At once: its next snapshot replaces the file.
+        failures = max(failures, 2)
+        why = f"it knows {health.total} of the {expected} nodes that its file holds"
+    elif up is not None and now - up >= STEADY:
+        failures, why = 0, ""
+    return Judged(
+        since=since,
+        up=up,
+        failures=failures,
+        why=why,
+        hangs=hangs,
+        pid=process.pid,
+        restarts=process.restarts,
+    )
+
+
+def ask(spec: RendezvousSpec, before: Health, *, numbers: bool) -> Health:
+    """What the rendezvous of `spec` says on loopback. With `numbers`, and where another number is
+    online than before, it is asked for its nodes: both numbers are of one answer of `/api/stats`.
+    `/healthz` newer ones have only."""
+    base = f"http://127.0.0.1:{spec.dashboard_port}"
+    try:
+        with socket.create_connection(("127.0.0.1", spec.registry_port), 5.0):
+            pass
+    except OSError as error:
+        return Health(why=f"port {spec.registry_port}: {error.strerror or error}")
+    try:
+        online: int | None = None
+        with web.get(f"{base}/healthz", {}, 5.0) as answer:
+            if answer.status == 200:
+                online = _number(answer.body(64 << 10), "nodes_online")
+            elif answer.status != 404:
+                return Health(why=f"/healthz: {answer.status} {answer.reason}")
+            old = answer.status == 404
+        if not numbers and not old and online == before.online:
+            return replace(before, answers=True, why="")
+        total, active = _stats(base)
+    except (TemporaryError, FinalError) as error:
+        return Health(why=str(error))
+    return Health(answers=True, why="", online=online if active is None else active, total=total)
+
+
+def post(url: str, seconds: float) -> int:
+    """The status of the answer to a POST without a body. Raises TemporaryError, FinalError."""
+    with web.request("POST", url, {"Content-Length": "0"}, timeout=seconds) as answer:
+        return answer.status
+
+
+def _stats(base: str) -> tuple[int | None, int | None]:
+    """Total and active nodes; the answer may list every node, megabytes of them, in between."""
+    found: dict[re.Pattern[bytes], int] = {}
+    with web.get(f"{base}/api/stats", {}, 10.0) as answer:
+        if answer.status != 200:
+            return None, None
+        left = b""
+        for chunk in answer.chunks(30.0):
+            text = left + chunk
+            for pattern in (_TOTAL, _ACTIVE):
+                match = pattern.search(text)
+                # A number at the very end may go on.
+                if match and match.end() < len(text):
+                    found.setdefault(pattern, int(match[1]))
+            if len(found) == 2:
+                break
+            left = text[-64:]
+    return found.get(_TOTAL), found.get(_ACTIVE)
+
+
+def _number(body: bytes, name: str) -> int | None:
+    try:
+        value = json.loads(body)[name]
+    except (ValueError, LookupError, TypeError):
+        return None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
