@@ -122,7 +122,7 @@ class Keeper:
         """One round; the seconds until the next. Raises NotReadyError, SystemdError, OSError."""
         # Before anything is done, or refused: who asks after a failed round is told what was seen.
         seen = self.look()
-        if self.goal.starts and self.goal.variants and not self.mounted(self.place.state):
+        if self.goal.variants and not self.mounted(self.place.state):
             raise NotReadyError(
                 f"{self.place.state} is not mounted: no agent is started, its identity would be "
                 "lost with the boot disk"

@@ -3,8 +3,9 @@
 An agent is its port. It runs when its cgroup is there and is ready when its socket is there too. It
 is what it was last started with, its variant: a change of release, environment, unit or an ordered
 restart is nothing but another variant, and an agent that runs another one than it should is stopped
-and started again. That is voluntary, so it is bounded: of the agents that should run, fewer than
-the window are down for it at any time, so a change that is bad takes down no more than these.
+and started again. That is voluntary, so it is bounded: of the agents that should run, no more than
+the window are down for it at any time, and none follow the first of them before these have stayed
+up. So a change that is bad takes down no more than these.
 """
 
 from __future__ import annotations
@@ -51,13 +52,11 @@ class Goal:
     """What the agents of this VM should be, now.
 
     `variants`: port -> variant ID; exactly these ports run. Empty: drained. `window`: most starts,
-    and most stops, in flight. Without `starts` nothing is started (power-off, no state disk) and
-    nothing is replaced; what is not wanted is stopped.
+    and most stops, in flight.
     """
 
     variants: Mapping[int, str]
     window: int
-    starts: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,7 +312,7 @@ class _Work:
     def replaced(self) -> Sequence[int]:
         """Those that run as something else than they should, or without their socket for too long,
         as many as may be down for it now."""
-        if not self.goal.starts or self.now < self.window.rest_until:
+        if self.now < self.window.rest_until:
             return ()
         # They count as down, so there is nothing to look for: thousands, 20 times a second.
         if len(self.starting) >= self.window.size:
@@ -374,8 +373,6 @@ class _Work:
 
     def starts(self) -> tuple[int, ...]:
         """Those that are started now, those that never failed first."""
-        if not self.goal.starts:
-            return ()
         # What is stopped to be started again keeps its place until it is gone.
         held = len(self.starting) + sum(port in self.wanted for port in self.stopping)
         room = self.window.allows(self.now) - held

@@ -196,7 +196,7 @@ def _registry(out: _Text, registry: Mapping[str, Any], now: float) -> None:
         _age(registry["newest_copy"], now),
     )
     out.one(
-        "pilot_registry_set_aside_total",
+        "pilot_registry_set_aside",
         "Registry files that are set aside.",
         len(registry["set_aside"]),
     )
@@ -260,6 +260,8 @@ class _Server(ThreadingHTTPServer):
         with self._lock:
             late = [one for one, until in self._open.items() if until < time.monotonic()]
             for one in late:
+                # Its place is free from here on: who is told that it ended may come again at once.
+                del self._open[one]
                 try:
                     one.shutdown(SHUT_RDWR)
                 except OSError:

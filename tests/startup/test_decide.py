@@ -51,14 +51,13 @@ def on(
     window: int = 2,
     wanted: Sequence[int] = PORTS,
     new: Sequence[int] = (),
-    starts: bool = True,
 ) -> Decision:
     """Everything that was started is the variant "old" where `memory` does not know it; `new` are
     the ports that should be "new"."""
     known = dict.fromkeys(PORTS, "old") | dict(memory.variant)
     goal = {port: "new" if port in new else "old" for port in wanted}
     return decide(
-        Goal(variants=goal, window=window, starts=starts),
+        Goal(variants=goal, window=window),
         replace(memory, variant=known),
         observed,
     )
@@ -266,11 +265,6 @@ def test_a_start_that_is_no_longer_wanted_is_stopped() -> None:
     decision = on(memory, seen([10005], sockets=[]), wanted=PORTS[:2])
     assert decision.stop == (10005,)
     assert 10005 not in decision.memory.starting
-
-
-def test_without_starts_only_what_is_not_wanted_is_stopped() -> None:
-    decision = on(Memory(), seen(PORTS[2:]), wanted=PORTS[:4], new=PORTS, starts=False)
-    assert (decision.start, decision.stop) == ((), (10005,))
 
 
 # Variants.

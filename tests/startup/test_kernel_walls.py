@@ -61,8 +61,8 @@ def test_none_is_near(place: Place) -> None:
         ),
         (
             "proc/net/sockstat",
-            "TCP: inuse 1 tw 0\nUDP: inuse 9 mem 2900\n",
-            Wall(wall="udp_mem", used=2900, limit=3000),
+            "TCP: inuse 1 tw 0\nUDP: inuse 9 mem 900\n",
+            Wall(wall="udp_mem", used=900, limit=1000),
         ),
         (
             "proc/net/sockstat",

@@ -197,7 +197,7 @@ def test_a_registry_that_is_down_and_a_clock_that_was_set_back() -> None:
     assert "pilot_registry_online" not in found
     assert found["pilot_registry_store_age_seconds"] == 0
     assert "pilot_registry_copy_age_seconds" not in found
-    assert found["pilot_registry_set_aside_total"] == 2
+    assert found["pilot_registry_set_aside"] == 2
 
 
 @given(st.text(max_size=40))

@@ -17,8 +17,7 @@ import pytest
 from bench.units import booted, inside
 from components.startup import STARTUP_DIR
 from lab.drivers import processes
-from lab.drivers.host import missing_packages
-from lab.image import default_cache, find_image
+from lab.drivers.host import ensure_packages
 from startup.node import units
 from startup.node.limits import Machine
 from startup.node.spec import SwarmSpec, parse
@@ -113,10 +112,7 @@ def files() -> dict[str, str]:
 def folder(tmp_path: Path) -> Path:
     if os.geteuid() != 0:
         pytest.skip("containers need root")
-    if missing := missing_packages("container", root=True):
-        pytest.skip(f"the container driver needs {', '.join(missing)}")
-    if find_image(default_cache()) is None:
-        pytest.skip("the lab's image is not built: `make lab` builds it")
+    ensure_packages("container")
     return tmp_path
 
 
