@@ -30,13 +30,16 @@ def find(pid_file: Path, marker: str) -> int | None:
 def having(marker: str) -> list[int]:
     """Return the ids of the processes that have `marker` in their command line."""
     found = []
-    for file in Path("/proc").glob("[0-9]*/cmdline"):
+    # Not by Path.glob: it looks at each file before, and raises where a process ends meanwhile.
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdecimal():
+            continue
         try:
-            command = file.read_bytes()
+            command = (folder / "cmdline").read_bytes()
         except (FileNotFoundError, ProcessLookupError):
             continue
         if marker.encode() in command:
-            found.append(int(file.parent.name))
+            found.append(int(folder.name))
     return found
 
 

@@ -21,6 +21,7 @@ from urllib.parse import quote
 import yaml
 
 from lab import cloud
+from lab.drivers import processes
 from lab.web import Request, Response
 from standin.build import build
 from tests.components.fleet import ROOT
@@ -129,16 +130,9 @@ class Fleet:
             self._is_over = True
             self.serving.lab.driver.shutdown()  # type: ignore[attr-defined]
             self._ending.close()
-        # What was told to go takes a moment, and another lab's may go while one looks.
-        end = time.monotonic() + 30
-        while True:
-            try:
-                left = leftovers(self.state)
-            except OSError:
-                left = {"what is there changes while one looks"}
-            if not left or time.monotonic() > end:
-                return left
-            time.sleep(0.2)
+        # What was told to go takes a moment.
+        processes.until(lambda: not leftovers(self.state), 30, 0.2)
+        return leftovers(self.state)
 
     # The cloud
 

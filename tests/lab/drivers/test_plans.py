@@ -190,6 +190,28 @@ def test_a_process_is_known_by_its_command_line(tmp_path: Path) -> None:
     processes.kill(child.pid)
 
 
+def test_a_process_that_ends_meanwhile_hides_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stat = Path.stat
+
+    def ended(path: Path, *, follow_symlinks: bool = True) -> os.stat_result:
+        # What the kernel says where the folder of a process was found before it ended.
+        if path.name == "cmdline":
+            raise ProcessLookupError(3, "No such process")
+        return stat(path, follow_symlinks=follow_symlinks)
+
+    monkeypatch.setattr(Path, "stat", ended)
+    marker = str(tmp_path)
+    with subprocess.Popen(
+        [sys.executable, "-c", "input()", marker], stdin=subprocess.PIPE
+    ) as child:
+        try:
+            assert processes.until(lambda: processes.having(marker) == [child.pid], 10)
+        finally:
+            child.kill()
+
+
 # QEMU
 
 
