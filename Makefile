@@ -8,8 +8,7 @@ SHELL := /bin/sh
 TOOLCHAIN := toolchain/python toolchain/toolchain.py
 BIN := .venv/bin
 # How many of how many, so that one who waits sees it go on.
-# By file: a fleet of booted VMs is made once for a file. (Groups across files are not kept by this
-# pytest and xdist: each worker booted a fleet of its own.)
+# By file: a fleet of booted VMs is made once for a file (docs/GOTCHAS.md: groups are not kept).
 PYTEST = $(BIN)/python -m pytest -n auto --dist loadfile -o console_output_style=count
 
 .DEFAULT_GOAL := help
@@ -43,7 +42,7 @@ check: _lint ## linters, types and the tests that are quick: a minute
 	@echo "· tests"
 	@$(PYTEST) -q -m "not engine" $(ARGS)
 
-bench: _dev toolchain artifacts ## measure plans, units, starts and a VM of 4,500 agents (root; 20 minutes)
+bench: _dev toolchain artifacts ## measure plans, units, starts and a VM of 4,500 agents (root; long)
 	@echo "· what a plan costs, for 4 VMs and for 101"
 	@$(BIN)/python -m bench.preview
 	@$(BIN)/python -m bench.status

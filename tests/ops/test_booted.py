@@ -18,7 +18,7 @@ from tests.ops.conftest import Said
 from tests.vm.conftest import Boot
 from tests.vm.fleet import CLOUD, RENDEZVOUS, Fleet
 
-pytestmark = [pytest.mark.engine, pytest.mark.xdist_group("ops-booted")]
+pytestmark = pytest.mark.engine
 
 WANTED = {"swarm-1": 30, "swarm-2": 50, "swarm-3": 15}
 _HIDING = "startup-script"

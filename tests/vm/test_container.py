@@ -24,14 +24,12 @@ with warnings.catch_warnings():
     from google.auth.credentials import AnonymousCredentials
     from google.cloud import compute_v1
 
-pytestmark = [pytest.mark.engine, pytest.mark.xdist_group("vm")]
+pytestmark = pytest.mark.engine
 
 WANTED = {"swarm-1": 8, "swarm-2": 5}
 GHOST = "#!/bin/bash\necho the ghost was here\n"
 DONE = "pilot: done: swarm"
 WAITS = "google-guest-agent.service/start running"
-# How long metadata server, bucket and registry are away. As short as shows that one waits for
-# them; PILOT_TEST_AWAY_SECONDS=120 is two minutes each.
 # Of what monitoring names, what a healthy container may lack (docs/CONTRACT.md: absent where it
 # cannot be had): it has no memory controller, is near no wall, and growth takes hours to know.
 LACKING = {
@@ -39,6 +37,8 @@ LACKING = {
     "pilot_memory_slice_bytes",
     "pilot_wall_used_ratio",
 }
+# How long metadata server, bucket and registry are away. As short as shows that one waits for
+# them; PILOT_TEST_AWAY_SECONDS=120 is two minutes each.
 AWAY_SECONDS = float(os.environ.get("PILOT_TEST_AWAY_SECONDS", "0"))
 
 

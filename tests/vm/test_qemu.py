@@ -8,7 +8,7 @@ import pytest
 from tests.vm.conftest import Boot
 from tests.vm.fleet import RENDEZVOUS, Fleet
 
-pytestmark = [pytest.mark.engine, pytest.mark.xdist_group("vm")]
+pytestmark = pytest.mark.engine
 
 VM, AGENTS = "swarm-1", 2
 RESERVE_MB = 384  # the lab's stack

@@ -1,6 +1,6 @@
 """What must not happen, on a fleet of containers: a few rounds of each row of `rows`.
 
-The campaign (docs/CAMPAIGN.md) makes the full counts of the same rounds.
+The campaign (`make campaign`) makes the full counts of the same rounds.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from tests.vm.conftest import Boot
 from tests.vm.fleet import Fleet
 from tests.vm.rows import CONTAINER, Row
 
-pytestmark = [pytest.mark.engine, pytest.mark.xdist_group("vm-rows")]
+pytestmark = pytest.mark.engine
 
 WANTED = {"swarm-1": 100, "swarm-2": 100, "swarm-3": 100}
 

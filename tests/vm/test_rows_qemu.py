@@ -9,7 +9,7 @@ from tests.vm.conftest import Boot
 from tests.vm.fleet import Fleet
 from tests.vm.rows import QEMU, Row
 
-pytestmark = [pytest.mark.engine, pytest.mark.xdist_group("vm")]
+pytestmark = pytest.mark.engine
 
 AGENTS = 30
 
