@@ -101,17 +101,17 @@ def exact_cpu(pids: Iterable[int]) -> float:
 
 def memory(pid: int) -> int:
     """Resident bytes of a process; 0 when it has gone."""
-    return _field(pid, "status", "VmRSS")
+    return _field(pid, "status", "VmRSS") * _KIB
 
 
 def proportional(pid: int) -> int:
     """Bytes of a process, what it shares divided among those that share it; 0 when it has gone."""
-    return _field(pid, "smaps_rollup", "Pss")
+    return _field(pid, "smaps_rollup", "Pss") * _KIB
 
 
 def threads(pid: int) -> int:
     """Threads of a process; 0 when it has gone."""
-    return _field(pid, "status", "Threads") // _KIB
+    return _field(pid, "status", "Threads")
 
 
 def _field(pid: int, file: str, name: str) -> int:
@@ -121,5 +121,5 @@ def _field(pid: int, file: str, name: str) -> int:
         return 0
     for line in text.splitlines():
         if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * _KIB
+            return int(line.split()[1])
     return 0

@@ -352,7 +352,9 @@ def _publish(
     if given.json:
         given.json.write_text(json.dumps(report.as_json(fills, whole), indent=1) + "\n")
     if given.write:
-        DOCUMENT.write_text(report.into(DOCUMENT.read_text(encoding="utf-8"), measured))
+        picture = f"![A VM that fills]({PICTURE.name})"
+        text = report.into(DOCUMENT.read_text(encoding="utf-8"), f"{measured}\n\n{picture}")
+        DOCUMENT.write_text(text)
         if whole:
             title = f"{whole.agents:,} agents on one VM, from nothing"
             PICTURE.write_text(report.svg(title, surroundings, report.panels(whole)))

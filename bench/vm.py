@@ -164,23 +164,22 @@ class Vm:
         # As the startup script of a boot would, so that it begins with this spec.
         self.run("pilot-node spec swarm limits units")
 
-    def empty(self, *, keep: bool = False) -> None:
-        """No pilot-node, no agent; with `keep` their homes (identities) stay."""
+    def empty(self) -> None:
+        """No pilot-node, no agent, and no home of one (identities)."""
         self.run("systemctl stop pilot-node.service; systemctl stop 'pilot-agent@*.service'")
         self.until(lambda: not self.processes("pilot-daemon"), "the end of all agents")
         self.run(
-            "systemctl reset-failed; find /run/pilot/agents /run/pilot/log -mindepth 1 -delete"
-            + ("" if keep else "; rm -rf /var/lib/pilot/agents/*")
+            "systemctl reset-failed; find /run/pilot/agents /run/pilot/log -mindepth 1 -delete;"
+            " rm -rf /var/lib/pilot/agents/*"
         )
 
     # The machine
 
-    def run(self, command: str, stdin: str | None = None) -> str:
+    def run(self, command: str) -> str:
         """Run a command as root on the VM; what it printed. BenchError where it fails."""
         done = subprocess.run(
             self.line(command),
-            input=stdin,
-            stdin=subprocess.DEVNULL if stdin is None else None,
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             check=False,
