@@ -380,7 +380,9 @@ class Shutdown:
     """A slice whose agents end two looks after their SIGTERM; the clock moves with each look."""
 
     def __init__(self, place: Place, count: int) -> None:
+        self.place = place
         self.base = place.at("/sys/fs/cgroup/pilot.slice")
+        self.said: list[str] = []
         self.now = 0.0
         self.told: list[int] = []
         self.dying: dict[int, int] = {}
@@ -407,36 +409,31 @@ class Shutdown:
                 (folder / "cgroup.procs").unlink()
                 folder.rmdir()
 
+    def drain(self, limit: int, seconds: float = SHUTDOWN_SECONDS) -> int:
+        return drain_for_shutdown(
+            self.place,
+            limit=limit,
+            say=self.said.append,
+            seconds=seconds,
+            clock=lambda: self.now,
+            sleep=self.sleep,
+            kill=self.kill,
+        )
+
 
 def test_a_power_off_ends_the_agents_a_window_at_a_time(tmp_path: Path) -> None:
-    place, said = Place(root=tmp_path), list[str]()
-    system = Shutdown(place, 100)
-    left = drain_for_shutdown(
-        place,
-        limit=15,
-        say=said.append,
-        clock=lambda: system.now,
-        sleep=system.sleep,
-        kill=system.kill,
-    )
+    system = Shutdown(Place(root=tmp_path), 100)
+    left = system.drain(15)
     assert (left, system.most) == (0, 15)
     assert len(set(system.told)) == len(system.told) == 100
-    assert said[0] == "the system goes down: ending 100 agents, 15 at a time"
-    assert said[1].startswith("100 of 100 agents ended in ")
+    assert system.said[0] == "the system goes down: ending 100 agents, 15 at a time"
+    assert system.said[1].startswith("100 of 100 agents ended in ")
 
 
 def test_a_power_off_does_not_wait_for_ever(tmp_path: Path) -> None:
-    place, said = Place(root=tmp_path), list[str]()
-    system = Shutdown(place, 20)
+    system = Shutdown(Place(root=tmp_path), 20)
     system.deaf = {100010, 100020}
-    left = drain_for_shutdown(
-        place,
-        limit=15,
-        say=said.append,
-        clock=lambda: system.now,
-        sleep=system.sleep,
-        kill=system.kill,
-    )
+    left = system.drain(15)
     assert left == 2
     assert SHUTDOWN_SECONDS <= system.now < SHUTDOWN_SECONDS + 1
     # Each is told once, whatever it makes of it.
@@ -446,8 +443,7 @@ def test_a_power_off_does_not_wait_for_ever(tmp_path: Path) -> None:
 def test_a_power_off_ends_thousands_though_some_ignore_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place, said = Place(root=tmp_path), list[str]()
-    system = Shutdown(place, 5000)
+    system = Shutdown(Place(root=tmp_path), 5000)
     system.deaf = {port * 10 for port in range(10001, 10016)}
     lists, looks = list[int](), list[int]()
     numbers, members = agents.numbers, agents._members
@@ -462,37 +458,20 @@ def test_a_power_off_ends_thousands_though_some_ignore_it(
 
     monkeypatch.setattr(agents, "numbers", listed)
     monkeypatch.setattr(agents, "_members", looked)
-    left = drain_for_shutdown(
-        place,
-        limit=15,
-        say=said.append,
-        seconds=40,
-        clock=lambda: system.now,
-        sleep=system.sleep,
-        kill=system.kill,
-    )
+    left = system.drain(15, 40)
     assert left == 15
     assert len(set(system.told)) == len(system.told) == 5000
     # Those that end are at most the window and, where that is too slow, as many as it takes.
     assert system.most <= 15 + 3 * 15
-    assert said[1] == "4985 of 5000 agents ended in 40.0 s"
+    assert system.said[1] == "4985 of 5000 agents ended in 40.0 s"
     # All are looked at once a second, and in between only those that were told just now.
     assert len(lists) <= 42
     assert len(looks) < 42 * 5000
 
 
 def test_a_power_off_with_little_time_left_tells_more_at_a_time(tmp_path: Path) -> None:
-    place, said = Place(root=tmp_path), list[str]()
-    system = Shutdown(place, 1000)
-    left = drain_for_shutdown(
-        place,
-        limit=1,
-        say=said.append,
-        seconds=10,
-        clock=lambda: system.now,
-        sleep=system.sleep,
-        kill=system.kill,
-    )
+    system = Shutdown(Place(root=tmp_path), 1000)
+    left = system.drain(1, 10)
     assert left == 0
     # 1,000 in 8 s are 6.25 in each look, and each takes two to end.
     assert system.most <= 20

@@ -246,10 +246,6 @@ def _hangs(*_: object) -> None:
     raise TimeoutError(f"a round takes longer than {_ROUND_MINUTES} minutes")
 
 
-def _stopped(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
 def _environment() -> dict[str, str]:
     told = subprocess.run(
         [sys.executable, "toolchain/toolchain.py", "env", "--json"],
@@ -301,7 +297,7 @@ def main(arguments: Sequence[str]) -> int:
     commit = _git("rev-parse", "HEAD")
     kept = Kept(KEPT / f"{commit[:12]}-{options.seed}.jsonl")
     signal.signal(signal.SIGALRM, _hangs)
-    signal.signal(signal.SIGTERM, _stopped)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     until = time.monotonic() + options.minutes * 60
     try:
         for driver in ("container", "qemu"):

@@ -633,7 +633,7 @@ sleep infinity
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One thing that must not happen. `vm`: of which VM; `short` and `campaign`: rounds."""
+    """One thing that must not happen. `short` and `campaign`: how many rounds each makes."""
 
     name: str
     what: str
