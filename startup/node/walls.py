@@ -258,8 +258,8 @@ def slice_stat(place: Place, name: str) -> dict[str, int]:
 
 
 def _udp(place: Place) -> Iterator[Wall]:
-    # The first of the three: from there on a socket that holds anything gets no more (limits.py). On
-    # a guest whose sockets were filled, packets were refused at 15,595 pages of 15,551.
+    # The first of the three: from there on a socket that holds anything gets no more (limits.py).
+    # On a guest whose sockets were filled, packets were refused at 15,595 pages of 15,551.
     limits = place.at("/proc/sys/net/ipv4/udp_mem").read_text(encoding="ascii").split()
     yield Wall(wall="udp_mem", used=udp(place)[1], limit=int(limits[0]))
 

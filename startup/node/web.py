@@ -7,9 +7,11 @@ to another host, and no header on a command line.
 from __future__ import annotations
 
 import http.client
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -83,7 +85,8 @@ def request(
 ) -> Iterator[Answer]:
     """Send `method` to `url` (http or https), with `body` where there is one.
 
-    Raises TemporaryError when nothing answers within `timeout` seconds, when the connection
+    Raises TemporaryError when nothing answers within `timeout` seconds, when an answer does not
+    begin within twice that (a byte of a header now and then is no beginning), when the connection
     breaks, and when the answer is 408, 429 or 5xx; FinalError when `url` cannot be one.
     """
     parts = urlsplit(url)
@@ -97,14 +100,24 @@ def request(
     connection = kind(parts.hostname or "", port, timeout=timeout)
     target = parts.path + (f"?{parts.query}" if parts.query else "")
     try:
+        was_cut = threading.Event()
+        late = threading.Timer(2 * timeout, _cut, [connection, was_cut])
+        late.daemon = True
+        late.start()
         try:
             connection.request(method, target, body, headers={"Connection": "close", **headers})
             response = connection.getresponse()
+            if was_cut.is_set():
+                # To http.client the end of the connection is one of the headers, too.
+                raise TimeoutError
         except (OSError, http.client.HTTPException) as error:
-            raise TemporaryError(f"{url}: {_reason(error)}") from error
+            why = "timed out" if was_cut.is_set() else _reason(error)
+            raise TemporaryError(f"{url}: {why}") from error
         except ValueError as error:
             # A host that is none: an empty label, one that is too long.
             raise FinalError(f"{url}: {_reason(error)}") from error
+        finally:
+            late.cancel()
         if response.status in _LATER or response.status >= 500:
             raise TemporaryError(f"{url}: {response.status} {response.reason}")
         yield Answer(
@@ -116,6 +129,14 @@ def request(
         )
     finally:
         connection.close()
+
+
+def _cut(connection: http.client.HTTPConnection, was_cut: threading.Event) -> None:
+    """End whatever waits for `connection`."""
+    was_cut.set()
+    with suppress(OSError):
+        if connection.sock is not None:
+            connection.sock.shutdown(socket.SHUT_RDWR)
 
 
 def _reason(error: Exception) -> str:

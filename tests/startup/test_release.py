@@ -6,9 +6,11 @@ import errno
 import hashlib
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
@@ -201,6 +203,28 @@ def test_a_server_that_does_not_answer(google: Google) -> None:
             pass
     finally:
         slow.over.set()
+
+
+@pytest.mark.parametrize("status", [b"", b"HTTP/1.1 200 OK\r\n"], ids=["status", "headers"])
+def test_headers_that_only_drip_have_a_deadline(status: bytes) -> None:
+    """A byte before each time-out of the socket; cut off, what came is no answer."""
+    ended = threading.Event()
+
+    def drip(server: socket.socket) -> None:
+        peer, _ = server.accept()
+        with peer, suppress(OSError):
+            peer.sendall(status)
+            while not ended.wait(0.05):
+                peer.sendall(b"H")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=drip, args=[server], daemon=True)
+        thread.start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/"
+        with pytest.raises(TemporaryError, match="timed out"), web.get(url, {}, timeout=0.2):
+            pass
+        ended.set()
+        thread.join(10)
 
 
 def test_a_body_that_only_drips_has_a_deadline(google: Google) -> None:
