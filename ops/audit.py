@@ -167,7 +167,8 @@ def audit(
 
 
 def _ghosts(bag: Bag, allowed: frozenset[str]) -> Iterator[Finding]:
-    if bag.where.rsplit("/", 1)[-1] in allowed:
+    name = bag.where.rsplit("/", 1)[-1]
+    if name in allowed:
         return
     for key, value in bag.metadata.items():
         if is_script(key):
@@ -177,9 +178,7 @@ def _ghosts(bag: Bag, allowed: frozenset[str]) -> Iterator[Finding]:
                 where=f"{bag.where} [{key}]",
                 what=f"{len(value.encode())} bytes that a VM runs at boot in place of the "
                 f"project's startup script (sha256 {digest[:12]})",
-                remedy=_REMEDY.get(bag.kind, "take it out").format(
-                    name=bag.where.rsplit("/", 1)[-1], place=bag.where.rsplit("/", 2)[0], key=key
-                ),
+                remedy=_REMEDY.get(bag.kind, "take it out").format(name=name, key=key),
             )
 
 
@@ -344,8 +343,8 @@ def _words(fleet: Fleet) -> Iterator[Finding]:
             )
         if not vm.speaks:
             continue
-        for key in vm.status.items("ghosts"):
-            if str(key) not in vm.instance.metadata:
+        for key in vm.status.texts("ghosts"):
+            if key not in vm.instance.metadata:
                 yield Finding(
                     rule="ghost-instance",
                     where=f"{where} [{key}]",

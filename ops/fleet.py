@@ -18,7 +18,7 @@ from typing import Any, Final
 import requests
 
 from ops.errors import MissingError, OpsError, UsageError
-from ops.google import Cloud, pairs
+from ops.google import Cloud, one_line, pairs
 
 LABEL: Final = "pilot-fleet"
 STATUS: Final = "pilot/status"
@@ -47,9 +47,7 @@ class Doc:
     def text(self, path: str) -> str:
         """A string, one line and printable; "" where there is none."""
         found = self._at(path)
-        if not isinstance(found, str):
-            return ""
-        return " ".join("".join(c if c.isprintable() else " " for c in found).split())
+        return one_line(found) if isinstance(found, str) else ""
 
     def number(self, path: str) -> int | None:
         """A whole number; None where there is none."""
@@ -64,18 +62,17 @@ class Doc:
         """Is it true?"""
         return self._at(path) is True
 
-    def items(self, path: str) -> Sequence[Any]:
-        """A list; empty where there is none."""
-        found = self._at(path)
-        return found if isinstance(found, list) else []
+    def texts(self, path: str) -> list[str]:
+        """The strings of a list, each one line and printable."""
+        return [one_line(each) for each in self._items(path) if isinstance(each, str)]
 
     def documents(self, path: str) -> list[Doc]:
         """The documents of a list."""
-        return [Doc(each) for each in self.items(path) if isinstance(each, Mapping)]
+        return [Doc(each) for each in self._items(path) if isinstance(each, Mapping)]
 
-    def has(self, path: str) -> bool:
-        """Is something other than null there?"""
-        return self._at(path) is not None
+    def _items(self, path: str) -> Sequence[Any]:
+        found = self._at(path)
+        return found if isinstance(found, list) else []
 
     def when(self, path: str) -> float | None:
         """A time in RFC 3339, as seconds since the epoch; None where there is none."""
@@ -101,7 +98,6 @@ class Instance:
     machine: str
     labels: Mapping[str, str] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
-    address: str = ""
     started: float | None = None
 
     @property
@@ -217,15 +213,6 @@ class Fleet:
         """Agents declared."""
         return sum(vm.wanted for vm in self.vms)
 
-    @property
-    def bucket(self) -> str:
-        """The fleet's bucket. UsageError where no VM names it, or two name two."""
-        found = sorted({name for vm in self.vms if (name := vm.instance.spec.text("bucket"))})
-        if len(found) != 1:
-            named = ", ".join(found) or "none"
-            raise UsageError(f"the VMs' specs should name one bucket and name {named}")
-        return found[0]
-
     def vm(self, name: str) -> Vm:
         """A VM by name; MissingError with the names that there are."""
         for vm in self.vms:
@@ -241,7 +228,6 @@ def instances(cloud: Cloud) -> list[Instance]:
 
 
 def _instance(found: Any) -> Instance:
-    nics = list(found.network_interfaces)
     return Instance(
         name=found.name,
         zone=found.zone.rsplit("/", 1)[-1],
@@ -249,7 +235,6 @@ def _instance(found: Any) -> Instance:
         machine=found.machine_type.rsplit("/", 1)[-1],
         labels=dict(found.labels),
         metadata=pairs(found.metadata),
-        address=nics[0].network_i_p if nics else "",
         started=seconds(found.last_start_timestamp),
     )
 

@@ -11,7 +11,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
@@ -169,8 +169,13 @@ def _denied(what: str, said: str) -> DeniedError:
     )
 
 
+def one_line(text: str) -> str:
+    """A stranger's text as one line, in which no sequence reaches a terminal."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
 def _line(text: str, limit: int = 300) -> str:
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    line = one_line(text)
     return line if len(line) <= limit else f"{line[: limit - 3]}..."
 
 
@@ -205,13 +210,7 @@ class Cloud:
     @property
     def place(self) -> Place:
         """Where this is, its project known."""
-        given = self._given
-        return Place(
-            project=self._who[1],
-            compute=given.compute,
-            storage=given.storage,
-            monitoring=given.monitoring,
-        )
+        return replace(self._given, project=self._who[1])
 
     def _client(self, kind: Any) -> Any:
         return kind(credentials=self._who[0], client_options={"api_endpoint": self._given.compute})

@@ -15,10 +15,10 @@ from typing import Any, Final, Literal
 
 from ops.errors import OpsError
 from ops.fleet import Vm
-from ops.orders import Order
+from ops.orders import FOLDER, Order
 
 SCHEMA: Final = 1
-OBJECT: Final = "orders/_plan.json"
+OBJECT: Final = f"{FOLDER}_plan.json"
 RESTART: Final = "restart"
 REBOOT: Final = "reboot"
 
@@ -253,7 +253,7 @@ def _reboot(plan: Plan, one: Seen) -> Move:
             return Await(vm=name, what=one.vm.problem)
         boots = {**plan.boots, name: one.vm.status.text("boot")}
         return Go(plan=replace(plan, boots=boots), why=f"{name} is the next")
-    if one.vm.instance.state == "TERMINATED":
+    if is_shut_down(plan, one):
         return Power(vm=name, verb="start")
     # What an earlier boot left behind says nothing of this one: `_drain` waits for the VM's word.
     if one.vm.status.text("boot") == before:
@@ -261,6 +261,12 @@ def _reboot(plan: Plan, one: Seen) -> Move:
     filled = _fill(one)
     done = (*plan.done, name)
     return filled or Go(plan=replace(plan, done=done), why=f"{name} is whole after its reboot")
+
+
+def is_shut_down(plan: Plan, one: Seen) -> bool:
+    """Is the VM off because this plan reboots it?"""
+    name = one.vm.name
+    return one.vm.instance.state == "TERMINATED" and name in plan.boots and name not in plan.done
 
 
 def _stop(one: Seen) -> Move:

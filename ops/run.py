@@ -14,7 +14,7 @@ from ops import plan as plans
 from ops.errors import ClashError, OpsError, StuckError, UnfinishedError, UsageError
 from ops.fleet import Fleet, Vm
 from ops.google import Cloud
-from ops.orders import Order, Orders, name, new_id, now
+from ops.orders import FOLDER, Order, Orders, name, new_id, now
 from ops.plan import Await, Give, Go, Plan, Power, Seen, Totals
 from ops.silence import Silence
 
@@ -59,7 +59,8 @@ class Runner:
 
     def see(self, found: Fleet, vms: Iterable[str]) -> dict[str, Seen]:
         """VMs and what is ordered of them; one request, and one for each order that changed."""
-        there = self.cloud.objects(self.orders.bucket, "orders/")
+        there = self.cloud.objects(self.orders.bucket, FOLDER)
+        known = {each.name: each for each in found.vms}
         seen: dict[str, Seen] = {}
         for vm in vms:
             generation = there.get(name(vm), 0)
@@ -67,7 +68,6 @@ class Runner:
                 self._known[vm] = Order()
             elif self._known.get(vm, Order()).generation != generation:
                 self._known[vm] = self.orders.read(vm)
-            known = {each.name: each for each in found.vms}
             if vm in known:
                 seen[vm] = Seen(vm=known[vm], order=self._known[vm])
         return seen
@@ -196,21 +196,22 @@ class Runner:
         if begun and not wrong:
             self.say("alerts sound again")
 
-    def abandon(self) -> Plan:
-        """Give a plan up: what it holds starts again. MissingError where there is none."""
+    def abandon(self) -> None:
+        """Give a plan up: what it holds or has shut down starts again. UsageError where there is
+        none."""
         plan, generation = self.plan()
         if plan is None or plan.is_over:
             raise UsageError("there is nothing unfinished")
         found = self.look()
-        for vm in plan.vms:
-            if any(each.name == vm for each in found.vms) and self.orders.read(vm).hold:
+        for vm, seen in self.see(found, plan.vms).items():
+            if seen.order.hold:
                 self.say(f"{vm}: start")
                 self.orders.give(vm, {"hold": None})
-        over = replace(plan, step=plans.DONE)
-        self.keep(over, generation)
+            if plans.is_shut_down(plan, seen):
+                self._power(Power(vm=vm, verb="start"))
+        self.keep(replace(plan, step=plans.DONE), generation)
         silence = Silence(cloud=self.cloud, fleet=self.fleet)
         self._sound(silence, plan.silences, found.rendezvous)
-        return over
 
     # Orders to some VMs
 
@@ -228,11 +229,13 @@ class Runner:
         self.wait(wanted, done, what)
 
     def wait(self, vms: list[str], done: Callable[[Seen], bool], what: str) -> None:
-        """Wait until each VM is done. StuckError from `done` ends it."""
+        """Wait until each VM is done. StuckError from `done` ends it, and a VM that is gone."""
         since, best = self.clock(), len(vms) + 1
         try:
             while True:
                 found = self.look(only=vms)
+                for vm in vms:
+                    found.vm(vm)
                 open_ = [vm for vm, seen in self.see(found, vms).items() if not done(seen)]
                 if not open_:
                     return

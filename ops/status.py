@@ -17,7 +17,7 @@ _GIB: Final = 2**30
 _WELL: Final = ("whole", "serving")
 SHORT: Final = 0.20
 """Less of a VM's memory than this fraction left is a warning: there, benchmarks are frozen
-(DESIGN.md, "Pressure")."""
+(docs/CONTRACT.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,8 +161,7 @@ def notes_of(vm: Vm) -> Iterator[str]:
 def _serious(vm: Vm) -> Iterator[str]:
     """What is not as it should be, though its agents may all run."""
     status = vm.status
-    ghosts = [str(each) for each in status.items("ghosts")]
-    if ghosts:
+    if ghosts := status.texts("ghosts"):
         yield f"ghost script at the instance: {', '.join(ghosts)} (`ops audit`)"
     if status.text("roll.state") == "halted":
         version, why = status.text("roll.version"), status.text("roll.reason")

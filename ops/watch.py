@@ -81,21 +81,18 @@ def _of(vm: Vm, limits: Limits) -> Iterator[tuple[str, str]]:
     if status.text("roll.state") == "halted":
         version, why = status.text("roll.version"), status.text("roll.reason")
         yield "roll", f"the roll of {version} halted: {why}"
-    if ghosts := status.items("ghosts"):
-        yield "ghost", f"a startup script at the instance: {', '.join(map(str, ghosts))}"
+    if ghosts := status.texts("ghosts"):
+        yield "ghost", f"a startup script at the instance: {', '.join(ghosts)}"
     if status.text("script.state") == "foreign":
         yield "script", "the project's startup script is not the one that its spec expects"
 
 
-def events(
-    before: Mapping[str, str] | None, now: Mapping[str, str], when: float
-) -> Iterator[Event]:
-    """What began and what is over since the look before (None: there was none)."""
-    earlier = before or {}
+def events(before: Mapping[str, str], now: Mapping[str, str], when: float) -> Iterator[Event]:
+    """What began and what is over since the look before."""
     for key, text in now.items():
-        if key not in earlier:
+        if key not in before:
             yield Event(time=when, key=key, text=text, begins=True)
-    for key, text in earlier.items():
+    for key, text in before.items():
         if key not in now:
             yield Event(time=when, key=key, text=text, begins=False)
 

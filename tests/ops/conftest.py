@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -51,8 +52,9 @@ def ops(
     simulated: Simulated, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Ops:
     """Runs a command line against the simulated fleet."""
-    for name in ("PILOT_PROJECT", "PILOT_FLEET", "PILOT_DASHBOARD", "PILOT_ENDPOINT"):
-        monkeypatch.delenv(name, raising=False)
+    for name in os.environ:
+        if name.startswith("PILOT_") or name in ("CLOUDSDK_CORE_PROJECT", "GOOGLE_CLOUD_PROJECT"):
+            monkeypatch.delenv(name)
 
     def run(*arguments: str) -> Said:
         before = ["--endpoint", simulated.serving.url, "--project", "p1", "--by", "tester"]

@@ -68,7 +68,7 @@ def rendezvous_spec(agents: int) -> dict[str, Any]:
 
 @dataclass
 class Node:
-    """A VM. `facts` overrides what its document says; `quiet` says nothing any more."""
+    """A VM. `changes` are of the facts of its document; where `quiet`, it says nothing any more."""
 
     name: str
     agents: int

@@ -42,7 +42,6 @@ def heard(text: str | None, at: float = NOW, **changes: Any) -> fleets.Vm:
 
 
 def said(**changes: Any) -> str:
-
     return encode(document(facts.swarm(now=NOW, **changes)))
 
 
@@ -154,9 +153,11 @@ def test_what_a_stranger_writes_is_only_text() -> None:
     assert "\x1b" not in "".join(row.notes)
     hostile = {"schema": 1, "time": "2026-05-28T20:26:40Z", "agents": [], "memory": {"total": 0}}
 
-    vm = heard(json.dumps({**hostile, "roll": 7, "window": {"size": 1e999}, "ghosts": [{}]}))
+    ghosts = [{}, "\x1b[2J key"]
+    vm = heard(json.dumps({**hostile, "roll": 7, "window": {"size": 1e999}, "ghosts": ghosts}))
     status.render(picture_of(vm))
     assert vm.count("running") is None
+    assert status.row(vm).notes[0] == "ghost script at the instance: [2J key (`ops audit`)"
 
 
 def picture_of(*vms: fleets.Vm, registry: Registry | None = None) -> status.Picture:
@@ -257,7 +258,7 @@ def test_a_refusal_is_a_sentence(
 
 
 def test_a_hundred_vms(tmp_path: Path) -> None:
-    """As many requests as VMs, and three."""
+    """As many requests as VMs, and two: for all VMs, and for the way to the dashboard."""
 
     counts = {}
     for size in (10, 100):
