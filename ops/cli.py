@@ -9,7 +9,6 @@ ghost, a halted roll) · 2 the command line makes no sense · 3 it could not be 
 from __future__ import annotations
 
 import getpass
-import io
 import json
 import re
 import shutil
@@ -22,13 +21,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, NoReturn
+from typing import Annotated, Final, NoReturn
 
 import typer
-from rich.console import Console, RenderableType
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.text import Text
 
 from ops import audit as audits
 from ops import fleet as fleets
@@ -43,8 +38,9 @@ from ops.errors import (
 )
 from ops.fleet import Fleet, Instance, Vm
 from ops.google import COMPUTE, MONITORING, STORAGE, Cloud, Place
-from ops.orders import Orders, new_id
-from ops.plan import Await, Plan, Seen
+from ops.orders import BANNER_LIMIT, Orders, new_id
+from ops.plan import Plan, Seen
+from ops.terminal import Bar, ask, complain, confirm_clean, draw, say, show
 
 app = typer.Typer(
     help=__doc__,
@@ -53,11 +49,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-_OUT: Final = Console(highlight=False, soft_wrap=False)
-_ERR: Final = Console(stderr=True, highlight=False, soft_wrap=True)
-# A table that is piped must not be cut to 80 columns.
-_WIDE: Final = 240
-_PICTURE: Final = 110  # columns of a picture: what a README shows
 _BACKLOG: Final = 16 * 1024  # bytes of a console that `logs` begins with
 _ENDS: Final = (signal.SIGTERM, signal.SIGHUP)
 
@@ -75,8 +66,8 @@ class Options:
     def cloud(self) -> Cloud:
         return Cloud(self.place)
 
-    def look(self, cloud: Cloud) -> Fleet:
-        return fleets.read(cloud, fleet=self.fleet, dashboard=self.dashboard)
+    def look(self, cloud: Cloud, there: Sequence[Instance] | None = None) -> Fleet:
+        return fleets.read(cloud, fleet=self.fleet, dashboard=self.dashboard, there=there)
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
@@ -88,6 +79,11 @@ Limit = Annotated[
 Without = Annotated[
     list[str] | None, typer.Option("--without", metavar="VM", help="Leave this VM out (repeats).")
 ]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with one interrupted.")]
+Abandon = Annotated[
+    bool, typer.Option("--abandon", help="Start again what one interrupted has stopped; forget it.")
+]
+Silence = Annotated[bool, typer.Option(help="Silence alerts, show a banner.")]
 VmName = Annotated[str, typer.Argument(metavar="VM")]
 VmNames = Annotated[list[str] | None, typer.Argument(metavar="[VM]...")]
 
@@ -168,21 +164,21 @@ def status_(
     """The VMs of the fleet, what runs on them, and what the registry counts."""
     found = status.picture(ctx.obj.look(ctx.obj.cloud()))
     if svg:
-        _draw(status.render(found), Path(svg))
-    _show(found.document() if as_json else status.render(found))
+        draw(status.render(found), Path(svg))
+    show(found.document() if as_json else status.render(found))
     raise typer.Exit(FINE if found.is_well else FOUND)
 
 
 @app.command()
 def top(ctx: typer.Context, vm: VmName, as_json: Json = False) -> None:
     """The 20 agents of a VM that use most memory."""
-    found = _one(ctx.obj, vm, with_status=True)
+    found = _one(ctx.obj, vm)
     if not found.is_swarm:
         raise UsageError(f"{vm} is the rendezvous: it has no agents")
     if not found.speaks:
         raise OpsError(f"{vm}: {found.problem}")
     memory = found.status.content.get("memory")
-    _show({"vm": vm, "memory": memory} if as_json else status.top(found))
+    show({"vm": vm, "memory": memory} if as_json else status.top(found))
 
 
 @app.command("watch")
@@ -266,11 +262,11 @@ def dashboard(
     if rendezvous is None:
         raise OpsError("the fleet has no rendezvous")
     if cloud.place.is_here:
-        _say(f"{fleets.dashboard_url(cloud, rendezvous)} (a cloud on this machine: no tunnel)")
+        say(f"{fleets.dashboard_url(cloud, rendezvous)} (a cloud on this machine: no tunnel)")
         return
     if shutil.which("gcloud") is None:
         raise OpsError("gcloud is not installed: it opens the tunnel")
-    _say(f"http://localhost:{port} leads to the dashboard until you end this (Ctrl-C)")
+    say(f"http://localhost:{port} leads to the dashboard until you end this (Ctrl-C)")
     command = ["gcloud", "compute", "start-iap-tunnel", rendezvous.name]
     command += [str(fleets.DASHBOARD_PORT), f"--local-host-port=localhost:{port}"]
     command += [f"--zone={rendezvous.zone}", f"--project={cloud.place.project}"]
@@ -302,9 +298,10 @@ def audit_(
     wanted = _declared(declared, expected)
     cloud = ctx.obj.cloud()
     everything = fleets.instances(cloud)
-    report = audits.audit(audits.read(cloud, everything), ctx.obj.look(cloud), wanted, allow or ())
+    fleet = ctx.obj.look(cloud, everything)
+    report = audits.audit(audits.read(cloud, everything), fleet, wanted, allow or ())
     if as_json:
-        _show(report.document())
+        show(report.document())
     else:
         for each in report.findings:
             remedy = f"\n    {each.remedy}" if each.remedy else ""
@@ -351,11 +348,9 @@ def restart(
     confirm: Annotated[
         str, typer.Option(metavar="FLEET", help="What --clean else asks you to type.")
     ] = "",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with one interrupted.")] = False,
-    abandon: Annotated[
-        bool, typer.Option("--abandon", help="Start what one interrupted has drained; forget it.")
-    ] = False,
-    silence: Annotated[bool, typer.Option(help="Silence alerts, show a banner.")] = True,
+    resume: Resume = False,
+    abandon: Abandon = False,
+    silence: Silence = True,
     without: Without = None,
     limit: Limit = run.LIMIT,
     yes: Yes = False,
@@ -379,10 +374,10 @@ def restart(
         if rendezvous and not name:
             raise OpsError("the fleet has no rendezvous")
         if clean:
-            _typed(found.name, confirm)
+            confirm_clean(found.name, confirm)
         agents = sum(found.vm(vm).wanted for vm in vms)
-        _ask(f"Restart {agents:,} agents on {', '.join(vms)}{' and the registry' if name else ''}?",
-             yes=yes)  # fmt: skip
+        registry = " and the registry" if name else ""
+        ask(f"Restart {agents:,} agents on {', '.join(vms)}{registry}?", yes=yes)
         plan = run.new_plan(plans.RESTART, vms, by=ctx.obj.by, rendezvous=name, clean=clean)
         generation = runner.begin(plan, runner.see(found, [*vms, *([name] if name else [])]))
         _carry_out(runner, plan, generation, silence=silence)
@@ -393,11 +388,9 @@ def reboot(
     ctx: typer.Context,
     *,
     vms: VmNames = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with one interrupted.")] = False,
-    abandon: Annotated[
-        bool, typer.Option("--abandon", help="Start what one interrupted has drained; forget it.")
-    ] = False,
-    silence: Annotated[bool, typer.Option(help="Silence alerts, show a banner.")] = True,
+    resume: Resume = False,
+    abandon: Abandon = False,
+    silence: Silence = True,
     without: Without = None,
     limit: Limit = run.LIMIT,
     yes: Yes = False,
@@ -413,7 +406,7 @@ def reboot(
             return
         found = runner.look()
         names = _chosen(found, vms, without)
-        _ask(f"Reboot {', '.join(names)}, one after the other?", yes=yes)
+        ask(f"Reboot {', '.join(names)}, one after the other?", yes=yes)
         plan = run.new_plan(plans.REBOOT, names, by=ctx.obj.by)
         generation = runner.begin(plan, runner.see(found, names))
         _carry_out(runner, plan, generation, silence=silence)
@@ -425,22 +418,21 @@ def _resume(runner: run.Runner, kind: str, *, silence: bool) -> None:
         raise UsageError(f"there is no {kind} to go on with")
     if plan.kind != kind:
         raise UsageError(run.unfinished(plan))
-    _say(f"going on with the {kind} that {plan.by} began at {plan.at} (step {plan.step})")
+    say(f"going on with the {kind} that {plan.by} began at {plan.at} (step {plan.step})")
     _carry_out(runner, plan, generation, silence=silence)
 
 
 def _carry_out(runner: run.Runner, plan: Plan, generation: int, *, silence: bool) -> None:
-    banner = f"{plan.kind} under way since {plan.at}, by {plan.by}"[:200]
+    banner = f"{plan.kind} under way since {plan.at}, by {plan.by}"[:BANNER_LIMIT]
     try:
         runner.carry_out(plan, generation, banner=banner, silence=silence)
     except KeyboardInterrupt:
-        _ERR.print(
+        complain(
             f"\ninterrupted. What is drained stays drained: `ops {plan.kind} --resume` goes on, "
-            f"`ops {plan.kind} --abandon` starts it again",
-            markup=False,
+            f"`ops {plan.kind} --abandon` starts it again"
         )
         raise
-    _say(f"{plan.kind}: done")
+    say(f"{plan.kind}: done")
 
 
 @app.command()
@@ -472,20 +464,20 @@ def roll(
         elif follow:
             runner.wait([each.vm for each in seen if each.is_open], rolls.ended, "roll")
         after = [each for each in rolls.rolls(runner.look()) if each.vm in names]
-    _show({"rolls": rolls.documents(after)} if as_json else rolls.render(after))
+    show({"rolls": rolls.documents(after)} if as_json else rolls.render(after))
     raise typer.Exit(FOUND if any(each.is_bad for each in after) else FINE)
 
 
 def _roll_on(runner: run.Runner, open_: Sequence[rolls.Roll]) -> None:
     if not open_:
-        _say("there is nothing to roll: every VM has accepted what is declared for it")
+        say("there is nothing to roll: every VM has accepted what is declared for it")
     for each in open_:
         if each.state not in ("rolling", "watching"):
-            _say(f"{each.vm}: go on to {each.version}")
+            say(f"{each.vm}: go on to {each.version}")
             order = {"sha256": each.sha256, "verdict": "go", "id": new_id("go")}
             runner.orders.give(each.vm, {"roll": order})
         runner.wait([each.vm], _arrives(each.sha256), f"roll to {each.version}")
-        _say(f"{each.vm}: has {each.version}")
+        say(f"{each.vm}: has {each.version}")
 
 
 def _arrives(sha256: str) -> Callable[[Seen], bool]:
@@ -494,9 +486,9 @@ def _arrives(sha256: str) -> Callable[[Seen], bool]:
 
 def _reject(runner: run.Runner, open_: Sequence[rolls.Roll]) -> None:
     if not open_:
-        _say("there is nothing to reject: every VM has accepted what is declared for it")
+        say("there is nothing to reject: every VM has accepted what is declared for it")
     for each in open_:
-        _say(f"{each.vm}: reject {each.version}")
+        say(f"{each.vm}: reject {each.version}")
         runner.orders.give(each.vm, {"roll": {"sha256": each.sha256, "verdict": "reject"}})
     runner.wait([each.vm for each in open_], rolls.ended, "go back")
 
@@ -518,7 +510,7 @@ def _benchmarks(settings: Options, word: str | None, limit: float) -> None:
         names = [vm.name for vm in runner.look().swarm]
         what = "pause benchmarks" if word else "let benchmarks go on"
         runner.give_and_wait(names, {"benchmarks": word}, lambda seen: seen.heeds, what)
-        _say(f"{what}: {', '.join(names)}")
+        say(f"{what}: {', '.join(names)}")
 
 
 @app.command()
@@ -530,7 +522,7 @@ def drain(ctx: typer.Context, *, vms: Annotated[list[str], typer.Argument(metava
     with _runner(ctx.obj, limit) as runner:
         names = _chosen(runner.look(), vms, None)
         runner.give_and_wait(names, {"hold": True}, lambda seen: seen.is_empty, "drain")
-        _say(f"drained: {', '.join(names)}")
+        say(f"drained: {', '.join(names)}")
 
 
 @app.command()
@@ -540,7 +532,7 @@ def undrain(ctx: typer.Context, *, vms: Annotated[list[str], typer.Argument(meta
     with _runner(ctx.obj, limit) as runner:
         names = _chosen(runner.look(), vms, None)
         runner.give_and_wait(names, {"hold": None}, lambda seen: seen.is_whole, "start")
-        _say(f"whole: {', '.join(names)}")
+        say(f"whole: {', '.join(names)}")
 
 
 # What commands share
@@ -555,12 +547,10 @@ def _instance(settings: Options, cloud: Cloud, vm: str) -> Instance:
     raise OpsError(f"{vm} is no VM of the fleet: there are {names}")
 
 
-def _one(settings: Options, vm: str, *, with_status: bool) -> Vm:
+def _one(settings: Options, vm: str) -> Vm:
     cloud = settings.cloud()
     instance = _instance(settings, cloud, vm)
-    text = None
-    if with_status and instance.is_on:
-        text = cloud.guest_attribute(instance.zone, vm, fleets.STATUS)
+    text = cloud.guest_attribute(instance.zone, vm, fleets.STATUS) if instance.is_on else None
     return fleets.listen(instance, text, time.time())
 
 
@@ -575,24 +565,6 @@ def _chosen(found: Fleet, named: Sequence[str] | None, without: Sequence[str] | 
     if not names:
         raise UsageError("no VM is left to do it to")
     return names
-
-
-def _ask(question: str, *, yes: bool) -> None:
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        raise UsageError(f"{question} Nobody is there to ask: say --yes")
-    if input(f"{question} [y/N] ").strip().lower() not in ("y", "yes"):
-        raise UsageError("nothing was done")
-
-
-def _typed(fleet: str, given: str) -> None:
-    """A registry that starts empty knows nobody: that is typed, or not done."""
-    if not given and sys.stdin.isatty():
-        _say("With --clean the registry forgets every agent and every trust link it knows.")
-        given = input(f"Type the fleet's name ({fleet}) to go on: ").strip()
-    if given != fleet:
-        raise UsageError(f"--clean was not confirmed: type the fleet's name, or --confirm {fleet}")
 
 
 @contextmanager
@@ -610,14 +582,14 @@ def _runner(settings: Options, limit: float) -> Iterator[run.Runner]:
         raise KeyboardInterrupt
 
     before = {each: signal.signal(each, interrupt) for each in _ENDS}
-    bar = _Bar()
+    bar = Bar()
     try:
         yield run.Runner(
             cloud=cloud,
             orders=Orders(cloud=cloud, bucket=names.pop(), by=settings.by),
             fleet=found[0],
             dashboard=settings.dashboard,
-            say=_say,
+            say=say,
             progress=bar,
             limit=limit,
             poll=settings.poll,
@@ -628,70 +600,6 @@ def _runner(settings: Options, limit: float) -> Iterator[run.Runner]:
             signal.signal(each, handler)
 
 
-class _Bar(run.Progress):
-    """A bar on a terminal; nothing where there is none."""
-
-    def __init__(self) -> None:
-        self._progress: Progress | None = None
-        self._task: TaskID | None = None
-        self._most = 0
-
-    def shown(self, waiting: Await | None) -> None:
-        if waiting is None:
-            if self._progress is not None:
-                self._progress.stop()
-            self._progress, self._task, self._most = None, None, 0
-            return
-        if not _ERR.is_terminal:
-            return
-        if self._progress is None:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.fields[left]}"),
-            )
-            self._progress = Progress(*columns, TimeElapsedColumn(), console=_ERR, transient=True)
-            self._task = self._progress.add_task("", total=None, left="")
-            self._progress.start()
-        assert self._task is not None
-        left = waiting.left
-        self._most = max(self._most, left or 0)
-        self._progress.update(
-            self._task,
-            description=escape(f"{waiting.vm} {waiting.what}"),
-            total=self._most if left is not None else None,
-            completed=self._most - (left or 0),
-            left="" if left is None else f"{left:,} left",
-        )
-
-
-def _say(text: str) -> None:
-    _OUT.print(text, markup=False, soft_wrap=True)
-
-
-def _show(found: dict[str, Any] | RenderableType) -> None:
-    if isinstance(found, dict):
-        print(json.dumps(found, indent=1, sort_keys=True))
-        return
-    if _OUT.is_terminal:
-        _OUT.print(found)
-    else:
-        Console(highlight=False, width=_WIDE).print(found)
-
-
-def _draw(found: RenderableType, path: Path) -> None:
-    console = Console(record=True, width=_PICTURE, file=io.StringIO(), highlight=False)
-    console.print(Text("$ ops status\n"))
-    console.print(found)
-    text = console.export_svg(title="ops status", clear=False)
-    # The fonts that it would fetch are somebody else's server's.
-    text = re.sub(r"\n *@font-face \{.*?\n *\}", "", text, flags=re.DOTALL)
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"--svg {path}: {error.strerror}") from error
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; its exit code."""
     try:
@@ -699,7 +607,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else FINE
     except OpsError as error:
-        _ERR.print(f"ops: {error}", markup=False)
+        complain(f"ops: {error}")
         return error.code
     except KeyboardInterrupt:
         return INTERRUPTED

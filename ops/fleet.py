@@ -299,13 +299,20 @@ def age(span: float) -> str:
     return f"{whole} s"
 
 
-def read(cloud: Cloud, *, fleet: str = "", dashboard: str = "", only: Iterable[str] = ()) -> Fleet:
+def read(
+    cloud: Cloud,
+    *,
+    fleet: str = "",
+    dashboard: str = "",
+    only: Iterable[str] = (),
+    there: Iterable[Instance] | None = None,
+) -> Fleet:
     """Look at the fleet; of VMs with names in `only`, where given, and the others say nothing.
 
-    One request for the VMs (more where they are more than 500), one for each status, one for the
-    dashboard.
+    One request for the VMs (more where they are more than 500; none where `there` are those that
+    were just listed), one for each status, one for the dashboard.
     """
-    name, found = choose(instances(cloud), fleet)
+    name, found = choose(instances(cloud) if there is None else there, fleet)
     asked = set(only) or {each.name for each in found}
 
     def status(instance: Instance) -> str | None:

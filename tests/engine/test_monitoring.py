@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from components.monitoring import PANELS, alerts
+from components.alerts import PANELS, alerts
 from lab.server import Serving, serve
 from tests.components.fleet import ROOT, changed
 from tests.engine.project import Project

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from components import monitoring
+from components import alerts
 from components.config import Monitoring
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,7 +35,7 @@ def queries() -> Iterator[str]:
         yield alert.series.metric
         if alert.over is not None:
             yield alert.over.metric
-    for panel in monitoring.PANELS:
+    for panel in alerts.PANELS:
         yield from panel.queries.values()
     for rule in rules().values():
         yield rule["expr"]
@@ -44,9 +44,9 @@ def queries() -> Iterator[str]:
             yield target["expr"]
 
 
-def policies() -> tuple[monitoring.Alert, ...]:
+def policies() -> tuple[alerts.Alert, ...]:
     """The alerts of Cloud Monitoring, for the blog's fleet."""
-    return monitoring.alerts(agents=9500, online=Monitoring.online)
+    return alerts.alerts(agents=9500, online=Monitoring.online)
 
 
 def rules() -> dict[str, dict[str, Any]]:

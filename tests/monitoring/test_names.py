@@ -6,7 +6,7 @@ import re
 
 import yaml
 
-from components import monitoring
+from components import alerts, monitoring
 from tests.monitoring.names import contract_metrics, grafana, metric_names, policies, queries, rules
 
 
@@ -76,7 +76,7 @@ def test_grafana_has_the_panels_of_cloud_monitoring() -> None:
         panel["title"]: {target["legendFormat"]: target["expr"] for target in panel["targets"]}
         for panel in grafana()["panels"]
     }
-    assert theirs == {panel.title: dict(panel.queries) for panel in monitoring.PANELS}
+    assert theirs == {panel.title: dict(panel.queries) for panel in alerts.PANELS}
 
 
 def test_the_dashboards_charts_do_not_overlap() -> None:

@@ -1,0 +1,116 @@
+"""What a person at a terminal sees and is asked: sentences, tables, a bar, questions."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console, RenderableType
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from ops import run
+from ops.errors import UsageError
+from ops.plan import Await
+
+_OUT: Final = Console(highlight=False, soft_wrap=False)
+_ERR: Final = Console(stderr=True, highlight=False, soft_wrap=True)
+# A table that is piped must not be cut to 80 columns.
+_WIDE: Final = 240
+_PICTURE: Final = 110  # columns of a picture: what a README shows
+
+
+def ask(question: str, *, yes: bool) -> None:
+    """UsageError unless somebody agrees, or `yes` was said beforehand."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError(f"{question} Nobody is there to ask: say --yes")
+    if input(f"{question} [y/N] ").strip().lower() not in ("y", "yes"):
+        raise UsageError("nothing was done")
+
+
+def confirm_clean(fleet: str, given: str) -> None:
+    """A registry that starts empty knows nobody: that is typed, or not done."""
+    if not given and sys.stdin.isatty():
+        say("With --clean the registry forgets every agent and every trust link it knows.")
+        given = input(f"Type the fleet's name ({fleet}) to go on: ").strip()
+    if given != fleet:
+        raise UsageError(f"--clean was not confirmed: type the fleet's name, or --confirm {fleet}")
+
+
+class Bar(run.Progress):
+    """A bar on a terminal; nothing where there is none."""
+
+    def __init__(self) -> None:
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._most = 0
+
+    def shown(self, waiting: Await | None) -> None:
+        if waiting is None:
+            if self._progress is not None:
+                self._progress.stop()
+            self._progress, self._task, self._most = None, None, 0
+            return
+        if not _ERR.is_terminal:
+            return
+        if self._progress is None:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.fields[left]}"),
+            )
+            self._progress = Progress(*columns, TimeElapsedColumn(), console=_ERR, transient=True)
+            self._task = self._progress.add_task("", total=None, left="")
+            self._progress.start()
+        assert self._task is not None
+        left = waiting.left
+        self._most = max(self._most, left or 0)
+        self._progress.update(
+            self._task,
+            description=escape(f"{waiting.vm} {waiting.what}"),
+            total=self._most if left is not None else None,
+            completed=self._most - (left or 0),
+            left="" if left is None else f"{left:,} left",
+        )
+
+
+def say(text: str) -> None:
+    """A sentence, where the answer goes."""
+    _OUT.print(text, markup=False, soft_wrap=True)
+
+
+def complain(text: str) -> None:
+    """A sentence on stderr: what is wrong."""
+    _ERR.print(text, markup=False)
+
+
+def show(found: dict[str, Any] | RenderableType) -> None:
+    """A document as JSON, or a table as wide as the terminal is."""
+    if isinstance(found, dict):
+        print(json.dumps(found, indent=1, sort_keys=True))
+        return
+    if _OUT.is_terminal:
+        _OUT.print(found)
+    else:
+        Console(highlight=False, width=_WIDE).print(found)
+
+
+def draw(found: RenderableType, path: Path) -> None:
+    """`ops status` as a picture (SVG)."""
+    console = Console(record=True, width=_PICTURE, file=io.StringIO(), highlight=False)
+    console.print(Text("$ ops status\n"))
+    console.print(found)
+    text = console.export_svg(title="ops status", clear=False)
+    # The fonts that it would fetch are somebody else's server's.
+    text = re.sub(r"\n *@font-face \{.*?\n *\}", "", text, flags=re.DOTALL)
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"--svg {path}: {error.strerror}") from error
