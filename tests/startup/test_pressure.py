@@ -279,7 +279,7 @@ def test_agents_that_hang_do_not_hold_it_up(world: World) -> None:
 def test_the_vm(world: World) -> None:
     world.write("proc/net/sockstat", "TCP: inuse 1 tw 1\nUDP: inuse 30 mem 900\n")
     world.write("proc/net/sockstat6", "UDP6: inuse 12\n")
-    world.write("proc/sys/net/ipv4/udp_mem", "1 2 1000\n")
+    world.write("proc/sys/net/ipv4/udp_mem", "1000 2000 3000\n")
     world.write(f"{SLICE}/memory.current", "123456\n")
     bench = Slice()
     now = 0.0

@@ -1,9 +1,10 @@
 """The acceptance rows with their full counts: `python -m tests.vm.campaign`.
 
-Seeded: a round's chance is the seed, its row and its number. Resumable: what a round found is kept
-in `.state/campaign/` by commit and seed as soon as it is known, and a second call makes only what
-is missing. At most `--minutes` in one call; then, and at the end, docs/CAMPAIGN.md is written from
-what is kept.
+Guests and containers are tried side by side, a process each: a guest keeps one processor busy, a
+fleet of containers mostly waits. Seeded: a round's chance is the seed, its row and its number.
+Resumable: what a round found is kept in `.state/campaign/` by commit and seed as soon as it is
+known, and a second call makes only what is missing. At most `--minutes` in one call; then, and at
+the end, docs/CAMPAIGN.md is written from what is kept.
 """
 
 from __future__ import annotations
@@ -89,10 +90,15 @@ class Result:
 
 
 class Kept:
-    """The results of one commit and seed, a line of JSON each."""
+    """The results of one commit and seed, a line of JSON each; processes may add side by side."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.results: list[Result] = []
+        self.read()
+
+    def read(self) -> None:
+        path = self.path
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         # The last line may have been cut by the end of the process that wrote it.
         self.results = [found for line in lines if (found := _result(line)) is not None]
@@ -100,9 +106,10 @@ class Kept:
     def add(self, result: Result) -> None:
         self.results.append(result)
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        # One write, so that lines of two processes do not mix; the first end of line ends what a
+        # process that was killed left.
         with self.path.open("a", encoding="utf-8") as stream:
-            stream.write("\n" if stream.tell() else "")
-            stream.write(json.dumps(asdict(result)))
+            stream.write(f"\n{json.dumps(asdict(result))}\n")
 
     def missing(self, row: Row) -> list[int]:
         """The numbers of the rounds that have not been made, or that failed, of a row."""
@@ -271,7 +278,7 @@ def _facts(seed: int, kept: Kept, changed: str) -> dict[str, str]:
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "machine": f"{os.cpu_count()} processors, {memory:.0f} GiB, Linux {platform.release()}",
         "seed": str(seed),
-        "rounds": f"{len(kept.results)}, {hours:.1f} hours without boots",
+        "rounds": f"{len(kept.results)}, {hours:.1f} hours without boots; guests beside containers",
     }
 
 
@@ -284,6 +291,9 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="campaign", description=__doc__)
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--minutes", type=float, default=MINUTES, help="at most, in this call")
+    parser.add_argument(
+        "--driver", choices=["container", "qemu"], help="only its rows, no document"
+    )
     parser.add_argument("--row", action="append", default=[], help="only this row; may be repeated")
     options = parser.parse_args(arguments)
     names = [row.name for shape in SHAPES for row in shape.rows]
@@ -296,26 +306,58 @@ def main(arguments: Sequence[str]) -> int:
     changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs/CAMPAIGN.md")
     commit = _git("rev-parse", "HEAD")
     kept = Kept(KEPT / f"{commit[:12]}-{options.seed}.jsonl")
-    signal.signal(signal.SIGALRM, _hangs)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     until = time.monotonic() + options.minutes * 60
-    try:
-        for driver in ("container", "qemu"):
-            ensure_packages(driver)
-        ensure_image(default_cache())
-        for shape in SHAPES:
-            _run(shape, kept, seed=options.seed, only=set(options.row), until=until)
-    except OutOfTimeError:
-        _say(f"{options.minutes:g} minutes are over; call it again for what is missing")
-    except KeyboardInterrupt:
-        _say("interrupted; call it again for what is missing")
+    drivers = [options.driver] if options.driver else ["container", "qemu"]
+    for driver in drivers:
+        ensure_packages(driver)
+    ensure_image(default_cache())
+    if options.driver:
+        return _alone(options.driver, kept, seed=options.seed, only=set(options.row), until=until)
+    if not _side_by_side(drivers, arguments):
+        _say("cut short; call it again for what is missing")
+    kept.read()
     if kept.results:
         DOCUMENT.write_text(
             document(kept.results, facts=_facts(options.seed, kept, changed)), encoding="utf-8"
         )
         _say(f"written: {DOCUMENT.relative_to(ROOT)}")
     rows = [row for shape in SHAPES for row in shape.rows]
-    return 1 if any(kept.missing(row) for row in rows) else 0
+    missing = [row.name for row in rows if kept.missing(row)]
+    if missing:
+        _say(f"not whole: {', '.join(missing)}; a second call makes what is missing")
+    return 1 if missing else 0
+
+
+def _alone(driver: str, kept: Kept, *, seed: int, only: set[str], until: float) -> int:
+    """The rows of one driver: 0 where nothing is missing for want of time, 130 when interrupted."""
+    signal.signal(signal.SIGALRM, _hangs)
+    try:
+        for shape in SHAPES:
+            if shape.driver == driver:
+                _run(shape, kept, seed=seed, only=only, until=until)
+    except OutOfTimeError:
+        _say(f"{driver}: out of time")
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _side_by_side(drivers: Sequence[str], arguments: Sequence[str]) -> bool:
+    """Run this program once for each driver, and wait for all; False: interrupted, or one broke."""
+    line = [sys.executable, "-m", "tests.vm.campaign", *arguments, "--driver"]
+    # Sessions of their own: a Ctrl-C reaches them once, from here, not twice.
+    running = [
+        subprocess.Popen([*line, driver], cwd=ROOT, start_new_session=True) for driver in drivers
+    ]
+    try:
+        return [process.wait() for process in running] == [0] * len(running)
+    except KeyboardInterrupt:
+        for process in running:
+            process.send_signal(signal.SIGTERM)
+        for process in running:
+            process.wait()
+        return False
 
 
 if __name__ == "__main__":

@@ -21,10 +21,7 @@ def fleet(booted: Boot) -> Iterator[Fleet]:
 
 
 @pytest.mark.parametrize("row", QEMU, ids=lambda row: row.name)
-def test_it_does_not_happen(request: pytest.FixtureRequest, row: Row) -> None:
-    if not row.short:
-        pytest.skip(f"{row.name}: in `make campaign` only, for now (tests/vm/rows.py says why)")
-    fleet: Fleet = request.getfixturevalue("fleet")
+def test_it_does_not_happen(fleet: Fleet, row: Row) -> None:
     chance = Random(row.name)
     for _ in range(row.short):
         print(row.name, row.round(fleet, "swarm-1", chance))
