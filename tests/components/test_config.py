@@ -282,6 +282,10 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
         "one line of printable text",
     ),
     ("a variable of the VM's", swarm(env={"HOME": "/"}), "pilot-fleet:swarm[0].env.HOME", "itself"),
+    ("half", swarm(env={"GOGC": "0.5"}), "pilot-fleet:swarm[0].env.GOGC", "percent as 50"),
+    ("processors", swarm(env={"GOMAXPROCS": "0"}), "pilot-fleet:swarm[0].env.GOMAXPROCS", "number"),
+    # 64M ends a Go program at its start: "malformed GOMEMLIMIT".
+    ("M", swarm(env={"GOMEMLIMIT": "64M"}), "pilot-fleet:swarm[0].env.GOMEMLIMIT", "64MiB"),
     (
         "canary without a binary",
         swarm(release={"version": "2"}),

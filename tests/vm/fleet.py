@@ -130,8 +130,9 @@ class Fleet:
             self._is_over = True
             self.serving.lab.driver.shutdown()  # type: ignore[attr-defined]
             self._ending.close()
-        # What was told to go takes a moment.
-        processes.until(lambda: not leftovers(self.state), 30, 0.2)
+        # What was told to go takes a moment: the kernel first writes a disk's dirty pages, behind
+        # whatever else this machine writes.
+        processes.until(lambda: not leftovers(self.state), 120, 0.2)
         return leftovers(self.state)
 
     # The cloud

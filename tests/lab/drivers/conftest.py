@@ -53,7 +53,8 @@ def leftovers(state: Path) -> set[str]:
     # Another lab's may go while one looks: Path.glob raises then, os.walk goes on.
     for each in Path("/sys/block").glob("loop*/loop/backing_file"):
         with suppress(OSError):
-            found |= {f"loop {each}"} if str(state) in each.read_text() else set()
+            file = each.read_text().strip()
+            found |= {f"loop {each}: {file}"} if str(state) in file else set()
     for folder, below, _ in os.walk("/sys/fs/cgroup"):
         found |= {f"cgroup {folder}/{name}"} if name in below else set()
     return found | {f"process {each}" for each in having(str(state))}
