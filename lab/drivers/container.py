@@ -127,7 +127,7 @@ class Container:
         if not raw.exists():
             return
         make_raw(raw, disk.size_gb)
-        for loop in run("losetup", "--noheadings", "-O", "NAME", "-j", str(raw)).split():
+        for loop in _loops(raw):
             run("losetup", "--set-capacity", loop)
 
     def delete_disk(self, disk: Disk) -> None:
@@ -135,6 +135,7 @@ class Container:
         tree = self._places.disk(disk.path, "tree")
         if tree.exists():
             rmtree(tree)
+        _detach(self._places.disk(disk.path, "raw"))
         for kind in ("raw", "json"):
             self._places.disk(disk.path, kind).unlink(missing_ok=True)
 
@@ -251,6 +252,8 @@ class Container:
         for folder in self._places.state.glob("machines/*"):
             self._kill(folder)
             self._group_of(folder).remove()
+        for raw in self._places.state.glob("disks/*.raw"):
+            _detach(raw)
         self.close()
         self._leave_nothing()
 
@@ -438,6 +441,18 @@ class Container:
     def _leave_nothing(self) -> None:
         self._namespace.delete()
         Group(self._found, self._name).remove()
+
+
+def _loops(raw: Path) -> list[str]:
+    return run("losetup", "--noheadings", "-O", "NAME", "-j", str(raw)).split()
+
+
+def _detach(raw: Path) -> None:
+    """Let go of a disk whose container has ended: one that was killed between attaching it and
+    opening it left it attached for good."""
+    for loop in _loops(raw) if raw.exists() else []:
+        with suppress(MachineError):  # it has just gone by itself
+            run("losetup", "--detach", loop)
 
 
 def lab_name(state: Path) -> str:

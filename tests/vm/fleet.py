@@ -21,7 +21,6 @@ from urllib.parse import quote
 import yaml
 
 from lab import cloud
-from lab.drivers import processes
 from lab.web import Request, Response
 from standin.build import build
 from tests.components.fleet import ROOT
@@ -130,9 +129,6 @@ class Fleet:
             self._is_over = True
             self.serving.lab.driver.shutdown()  # type: ignore[attr-defined]
             self._ending.close()
-        # What was told to go takes a moment: the kernel first writes a disk's dirty pages, behind
-        # whatever else this machine writes.
-        processes.until(lambda: not leftovers(self.state), 120, 0.2)
         return leftovers(self.state)
 
     # The cloud

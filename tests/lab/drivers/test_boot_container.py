@@ -1,5 +1,6 @@
 """Two containers on one network, from their first start until nothing is left of them."""
 
+import subprocess
 import threading
 import urllib.request
 from collections.abc import Callable
@@ -153,6 +154,9 @@ def test_a_lab_that_is_shut_down_while_they_run_leaves_nothing(
     try:
         make_disks(driver, vm)
         driver.start(vm)  # it is still booting when its power goes
+        # As a launcher leaves it that is killed before it has opened what it attached.
+        for disk in (tmp_path / "disks").glob("*.raw"):
+            subprocess.run(["losetup", "--find", disk], check=True)
     finally:
         # As another process does it that was not there when they were started.
         driver.close()
