@@ -26,6 +26,8 @@ _SCRIPT: Final = re.compile(
     r"(startup|shutdown|specialize|oobe|bootstrap)-?script|^user-?data|^vendor-?data"
     r"|^cloud-?init|^cloud-?config|^configure-sh$|^gce-container-declaration$"
 )
+# Pulumi compares with its state: what was changed at Google it sees only when it asks there.
+_MEND: Final = "make up ARGS=--refresh"
 _T = TypeVar("_T")
 
 
@@ -207,7 +209,8 @@ def _project(project: Project, fleet: Fleet, declared: Declared) -> Iterator[Fin
                 where=f"{where} [{OWN}]",
                 what=f"VMs expect a script of sha256 {digest[:12]}, this checkout renders "
                 f"{declared.script[:12]}",
-                remedy="`make preview` shows what differs; is the checkout the deployed one?",
+                remedy="`make preview ARGS=--refresh` shows what differs; is the checkout the "
+                "deployed one?",
             )
         expected = {declared.script}
     script = project.metadata.get(OWN)
@@ -216,7 +219,7 @@ def _project(project: Project, fleet: Fleet, declared: Declared) -> Iterator[Fin
             rule="script-missing",
             where=f"{where} [{OWN}]",
             what="the project has no startup script: a VM that boots starts no agent",
-            remedy="make up",
+            remedy=_MEND,
         )
         return
     digest = hashlib.sha256(script.strip().encode()).hexdigest()
@@ -226,14 +229,14 @@ def _project(project: Project, fleet: Fleet, declared: Declared) -> Iterator[Fin
             where=f"{where} [{OWN}]",
             what=f"its sha256 is {digest[:12]}, declared is "
             f"{', '.join(sorted(each[:12] for each in expected))}",
-            remedy="find out who changed it, then `make up`",
+            remedy=f"find out who changed it, then `{_MEND}`",
         )
     if len(expected) > 1:
         yield Finding(
             rule="script-differs",
             where=f"{where} [{OWN}]",
             what=f"the VMs' specs expect {len(expected)} different scripts",
-            remedy="make up",
+            remedy=_MEND,
         )
 
 
@@ -263,13 +266,13 @@ def _metadata(instance: Instance, declared: Declared) -> Iterator[Finding]:
                 where=f"{where} [{key}]",
                 what="nobody declared it",
                 remedy=f"gcloud compute instances remove-metadata {instance.name} --keys={key}, "
-                "or `make up`",
+                f"or `{_MEND}`",
             )
     wrong = dict(_disagreements(instance))
     if not spec.content:
         wrong["pilot-spec"] = "is no JSON document"
     for key, what in wrong.items():
-        yield Finding(rule="metadata", where=f"{where} [{key}]", what=what, remedy="make up")
+        yield Finding(rule="metadata", where=f"{where} [{key}]", what=what, remedy=_MEND)
     if declared.metadata is None or wrong:
         return
     expected = declared.metadata.get(instance.name)
@@ -284,7 +287,7 @@ def _metadata(instance: Instance, declared: Declared) -> Iterator[Finding]:
                 rule="metadata-differs",
                 where=f"{where} [{key}]",
                 what=_difference(found.get(key), expected.get(key)),
-                remedy="`make preview` shows it; `make up` mends it",
+                remedy=f"`make preview ARGS=--refresh` shows it; `{_MEND}` mends it",
             )
 
 

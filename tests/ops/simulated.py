@@ -33,6 +33,8 @@ FLEET = "swarm"
 SCRIPT = "#!/bin/bash\n# the fleet's"
 RENDEZVOUS = "pilot-rendezvous"
 OLD, NEW = "aa" * 32, "bb" * 32
+# Memory of every VM, as in the lab's stack.
+TOTAL, AVAILABLE = 1 << 30, 640 << 20
 # Agents that start or stop in a tick.
 _STEP = 40
 
@@ -142,7 +144,14 @@ class Node:
             )
             phase = "held" if self.holds else "serving" if serves else "starting"
             return document(
-                facts.rendezvous(**common, phase=phase, registry=registry, **self.changes)
+                facts.rendezvous(
+                    **common,
+                    phase=phase,
+                    registry=registry,
+                    memory_total=TOTAL,
+                    memory_available=AVAILABLE,
+                    **self.changes,
+                )
             )
         ready = frozenset(range(10_001, 10_001 + self.running))
         goal = range(10_001, 10_001 + (0 if self.holds else self.agents))
@@ -151,8 +160,8 @@ class Node:
             "view": facts.View(ready=ready, variant=dict.fromkeys(ready, "v-old")),
             "drained": self.holds,
             "sample": Sample(
-                total=32 << 30,
-                available=20 << 30,
+                total=TOTAL,
+                available=AVAILABLE,
                 agent_limit=20 << 20,
                 agent_mean=2 << 20,
                 over=0,

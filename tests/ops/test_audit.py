@@ -105,6 +105,21 @@ def test_the_projects_script_is_another(ops: Ops, simulated: Simulated) -> None:
     assert rules(ops) == ["script-missing"]
 
 
+@pytest.mark.parametrize("change", ["script", "another script", "key", "value"])
+def test_a_remedy_has_pulumi_ask_google(ops: Ops, simulated: Simulated, change: str) -> None:
+    """Without --refresh it compares with its state, and finds nothing to change."""
+    if change == "script":
+        simulated.set_project({"startup-script": None})
+    elif change == "another script":
+        simulated.set_project({"startup-script": f"{SCRIPT} # and more"})
+    elif change == "key":
+        simulated.set_metadata("swarm-3", {"ssh-keys": "root:x"})
+    else:
+        simulated.set_metadata("swarm-3", {"enable-oslogin": "FALSE"})
+    (found,) = ops(*AUDIT, "--expected-sha256", sha256(SCRIPT)).json["findings"]
+    assert "make up ARGS=--refresh" in found["remedy"], found
+
+
 def test_the_script_against_the_checkout(ops: Ops) -> None:
     assert rules(ops, "--expected-sha256", sha256(SCRIPT)) == []
     assert rules(ops, "--expected-sha256", "0" * 64) == ["script-differs", "script-foreign"]

@@ -58,7 +58,7 @@ def test_a_whole_fleet(ops: Ops) -> None:
         15,
         15,
     )
-    assert (one["memory_used"], one["memory_left"]) == (12 << 30, 20 << 30)
+    assert (one["memory_used"], one["memory_left"]) == (384 << 20, 640 << 20)
     assert (found.json["wanted"], found.json["running"], found.json["online"]) == (380, 380, 380)
     assert found.json["registry_source"] == RENDEZVOUS
     table = ops("status")
