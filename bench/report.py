@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from html import escape
 from typing import Any
 
-# The least that pilot-node has to be faster than the blog's rounds, and the aim (issue 5).
+# How much faster than upstream's rounds (docs/FACTS.md) pilot-node has to be at least, and the aim:
+# this project's own.
 LEAST_SLOW = 4.0
 LEAST_PROMPT = 12.0
 AIM_PROMPT = 20.0

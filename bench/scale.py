@@ -5,10 +5,10 @@
 
 First the same agents are started in three ways, at a registry that takes 0.6 s for a registration
 and at a prompt one, each time from nothing: new identities (the registry exempts the VM's subnet
-from its limit of new keys) and a registry that knows nobody. `pilot-node`; the blog's `rounds` (15
-units, then 3 s of sleep; the same units); `bare processes` (no units, 15 in flight). Then the VM is
-filled and left alone, and what that takes is measured. The registry is the stand-in, a process of
-this machine, so machine-wide figures hold both ends.
+from its limit of new keys) and a registry that knows nobody. `pilot-node`; upstream's `rounds` (15
+units, then 3 s of sleep, as in docs/FACTS.md; the same units); `bare processes` (no units, 15 in
+flight). Then the VM is filled and left alone, and what that takes is measured. The registry is the
+stand-in, a process of this machine, so machine-wide figures hold both ends.
 
 Exits with 1 where agents failed, or pilot-node is not as much faster than the rounds as it has to
 be. Needs root (the VM is a container) and the machine for itself: what else ran is said. `--write`

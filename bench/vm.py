@@ -46,7 +46,7 @@ _CLOUD = "projects/lab-project"
 _ZONE = f"{_CLOUD}/zones/us-central1-a"
 _REGION = f"{_CLOUD}/regions/us-central1"
 _INSTANCE = f"/compute/v1/{_ZONE}/instances/{NAME}"
-# FACTS: connections that an agent holds to the registry, which is one process here.
+# Connections that an agent holds to the registry, which is one process here (docs/FACTS.md).
 _CONNECTIONS_PER_AGENT = 4
 _PATIENCE_S = 120.0
 

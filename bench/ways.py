@@ -1,6 +1,6 @@
 """Runs on the VM: other ways than pilot-node's to start agents, with the very same agents.
 
-    python3 - rounds PORTS...    the blog's: 15 units, then three seconds of sleep
+    python3 - rounds PORTS...    upstream's (docs/FACTS.md): 15 units, then 3 s of sleep
     python3 - bare PORTS...      no units: processes, 15 in flight, the next when one is ready
 
 PORTS is FIRST COUNT. Standard library only: it is sent to the VM as text. Prints one JSON object
@@ -23,7 +23,7 @@ UNIT = Path("/etc/systemd/system/pilot-agent@.service")
 HOMES = Path("/var/lib/pilot/agents")
 SOCKETS = Path("/run/pilot/agents")
 UID = 610
-# The blog's, and pilot-node's window.
+# Upstream's (docs/FACTS.md), and pilot-node's window.
 AT_ONCE = 15
 PAUSE_S = 3.0
 # Far above any start: a process that is not ready by then has failed.

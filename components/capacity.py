@@ -1,4 +1,4 @@
-"""What fits on a machine: pure arithmetic, every number with its source.
+"""What fits on a machine: pure arithmetic, every number with its source (docs/FACTS.md).
 
 A VM has several walls (memory, UDP ports, tasks; on the rendezvous registry connections). Each is
 a `Wall`: what there is, what the fleet asks of it, and how many agents it could carry. The wall
@@ -12,22 +12,22 @@ from math import ceil
 
 from components.machines import MIB_PER_GIB, MachineType
 
-# Planning size of an idle agent, MiB: the blog's figure. Measured: 1.7 to 2.4 (FACTS), so who has
-# measured may lower it.
+# Planning size of an idle agent, MiB: upstream's figure. Measured: 1.7 to 2.4, so who has measured
+# may lower it.
 AGENT_MB = 10
-# Kept for kernel, systemd, sshd and monitoring, MiB: the blog's figure.
+# Kept for kernel, systemd, sshd and monitoring, MiB: upstream's figure.
 RESERVE_MB = 3000
-# Buffers, window and encryption context of an active connection, MiB: the blog's incident 3.
+# Buffers, window and encryption context of an active connection, MiB: upstream's third incident.
 CONNECTION_MB = 4
 # Share of a VM's agents that hold an active connection, where the stack file does not say:
-# the blog's fleet of 9,500 expects peaks around a thousand.
+# upstream's fleet of 9,500 expects peaks around a thousand.
 ACTIVE_SHARE = 10
-# Tasks (threads) of one daemon. Measured: 7.3 with default flags (FACTS).
+# Tasks (threads) of one daemon. Measured: 7.3 with default flags.
 TASKS_PER_AGENT = 8
 # kernel.pid_max on every VM: the most a 64-bit kernel takes, less what the system itself runs.
 PID_MAX = 4_194_304
 SYSTEM_TASKS = 4_096
-# TCP connections that one daemon holds to the registry (FACTS; the blog says one).
+# TCP connections that one daemon holds to the registry (measured; upstream's notes say one).
 CONNECTIONS_PER_AGENT = 4
 # Registry connections a GiB of the rendezvous carries: upstream ran 150,000 to 207,000 on 64 GiB.
 CONNECTIONS_PER_GIB = 3_000
@@ -38,7 +38,7 @@ MAX_PORT = 65_535
 # (startup/node/limits.py works to the same numbers).
 LOCAL_PORTS = 65_536 - 1_024 - 4_096 - 128
 LOCAL_PORT_QUARTERS_PER_AGENT = 4 * (CONNECTIONS_PER_AGENT + 1) + 1
-# Below this share of headroom a VM is reported: the blog's fleet keeps 50 to 60 %.
+# Below this share of headroom a VM is reported: upstream's fleet keeps 50 to 60 %.
 WARN_HEADROOM = 0.40
 
 

@@ -109,8 +109,8 @@ class Snapshots:
 class Monitoring:
     """Alerts and dashboard of Cloud Monitoring.
 
-    `online`: the fraction of the fleet's agents below which the registry's count is an alert (the
-    blog's 9,000 of 9,500). `channels`: e-mail addresses, Pub/Sub topics
+    `online`: the fraction of the fleet's agents below which the registry's count is an alert
+    (9,000 of 9,500: docs/FACTS.md). `channels`: e-mail addresses, Pub/Sub topics
     (`projects/P/topics/T`), or channels that exist (`projects/P/notificationChannels/N`).
     `agent`: whether Google's VM Extension Manager installs the Ops Agent.
     """

@@ -31,9 +31,10 @@ _PORTS_PER_AGENT: Final = 4 + 1 + 0.25
 @dataclass(frozen=True, kw_only=True)
 class VmConfig:
     """`machineTypes`: `{NAME: {"memoryGb": GB}}` beside the table. Floors, in MiB, below which a
-    spec's planning sizes are not believed: `minAgentMb` (measured: 1.7 to 2.4 an agent, FACTS),
-    `minReserveMb`, `minConnectionMb` (the blog's 4 a connection). `localPorts`: ports of a VM from
-    which its agents can connect; `localPortsPerAgent`: how many an agent takes of them."""
+    spec's planning sizes are not believed: `minAgentMb` (measured: 1.7 to 2.4 an agent),
+    `minReserveMb`, `minConnectionMb` (upstream's 4 a connection; both docs/FACTS.md).
+    `localPorts`: ports of a VM from which its agents can connect; `localPortsPerAgent`: how many an
+    agent takes of them."""
 
     machineTypes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # noqa: N815
     minAgentMb: float = 2  # noqa: N815
@@ -45,8 +46,9 @@ class VmConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FleetConfig:
-    """`connectionsPerAgent`: TCP connections an agent holds to the registry (four, FACTS);
-    `connectionsPerGb`: what a rendezvous carries for each GB of its RAM (3,000, DESIGN.md)."""
+    """`connectionsPerAgent`: TCP connections an agent holds to the registry (four);
+    `connectionsPerGb`: what a rendezvous carries for each GB of its RAM (3,000). Both are of
+    docs/FACTS.md."""
 
     machineTypes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # noqa: N815
     connectionsPerAgent: float = 4  # noqa: N815

@@ -12,7 +12,7 @@ from .ghosts import OWNER, OWNER_KEY, is_owner
 from .spec import fleet_vms, parse_spec
 from .values import UNKNOWN, Finding, Resource
 
-# A metadata value holds at most 256 KiB (FACTS, "Compute Engine guests").
+# A metadata value holds at most 256 KiB (docs/FACTS.md).
 LIMIT_BYTES: Final = 256 * 1024
 _HASH_PATH: Final = 'metadata["pilot-spec"] script.sha256'
 

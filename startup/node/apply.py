@@ -13,7 +13,7 @@ from . import files, kernel, limits, units
 from .place import Place
 from .spec import RendezvousSpec, SwarmSpec
 
-# Seconds for systemctl: a reload with thousands of units takes up to 20 (FACTS).
+# Seconds for systemctl: a reload with thousands of units takes up to 20 (docs/FACTS.md).
 _SECONDS = 120
 
 Say = Callable[[str], None]

@@ -27,7 +27,7 @@ from .place import Place
 from .retry import FinalError
 
 SLICE: Final = "pilotbench.slice"
-# Shares of the VM's memory that are available (DESIGN, "Pressure").
+# Shares of the VM's memory that are available (docs/FACTS.md).
 FREEZE_BELOW: Final = 0.20
 THAW_ABOVE: Final = 0.25
 

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from typing import Final
 
 HOUR: Final = 3600.0
-# Seconds between two looks (DESIGN, "Pressure").
+# Seconds between two looks (docs/FACTS.md).
 LOOK: Final = 300.0
 # Seconds after which an agent's heap has found its size: Go collects every 2 min when idle, and
 # connections to the registry are made within the first.
 WARM: Final = 600.0
-# Bytes an hour of all agents of a VM, without more connections: the blog's figure.
+# Bytes an hour of all agents of a VM, without more connections: upstream's figure (docs/FACTS.md).
 FAST: Final = 100e6
 # Bytes an hour of one agent. 1,000 must be found after a day; half of it, so that noise hides
 # none. In 3,000 agents this is 1.5 MB an hour, which no hour shows.

@@ -1,7 +1,7 @@
 """The kernel's numbers for a VM: pure arithmetic over what the machine is and what it shall carry.
 
-Sources: the blog ("How We Run 10,000 Agents on 3 VMs") for the plain numbers, DESIGN for which of
-them are derived instead, FACTS for what was measured.
+Where a number comes from stands in docs/FACTS.md: the plain ones are those of upstream's notes
+on its fleet, the others are measured, or derived here.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 from .spec import RendezvousSpec, SwarmSpec
 
-# Threads of one agent: 7.3 measured with default settings (FACTS), rounded up.
+# Threads of one agent: 7.3 measured with default settings, rounded up.
 TASKS_PER_AGENT = 8
 # Everything else on a VM: kernel threads (thousands on 128 CPUs), journald, people, benchmarks.
 SYSTEM_TASKS = 32768
-# TCP connections that an agent holds to the registry (FACTS; the blog says one).
+# TCP connections that an agent holds to the registry (measured; upstream's notes say one).
 CONNECTIONS_PER_AGENT = 4
 # Local ports kept for the system, of those that the kernel hands out.
 SYSTEM_PORTS = 4096
@@ -44,7 +44,7 @@ class Machine:
 def sysctls(machine: Machine, spec: SwarmSpec | RendezvousSpec) -> dict[str, str]:
     """Every kernel number, by its sysctl name, in the order in which they are written.
 
-    `kernel.pid_max`, `fs.file-max` and `net.core.*` (bytes) are the blog's. `kernel.threads-max`
+    `kernel.pid_max`, `fs.file-max` and `net.core.*` (bytes) are upstream's. `kernel.threads-max`
     (tasks), `net.ipv4.udp_mem` (pages) and the port ranges are derived.
     """
     numbers = {
@@ -70,7 +70,7 @@ def sysctls(machine: Machine, spec: SwarmSpec | RendezvousSpec) -> dict[str, str
 def threads_max(machine: Machine, spec: SwarmSpec | RendezvousSpec) -> int:
     """Tasks: eight an agent and the system's; never less than what the kernel has by itself.
 
-    The kernel's own follows RAM (5,576 on 768 MB, FACTS) and is the real wall on small VMs. The
+    The kernel's own follows RAM (5,576 on 768 MB) and is the real wall on small VMs. The
     rendezvous runs no agents: its one process has threads by CPU, not by agent.
     """
     agents = spec.agents if isinstance(spec, SwarmSpec) else 0
@@ -86,8 +86,8 @@ def udp_mem(machine: Machine) -> tuple[int, int, int]:
     `udp_rmem_min` (4 KiB) gets nothing there, a quiet one still gets its packet. So low is what
     a flood on the agents' sockets can take, and the gap (an eighth of RAM) is for everyone else:
     6,000 sockets that each pass low by one packet take some 48 MB, less than the 128 MB of a
-    1 GiB VM. Low is also more than agents x `rmem_default` on every VM of the blog's fleet
-    (swarm-1: 3,000 MiB of 4 GiB). The blog's "4096 87380 16777216" are bytes taken for pages: a
+    1 GiB VM. Low is also more than agents x `rmem_default` on every VM of upstream's fleet
+    (swarm-1: 3,000 MiB of 4 GiB). Upstream's "4096 87380 16777216" are bytes taken for pages: a
     ceiling of 64 GiB, and pressure from 16 MiB on.
     """
     pages = machine.ram // machine.page
@@ -142,7 +142,7 @@ def rendezvous_descriptors(spec: RendezvousSpec) -> int:
     """LimitNOFILE of the rendezvous: four connections an agent, twice, and 4,096 for the rest.
 
     Twice, because agents that reconnect arrive before the kernel has given up on their old
-    connections. At its limit the rendezvous fails ten accepts in a row and exits (FACTS). Never
+    connections. At its limit the rendezvous fails ten accepts in a row and exits. Never
     above `fs.nr_open`, which systemd could not set.
     """
     return min(spec.agents * CONNECTIONS_PER_AGENT * 2 + 4096, NR_OPEN)

@@ -2,7 +2,7 @@
 
 Two threads, so that neither the loop nor what must be quick waits for what is slow: one looks at
 the VM every second and freezes benchmarks in time, one asks and walks through agents. What each of
-these costs is said where it is done (measured on the machine of FACTS, real daemons).
+these costs is said where it is done (real daemons, on the machine of docs/FACTS.md).
 """
 
 from __future__ import annotations
@@ -308,7 +308,8 @@ class Walk:
         limit = 2 * self.planning.agent
         certain = {port for port, one in seen.items() if one.bytes > limit}
         largest = sorted(seen, key=lambda port: -seen[port].bytes)[:MEASURED]
-        # An agent's text is 11 MB (FACTS), so half of the limit and more is worth a closer look.
+        # An agent's text is 11 MB (docs/FACTS.md), so half of the limit and more is worth a closer
+        # look.
         exact = {
             port: found.pss
             for port in largest

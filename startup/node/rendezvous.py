@@ -64,7 +64,8 @@ ROUND = 1.0
 FAILED = 5.0
 # A forced snapshot writes the whole registry, 45 MB on a slow disk.
 SNAPSHOT = 60.0
-# A file that is younger holds nodes that are not stale: 3 minutes in the oldest binaries (FACTS).
+# A file that is younger holds nodes that are not stale: 3 minutes in the oldest binaries
+# (docs/FACTS.md).
 FRESH: Final = 60.0
 RESTARTING: Final = "Restarting; agents come back by themselves."
 MAINTENANCE: Final = "Host maintenance; agents come back by themselves."

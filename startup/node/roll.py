@@ -35,8 +35,8 @@ _TOLERATED = 50
 _GRACE = 60.0
 _REGISTRY = ("registry", "no socket", "dial")
 # Bytes a minute of private memory, the mean of a batch, that are no warming up: an idle daemon has
-# 1.5 to 1.9 MB in all (FACTS), and the release that must be caught grows by 5 MB a minute. Over
-# less time than it takes to tell, `_GROWTH_FLOOR` bytes.
+# 1.5 to 1.9 MB in all (docs/FACTS.md), and the release that must be caught grows by 5 MB a minute.
+# Over less time than it takes to tell, `_GROWTH_FLOOR` bytes.
 _GROWTH = 3 << 20
 _GROWTH_FLOOR = 1 << 20
 # Seconds that a roll waits for agents on their way: one that always is must not hold it up.

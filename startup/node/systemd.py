@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-# PID 1 with thousands of units takes up to 20 s for a reload (FACTS); twice that is a hang.
+# PID 1 with thousands of units takes up to 20 s for a reload (docs/FACTS.md); twice that is
+# a hang.
 TIMEOUT = 40.0
 # The same once the end of pilot-node was asked for: its time is the agents' then.
 HURRIED = 10.0

@@ -20,7 +20,7 @@ from .spec import RendezvousSpec, SwarmSpec
 TEMPLATES = Path(__file__).resolve().parent.parent / "units"
 
 # New keys a minute and address that the registry allows the fleet's own subnet: as good as any
-# number, for a whole fleet that registers anew within a minute (FACTS, rate-limit whitelist).
+# number, for a whole fleet that registers anew within a minute (docs/FACTS.md).
 WHITELIST_RATE = 100_000
 
 _SPECIAL = re.compile(r"""(["`$\\])""")
@@ -84,8 +84,8 @@ def agent_environment(spec: SwarmSpec, address: str) -> dict[str, str]:
     """The environment of every agent of this VM: our defaults, the operator's, what is ours.
 
     GOMAXPROCS=1, because Go takes the number of CPUs and pays for it in threads and memory
-    (FACTS: PSS 1.51 MB instead of 1.90 together with GOGC=50). The catalogue's URL is a closed
-    loopback port: fetching the real one stalls every start for seconds where egress is dropped.
+    (docs/FACTS.md: PSS 1.51 MB instead of 1.90 together with GOGC=50). The catalogue's URL is a
+    closed loopback port: fetching the real one stalls every start for seconds without egress.
     """
     return {
         "GOMAXPROCS": "1",

@@ -17,8 +17,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
 # Seconds. A start takes 14 ms alone and 0.65 s at a registry that takes 0.6 s to answer, and 15 in
-# flight are right for both (FACTS); a small guest without KVM takes a second or two. From SLOW on
-# more starts in flight only make each of them slower. Between the two nothing is concluded.
+# flight are right for both (docs/FACTS.md); a small guest without KVM takes a second or two. From
+# SLOW on more starts in flight only make each of them slower. Between the two nothing is concluded.
 PROMPT = 2.0
 SLOW = 3.0
 # The part of the limit below which slowness alone does not take the window: a registry that is

@@ -40,7 +40,7 @@ def test_the_seeds_fleet() -> None:
     assert (config.rendezvous.name, config.zone) == ("pilot-rendezvous", "us-central1-a")
     assert config.registry == "10.10.0.2:9000"
     assert config.agents == 9500
-    # The blog keeps 60 % of the memory on swarm-2 (local ports bind before it) and about 50 %.
+    # Upstream keeps 60 % of the memory on swarm-2 (local ports bind before it) and about 50 %.
     assert [round(vm.fit.headroom, 2) for vm in config.swarm] == [0.50, 0.56, 0.48]
 
 

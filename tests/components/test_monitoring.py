@@ -62,7 +62,7 @@ def condition(fleet: Recorder, name: str, index: int = 0) -> dict[str, Any]:
 
 
 def test_the_number_below_which_too_few_are_online(fleet: Recorder) -> None:
-    """The blog's: 9,000 of 9,500. It follows the fleet."""
+    """Upstream's (docs/FACTS.md): 9,000 of 9,500. It follows the fleet."""
     online = condition(fleet, "FleetOnlineLow")
     assert (online["comparison"], online["thresholdValue"]) == ("COMPARISON_LT", 9000)
     assert "prometheus.googleapis.com/pilot_registry_online/gauge" in online["filter"]

@@ -1,6 +1,6 @@
 """Google's own script runner against the metadata server, in a network namespace of its own.
 
-It shows what FACTS of the project rest on: an instance's script hides the project's, unseen.
+It shows what docs/FACTS.md says of scripts: an instance's script hides the project's, unseen.
 Needs root, and the binary: installed, or from Debian's package of it.
 """
 

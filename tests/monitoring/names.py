@@ -45,7 +45,7 @@ def queries() -> Iterator[str]:
 
 
 def policies() -> tuple[alerts.Alert, ...]:
-    """The alerts of Cloud Monitoring, for the blog's fleet."""
+    """The alerts of Cloud Monitoring, for a fleet as in docs/FACTS.md."""
     return alerts.alerts(agents=9500, online=Monitoring.online)
 
 

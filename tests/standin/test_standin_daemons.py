@@ -23,7 +23,7 @@ pytestmark = pytest.mark.engine
 
 AGENTS = 20
 WINDOW = 15
-# A daemon's heartbeats are a minute apart (FACTS).
+# A daemon's heartbeats are a minute apart (docs/FACTS.md).
 STALE = "75s"
 
 
@@ -37,7 +37,7 @@ def free_ports(count: int) -> list[int]:
 
 
 class Daemon:
-    """One agent with the flags and the environment of FACTS: loopback, nothing phones home."""
+    """One agent with a unit's flags and environment: loopback, and nothing phones home."""
 
     def __init__(self, artifacts: Path, home: Path, email: str, port: int) -> None:
         self.artifacts = artifacts
@@ -176,7 +176,7 @@ def test_twenty_daemons_register_and_are_themselves_after_a_restart(
 def test_a_killed_daemon_stops_counting_and_an_empty_registry_fills_again(
     fleet: Fleet, tmp_path: Path
 ) -> None:
-    """Some four minutes, nearly all of them waiting for daemons' own timers (FACTS: 165 s)."""
+    """Some four minutes, nearly all of them waiting for daemons' timers (docs/FACTS.md: 165 s)."""
     folder = tmp_path / "registry"
     whitelist(folder)
     with standin(folder, "-stale-threshold", STALE) as running:

@@ -143,7 +143,7 @@ def test_at_its_limit_of_connections_it_goes_on(tmp_path: Path) -> None:
 
 @pytest.mark.engine  # waits for real timers
 def test_when_descriptors_run_out_it_stays_and_goes_on(tmp_path: Path) -> None:
-    """The real one exits after ten accepts that fail (FACTS)."""
+    """The real one exits after ten accepts that fail (docs/FACTS.md)."""
     whitelist(tmp_path)
     with standin(tmp_path, program=limited_to(24)) as running:
         clients = [running.client() for _ in range(40)]

@@ -1,4 +1,4 @@
-"""The kernel's numbers against DESIGN's table, and the arithmetic of those that are derived."""
+"""The kernel's numbers against docs/FACTS.md, and the arithmetic of those that are derived."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.startup import specs
 from tests.startup.conftest import Vm
 
 GIB = 1 << 30
-# The blog's machines: RAM and agents.
+# Upstream's machines (docs/FACTS.md): RAM and agents.
 FLEET = {"swarm-1": (64, 3000), "swarm-2": (125, 5000), "swarm-3": (32, 1500)}
 
 
@@ -188,7 +188,7 @@ def test_more_connections_than_ports() -> None:
     [(95, 4856), (9500, 80096), (50_000, 404_096), (500_000, 1_048_576)],
 )
 def test_descriptors_of_the_rendezvous(agents: int, descriptors: int) -> None:
-    """4,750 agents held some 20,000 (FACTS): more than that, below fs.nr_open."""
+    """4,750 agents held some 20,000 (docs/FACTS.md): more than that, below fs.nr_open."""
     assert limits.rendezvous_descriptors(rendezvous(agents)) == descriptors
 
 

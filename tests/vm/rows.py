@@ -570,7 +570,7 @@ CROWD = 200
 
 
 def pid_walls(fleet: Fleet, vm: str, chance: Random) -> Measured:
-    """The control: agents spawned by a VM's own startup script with nohup, as the blog's were, hit
+    """The control: agents spawned by a VM's own startup script with nohup, as upstream's were, hit
     the limit of that unit's tasks. The same number under our units hits none."""
     spec = json.loads(fleet.metadata(vm)["pilot-spec"])
     items = fleet.metadata(vm)

@@ -1,0 +1,45 @@
+"""What documents and comments refer to is in this repository."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+_LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)")
+_DOCUMENT = re.compile(r"\bdocs/[A-Za-z]+\.md\b")
+# Written by `make campaign`, once it has run.
+_WRITTEN = "docs/CAMPAIGN.md"
+
+
+def tracked(*patterns: str) -> list[Path]:
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "-co", "--exclude-standard", "--", *patterns],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [path for name in listed.stdout.split("\0") if name and (path := ROOT / name).is_file()]
+
+
+def test_every_link_of_a_document_leads_somewhere() -> None:
+    pages = tracked("*.md")
+    assert len(pages) > 10
+    for page in pages:
+        for link in _LINK.findall(page.read_text("utf-8")):
+            assert (page.parent / link).exists(), f"{page.relative_to(ROOT)}: {link}"
+
+
+def test_every_document_that_is_named_is_there() -> None:
+    for path in tracked("*.py", "*.md", "*.yaml", "*.yml", "*.j2", "*.service", "*.slice"):
+        for name in _DOCUMENT.findall(path.read_text("utf-8")):
+            there = name == _WRITTEN or (ROOT / name).is_file()
+            assert there, f"{path.relative_to(ROOT)}: {name}"
+
+
+def test_the_readme_leads_to_every_document() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    for page in tracked("docs/*.md", f":!{_WRITTEN}"):
+        assert f"docs/{page.name}" in readme, page.name
