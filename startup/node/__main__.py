@@ -174,24 +174,36 @@ def main(arguments: list[str]) -> int:
             stream.reconfigure(errors="backslashreplace", line_buffering=True)
     if arguments and arguments[0] in PEOPLE:
         return _ask(arguments)
-    node = Node(os.environ, lambda line: print(f"pilot:   {line}"))
+    node = Node(os.environ, lambda line: _say(f"pilot:   {line}"))
     steps = _steps(node, arguments)
     if not steps:
         print(USAGE, file=sys.stderr, end="")
         return 2
     for name, command in steps:
         if started := os.environ.get(STARTED_VARIABLE):
-            print(f"pilot: {TITLES.get(name, name)} ({_uptime() - int(started)} s)")
+            _say(f"pilot: {TITLES.get(name, name)} ({_uptime() - int(started)} s)")
         try:
             command()
         except SpecError as error:
             for problem in error.problems:
-                print(f"pilot: pilot-spec: {problem}")
+                _say(f"pilot: pilot-spec: {problem}")
             return 1
         except (FinalError, limits.LimitsError, OSError, subprocess.SubprocessError) as error:
-            print(f"pilot: {name}: {error}")
+            _say(f"pilot: {name}: {error}")
             return 1
     return 0
+
+
+def _say(line: str) -> None:
+    """A line of output; one that cannot be had is no failure of what is done. Whoever may open
+    journald's socket can hold all of its streams, and then it hangs up on this process."""
+    try:
+        print(line)
+    except BrokenPipeError:
+        # For good. What is buffered would else make the exit status 120.
+        os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), sys.stdout.fileno())
+    except OSError:
+        pass
 
 
 def _ask(arguments: list[str]) -> int:

@@ -9,6 +9,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -129,6 +130,8 @@ def end_with_any_thread(say: Callable[[str], None]) -> None:
 
 def _died(say: Callable[[str], None], what: threading.ExceptHookArgs) -> None:
     name = what.thread.name if what.thread else "a thread"
-    say(f"{name} died: {what.exc_type.__name__}: {what.exc_value}; pilot-node ends")
-    traceback.print_exception(what.exc_type, what.exc_value, what.exc_traceback)
+    # Also where nobody takes what is said.
+    with suppress(OSError):
+        say(f"{name} died: {what.exc_type.__name__}: {what.exc_value}; pilot-node ends")
+        traceback.print_exception(what.exc_type, what.exc_value, what.exc_traceback)
     os._exit(70)

@@ -433,6 +433,46 @@ def test_a_service_ends_with_any_of_its_threads() -> None:
     assert done.stdout == "fetch died: ZeroDivisionError: division by zero; pilot-node ends\n"
 
 
+_NODE = "import sys\nfrom startup.node import __main__ as node\n"
+_THREAD = (
+    "import threading\n"
+    "from startup.node import loop\n"
+    "loop.end_with_any_thread(print)\n"
+    "threading.Thread(target=lambda: 1 / 0).start()\n"
+    "threading.Event().wait(20)\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        (
+            f"{_NODE}node.Node.limits = lambda self: [self.say(line) for line in 'ab' * 9000]\n"
+            "sys.exit(node.main(['limits']))",
+            0,
+        ),
+        (f"{_NODE}sys.exit(node.main(['limits']))", 1),
+        (_THREAD, 70),
+    ],
+)
+def test_who_hangs_up_on_its_output_fails_nothing(tmp_path: Path, code: str, status: int) -> None:
+    """As journald does at its 4,096th stream: agents may hold them all."""
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            stdout=write,
+            stderr=write if code == _THREAD else subprocess.PIPE,
+            env=os.environ | {"PILOT_ROOT": str(tmp_path)},
+            check=False,
+            timeout=60,
+        )
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stderr or b"") == (status, b"")
+
+
 def test_the_rendezvous_service_is_one_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     class Asked(Exception):  # noqa: N818
         pass
