@@ -9,6 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 _LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)")
 _DOCUMENT = re.compile(r"\bdocs/[A-Za-z]+\.md\b")
+_SECTION = re.compile(r'\b([A-Z]+)\.md\)?, "([^"\n]+)"')
 # Written by `make campaign`, once it has run.
 _WRITTEN = "docs/CAMPAIGN.md"
 
@@ -37,6 +38,18 @@ def test_every_document_that_is_named_is_there() -> None:
         for name in _DOCUMENT.findall(path.read_text("utf-8")):
             there = name == _WRITTEN or (ROOT / name).is_file()
             assert there, f"{path.relative_to(ROOT)}: {name}"
+
+
+def test_every_section_that_is_named_is_there() -> None:
+    named = [
+        (path, *found)
+        for path in tracked("*.py", "*.md", "*.yaml", "*.yml")
+        for found in _SECTION.findall(path.read_text("utf-8"))
+    ]
+    assert len(named) > 4
+    for path, page, section in named:
+        text = (ROOT / "docs" / f"{page}.md").read_text("utf-8")
+        assert f"## {section}\n" in text, f"{path.relative_to(ROOT)}: {page}.md, {section}"
 
 
 def test_the_readme_leads_to_every_document() -> None:
