@@ -375,10 +375,12 @@ class _Work:
         """Those that are started now, those that never failed first."""
         # What is stopped to be started again keeps its place until it is gone.
         held = len(self.starting) + sum(port in self.wanted for port in self.stopping)
-        room = self.window.allows(self.now) - held
+        busy = self.seen.running | self.starting.keys() | self.stopping.keys()
+        # Nor more in all than are wanted, while those that are not wanted still end: memory is
+        # planned for so many.
+        room = min(self.window.allows(self.now) - held, len(self.wanted) - len(busy))
         if room <= 0:
             return ()
-        busy = self.seen.running | self.starting.keys() | self.stopping.keys()
         free = self.wanted - busy
         if self.trouble:
             free = {port for port in free if self._may_start(port)}

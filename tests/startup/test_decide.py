@@ -260,6 +260,16 @@ def test_fewer_agents_are_wanted() -> None:
     assert on(next_one.memory, seen(PORTS[:2]), wanted=few).said == ()
 
 
+def test_others_are_wanted_and_never_more_run_in_all() -> None:
+    others = range(10011, 10014)
+    decision = on(Memory(), seen(PORTS[:3]), wanted=others)
+    assert (decision.stop, decision.start) == ((10003, 10002), ())
+    decision = on(*after(decision, seen([10001, 10002]), 0.1), wanted=others)
+    assert (decision.stop, decision.start) == ((10001,), (10011,))
+    decision = on(*after(decision, seen([10011]), 0.2), wanted=others)
+    assert (decision.stop, decision.start) == ((), (10012, 10013))
+
+
 def test_a_start_that_is_no_longer_wanted_is_stopped() -> None:
     memory = Memory(starting={10005: NOW - 1})
     decision = on(memory, seen([10005], sockets=[]), wanted=PORTS[:2])
@@ -484,6 +494,7 @@ def test_whatever_was_seen(
     assert set(decision.start) <= set(wanted)
     if decision.start:
         assert len(after.starting) + len(after.stopping.keys() & set(wanted)) <= after.window.size
+        assert len(running | after.starting.keys() | after.stopping.keys()) <= count
     assert after.window.size <= window
     assert set(decision.stop) <= running | set(starting)
     assert len(set(decision.stop)) == len(decision.stop)
