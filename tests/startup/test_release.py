@@ -434,6 +434,7 @@ def test_a_service_ends_with_any_of_its_threads() -> None:
 
 
 _NODE = "import sys\nfrom startup.node import __main__ as node\n"
+_LIMITS = "sys.exit(node.main(['limits']))\n"
 _THREAD = (
     "import threading\n"
     "from startup.node import loop\n"
@@ -446,12 +447,8 @@ _THREAD = (
 @pytest.mark.parametrize(
     ("code", "status"),
     [
-        (
-            f"{_NODE}node.Node.limits = lambda self: [self.say(line) for line in 'ab' * 9000]\n"
-            "sys.exit(node.main(['limits']))",
-            0,
-        ),
-        (f"{_NODE}sys.exit(node.main(['limits']))", 1),
+        (f"{_NODE}node.Node.limits = lambda self: [*map(self.say, 'ab' * 9000)]\n{_LIMITS}", 0),
+        (f"{_NODE}{_LIMITS}", 1),
         (_THREAD, 70),
     ],
 )
