@@ -23,7 +23,6 @@ from urllib.parse import quote
 from . import web
 from .metadata import MetadataServer
 from .place import Place
-from .release import bucket_is_gone
 from .retry import FinalError, TemporaryError
 
 T = TypeVar("T")
@@ -235,14 +234,17 @@ class Orders:
             if answer.status == 304 and known:
                 return known
             if answer.status == 404:
-                if bucket_is_gone(answer):
-                    # Nobody took an order back: a hold goes on.
+                # Only in Cloud Storage's own words, JSON or plain: anybody answers 404, and a hold
+                # goes on until it is taken back.
+                said = answer.body(4096).lower()
+                if b"no such object" in said:
+                    self._last = None
+                    return None
+                if b"bucket does not exist" in said:
                     raise FinalError(
                         f"{where}: there is no such bucket: run `pulumi up`, or check the spec's "
                         "bucket"
                     )
-                self._last = None
-                return None
             if answer.status != 200:
                 raise FinalError(f"{where}: {_refused(answer.status, answer.reason)}")
             found = Object(

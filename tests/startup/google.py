@@ -117,7 +117,7 @@ class Google:
         name = unquote(path.removeprefix(f"/storage/v1/b/{BUCKET}/o/"))
         found = self.objects.get(name) if query.pop("alt", "") == "media" else None
         if found is None:
-            return 404, b"", {}
+            return 404, f"No such object: {BUCKET}/{name}".encode(), {}
         generation = str(self.generations.get(name, 1))
         if query.pop("ifGenerationNotMatch", "") == generation:
             return 304, b"", {}

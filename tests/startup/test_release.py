@@ -407,6 +407,19 @@ def test_orders_of_a_bucket_that_is_gone_are_not_taken_back(google: Google) -> N
         ask()
 
 
+def test_only_cloud_storage_takes_orders_back(google: Google) -> None:
+    where = watch.OrdersPlace(endpoint=f"http://{google.host}", bucket=BUCKET, vm="swarm-1")
+    ask = watch.Orders(server=MetadataServer(host=google.host), where=lambda: where)
+    google.order("swarm-1", '{"schema": 1, "hold": true}')
+    assert ask()
+    google.order("swarm-1", None)
+    # Of whoever answers at that address.
+    google.failures = {"/storage/": [404]}
+    with pytest.raises(FinalError, match=r"swarm-1\.json: 404 .*: not an answer of Cloud Storage"):
+        ask()
+    assert ask() is None
+
+
 def test_json_without_end_is_an_answer_that_is_none(google: Google) -> None:
     server = MetadataServer(host=google.host)
     deep = b"[" * 100_000
