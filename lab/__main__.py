@@ -6,6 +6,7 @@ python -m lab down --state DIR          end it, its machines, and all that it ho
 """
 
 import argparse
+import fcntl
 import json
 import logging
 import os
@@ -13,6 +14,7 @@ import shutil
 import signal
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 from lab import NAME, cloud
@@ -29,7 +31,7 @@ LOG = logging.getLogger("lab")
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command line; return the exit code: 0, or 1 with a sentence on stderr."""
+    """Run the command line; return 0, or 1 (130 where interrupted) with a sentence on stderr."""
     options = _parser().parse_args(arguments)
     level = logging.DEBUG if options.verbose else logging.INFO
     logging.basicConfig(level=level, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
@@ -38,6 +40,9 @@ def main(arguments: list[str]) -> int:
     except (StoreError, MachineError, OSError) as error:
         sys.stderr.write(f"lab: {error}\n")
         return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("lab: interrupted; the same command goes on from there\n")
+        return 130
     return 0
 
 
@@ -51,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--state", type=Path, required=True, help="directory of the lab")
     for command in (prepare, serve):
         command.add_argument("--driver", choices=cloud.DRIVERS, default="none")
+    prepare.add_argument("--packages", action="store_true", help="the packages alone, no image")
     serve.add_argument("--port", type=int, default=0, help="port; 0, the default, takes a free one")
     serve.add_argument(
         "--print-settings",
@@ -65,10 +71,14 @@ def _parser() -> argparse.ArgumentParser:
 def _prepare(options: argparse.Namespace) -> None:
     if options.driver == "none":
         return
+    if options.driver == "container" and os.geteuid() != 0:
+        message = "containers need root: run this as root, or choose the qemu driver"
+        raise MachineError(message)
     installed = ensure_packages(options.driver)
     if installed:
         LOG.info("installed %s", ", ".join(installed))
-    ensure_image(default_cache())
+    if not options.packages:
+        ensure_image(default_cache())
 
 
 def _serve(options: argparse.Namespace) -> None:
@@ -76,39 +86,87 @@ def _serve(options: argparse.Namespace) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     options.state.mkdir(parents=True, exist_ok=True)
-    # Who ends this lab has to know what runs its machines.
-    (options.state / "driver").write_text(f"{options.driver}\n")
+    _choose_driver(options.state, options.driver)
     with cloud.run(options.state, driver=options.driver, port=options.port) as (serving, _):
-        processes_id = options.state / "pid"
-        processes_id.write_text(f"{os.getpid()}\n")
         LOG.info("%s", banner(serving))
         if options.print_settings:
             settings = {"url": serving.url, "settings": serving.settings()}
             sys.stdout.write(json.dumps(settings) + "\n")
             sys.stdout.flush()
         stop.wait()
-        processes_id.unlink(missing_ok=True)
 
 
-def _down(options: argparse.Namespace) -> None:
-    pid = processes.find(options.state / "pid", "serve")
-    if pid is not None:
-        os.kill(pid, signal.SIGTERM)
-        if not processes.wait(pid, 30):
-            processes.kill(pid)
-    if not options.state.exists():
-        return
+def _choose_driver(state: Path, driver: str) -> None:
+    """Write down what runs the machines from now on: who ends this lab has to know.
+
+    StoreError where the lab is served already, MachineError where it has another driver's machines:
+    only that one can end them.
+    """
+    if (server := _server(state)) is not None:
+        message = f"{state} is in use by process {server}; stop it or choose another directory"
+        raise StoreError(message)
+    before = _driver(state)
+    if before not in (None, driver):
+        if any(state.glob("machines/*/machine.json")):
+            message = (
+                f"{state} has machines of the {before} driver: `--driver {before}` goes on with"
+                f" them, `python -m lab down --state {state}` ends them"
+            )
+            raise MachineError(message)
+        _end_machines(state)
+    (state / "driver").write_text(f"{driver}\n")
+
+
+def _server(state: Path) -> int | None:
+    """Return the process that serves the lab in `state`, or None.
+
+    It holds the store's lock while it lives, and no longer: an id alone may be anybody's by now.
+    """
+    try:
+        with (state / "lock").open() as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return int(lock.read())
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        message = f"{state} is just being opened by another process: try again"
+        raise StoreError(message) from None
+    return None
+
+
+def _driver(state: Path) -> str | None:
+    """Return what runs the machines in `state`; None before it was ever served."""
+    with suppress(FileNotFoundError):
+        return (state / "driver").read_text().strip()
+    return None
+
+
+def _end_machines(state: Path) -> None:
+    """End the machines in `state`, and what their driver has on this machine."""
 
     def nowhere(_: Machine) -> tuple[str, int]:
         # Machines that are about to be ended ask nobody anything any more.
         return ("127.0.0.1", 9)
 
-    marker = options.state / "driver"
-    name = marker.read_text().strip() if marker.exists() else "none"
+    name = _driver(state)
     if name == "qemu":
-        Qemu(options.state, metadata_endpoint=nowhere).shutdown()
+        Qemu(state, metadata_endpoint=nowhere).shutdown()
     elif name == "container":
-        Container(options.state, metadata_endpoint=nowhere, api_port=9).shutdown()
+        Container(state, metadata_endpoint=nowhere, api_port=9).shutdown()
+
+
+def _down(options: argparse.Namespace) -> None:
+    pid = _server(options.state)
+    if pid is not None:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+        if not processes.wait(pid, 30):
+            processes.kill(pid)
+    if not options.state.exists():
+        return
+    _end_machines(options.state)
     shutil.rmtree(options.state)
 
 

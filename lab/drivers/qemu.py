@@ -267,7 +267,7 @@ class Qemu:
     def shutdown(self) -> None:
         """End all guests of this lab without asking them."""
         for folder in self._places.state.glob("machines/*"):
-            pid = processes.find(folder / "pid", str(folder))
+            pid = processes.find(folder / "pid", f"{folder}/")
             if pid is not None:
                 processes.kill(pid)
         # Also those of machines that are forgotten: a relay outlives its guest by a second or two.
@@ -363,7 +363,8 @@ class Qemu:
 
     def _pid(self, path: str) -> int | None:
         folder = self._places.machine(path)
-        return processes.find(folder / "pid", str(folder))
+        # With the slash: another guest, whose name only begins so, may have got the id.
+        return processes.find(folder / "pid", f"{folder}/")
 
     def _monitor(self, machine: Machine) -> Monitor:
         return Monitor(self._places.machine(machine.path) / "qmp.sock")

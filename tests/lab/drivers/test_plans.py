@@ -230,6 +230,26 @@ def qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Qemu:
     return Qemu(tmp_path / "state, of mine", metadata_endpoint=lambda _: ("127.0.0.1", 1))
 
 
+def test_a_guest_is_not_taken_for_one_whose_name_begins_its_own(tmp_path: Path, qemu: Qemu) -> None:
+    """After a boot of this machine an old id may be another guest's."""
+    places = Places(tmp_path / "state, of mine")
+    for number in (1, 10):
+        places.record(machine(number))
+    one, ten = (places.machine(machine(number).path) for number in (1, 10))
+    with subprocess.Popen(
+        [sys.executable, "-c", "input()", f"-pidfile={ten / 'pid'}"], stdin=subprocess.PIPE
+    ) as guest:
+        try:
+            for folder in (one, ten):
+                (folder / "pid").write_text(f"{guest.pid}\n")
+            assert processes.until(lambda: qemu.is_running(machine(10)) is True, 10)
+            assert qemu.is_running(machine(1)) is False
+            qemu.power_cut(machine(1))
+            assert not processes.wait(guest.pid, 0)
+        finally:
+            guest.kill()
+
+
 def _put_disks(state: Path, vm: Machine, kind: str = "qcow2") -> None:
     kept = Places(state)
     for each in vm.disks:
