@@ -36,7 +36,12 @@ class Control:
                 if collection.endswith("/instances")
                 for each in tx.documents(collection).values()
             }
-        return {"driver": self._driver.description, "instances": found}
+        return {
+            # By which a lab is told from another one at the same port.
+            "state": str(self._store.directory.resolve()),
+            "driver": self._driver.description,
+            "instances": found,
+        }
 
     def _forward(self, request: Request) -> Json:
         """`{"port": N}` of the guest; answers `{"port": N}` of this machine's loopback."""
