@@ -17,6 +17,7 @@ from typing import Any, Final, TypeVar
 from ops.errors import MissingError, UnsupportedError
 from ops.fleet import LABEL, RENDEZVOUS, SWARM, Fleet, Instance
 from ops.google import Cloud, pairs
+from ops.watch import missing
 
 OWN: Final = "startup-script"
 DECLARED: Final = ("enable-guest-attributes", "enable-oslogin", "pilot-role", "pilot-spec")
@@ -162,6 +163,7 @@ def audit(
         *(each for bag in project.bags for each in _ghosts(bag, wanted)),
         *_project(project, fleet, declared),
         *_members(project, fleet),
+        *_missing(fleet, declared),
         *(each for vm in fleet.vms for each in _metadata(vm.instance, declared)),
         *_words(fleet),
     ]
@@ -255,6 +257,21 @@ def _members(project: Project, fleet: Fleet) -> Iterator[Finding]:
             )
     if not fleet.rendezvous:
         yield Finding(rule="no-rendezvous", where=f"fleet {fleet.name}", what="no VM has that role")
+
+
+def _missing(fleet: Fleet, declared: Declared) -> Iterator[Finding]:
+    """VMs that are declared, and are not there."""
+    if declared.metadata is None:
+        if text := missing(fleet):
+            yield Finding(rule="missing", where=f"fleet {fleet.name}", what=text, remedy=_MEND)
+        return
+    for name in sorted(declared.metadata.keys() - {vm.name for vm in fleet.vms}):
+        yield Finding(
+            rule="missing",
+            where=f"fleet {fleet.name}",
+            what=f"{name} is declared and not there, or without the label {LABEL}={fleet.name}",
+            remedy=_MEND,
+        )
 
 
 def _metadata(instance: Instance, declared: Declared) -> Iterator[Finding]:

@@ -11,13 +11,13 @@ import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final
 
 import requests
 
-from ops.errors import MissingError, OpsError, UsageError
+from ops.errors import DeniedError, MissingError, OpsError, UsageError
 from ops.google import Cloud, one_line, pairs
 
 LABEL: Final = "pilot-fleet"
@@ -177,13 +177,14 @@ class Network:
 
 @dataclass(frozen=True, kw_only=True)
 class Registry:
-    """What the registry counts; `source` says who told it. None in all where nobody did, and
-    `problem` then says why."""
+    """What the registry counts; `source` says who told it, `networks_source` who told of its
+    networks. None in all where nobody did, and `problem` then says why."""
 
     online: int | None = None
     total: int | None = None
     networks: tuple[Network, ...] = ()
     source: str = ""
+    networks_source: str = ""
     problem: str = ""
 
 
@@ -210,8 +211,15 @@ class Fleet:
 
     @property
     def wanted(self) -> int:
-        """Agents declared."""
-        return sum(vm.wanted for vm in self.vms)
+        """Agents declared: for the VMs that are there, or for the whole fleet, as its rendezvous
+        was told, where that is more."""
+        return sum(vm.wanted for vm in self.vms) + self.missing
+
+    @property
+    def missing(self) -> int:
+        """Agents declared that no VM wants: nothing else tells of a VM that was deleted."""
+        told = self.rendezvous.instance.spec.number("agents") if self.rendezvous else None
+        return max(0, (told or 0) - sum(vm.wanted for vm in self.vms))
 
     def vm(self, name: str) -> Vm:
         """A VM by name; MissingError with the names that there are."""
@@ -315,20 +323,22 @@ def read(
     name, found = choose(instances(cloud) if there is None else there, fleet)
     asked = set(only) or {each.name for each in found}
 
-    def status(instance: Instance) -> str | None:
+    def status(instance: Instance) -> str | OpsError | None:
         if not instance.is_on or instance.name not in asked:
             return None
-        return cloud.guest_attribute(instance.zone, instance.name, STATUS)
+        try:
+            return cloud.guest_attribute(instance.zone, instance.name, STATUS)
+        except DeniedError:
+            # Whoever may not read one may read none.
+            raise
+        except OpsError as error:
+            return error
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         texts = list(pool.map(status, found))
     now = time.time()
-    vms = tuple(
-        sorted(
-            (listen(instance, text, now) for instance, text in zip(found, texts, strict=True)),
-            key=lambda vm: (vm.is_swarm, vm.name),
-        )
-    )
+    heard = (_heard(instance, text, now) for instance, text in zip(found, texts, strict=True))
+    vms = tuple(sorted(heard, key=lambda vm: (vm.is_swarm, vm.name)))
     rendezvous = next((vm for vm in vms if vm.instance.role == RENDEZVOUS), None)
     return Fleet(
         name=name,
@@ -339,36 +349,58 @@ def read(
     )
 
 
+def _heard(instance: Instance, text: str | OpsError | None, now: float) -> Vm:
+    if isinstance(text, OpsError):
+        return Vm(instance=instance, status=Doc(None), problem=f"its status is not told: {text}")
+    return listen(instance, text, now)
+
+
 def registry(cloud: Cloud, rendezvous: Vm | None, dashboard: str) -> Registry:
-    """What the registry counts: by the dashboard, or by what its VM says."""
-    problem = "the fleet has no rendezvous"
-    url = dashboard
-    if rendezvous is not None and not url:
-        try:
-            url = dashboard_url(cloud, rendezvous.instance)
-        except OpsError as error:
-            problem = str(error)
-    if url:
-        problem = f"the dashboard does not answer at {url} (`ops dashboard` opens a tunnel)"
-        try:
-            answer = requests.get(f"{url.rstrip('/')}/api/stats", timeout=_DASHBOARD_TIMEOUT)
-            answer.raise_for_status()
-            found = counted(Doc(answer.json()))
-        except (requests.RequestException, ValueError):
-            found = Registry()
+    """What the registry counts: by the dashboard that is named, or else by what its VM says.
+
+    One that was not named is asked for networks only, which no VM tells: whatever answers behind a
+    tunnel may be another fleet's.
+    """
+    told = _told(rendezvous)
+    if dashboard:
+        found = _stats(dashboard)
         if found.online is not None:
             return found
-    if rendezvous is None or rendezvous.problem:
-        why = f"; {rendezvous.name}: {rendezvous.problem}" if rendezvous else ""
-        return Registry(problem=f"{problem}{why}")
+        # One that was named has to answer.
+        problem = f"the dashboard does not answer at {dashboard} (`ops dashboard` opens a tunnel)"
+        why = f"; {told.problem}" if told.problem else ""
+        return replace(told, problem=f"{problem}{why}")
+    if rendezvous is None or told.online is None:
+        return told
+    try:
+        found = _stats(dashboard_url(cloud, rendezvous.instance))
+    except OpsError:
+        return told
+    return replace(told, networks=found.networks, networks_source=found.networks_source)
+
+
+def _told(rendezvous: Vm | None) -> Registry:
+    """What the rendezvous' VM says."""
+    if rendezvous is None:
+        return Registry(problem="the fleet has no rendezvous")
+    name = rendezvous.name
+    if rendezvous.problem:
+        return Registry(problem=f"{name}: {rendezvous.problem}")
     online = rendezvous.status.number("registry.online")
     if online is None:
-        return Registry(problem=f"{problem}; {rendezvous.name} says that its registry is down")
-    total = rendezvous.status.number("registry.total")
-    # A dashboard that was named has to answer; where none was, the VM's word is as good.
-    return Registry(
-        online=online, total=total, source=rendezvous.name, problem=problem if dashboard else ""
-    )
+        return Registry(problem=f"{name} says that its registry is down")
+    return Registry(online=online, total=rendezvous.status.number("registry.total"), source=name)
+
+
+def _stats(url: str) -> Registry:
+    """What a dashboard counts; nothing where it does not answer."""
+    try:
+        answer = requests.get(f"{url.rstrip('/')}/api/stats", timeout=_DASHBOARD_TIMEOUT)
+        answer.raise_for_status()
+        found = counted(Doc(answer.json()))
+    except (requests.RequestException, ValueError):
+        return Registry()
+    return replace(found, source=f"the dashboard at {url}", networks_source=url)
 
 
 def counted(stats: Doc) -> Registry:
@@ -385,7 +417,6 @@ def counted(stats: Doc) -> Registry:
         online=stats.number("active_nodes"),
         total=stats.number("total_nodes"),
         networks=tuple(networks),
-        source="the dashboard",
     )
 
 

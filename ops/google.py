@@ -44,7 +44,13 @@ MONITORING: Final = "https://monitoring.googleapis.com"
 TIMEOUT: Final = 30.0  # seconds for one request; a list of hundreds of VMs takes a few
 RETRY: Final = retry.Retry(
     predicate=retry.if_exception_type(
-        exceptions.TooManyRequests, exceptions.ServiceUnavailable, exceptions.BadGateway
+        exceptions.TooManyRequests,
+        exceptions.InternalServerError,
+        exceptions.BadGateway,
+        exceptions.ServiceUnavailable,
+        exceptions.GatewayTimeout,
+        requests.ConnectionError,
+        auth_exceptions.TransportError,
     ),
     initial=0.5,
     maximum=2.0,
@@ -117,15 +123,34 @@ def asked(what: str) -> Iterator[None]:
         yield
     except OpsError:
         raise
-    except exceptions.GoogleAPICallError as error:
-        raise refusal(what, int(error.code or 0), str(error.message)) from error
-    except auth_exceptions.GoogleAuthError as error:
-        raise DeniedError(
+    except (
+        exceptions.GoogleAPICallError,
+        exceptions.RetryError,
+        auth_exceptions.GoogleAuthError,
+        requests.RequestException,
+        OSError,
+    ) as error:
+        raise _failure(what, error) from error
+
+
+def _failure(what: str, error: Exception) -> OpsError:
+    if isinstance(error, exceptions.RetryError) and error.cause is not None:
+        # What was tried again is what is wrong.
+        return _failure(what, error.cause)
+    if isinstance(error, exceptions.GoogleAPICallError):
+        return refusal(what, int(error.code or 0), str(error.message))
+    if isinstance(error, auth_exceptions.TransportError):
+        # No network, no DNS: whoever knows the login was not even asked.
+        cause = next(iter(error.args), None)
+        return UnreachableError(
+            f"{what}: {_nobody(cause if isinstance(cause, Exception) else error)}"
+        )
+    if isinstance(error, auth_exceptions.GoogleAuthError):
+        return DeniedError(
             f"{what}: you are not logged in ({_line(str(error))}): "
             "gcloud auth application-default login"
-        ) from error
-    except (requests.RequestException, exceptions.RetryError, OSError) as error:
-        raise UnreachableError(f"{what}: {_nobody(error)}") from error
+        )
+    return UnreachableError(f"{what}: {_nobody(error)}")
 
 
 def refusal(what: str, code: int, message: str) -> OpsError:

@@ -11,13 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from ops.fleet import Fleet, Vm, age
+from ops.watch import THRESHOLD, is_short, missing
 
 _MIB: Final = 2**20
 _GIB: Final = 2**30
-_WELL: Final = ("whole", "serving")
-SHORT: Final = 0.20
-"""Less of a VM's memory than this fraction left is a warning: there, benchmarks are frozen
-(docs/CONTRACT.md)."""
+_WHOLE: Final = "whole"
+_WELL: Final = (_WHOLE, "serving")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +46,8 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """The fleet in figures: `explained` says why what runs and what is online differ."""
+    """The fleet in figures: `problem` says what of it is not there, `explained` why what runs and
+    what is online differ."""
 
     fleet: str
     project: str
@@ -61,7 +61,9 @@ class Picture:
     online: int | None
     total: int | None
     networks: tuple[dict[str, Any], ...]
+    problem: str
     registry_source: str
+    networks_source: str
     registry_problem: str
     explained: tuple[str, ...]
 
@@ -70,7 +72,9 @@ class Picture:
         """Is all as declared?"""
         return (
             all(row.is_well for row in self.rows)
+            and not self.problem
             and self.online is not None
+            and self.online >= THRESHOLD * self.wanted
             and not self.registry_problem
         )
 
@@ -99,7 +103,9 @@ def picture(fleet: Fleet) -> Picture:
         online=registry.online,
         total=registry.total,
         networks=networks,
+        problem=missing(fleet),
         registry_source=registry.source,
+        networks_source=registry.networks_source,
         registry_problem=registry.problem,
         explained=tuple(_explained(running, unknown, registry.online, rows)),
     )
@@ -166,6 +172,12 @@ def _serious(vm: Vm) -> Iterator[str]:
     if status.text("roll.state") == "halted":
         version, why = status.text("roll.version"), status.text("roll.reason")
         yield f"the roll of {version} halted: {why}"
+    running = vm.count("running")
+    if vm.is_swarm and status.text("phase") == _WHOLE and running != vm.wanted:
+        yield (
+            f"it says that it is whole, and runs {_number(running)} of {vm.wanted:,}: it keeps "
+            f"itself at another spec than it has (`ops logs {vm.name}`)"
+        )
     if failed := status.number("agents.failed"):
         first = next(iter(status.documents("agents.troubled")), None)
         why = f": port {first.number('port')}, {first.text('why')}" if first else ""
@@ -206,12 +218,6 @@ def _ordinary(vm: Vm) -> Iterator[str]:
     for what in ("orders", "spec", "script"):
         if status.text(f"{what}.state") == "unreachable":
             yield f"its {what}: unreachable"
-
-
-def is_short(vm: Vm) -> bool:
-    """Is less memory left than benchmarks are frozen at?"""
-    total, left = vm.status.number("memory.total"), vm.status.number("memory.available")
-    return bool(vm.speaks and total and left is not None and left < SHORT * total)
 
 
 def _explained(
@@ -275,6 +281,8 @@ def render(seen: Picture) -> RenderableType:
 
 def totals(seen: Picture) -> Iterator[str]:
     """The lines below the table."""
+    if seen.problem:
+        yield seen.problem
     if seen.online is None:
         yield f"registry: nobody says ({seen.registry_problem})"
     else:
@@ -285,7 +293,8 @@ def totals(seen: Picture) -> Iterator[str]:
             yield seen.registry_problem
     for each in seen.networks:
         online, members = _number(each["online"]), _number(each["members"])
-        yield f"  network {each['name']}: {online} of {members} online"
+        says = f"(says {seen.networks_source})"
+        yield f"  network {each['name']}: {online} of {members} online {says}"
     yield from seen.explained
 
 

@@ -8,8 +8,10 @@ from datetime import UTC, datetime
 from typing import Final
 
 from ops.fleet import Fleet, Vm
-from ops.status import is_short
 
+SHORT: Final = 0.20
+"""Less of a VM's memory than this fraction left is a warning: there, benchmarks are frozen
+(docs/CONTRACT.md)."""
 THRESHOLD: Final = 9_000 / 9_500
 """Online agents below this fraction of the declared ones are an alert (the blog's numbers)."""
 GROWTH: Final = 100 * 2**20
@@ -48,6 +50,8 @@ def alerts(fleet: Fleet, limits: Limits) -> dict[str, str]:
         found["registry/down"] = registry.problem or "it does not answer"
     elif registry.problem:
         found["dashboard/down"] = registry.problem
+    if text := missing(fleet):
+        found["fleet/missing"] = text
     least = limits.online * wanted
     if registry.online is not None and registry.online < least:
         found["fleet/online"] = (
@@ -62,6 +66,22 @@ def alerts(fleet: Fleet, limits: Limits) -> dict[str, str]:
     for vm in fleet.vms:
         found |= {f"{vm.name}/{key}": text for key, text in _of(vm, limits)}
     return found
+
+
+def missing(fleet: Fleet) -> str:
+    """How many declared agents no VM wants, as a sentence; "" where each is wanted."""
+    if not fleet.missing:
+        return ""
+    return (
+        f"{fleet.missing:,} of {fleet.wanted:,} agents that the rendezvous was told of are wanted "
+        "by no VM: one was deleted, or its spec cannot be read (`ops audit`)"
+    )
+
+
+def is_short(vm: Vm) -> bool:
+    """Is less memory left than benchmarks are frozen at?"""
+    total, left = vm.status.number("memory.total"), vm.status.number("memory.available")
+    return bool(vm.speaks and total and left is not None and left < SHORT * total)
 
 
 def _of(vm: Vm, limits: Limits) -> Iterator[tuple[str, str]]:

@@ -127,20 +127,21 @@ def test_the_script_against_the_checkout(ops: Ops) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "rule"),
+    ("changes", "expected"),
     [
-        ({"ssh-keys": "root:x"}, "undeclared-key"),
-        ({"enable-guest-attributes": None}, "metadata"),
-        ({"enable-oslogin": "FALSE"}, "metadata"),
-        ({"pilot-spec": "{"}, "metadata"),
-        ({"pilot-role": "rendezvous"}, "metadata"),
+        ({"ssh-keys": "root:x"}, ["undeclared-key"]),
+        ({"enable-guest-attributes": None}, ["metadata"]),
+        ({"enable-oslogin": "FALSE"}, ["metadata"]),
+        # Its agents are then wanted by nobody.
+        ({"pilot-spec": "{"}, ["metadata", "missing"]),
+        ({"pilot-role": "rendezvous"}, ["metadata", "missing"]),
     ],
 )
 def test_metadata_that_nobody_declared(
-    ops: Ops, simulated: Simulated, changes: dict[str, str | None], rule: str
+    ops: Ops, simulated: Simulated, changes: dict[str, str | None], expected: list[str]
 ) -> None:
     simulated.set_metadata("swarm-3", changes)
-    assert set(rules(ops)) == {rule}
+    assert sorted(set(rules(ops))) == expected
 
 
 def test_another_vms_spec(ops: Ops, simulated: Simulated) -> None:
@@ -184,6 +185,14 @@ def test_what_the_checkout_declares(ops: Ops, simulated: Simulated, tmp_path: Pa
         simulated.set_metadata(name, dict(metadata))
     simulated.set_project({"startup-script": startup.render().text})
     assert rules(ops, "--declared", str(file)) == []
+    assert rules(ops) == [], "95 agents are declared, and wanted"
+    simulated.client.do("DELETE", f"{ZONE}/instances/swarm-2")
+    (found,) = ops(*AUDIT, "--declared", str(file)).json["findings"]
+    assert found["rule"] == "missing"
+    assert found["what"].startswith("swarm-2 is declared and not there")
+    assert "make up ARGS=--refresh" in found["remedy"]
+    (found,) = ops(*AUDIT).json["findings"]
+    assert (found["rule"], found["what"][:18]) == ("missing", "50 of 95 agents th")
     file.write_text("{}")
     assert ops(*AUDIT, "--declared", str(file)).code == 2
     assert ops(*AUDIT, "--declared", str(tmp_path / "none")).code == 2

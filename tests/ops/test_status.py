@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
+from google.oauth2.credentials import Credentials
 
 from lab.server import serve
 from lab.web import Request, Response
@@ -19,7 +22,7 @@ from ops.google import Cloud, Place
 from startup.node.status import RollStatus, Said, document, encode
 from tests.lab.client import ZONE
 from tests.ops.conftest import Ops
-from tests.ops.simulated import RENDEZVOUS, Simulated, rolling
+from tests.ops.simulated import RENDEZVOUS, Simulated, rolling, swarm_spec
 from tests.startup import facts
 
 NOW = 1_780_000_000.0
@@ -93,6 +96,72 @@ def test_a_vm_that_is_off_is_not_counted(ops: Ops, simulated: Simulated) -> None
     text = ops("status").out
     assert "60 more are online than are known to run" in text
     assert "stale threshold" in text
+
+
+def test_a_vm_that_was_deleted_is_missed(ops: Ops, simulated: Simulated) -> None:
+    """What the VMs want that are left is not what was declared: the rendezvous was told."""
+    simulated.client.do("DELETE", f"{ZONE}/instances/swarm-2")
+    del simulated.nodes["swarm-2"]
+    simulated.tick()
+    found = ops("status", "--json")
+    assert found.code == 1
+    assert (found.json["wanted"], found.json["running"], found.json["online"]) == (380, 180, 180)
+    text = ops("status").out
+    assert "200 of 380 agents that the rendezvous was told of are wanted by no VM" in text
+    assert "180 of 380 online" in text
+
+
+def test_a_fleet_of_which_nobody_is_online_is_not_well(ops: Ops, simulated: Simulated) -> None:
+    simulated.dead = -20
+    simulated.tick()
+    assert ops("status").code == 0
+    simulated.dead = -21
+    simulated.tick()
+    found = ops("status", "--json")
+    assert (found.code, found.json["online"], found.json["running"]) == (1, 359, 380)
+
+
+def test_a_vm_that_is_whole_by_another_spec_is_not_well(ops: Ops, simulated: Simulated) -> None:
+    declared = swarm_spec("swarm-2", 5000)
+    simulated.set_metadata("swarm-2", {"pilot-spec": json.dumps(declared)})
+    found = ops("status", "--json")
+    row = found.json["rows"][2]
+    assert (row["vm"], row["phase"], row["wanted"], row["running"]) == (
+        "swarm-2",
+        "whole",
+        5000,
+        200,
+    )
+    assert not row["is_well"]
+    assert row["notes"][0].startswith("it says that it is whole, and runs 200 of 5,000")
+
+
+def test_one_vm_that_google_does_not_tell_of_hides_no_other(
+    ops: Ops, simulated: Simulated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(google, "RETRY", google.RETRY.with_timeout(0.1))
+    answer = simulated.serving.lab.answer
+    code = 500
+
+    def refuse(request: Request) -> Response:
+        if request.path.endswith("/swarm-3/getGuestAttributes"):
+            return Response(body={"error": {"code": code, "message": "backend"}}, status=code)
+        return answer(request)
+
+    simulated.serving.lab.answer = refuse  # type: ignore[method-assign]
+    found = ops("status", "--json")
+    rows = {row["vm"]: row for row in found.json["rows"]}
+    assert (found.code, rows["swarm-2"]["running"], rows["swarm-3"]["running"]) == (1, 200, None)
+    assert "its status is not told: swarm-3's guest attribute" in rows["swarm-3"]["notes"][0]
+    assert "500 (backend)" in rows["swarm-3"]["notes"][0]
+    watched = ops("watch", "--once")
+    assert (watched.code, watched.out.count("ALERT"), "swarm-3/silent" in watched.out) == (
+        1,
+        1,
+        True,
+    )
+    code = 403
+    assert ops("status").code == 3, "who may not read one may read none"
 
 
 def test_a_roll_a_ghost_and_a_registry_that_is_down(ops: Ops, simulated: Simulated) -> None:
@@ -199,14 +268,32 @@ def test_stats_of_any_shape() -> None:
         assert fleets.counted(Doc(odd)).online is None
 
 
-def test_the_dashboard_tells_more(ops: Ops, stats: str) -> None:
+def test_a_dashboard_that_was_named_counts(ops: Ops, stats: str) -> None:
     found = ops("--dashboard", stats, "status", "--json")
     assert (found.code, found.json["online"], found.json["registry_source"]) == (
         0,
         381,
-        "the dashboard",
+        f"the dashboard at {stats}",
     )
     assert "network backbone: 380 of 400 online" in ops("--dashboard", stats, "status").out
+
+
+def test_whatever_is_behind_a_tunnel_counts_no_agents(
+    ops: Ops, simulated: Simulated, stats: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may lead to another project's dashboard: nobody named it."""
+    monkeypatch.setattr(fleets, "dashboard_url", lambda *_: stats)
+    found = ops("status", "--json")
+    assert (found.code, found.json["online"], found.json["registry_source"]) == (
+        0,
+        380,
+        RENDEZVOUS,
+    )
+    assert f"network backbone: 380 of 400 online (says {stats})" in ops("status").out
+    simulated.publish(RENDEZVOUS, "{}")
+    found = ops("status", "--json")
+    assert (found.code, found.json["online"], found.json["networks"]) == (1, None, [])
+    assert found.json["registry_problem"].startswith(f"{RENDEZVOUS}: its status has")
 
 
 def test_a_dashboard_that_was_named_and_does_not_answer_is_said(ops: Ops) -> None:
@@ -255,6 +342,50 @@ def test_a_refusal_is_a_sentence(
     assert found.err.startswith("ops: the VMs of project p1: ")
     if code == 403:
         assert "compute.instances.list is missing; it is in roles/compute.viewer" in found.err
+
+
+@pytest.mark.parametrize("code", [429, 500, 502, 503, 504, None])
+def test_reading_is_tried_again(
+    ops: Ops, simulated: Simulated, code: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None: a connection that breaks."""
+    asked = 0
+    send = requests.adapters.HTTPAdapter.send
+
+    def sometimes(*given: Any, **more: Any) -> requests.Response:
+        nonlocal asked
+        asked += 1
+        if asked > 1:
+            return send(*given, **more)
+        if code is None:
+            raise requests.ConnectionError("reset by peer")
+        found = requests.Response()
+        found.status_code, found.request = code, given[1]
+        return found
+
+    monkeypatch.setattr(requests.adapters.HTTPAdapter, "send", sometimes)
+    assert ops("status").code == 0
+    assert asked > 1
+
+
+def test_no_network_is_not_no_login(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(google, "RETRY", google.RETRY.with_timeout(0.1))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        nowhere = f"127.0.0.1:{free.getsockname()[1]}"
+    login = Credentials(  # type: ignore[no-untyped-call]
+        token=None,
+        refresh_token="r",
+        token_uri=f"http://{nowhere}/token",
+        client_id="c",
+        client_secret="s",
+    )
+    monkeypatch.setattr("google.auth.default", lambda **_: (login, "p1"))
+    assert main(["--project", "p1", "status"]) == 3
+    err = capfd.readouterr().err
+    assert err == f"ops: the VMs of project p1: nobody answers at {nowhere}\n"
 
 
 def test_a_hundred_vms(tmp_path: Path) -> None:

@@ -138,6 +138,17 @@ def test_once_for_cron(ops: Ops, simulated: Simulated) -> None:
     assert ops("watch", "--once", "--threshold", "0.4").out.count("ALERT") == 1
 
 
+def test_a_vm_that_was_deleted_is_one_in_a_single_look(ops: Ops, simulated: Simulated) -> None:
+    simulated.client.do("DELETE", f"{ZONE}/instances/swarm-2")
+    del simulated.nodes["swarm-2"]
+    simulated.dead = 200
+    simulated.tick()
+    found = ops("watch", "--once")
+    assert found.code == 1
+    assert "ALERT fleet/missing: 200 of 380 agents that the rendezvous was told of" in found.out
+    assert "ALERT fleet/running: 180 of 380 agents run" in found.out
+
+
 def test_the_loop(ops: Ops, simulated: Simulated, monkeypatch: pytest.MonkeyPatch) -> None:
     """A VM dies, an agent count falls, the API goes away: a line each, and a line when over."""
     answer = simulated.serving.lab.answer
