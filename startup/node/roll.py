@@ -79,11 +79,11 @@ class Watch:
     """What was seen of the ports that have the new release, since their last batch began.
 
     `before`: failures in a row that each had then. `up`: when each was seen ready (its
-    `up_since`). `ever_up`: whether any was. `down_since`: since when some that failed are down.
-    `died`: those that were ready and are not the same any more. `since`: when all were ready, and
-    the watch began. `memory`: mean private bytes then, and when that was. `kernel`: what the kernel
-    said of the program. `epoch`: as in Seen; when another one begins, all is started anew and so is
-    the watch.
+    `up_since`). `ever_up`: whether any was. `down_since`: since when some that failed are down,
+    while one of the accepted release, where any has it, is up. `died`: those that were ready and
+    are not the same any more. `since`: when all were ready, and the watch began. `memory`: mean
+    private bytes then, and when that was. `kernel`: what the kernel said of the program. `epoch`:
+    as in Seen; when another one begins, all is started anew and so is the watch.
     """
 
     epoch: str = ""
@@ -337,6 +337,10 @@ def _observed(watch: Watch, seen: Seen, tried: Sequence[int]) -> Watch:
         if fresh and since is not None and port not in up:
             up[port] = since
     down = any(port not in seen.ready for port in died.union(_failing(watch, seen, tried)))
+    # While none of the accepted release is up either, it is not this one: the fleet was switched on
+    # together with its registry.
+    others = seen.ports[len(tried) :]
+    down = down and (not others or not seen.ready.isdisjoint(others))
     since_down = watch.down_since if watch.down_since is not None else seen.now
     memory = watch.memory
     if memory is None and seen.private is not None and watch.since is not None:

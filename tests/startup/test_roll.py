@@ -208,6 +208,27 @@ def test_a_registry_that_comes_back_in_time() -> None:
     assert vm.state.accepted == NEW
 
 
+@pytest.mark.parametrize("failing", [1, 15])
+def test_a_registry_that_is_away_for_both_releases_is_waited_for(failing: int) -> None:
+    """The fleet was switched on with it, in the middle of the roll."""
+    vm = watched()
+    vm.state = replace(vm.state, state=ROLLING, watch=None)
+    vm.up.clear()
+    vm.second()
+    for port in PORTS[:failing]:
+        vm.fails(port, "no socket after 10 s")
+    for _ in range(200):
+        vm.second()
+    assert vm.state.state == ROLLING
+    # It answers: those that never failed are the first to come up.
+    vm.up[PORTS[100]] = vm.seen.now
+    for _ in range(59):
+        vm.second()
+    assert vm.state.state == ROLLING
+    # And with the new release still none.
+    rejected(vm, f"{failing} of 50 agents failed, as agent 10001: no socket")
+
+
 def test_a_registry_that_goes_away_in_the_middle_is_given_a_minute() -> None:
     vm = watched()
     for port in PORTS[:15]:
