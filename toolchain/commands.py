@@ -18,6 +18,9 @@ from toolchain.failure import Failure
 from toolchain.progress import say
 
 ROOT = Path(__file__).resolve().parent.parent
+LAB = "lab"
+LAB_BACKEND = ROOT / ".lab" / "pulumi"
+"""Where `make lab` keeps the state of its stack, whatever backend its user has chosen."""
 
 
 def find_pulumi(*, tell: bool) -> Pulumi:
@@ -142,6 +145,8 @@ def preview_or_up(verb: str, stack: str, arguments: list[str]) -> NoReturn:
     if not (ROOT / f"Pulumi.{stack}.yaml").exists():
         known = ", ".join(sorted(path.name[7:-5] for path in ROOT.glob("Pulumi.*.yaml")))
         raise Failure(f"There is no Pulumi.{stack}.yaml here (STACK is one of: {known}).")
+    if stack == LAB:
+        use_lab_backend(verb)
     found = credentials(stack)
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if verb == "up":
@@ -167,6 +172,18 @@ def preview_or_up(verb: str, stack: str, arguments: list[str]) -> NoReturn:
         command.append("--non-interactive")
     os.chdir(ROOT)
     os.execve(pulumi.path, [*command, *arguments], environ)  # noqa: S606 - Pulumi takes over
+
+
+def use_lab_backend(verb: str) -> None:
+    """Has the lab's stack planned against the lab's own state; another one knows none of its VMs.
+
+    Raises Failure for an `up` that is not the lab's: what it makes, `make lab` has made.
+    """
+    own = f"file://{LAB_BACKEND}"
+    if verb == "up" and os.environ.get("PULUMI_BACKEND_URL") != own:
+        raise Failure("The stack lab is carried out by `make lab`, with the cloud that it is for.")
+    if LAB_BACKEND.exists():
+        os.environ["PULUMI_BACKEND_URL"] = own
 
 
 def check_configuration(stack: str) -> None:

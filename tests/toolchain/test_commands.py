@@ -165,6 +165,28 @@ def test_up_where_nobody_can_be_asked(machine: Machine, checkout: Path) -> None:
     )
 
 
+def test_the_labs_stack_is_planned_against_the_labs_own_state(
+    machine: Machine, checkout: Path
+) -> None:
+    machine.environ |= {"GOOGLE_APPLICATION_CREDENTIALS": "/key.json", "PILOT_FLEET_YES": "1"}
+    (checkout / "Pulumi.lab.yaml").write_text("config:\n  gcp:project: p\n")
+    # Without a lab a plan is a plan on paper.
+    seen = json.loads(machine.run("preview", "lab", root=checkout).stdout)
+    assert seen["PULUMI_BACKEND_URL"] == f"file://{checkout}/.state"
+    (checkout / ".lab" / "pulumi").mkdir(parents=True)
+    machine.environ["PULUMI_BACKEND_URL"] = "gs://state"
+    seen = json.loads(machine.run("preview", "lab", root=checkout).stdout)
+    assert seen["PULUMI_BACKEND_URL"] == f"file://{checkout}/.lab/pulumi"
+    refused = machine.run("up", "lab", root=checkout)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("The stack lab is carried out by `make lab`")
+    assert len(refused.stderr.splitlines()) == 1
+    # As `make lab` does.
+    machine.environ["PULUMI_BACKEND_URL"] = f"file://{checkout}/.lab/pulumi"
+    assert machine.run("up", "lab", root=checkout).returncode == 0
+    assert machine.calls()[-1].startswith("pulumi up --stack lab ")
+
+
 def test_a_backend_of_ones_own_is_not_warned_about(machine: Machine, checkout: Path) -> None:
     machine.environ |= {
         "GOOGLE_APPLICATION_CREDENTIALS": "/key.json",
