@@ -26,13 +26,13 @@ up: artifacts ## make the fleet so (asks first; PILOT_FLEET_YES=1 where there is
 	@$(TOOLCHAIN) venv && $(TOOLCHAIN) up "$(STACK)" $(ARGS)
 
 lab: ## the whole fleet on this machine: a cloud, VMs, agents (demo/ says how)
-	@$(TOOLCHAIN) venv && $(TOOLCHAIN) ensure && $(BIN)/python -m demo up
+	@$(TOOLCHAIN) venv && $(BIN)/python -m demo up
 
 lab-status: ## what the lab has and does
-	@$(BIN)/python -m demo status
+	@$(TOOLCHAIN) venv && $(BIN)/python -m demo status
 
 lab-down: ## end the lab and leave nothing behind
-	@$(BIN)/python -m demo down
+	@$(TOOLCHAIN) venv && $(BIN)/python -m demo down
 
 test: _lint toolchain artifacts ## every check and every test, those with the real engine too
 	@echo "· tests, those with the real engine and real programs too (minutes)"
@@ -67,6 +67,8 @@ requirements: ## pin requirements*.in again, with hashes
 	@toolchain/pin-requirements
 
 clean: ## remove .venv and caches; keeps .state/ (your state) and artifacts/
+	@# The guests of a lab ask for their metadata through programs in .venv.
+	@[ ! -e .lab/driver ] || { echo "a lab is here, and runs from .venv: \`make lab-down\` first" >&2; exit 1; }
 	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
