@@ -101,8 +101,9 @@ class Watch:
 class RollState:
     """What is remembered. The first `done` ports, in the order of their numbers, have `target`
     while it is ROLLING or WATCHING; all others have `accepted`. `previous` was accepted before
-    that. `exempt`: those of them that were ill before, and are no witnesses. `spent` has the GO
-    verdicts that have been used, `SHA256/ID` each."""
+    that. `exempt`: those of them that were ill before, and are no witnesses. `culprits`: the few
+    for which `target` was rejected; once they have failed with `accepted` as well, it is tried
+    again and they are exempt. `spent` has the GO verdicts that have been used, `SHA256/ID` each."""
 
     accepted: Release | None = None
     previous: Release | None = None
@@ -110,6 +111,7 @@ class RollState:
     state: str = NONE
     done: int = 0
     exempt: frozenset[int] = frozenset()
+    culprits: frozenset[int] = frozenset()
     reason: str = ""
     rejected: tuple[Rejected, ...] = ()
     spent: tuple[str, ...] = ()
@@ -124,10 +126,11 @@ class Seen:
     `there`: the binaries (sha256) that are verified on disk; `lost`: those that cannot be had,
     and why. `ports`: the wanted ones in order, none while the VM is held. `on`: the release that
     each running port was started with; `ready`, `up_since` (seconds of the clock) and `failures`
-    (in a row) of each; `why`: of those that failed. `calm`: nothing starts or stops, and no start
-    waits for the registry. `private`: mean private bytes of the ports that `measured` asked for,
-    None where they cannot be had. `kernel`: its lines since the last time. `epoch` names what else
-    than the release the agents are started with: with another one, all of them are.
+    (in a row) of each; of those that failed, `why`, and with which release last (`failed_on`).
+    `calm`: nothing starts or stops, and no start waits for the registry. `private`: mean private
+    bytes of the ports that `measured` asked for, None where they cannot be had. `kernel`: its lines
+    since the last time. `epoch` names what else than the release the agents are started with: with
+    another one, all of them are.
     """
 
     now: float
@@ -144,6 +147,7 @@ class Seen:
     up_since: Mapping[int, float] = field(default_factory=dict)
     failures: Mapping[int, int] = field(default_factory=dict)
     why: Mapping[int, str] = field(default_factory=dict)
+    failed_on: Mapping[int, str] = field(default_factory=dict)
     calm: bool = True
     private: float | None = None
     kernel: Sequence[str] = ()
@@ -219,7 +223,35 @@ def _aim(state: RollState, seen: Seen, said: list[str]) -> RollState:
             state=WAITING,
             rejected=tuple(r for r in state.rejected if r is not rejected),
         )
-    return replace(_nothing(state), target=target, state=HALTED, reason=rejected.reason)
+    return _halted(state, seen, accepted, rejected, said)
+
+
+def _halted(
+    state: RollState, seen: Seen, accepted: Release, rejected: Rejected, said: list[str]
+) -> RollState:
+    """The target was rejected, and stays so unless those it was rejected for fail anyhow."""
+    target, verdict, culprits = seen.target, seen.verdict, state.culprits
+    if culprits and all(seen.failed_on.get(port) == accepted.sha256 for port in culprits):
+        said.append(
+            f"roll: {target} is tried again: agent {min(culprits)}, for which it was rejected, "
+            f"fails with {accepted} as well"
+        )
+        # An order to go stands: it was spent on nothing.
+        spent = tuple(each for each in state.spent if not verdict or each != _key(verdict))
+        return replace(
+            _nothing(state),
+            target=target,
+            state=WAITING,
+            culprits=culprits,
+            rejected=tuple(r for r in state.rejected if r is not rejected),
+            spent=spent,
+        )
+    if any(port in seen.ready and port not in seen.failures for port in culprits):
+        # Well with the accepted one: whatever ails it later is something else.
+        culprits = frozenset()
+    return replace(
+        _nothing(state), target=target, state=HALTED, reason=rejected.reason, culprits=culprits
+    )
 
 
 def _run_by_most(seen: Seen) -> str:
@@ -230,7 +262,15 @@ def _run_by_most(seen: Seen) -> str:
 
 def _nothing(state: RollState) -> RollState:
     """`state` without a roll."""
-    return replace(state, state=NONE, done=0, exempt=frozenset(), reason="", watch=None)
+    return replace(
+        state,
+        state=NONE,
+        done=0,
+        exempt=frozenset(),
+        culprits=frozenset(),
+        reason="",
+        watch=None,
+    )
 
 
 def _begin(state: RollState, seen: Seen, said: list[str]) -> RollState:
@@ -279,6 +319,7 @@ def _batch(state: RollState, seen: Seen, said: list[str]) -> RollState:
     tried = seen.ports[:done]
     suspect = {*tried[state.done :], *state.exempt, *seen.failures}
     ill = frozenset(port for port in tried if port in suspect and port not in seen.ready)
+    ill |= state.culprits.intersection(tried)
     said.append(f"roll: {done} of {len(seen.ports)} agents get {seen.target}")
     return replace(
         state,
@@ -301,7 +342,7 @@ def _judge(state: RollState, seen: Seen, said: list[str]) -> RollState:
     watch = _observed(known or _anew(seen, tried), seen, tried)
     trouble = _trouble(watch, seen, [port for port in tried if port not in state.exempt])
     if trouble:
-        return _reject(state, seen, trouble, said)
+        return _reject(state, seen, trouble.why, said, trouble.culprits)
     whole = all(port in watch.up or port in state.exempt for port in tried)
     if watch.since is None:
         if not whole:
@@ -357,8 +398,17 @@ def _observed(watch: Watch, seen: Seen, tried: Sequence[int]) -> Watch:
     )
 
 
-def _trouble(watch: Watch, seen: Seen, tried: Sequence[int]) -> str:
-    """Why the release is to blame, "" where it is not."""
+@dataclass(frozen=True, kw_only=True)
+class _Trouble:
+    """Why the release is to blame, and `culprits` where it is for a few agents that fail again and
+    again: whose fault that is they show with the accepted one."""
+
+    why: str
+    culprits: frozenset[int] = frozenset()
+
+
+def _trouble(watch: Watch, seen: Seen, tried: Sequence[int]) -> _Trouble | None:
+    """What the release is to blame for, None where it is not."""
     failing = _failing(watch, seen, tried)
     hurt = sorted(failing.keys() | watch.died.intersection(tried))
     if hurt:
@@ -366,25 +416,23 @@ def _trouble(watch: Watch, seen: Seen, tried: Sequence[int]) -> str:
         many = len(hurt) > max(1, len(tried) // _TOLERATED)
         patient = all(any(w in seen.why.get(port, "") for w in _REGISTRY) for port in hurt)
         waited = watch.down_since is not None and seen.now - watch.down_since >= _GRACE
-        if (
-            again
-            or watch.kernel
-            or (many and (waited or not patient))
-            or (waited and not watch.ever_up)
-        ):
+        certain = (many and (waited or not patient)) or (waited and not watch.ever_up)
+        if again or watch.kernel or certain:
             port = min(again, default=hurt[0])
             why = seen.why.get(port) or "died"
             text = f"{len(hurt)} of {len(tried)} agents failed, as agent {port}: {why}"
-            return text + (f"; kernel: {watch.kernel[-1]}" if watch.kernel else "")
+            text += f"; kernel: {watch.kernel[-1]}" if watch.kernel else ""
+            few = not (many or watch.kernel or certain)
+            return _Trouble(why=text, culprits=frozenset(again if few else ()))
     if watch.memory and watch.since is not None and seen.private is not None:
         grown, seconds = seen.private - watch.memory[0], seen.now - watch.memory[1]
         over = seen.now - watch.since >= min(_GROWTH_SECONDS, seen.settings.watch_seconds)
         if over and grown > max(_GROWTH_FLOOR, _GROWTH * seconds / 60):
-            return (
-                f"grows: {grown / (1 << 20):.1f} MiB an agent in {seconds:.0f} s, "
+            return _Trouble(
+                why=f"grows: {grown / (1 << 20):.1f} MiB an agent in {seconds:.0f} s, "
                 f"more than {_GROWTH >> 20} MiB a minute"
             )
-    return ""
+    return None
 
 
 def _failing(watch: Watch, seen: Seen, tried: Sequence[int]) -> dict[int, int]:
@@ -398,8 +446,18 @@ def _failing(watch: Watch, seen: Seen, tried: Sequence[int]) -> dict[int, int]:
     return found
 
 
-def _reject(state: RollState, seen: Seen, reason: str, said: list[str]) -> RollState:
+def _reject(
+    state: RollState,
+    seen: Seen,
+    reason: str,
+    said: list[str],
+    culprits: frozenset[int] = frozenset(),
+) -> RollState:
     target = seen.target
+    # Each is let off once, and no more of them than may fail anyhow: else it is the release.
+    known = state.culprits | culprits
+    bound = max(1, len(seen.ports) // _TOLERATED)
+    let_off = culprits and not culprits <= state.culprits and len(known) <= bound
     said.append(f"roll: {target} is rejected: {reason}")
     if state.done:
         said.append(f"roll: {state.done} agents go back to {state.accepted}")
@@ -416,6 +474,7 @@ def _reject(state: RollState, seen: Seen, reason: str, said: list[str]) -> RollS
         _nothing(state),
         target=target,
         state=HALTED,
+        culprits=known if let_off else frozenset(),
         reason=new.reason,
         rejected=(*others, new)[-_KEPT:],
         spent=spent[-_KEPT:],
@@ -459,6 +518,8 @@ def _read(path: Path) -> RollState:
         state=str(known["state"]),
         done=int(known["done"]),
         exempt=frozenset(map(int, known["exempt"])),
+        # Written by a pilot-node that knew of none.
+        culprits=frozenset(map(int, known.get("culprits", ()))),
         reason=str(known["reason"]),
         rejected=tuple(Rejected(**each) for each in known["rejected"]),
         spent=tuple(map(str, known["spent"])),
@@ -467,7 +528,8 @@ def _read(path: Path) -> RollState:
 
 def remember(place: Place, state: RollState) -> None:
     """Keep what `recall` gives, twice: one file may come to harm. Raises OSError."""
-    known = asdict(replace(state, watch=None)) | {"exempt": sorted(state.exempt)}
+    known = asdict(replace(state, watch=None))
+    known |= {"exempt": sorted(state.exempt), "culprits": sorted(state.culprits)}
     del known["watch"]
     text = json.dumps(known, indent=1, sort_keys=True) + "\n"
     for name in _NAMES:

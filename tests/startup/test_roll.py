@@ -38,6 +38,7 @@ class Vm:
         self.up = dict.fromkeys(PORTS, 0.0)
         self.failures: dict[int, int] = {}
         self.why: dict[int, str] = {}
+        self.failed_on: dict[int, str] = {}
         self.ill: frozenset[int] = frozenset()
         self.said: list[str] = []
         self.affected: set[int] = set()
@@ -69,6 +70,7 @@ class Vm:
             up_since=dict(self.up),
             failures=dict(self.failures),
             why=dict(self.why),
+            failed_on={port: self.failed_on[port] for port in self.failures},
         )
         self.state, said = advance(self.state, self.seen)
         self.said += said
@@ -83,6 +85,7 @@ class Vm:
     def fails(self, port: int, why: str = "ended (exit-code, status 2)") -> None:
         self.failures[port] = self.failures.get(port, 0) + 1
         self.why[port] = why
+        self.failed_on[port] = self.on[port]
         self.up.pop(port, None)
 
 
@@ -163,6 +166,87 @@ def test_one_that_fails_again_and_again() -> None:
     assert vm.state.state == WATCHING
     vm.fails(10009)
     rejected(vm, "1 of 50 agents failed, as agent 10009: ended")
+
+
+def vetoed(*ports: int) -> Vm:
+    """Rejected for agents that failed with it again, and back at the accepted release."""
+    vm = watched()
+    vm.ill = frozenset(ports)
+    for port in ports * 2:
+        vm.fails(port)
+    vm.until(HALTED, 2)
+    vm.second()
+    assert vm.on[ports[0]] == OLD.sha256
+    return vm
+
+
+def test_one_agent_that_fails_with_either_release_vetoes_none(tmp_path: Path) -> None:
+    vm = vetoed(10009)
+    # Also across a reboot.
+    place = Place(root=tmp_path)
+    roll.remember(place, vm.state)
+    vm.state = roll.recall(place, vm.said.append)
+    vm.fails(10009)
+    vm.until(NONE)
+    assert any("tried again: agent 10009" in line for line in vm.said)
+    assert (vm.state.accepted, vm.state.rejected, vm.state.culprits) == (NEW, (), frozenset())
+
+
+def test_one_agent_that_is_well_with_the_accepted_release_was_a_witness() -> None:
+    vm = vetoed(10009)
+    vm.failures.clear()
+    vm.second()
+    vm.fails(10009)
+    for _ in range(10):
+        vm.second()
+    assert (vm.state.state, vm.state.accepted) == (HALTED, OLD)
+
+
+def test_many_agents_that_fail_with_either_release_are_no_chance() -> None:
+    """What they had may have been spoiled by the new one."""
+    ports = PORTS[:15]
+    vm = vetoed(*ports)
+    for port in ports:
+        vm.fails(port)
+    for _ in range(10):
+        vm.second()
+    assert vm.state.state == HALTED
+
+
+def test_who_was_let_off_is_so_once_and_with_few_others() -> None:
+    vm = vetoed(10001)
+    for again in (10002, 10003, 10004, 10005):
+        for port in vm.ill:
+            vm.fails(port)
+        vm.until(WATCHING)
+        vm.ill |= {again}
+        vm.fails(again)
+        vm.fails(again)
+        vm.until(HALTED, 2)
+        vm.second()
+    # Five are more than one in fifty.
+    for port in vm.ill:
+        vm.fails(port)
+    vm.second()
+    assert vm.state.state == HALTED
+
+
+def test_an_order_to_go_is_not_spent_on_an_ill_agent() -> None:
+    vm = Vm()
+    vm.seen = replace(
+        vm.seen,
+        settings=Roll(auto=False, batch=50, watch_seconds=60),
+        verdict=Verdict(sha256=NEW.sha256, verdict=GO),
+    )
+    vm.until(WATCHING)
+    vm.ill = frozenset({10009})
+    vm.fails(10009)
+    vm.fails(10009)
+    vm.until(HALTED, 2)
+    vm.second()
+    vm.fails(10009)
+    vm.until(NONE)
+    assert vm.state.accepted == NEW
 
 
 def test_one_failure_of_one_agent_is_no_reason() -> None:
@@ -405,7 +489,9 @@ def test_what_is_remembered(tmp_path: Path) -> None:
     vm.fails(10009)
     vm.until(HALTED)
     for state in (vm.state, watched().state):
-        state = replace(state, exempt=frozenset({10003}), spent=("x/1",))  # noqa: PLW2901
+        state = replace(  # noqa: PLW2901
+            state, exempt=frozenset({10003}), culprits=frozenset({10009}), spent=("x/1",)
+        )
         roll.remember(place, state)
         assert roll.recall(place, said.append) == replace(state, watch=None)
     assert not said
