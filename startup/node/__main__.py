@@ -27,14 +27,14 @@ TITLES = {"limits": "kernel limits"}
 # Seconds of /proc/uptime when the startup script began; without it no step is announced.
 STARTED_VARIABLE = "PILOT_STARTED"
 
-PEOPLE = ("drain", "resume", "restart", "status", "bench")
+PEOPLE = ("drain", "undrain", "resume", "restart", "status", "bench")
 USAGE = """usage: pilot-node COMMAND
-  drain             end all agents, and start none, until `resume`
-  resume            end of `drain`
+  drain             end all agents, and start none, until `undrain`
+  undrain, resume   end of `drain` (`ops resume` is another: of benchmarks)
   restart           start all agents anew, a window's worth at a time
   status            what this VM says of itself
   bench -- COMMAND  run COMMAND in the slice of benchmarks, which memory pressure freezes
-The first three only ask; pilot-node does it, also when the one who asked is gone.
+The first four only ask; pilot-node does it, also when the one who asked is gone.
 
 Steps of the startup script (several in one go) and of units:
   spec ROLE  fetch this VM's spec from the metadata server and check it

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from startup.node import __main__ as node
 from startup.node import agents, ask, orders
 from startup.node.place import Place
 from tests.startup import specs
@@ -80,6 +81,15 @@ def test_drain_and_resume(vm: Vm, capsys: pytest.CaptureFixture[str]) -> None:
         "3 of 3 agents ready",
         "done",
     ]
+
+
+def test_undrain_is_the_end_of_drain_too(vm: Vm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node, "place_of", lambda _: vm.place)
+    vm.steps = [lambda: vm.down(*PORTS)]
+    assert node.main(["drain"]) == 0
+    vm.steps = [lambda: vm.up(*PORTS)]
+    assert node.main(["undrain"]) == 0
+    assert not vm.ordered().hold
 
 
 def test_a_restart_is_done_when_none_is_in_its_old_life(
