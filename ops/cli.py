@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ from ops.errors import (
     FOUND,
     INTERRUPTED,
     OpsError,
+    StuckError,
     UsageError,
 )
 from ops.fleet import Fleet, Instance, Vm
@@ -77,11 +78,17 @@ Limit = Annotated[
     typer.Option("--limit", min=1, help="Seconds without progress after which it gives up."),
 ]
 Without = Annotated[
-    list[str] | None, typer.Option("--without", metavar="VM", help="Leave this VM out (repeats).")
+    list[str] | None,
+    typer.Option(
+        "--without", metavar="VM", help="Leave this VM out (repeats); with --resume, from now on."
+    ),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with one interrupted.")]
 Abandon = Annotated[
     bool, typer.Option("--abandon", help="Start again what one interrupted has stopped; forget it.")
+]
+Insist = Annotated[
+    bool, typer.Option("--insist", help="Begin though agents fail, or the registry is down.")
 ]
 Silence = Annotated[bool, typer.Option(help="Silence alerts, show a banner.")]
 VmName = Annotated[str, typer.Argument(metavar="VM")]
@@ -352,6 +359,7 @@ def restart(
     abandon: Abandon = False,
     silence: Silence = True,
     without: Without = None,
+    insist: Insist = False,
     limit: Limit = run.LIMIT,
     yes: Yes = False,
 ) -> None:
@@ -361,12 +369,14 @@ def restart(
     """
     if clean and not rendezvous:
         raise UsageError("--clean empties the registry's store: it needs --rendezvous")
+    given = {"--rendezvous": rendezvous, "--confirm": confirm, "--insist": insist}
+    _check(resume=resume, abandon=abandon, without=without, given=given)
     with _runner(ctx.obj, limit) as runner:
         if abandon:
             runner.abandon()
             return
         if resume:
-            _resume(runner, plans.RESTART, silence=silence)
+            _resume(runner, plans.RESTART, silence=silence, without=without or ())
             return
         found = runner.look()
         vms = _chosen(found, None, without)
@@ -379,7 +389,7 @@ def restart(
         registry = " and the registry" if name else ""
         ask(f"Restart {agents:,} agents on {', '.join(vms)}{registry}?", yes=yes)
         plan = run.new_plan(plans.RESTART, vms, by=ctx.obj.by, rendezvous=name, clean=clean)
-        generation = runner.begin(plan, runner.see(found, [*vms, *([name] if name else [])]))
+        generation = runner.begin(plan, found, insist=insist)
         _carry_out(runner, plan, generation, silence=silence)
 
 
@@ -392,33 +402,52 @@ def reboot(
     abandon: Abandon = False,
     silence: Silence = True,
     without: Without = None,
+    insist: Insist = False,
     limit: Limit = run.LIMIT,
     yes: Yes = False,
 ) -> None:
     """Reboots VM by VM (for a new kernel): drain, off, on, whole, next. All swarm VMs unless some
     are named; the rendezvous only where it is named."""
+    given = {"a VM's name": vms, "--insist": insist}
+    _check(resume=resume, abandon=abandon, without=without, given=given)
     with _runner(ctx.obj, limit) as runner:
         if abandon:
             runner.abandon()
             return
         if resume:
-            _resume(runner, plans.REBOOT, silence=silence)
+            _resume(runner, plans.REBOOT, silence=silence, without=without or ())
             return
         found = runner.look()
         names = _chosen(found, vms, without)
         ask(f"Reboot {', '.join(names)}, one after the other?", yes=yes)
         plan = run.new_plan(plans.REBOOT, names, by=ctx.obj.by)
-        generation = runner.begin(plan, runner.see(found, names))
+        generation = runner.begin(plan, found, insist=insist)
         _carry_out(runner, plan, generation, silence=silence)
 
 
-def _resume(runner: run.Runner, kind: str, *, silence: bool) -> None:
+def _check(
+    *, resume: bool, abandon: bool, without: Sequence[str] | None, given: Mapping[str, object]
+) -> None:
+    """UsageError where something is given that is settled once a plan has begun."""
+    if not (resume or abandon):
+        return
+    word = "--abandon" if abandon else "--resume"
+    useless = [name for name, value in given.items() if value]
+    if abandon:
+        useless += [name for name, value in (("--resume", resume), ("--without", without)) if value]
+    if useless:
+        raise UsageError(f"{word} is about one that has begun: it goes without {useless[0]}")
+
+
+def _resume(runner: run.Runner, kind: str, *, silence: bool, without: Sequence[str]) -> None:
     plan, generation = runner.plan()
     if plan is None or plan.is_over:
         raise UsageError(f"there is no {kind} to go on with")
     if plan.kind != kind:
         raise UsageError(run.unfinished(plan))
     say(f"going on with the {kind} that {plan.by} began at {plan.at} (step {plan.step})")
+    if without:
+        plan, generation = runner.leave_out(plan, generation, without)
     _carry_out(runner, plan, generation, silence=silence)
 
 
@@ -427,9 +456,10 @@ def _carry_out(runner: run.Runner, plan: Plan, generation: int, *, silence: bool
     try:
         runner.carry_out(plan, generation, banner=banner, silence=silence)
     except KeyboardInterrupt:
+        off = ", and a VM that was shut down stays off" if plan.kind == plans.REBOOT else ""
         complain(
-            f"\ninterrupted. What is drained stays drained: `ops {plan.kind} --resume` goes on, "
-            f"`ops {plan.kind} --abandon` starts it again"
+            f"\ninterrupted. What is drained stays drained{off}: `ops {plan.kind} --resume` goes "
+            f"on, `ops {plan.kind} --abandon` starts it again"
         )
         raise
     say(f"{plan.kind}: done")
@@ -501,7 +531,7 @@ def pause(ctx: typer.Context, limit: Limit = 60.0) -> None:
 
 @app.command()
 def resume(ctx: typer.Context, limit: Limit = 60.0) -> None:
-    """Lets benchmarks go on (where memory allows)."""
+    """Lets benchmarks go on (where memory allows). The end of `drain` is `undrain`."""
     _benchmarks(ctx.obj, None, limit)
 
 
@@ -511,6 +541,14 @@ def _benchmarks(settings: Options, word: str | None, limit: float) -> None:
         what = "pause benchmarks" if word else "let benchmarks go on"
         runner.give_and_wait(names, {"benchmarks": word}, lambda seen: seen.heeds, what)
         say(f"{what}: {', '.join(names)}")
+        if word:
+            return
+        # On a VM, `pilot-node resume` is the end of its drain: here it is not.
+        for name, seen in runner.see(runner.look(), names).items():
+            if seen.order.hold:
+                say(f"{name} is still drained: `ops undrain {name}` ends that")
+            elif seen.holds_itself:
+                say(_held_itself(name))
 
 
 @app.command()
@@ -521,18 +559,56 @@ def drain(ctx: typer.Context, *, vms: Annotated[list[str], typer.Argument(metava
     For the rendezvous: its registry is saved, and stopped."""
     with _runner(ctx.obj, limit) as runner:
         names = _chosen(runner.look(), vms, None)
-        runner.give_and_wait(names, {"hold": True}, lambda seen: seen.is_empty, "drain")
+        _tell_of_plan(runner)
+        try:
+            runner.give_and_wait(
+                names, {"hold": True}, lambda seen: seen.is_empty, "drain", _undrained
+            )
+        except KeyboardInterrupt:
+            complain(f"\ninterrupted. It stays ordered: `ops undrain {' '.join(names)}` ends that")
+            raise
         say(f"drained: {', '.join(names)}")
 
 
 @app.command()
 def undrain(ctx: typer.Context, *, vms: Annotated[list[str], typer.Argument(metavar="VM...")],
             limit: Limit = run.LIMIT) -> None:  # fmt: skip
-    """Starts the agents of drained VMs again."""
+    """Starts the agents of drained VMs again: the end of `drain`."""
     with _runner(ctx.obj, limit) as runner:
         names = _chosen(runner.look(), vms, None)
-        runner.give_and_wait(names, {"hold": None}, lambda seen: seen.is_whole, "start")
+        _tell_of_plan(runner)
+        runner.give_and_wait(names, {"hold": None}, _is_up, "start", _unfilled)
         say(f"whole: {', '.join(names)}")
+
+
+def _undrained(seen: Seen) -> int | None:
+    return seen.undrained
+
+
+def _unfilled(seen: Seen) -> int | None:
+    return seen.unfilled
+
+
+def _is_up(seen: Seen) -> bool:
+    """StuckError where it never will be, whatever is ordered."""
+    if seen.holds_itself:
+        raise StuckError(_held_itself(seen.vm.name))
+    return seen.is_whole
+
+
+def _held_itself(vm: str) -> str:
+    return f"{vm} is still held, on the VM itself: `sudo pilot-node undrain` on it ends that"
+
+
+def _tell_of_plan(runner: run.Runner) -> None:
+    """A plan holds VMs, and starts those again."""
+    try:
+        plan, _ = runner.plan()
+    except OpsError as error:
+        complain(f"note: {error}")
+        return
+    if plan is not None and not plan.is_over:
+        complain(f"note: {run.unfinished(plan)}")
 
 
 # What commands share
@@ -581,7 +657,9 @@ def _runner(settings: Options, limit: float) -> Iterator[run.Runner]:
     def interrupt(*_: object) -> NoReturn:
         raise KeyboardInterrupt
 
-    before = {each: signal.signal(each, interrupt) for each in _ENDS}
+    # One that is ignored (nohup) stays so.
+    ends = [each for each in _ENDS if signal.getsignal(each) is not signal.SIG_IGN]
+    before = {each: signal.signal(each, interrupt) for each in ends}
     bar = Bar()
     try:
         yield run.Runner(

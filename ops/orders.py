@@ -92,7 +92,8 @@ class Orders:
         if not isinstance(content, dict) or content.get("schema") != SCHEMA:
             raise OpsError(
                 f"gs://{self.bucket}/{name(vm)} is no order of schema {SCHEMA}: the VM keeps its "
-                "last good one. Look at it, and delete it (its versions stay in the bucket)"
+                "last good one. Restore its last good version (the bucket keeps them); a deleted "
+                "order also ends a hold"
             )
         return Order(content=content, generation=found.generation)
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Final, Literal
 
 from ops.errors import OpsError
-from ops.fleet import Vm
+from ops.fleet import Registry, Vm
 from ops.orders import FOLDER, Order
 
 SCHEMA: Final = 1
@@ -35,7 +35,8 @@ DONE: Final = "done"
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """`vms` in the order in which they are started (the smallest first); `rendezvous` is its VM's
-    name where it is to be restarted too, `clean` without what it knows."""
+    name where it is to be restarted too, `clean` without what it knows. `held` are the VMs that
+    this plan itself has drained: no other hold is its to end."""
 
     id: str
     kind: str
@@ -44,6 +45,7 @@ class Plan:
     clean: bool = False
     step: str = DRAIN
     boots: Mapping[str, str] = field(default_factory=dict)
+    held: tuple[str, ...] = ()
     done: tuple[str, ...] = ()
     silences: tuple[str, ...] = ()
     by: str = ""
@@ -53,6 +55,11 @@ class Plan:
     def is_over(self) -> bool:
         """Is there nothing left to be done?"""
         return self.step == DONE
+
+    @property
+    def open(self) -> tuple[str, ...]:
+        """The VMs that this plan has begun to reboot, and that are not back: they may be off."""
+        return tuple(name for name in self.boots if name not in self.done)
 
     def encode(self) -> bytes:
         """As an object's text."""
@@ -70,13 +77,13 @@ def decode(data: bytes) -> Plan | None:
             raise ValueError
         known = {each.name for each in fields(Plan)}
         found = {key: value for key, value in content.items() if key in known}
-        for name in ("vms", "done", "silences"):
+        for name in ("vms", "held", "done", "silences"):
             found[name] = tuple(map(str, found.get(name, ())))
         return Plan(**found)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise OpsError(
-            f"{OBJECT} in the fleet's bucket is no plan that this command knows: look at it, and "
-            "delete it to begin anew"
+            f"{OBJECT} in the fleet's bucket is no plan that this command knows: restore its last "
+            "good version. Or delete it; then `ops undrain` each held VM, and power on what is off"
         ) from error
 
 
@@ -104,6 +111,22 @@ class Seen:
     def agents(self) -> int:
         """Agents that run, start or stop, as far as the VM says."""
         return sum(self.vm.count(each) or 0 for each in ("running", "starting", "stopping"))
+
+    @property
+    def undrained(self) -> int | None:
+        """Agents that a drain still has to end; None where nobody knows."""
+        return self.agents if self.vm.speaks else None
+
+    @property
+    def unfilled(self) -> int | None:
+        """Agents that still have to come up; None where nobody knows."""
+        running = self.vm.count("running")
+        return None if running is None else max(0, self.vm.wanted - running)
+
+    @property
+    def holds_itself(self) -> bool:
+        """Is the VM held on itself (`pilot-node drain`), where no order of the bucket says so?"""
+        return self.heeds and not self.order.hold and self.vm.status.flag("orders.hold")
 
     @property
     def is_empty(self) -> bool:
@@ -144,10 +167,10 @@ class Power:
 
 @dataclass(frozen=True, kw_only=True)
 class Go:
-    """Go on with this plan: keep it, then look again."""
+    """Go on with this plan: keep it, then look again. `why` is "" where nobody need know."""
 
     plan: Plan
-    why: str
+    why: str = ""
 
 
 Move = Give | Await | Power | Go
@@ -155,15 +178,17 @@ Move = Give | Await | Power | Go
 
 @dataclass(frozen=True, kw_only=True)
 class Totals:
-    """What the registry counts online (None: nobody says) and what runs."""
+    """What the registry counts online (None: nobody says) and what runs; `rendezvous` is the VM
+    that counts, "" where there is none."""
 
     online: int | None
     running: int
+    rendezvous: str = ""
 
 
 def decide(plan: Plan, seen: Mapping[str, Seen], totals: Totals) -> Move:
     """The next move of a plan that is not over."""
-    missing = [name for name in plan.vms if name not in seen]
+    missing = [name for name in (*plan.vms, plan.rendezvous) if name and name not in seen]
     if missing:
         raise OpsError(f"{', '.join(missing)}: not there any more; end this with --abandon")
     moves = {
@@ -180,22 +205,25 @@ def decide(plan: Plan, seen: Mapping[str, Seen], totals: Totals) -> Move:
 
 def _drain_all(plan: Plan, seen: Mapping[str, Seen], _: Totals) -> Move:
     for name in plan.vms:
-        if move := _drain(seen[name]):
+        if move := _drain(plan, seen[name]):
             return move
     after = RENDEZVOUS if plan.rendezvous else START
     return Go(plan=replace(plan, step=after), why="every VM is empty")
 
 
-def _drain(one: Seen) -> Move | None:
+def _drain(plan: Plan, one: Seen) -> Move | None:
     """None once the VM is empty (one that is off has nothing to drain)."""
     name = one.vm.name
     if not one.vm.instance.is_on:
         return None
     if not one.order.hold:
+        # Kept first: a hold that nobody knows to be the plan's would never be ended.
+        if name not in plan.held:
+            return Go(plan=replace(plan, held=(*plan.held, name)))
         return Give(vm=name, changes={"hold": True}, why="drain")
     if one.is_empty:
         return None
-    return Await(vm=name, what="drains", left=one.agents if one.vm.speaks else None)
+    return Await(vm=name, what="drains", left=one.undrained)
 
 
 def _restart_rendezvous(plan: Plan, seen: Mapping[str, Seen], _: Totals) -> Move:
@@ -213,21 +241,26 @@ def _restart_rendezvous(plan: Plan, seen: Mapping[str, Seen], _: Totals) -> Move
 
 def _start_all(plan: Plan, seen: Mapping[str, Seen], _: Totals) -> Move:
     for name in plan.vms:
-        if move := _fill(seen[name]):
+        if move := _fill(plan, seen[name]):
             return move
-    return Go(plan=replace(plan, step=VERIFY), why="every VM is whole")
+    others = [name for name in plan.vms if seen[name].order.hold]
+    but = f" but {', '.join(others)}, held by somebody else" if others else ""
+    return Go(plan=replace(plan, step=VERIFY), why=f"every VM is whole{but}")
 
 
-def _fill(one: Seen) -> Move | None:
-    """None once the VM is whole."""
+def _fill(plan: Plan, one: Seen) -> Move | None:
+    """None once the VM is whole, or is held by somebody else than this plan."""
     name = one.vm.name
     if one.order.hold:
-        return Give(vm=name, changes={"hold": None}, why="start")
+        is_ours = name in plan.held
+        return Give(vm=name, changes={"hold": None}, why="start") if is_ours else None
+    if name in plan.held:
+        # From now on a hold is somebody else's.
+        return Go(plan=replace(plan, held=tuple(each for each in plan.held if each != name)))
     if one.is_whole:
         return None
-    running = one.vm.count("running")
-    left = None if running is None else max(0, one.vm.wanted - running)
-    return Await(vm=name, what=one.vm.problem or "fills", left=left)
+    what = "is held by `pilot-node drain` on it" if one.holds_itself else "fills"
+    return Await(vm=name, what=one.vm.problem or what, left=one.unfilled)
 
 
 def _verify(plan: Plan, _: Mapping[str, Seen], totals: Totals) -> Move:
@@ -235,7 +268,7 @@ def _verify(plan: Plan, _: Mapping[str, Seen], totals: Totals) -> Move:
         why = f"{totals.running:,} agents run, {totals.online:,} are online"
         return Go(plan=replace(plan, step=DONE), why=why)
     left = None if totals.online is None else totals.running - totals.online
-    return Await(vm=plan.rendezvous or "registry", what="counts its agents", left=left)
+    return Await(vm=totals.rendezvous or "registry", what="counts its agents", left=left)
 
 
 def _reboot_each(plan: Plan, seen: Mapping[str, Seen], _: Totals) -> Move:
@@ -252,21 +285,16 @@ def _reboot(plan: Plan, one: Seen) -> Move:
         if not one.vm.speaks:
             return Await(vm=name, what=one.vm.problem)
         boots = {**plan.boots, name: one.vm.status.text("boot")}
-        return Go(plan=replace(plan, boots=boots), why=f"{name} is the next")
-    if is_shut_down(plan, one):
+        held = plan.held if one.order.hold else (*plan.held, name)
+        return Go(plan=replace(plan, boots=boots, held=held), why=f"{name} is the next")
+    if one.vm.instance.state == "TERMINATED":
         return Power(vm=name, verb="start")
     # What an earlier boot left behind says nothing of this one: `_drain` waits for the VM's word.
     if one.vm.status.text("boot") == before:
-        return _drain(one) or _stop(one)
-    filled = _fill(one)
-    done = (*plan.done, name)
-    return filled or Go(plan=replace(plan, done=done), why=f"{name} is whole after its reboot")
-
-
-def is_shut_down(plan: Plan, one: Seen) -> bool:
-    """Is the VM off because this plan reboots it?"""
-    name = one.vm.name
-    return one.vm.instance.state == "TERMINATED" and name in plan.boots and name not in plan.done
+        return _drain(plan, one) or _stop(one)
+    how = "held by somebody else" if one.order.hold else "whole"
+    done = replace(plan, done=(*plan.done, name))
+    return _fill(plan, one) or Go(plan=done, why=f"{name} is {how} after its reboot")
 
 
 def _stop(one: Seen) -> Move:
@@ -275,17 +303,45 @@ def _stop(one: Seen) -> Move:
     return Await(vm=one.vm.name, what=f"is {one.vm.instance.state}")
 
 
-def obstacles(kind: str, seen: Mapping[str, Seen], vms: tuple[str, ...]) -> Iterator[str]:
-    """Why a plan for these VMs cannot begin, a sentence each."""
-    for name in vms:
+def obstacles(plan: Plan, seen: Mapping[str, Seen]) -> Iterator[str]:
+    """Why a plan cannot begin, a sentence each."""
+    for name in (*plan.vms, *([plan.rendezvous] if plan.rendezvous else ())):
         one = seen[name]
+        out = "leave it out (--without)" if name in plan.vms else "do without --rendezvous"
         if not one.vm.speaks:
-            yield f"{name}: {one.vm.problem}, so nobody sees what it does: leave it out (--without)"
+            yield f"{name}: {one.vm.problem}, so nobody sees what it does: {out}"
         elif one.order.hold:
             by, at = one.order.doc.text("by"), one.order.doc.text("at")
             yield (
-                f"{name} is held by an order of {by or 'somebody'} ({at}), and a {kind} would end "
-                f"that: `ops undrain {name}` first, or leave it out (--without)"
+                f"{name} is held by an order of {by or 'somebody'} ({at}), and a {plan.kind} would "
+                f"not end that: `ops undrain {name}` first, or {out}"
+            )
+        elif one.holds_itself:
+            yield (
+                f"{name} is held on the VM itself, which no order ends: `sudo pilot-node undrain` "
+                f"on it first, or {out}"
+            )
+        elif one.heeds and one.phase in ("draining", "held"):
+            yield (
+                f"{name} is drained for its host's maintenance, which no order ends: wait for its "
+                f"end, or {out}"
             )
         elif one.vm.status.text("roll.state") in ("rolling", "watching"):
-            yield f"{name} rolls a release: let it finish (`ops roll`), or leave it out (--without)"
+            yield f"{name} rolls a release: let it finish (`ops roll`), or {out}"
+
+
+def doubts(plan: Plan, seen: Mapping[str, Seen], registry: Registry) -> Iterator[str]:
+    """Why a plan, once begun, might not end; a sentence each. Who knows better may insist."""
+    swarm = [seen[name].vm for name in plan.vms if seen[name].vm.is_swarm]
+    for vm in swarm:
+        if failed := vm.count("failed"):
+            yield (
+                f"{vm.name}: {failed} agents fail (`ops status` says why), so it would not be "
+                "whole after it either: mend that first, leave it out (--without), or --insist"
+            )
+    if swarm and registry.online is None and not plan.rendezvous:
+        restart = "restart it too (--rendezvous), " if plan.kind == RESTART else ""
+        yield (
+            "the registry does not serve, so no agent would come back "
+            f"({registry.problem}): {restart}mend it first, or --insist"
+        )

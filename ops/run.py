@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from ops import fleet as fleets
 from ops import plan as plans
-from ops.errors import ClashError, OpsError, StuckError, UnfinishedError, UsageError
+from ops.errors import (
+    ClashError,
+    DeniedError,
+    OpsError,
+    StuckError,
+    UnfinishedError,
+    UnreachableError,
+    UsageError,
+)
 from ops.fleet import Fleet, Vm
 from ops.google import Cloud
 from ops.orders import FOLDER, Order, Orders, name, new_id, now
@@ -25,7 +34,11 @@ LIMIT: Final = 300.0
 # More than that a silence is not left to end by itself.
 _MOST_SILENCE: Final = timedelta(hours=24)
 
+# Where a VM is that will be TERMINATED by itself.
+_GOING_OFF: Final = ("PENDING_STOP", "STOPPING")
+
 Say = Callable[[str], None]
+T = TypeVar("T")
 
 
 class Progress:
@@ -33,6 +46,32 @@ class Progress:
 
     def shown(self, waiting: Await | None) -> None:
         """The wait that is on, None for none."""
+
+
+@dataclass(kw_only=True)
+class _Nearest:
+    """How near each of those that are waited for has come. Only who comes nearer than ever has
+    made progress: one that flaps has not."""
+
+    clock: Callable[[], float]
+    since: float = 0.0
+    _left: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.since = self.clock()
+
+    def saw(self, who: str, left: int | None) -> bool:
+        """Is `who` new? `left` is None where it is not known."""
+        is_new = who not in self._left
+        found = math.inf if left is None else left
+        if is_new or found < self._left[who]:
+            self._left[who], self.since = found, self.clock()
+        return is_new
+
+    @property
+    def idle(self) -> float:
+        """Seconds since the last progress."""
+        return self.clock() - self.since
 
 
 @dataclass(kw_only=True)
@@ -50,6 +89,7 @@ class Runner:
     limit: float = LIMIT
     poll: float = POLL
     _known: dict[str, Order] = field(default_factory=dict)
+    _unanswered: set[str] = field(default_factory=set)
 
     # Looking
 
@@ -72,6 +112,28 @@ class Runner:
                 seen[vm] = Seen(vm=known[vm], order=self._known[vm])
         return seen
 
+    def _look(self, vms: Iterable[str], only: Iterable[str] = ()) -> tuple[Fleet, dict[str, Seen]]:
+        def once() -> tuple[Fleet, dict[str, Seen]]:
+            found = self.look(only)
+            return found, self.see(found, vms)
+
+        return self._insist(once)
+
+    def _insist(self, ask: Callable[[], T]) -> T:
+        """What `ask` gives, asked again while nobody answers, for as long as a wait without
+        progress may be; that is said once."""
+        since = self.clock()
+        while True:
+            try:
+                return ask()
+            except UnreachableError as error:
+                if self.clock() - since > self.limit:
+                    raise
+                if str(error) not in self._unanswered:
+                    self._unanswered.add(str(error))
+                    self.say(f"{error}: it goes on trying")
+                self.pause(self.poll)
+
     # Plans
 
     def plan(self) -> tuple[Plan | None, int]:
@@ -81,25 +143,36 @@ class Runner:
 
     def keep(self, plan: Plan, generation: int) -> int:
         """Keep a plan; ClashError where somebody else has gone on with it."""
+        data, tried = plan.encode(), False
+
+        def once() -> int:
+            nonlocal tried
+            # A write whose answer was lost may have succeeded.
+            if tried:
+                found = self.cloud.read(self.orders.bucket, plans.OBJECT)
+                if found.data == data:
+                    return found.generation
+            tried = True
+            return self.cloud.write(self.orders.bucket, plans.OBJECT, data, generation=generation)
+
         try:
-            return self.cloud.write(
-                self.orders.bucket, plans.OBJECT, plan.encode(), generation=generation
-            )
+            return self._insist(once)
         except ClashError as error:
             raise ClashError(
                 f"somebody else works on this {plan.kind} at the same time: leave it to them, or "
                 "look at `ops status` and go on with --resume"
             ) from error
 
-    def begin(self, plan: Plan, seen: Mapping[str, Seen]) -> int:
-        """Keep a new plan; its generation. UsageError where an older one is not over, or this one
-        cannot be begun."""
+    def begin(self, plan: Plan, found: Fleet, *, insist: bool = False) -> int:
+        """Keep a new plan; its generation. UsageError where an older one is not over, StuckError
+        where this one cannot be begun; who insists has no doubts."""
         old, generation = self.plan()
         if old is not None and not old.is_over:
             raise UsageError(unfinished(old))
-        wrong = [*plans.obstacles(plan.kind, seen, plan.vms)]
-        if plan.rendezvous and not seen[plan.rendezvous].vm.speaks:
-            wrong.append(f"{plan.rendezvous}: {seen[plan.rendezvous].vm.problem}")
+        seen = self.see(found, _names(plan))
+        wrong = [*plans.obstacles(plan, seen)]
+        if not insist:
+            wrong += plans.doubts(plan, seen, found.registry)
         if wrong:
             raise StuckError(f"no {plan.kind} now:\n" + "\n".join(f"  {each}" for each in wrong))
         return self.keep(plan, generation)
@@ -109,7 +182,7 @@ class Runner:
 
         The silence ends however this ends. UnfinishedError where something does not come about.
         """
-        begun = self.look()
+        begun, _ = self._look(())
         rendezvous = begun.rendezvous
         with self.silenced(plan, rendezvous, banner if silence else "") as silences:
             if silences:
@@ -118,62 +191,75 @@ class Runner:
             while not plan.is_over:
                 move = self._next(plan)
                 if isinstance(move, Go):
-                    self.say(move.why)
+                    if move.why:
+                        self.say(move.why)
                     plan = move.plan
                     generation = self.keep(plan, generation)
                 elif isinstance(move, Give):
                     self.say(f"{move.vm}: {move.why}")
-                    self.orders.give(move.vm, move.changes)
+                    self._give(move.vm, move.changes)
                 elif isinstance(move, Power):
                     self._power(move)
         return plan
 
     def _next(self, plan: Plan) -> Give | Go | Power:
         """The next move that is one; waits until there is."""
-        waiting, best, since = "", 0, 0.0
+        nearest = _Nearest(clock=self.clock)
         try:
             while True:
-                found = self.look()
-                rendezvous = found.rendezvous
-                names = [*plan.vms, *([rendezvous.name] if rendezvous else [])]
-                move = plans.decide(plan, self.see(found, names), totals(found))
+                found, seen = self._look(_names(plan))
+                move = plans.decide(plan, seen, totals(found))
                 if not isinstance(move, Await):
                     return move
-                subject = f"{move.vm} {plan.step}"
-                left = best if move.left is None else move.left
-                # Only who comes nearer than ever has made progress: one that flaps has not.
-                if subject != waiting or left < best:
-                    if subject != waiting:
-                        self.say(_waiting(move))
-                    waiting, best, since = subject, left, self.clock()
-                elif self.clock() - since > self.limit:
+                if nearest.saw(move.vm, move.left):
+                    self.say(_waiting(move))
+                if nearest.idle > self.limit:
+                    there = any(vm.name == move.vm for vm in found.vms)
+                    logs = f" and `ops logs {move.vm}` say" if there else " says"
                     raise UnfinishedError(
                         f"{_waiting(move)}, without progress for {self.limit:.0f} s. Nothing is "
-                        f"lost: `ops status` and `ops logs {move.vm}` say why, `ops {plan.kind} "
-                        "--resume` goes on"
+                        f"lost: `ops status`{logs} why, `ops {plan.kind} --resume` goes on "
+                        f"(--without VM leaves one out), `ops {plan.kind} --abandon` starts again "
+                        "what was stopped"
                     )
                 self.progress.shown(move)
                 self.pause(self.poll)
         finally:
             self.progress.shown(None)
 
+    def _give(self, vm: str, changes: Mapping[str, Any]) -> None:
+        self._insist(lambda: self.orders.give(vm, changes))
+
     def _power(self, move: Power) -> None:
         self.say(f"{move.vm}: {'shut down' if move.verb == 'stop' else 'power on'}")
-        zone = self.look(only=[move.vm]).vm(move.vm).instance.zone
-        (self.cloud.stop if move.verb == "stop" else self.cloud.start)(zone, move.vm)
+
+        def once() -> None:
+            # Asked again, it may have been done: then only the answer was lost.
+            instance = self.look(only=[move.vm]).vm(move.vm).instance
+            if move.verb == "stop" and instance.is_on:
+                self.cloud.stop(instance.zone, move.vm)
+            elif move.verb == "start" and instance.state == "TERMINATED":
+                self.cloud.start(instance.zone, move.vm)
+
+        self._insist(once)
 
     @contextmanager
     def silenced(self, plan: Plan, rendezvous: Vm | None, banner: str) -> Iterator[tuple[str, ...]]:
-        """Alerts and dashboard know that this is planned; no banner: nobody is told."""
+        """Alerts and dashboard know that this is planned; no banner: nobody is told. Whoever may
+        not silence is told so, and goes on."""
         silence = Silence(cloud=self.cloud, fleet=self.fleet)
         begun: tuple[str, ...] = ()
         if banner:
             span = timedelta(seconds=self.limit * (2 * len(plan.vms) + 2))
-            begun = silence.begin(banner, min(span, _MOST_SILENCE))
-            self.say(f"alerts are silenced ({len(begun)})" if begun else "no alerts to silence")
+            try:
+                begun = silence.begin(banner, min(span, _MOST_SILENCE))
+            except DeniedError as error:
+                self.say(f"alerts are not silenced: {error}")
+            else:
+                self.say(f"alerts are silenced ({len(begun)})" if begun else "no alerts to silence")
         try:
             if banner and rendezvous is not None:
-                self.orders.give(rendezvous.name, {"banner": banner})
+                self._give(rendezvous.name, {"banner": banner})
             yield begun
         finally:
             self._sound(silence, (*plan.silences, *begun), rendezvous if banner else None)
@@ -202,16 +288,59 @@ class Runner:
         plan, generation = self.plan()
         if plan is None or plan.is_over:
             raise UsageError("there is nothing unfinished")
-        found = self.look()
-        for vm, seen in self.see(found, plan.vms).items():
-            if seen.order.hold:
-                self.say(f"{vm}: start")
-                self.orders.give(vm, {"hold": None})
-            if plans.is_shut_down(plan, seen):
-                self._power(Power(vm=vm, verb="start"))
+        found = self._release(plan, plan.vms)
+        if plan.rendezvous and self.orders.read(plan.rendezvous).doc.text("restart") == plan.id:
+            # Where it has not begun it must not: least of all with an empty registry.
+            self._give(plan.rendezvous, {"restart": None, "clean": None})
         self.keep(replace(plan, step=plans.DONE), generation)
         silence = Silence(cloud=self.cloud, fleet=self.fleet)
         self._sound(silence, plan.silences, found.rendezvous)
+
+    def leave_out(self, plan: Plan, generation: int, vms: Collection[str]) -> tuple[Plan, int]:
+        """The plan without these VMs, which start again. UsageError where they are none of its
+        own, or all."""
+        if strange := [vm for vm in vms if vm not in plan.vms]:
+            raise UsageError(
+                f"{', '.join(strange)}: not in this {plan.kind}, which is of {', '.join(plan.vms)}"
+            )
+        left = tuple(vm for vm in plan.vms if vm not in vms)
+        if not left:
+            raise UsageError(f"no VM would be left: `ops {plan.kind} --abandon` gives it up")
+        self._release(plan, vms)
+        held = tuple(vm for vm in plan.held if vm not in vms)
+        plan = replace(plan, vms=left, held=held)
+        return plan, self.keep(plan, generation)
+
+    def _release(self, plan: Plan, vms: Collection[str]) -> Fleet:
+        """Start again what a plan holds or has shut down of these VMs; the fleet as it was."""
+        for vm in plan.held:
+            # Also of one that is gone: made again, it would be held by an order of nobody's.
+            if vm in vms and self.orders.read(vm).hold:
+                self.say(f"{vm}: start")
+                self._give(vm, {"hold": None})
+        found, _ = self._look(())
+        there = {vm.name for vm in found.vms}
+        for vm in plan.open:
+            if vm in vms and vm in there:
+                self._power_on(vm)
+        return found
+
+    def _power_on(self, vm: str) -> None:
+        """Power a VM on if it is off, or is about to be."""
+        since = self.clock()
+        try:
+            while (state := self._look((), [vm])[0].vm(vm).instance.state) in _GOING_OFF:
+                if self.clock() - since > self.limit:
+                    raise UnfinishedError(
+                        f"{vm} is {state} for {self.limit:.0f} s, and has to be powered on once it "
+                        "is off: say this again then"
+                    )
+                self.progress.shown(Await(vm=vm, what=f"is {state}"))
+                self.pause(self.poll)
+        finally:
+            self.progress.shown(None)
+        if state == "TERMINATED":
+            self._power(Power(vm=vm, verb="start"))
 
     # Orders to some VMs
 
@@ -221,43 +350,59 @@ class Runner:
         changes: Mapping[str, Any],
         done: Callable[[Seen], bool],
         what: str,
+        left: Callable[[Seen], int | None] = lambda _: None,
     ) -> None:
         """Order the same of VMs, all at once, and wait until each is done."""
         wanted = list(vms)
         for vm in wanted:
-            self.orders.give(vm, changes)
-        self.wait(wanted, done, what)
+            self._give(vm, changes)
+        self.wait(wanted, done, what, left)
 
-    def wait(self, vms: list[str], done: Callable[[Seen], bool], what: str) -> None:
-        """Wait until each VM is done. StuckError from `done` ends it, and a VM that is gone."""
-        since, best = self.clock(), len(vms) + 1
+    def wait(
+        self,
+        vms: list[str],
+        done: Callable[[Seen], bool],
+        what: str,
+        left: Callable[[Seen], int | None] = lambda _: None,
+    ) -> None:
+        """Wait until each VM is done; `left` counts down on the way there. StuckError from `done`
+        ends it, and a VM that is gone."""
+        nearest = _Nearest(clock=self.clock)
         try:
             while True:
-                found = self.look(only=vms)
+                found, seen = self._look(vms, vms)
                 for vm in vms:
                     found.vm(vm)
-                open_ = [vm for vm, seen in self.see(found, vms).items() if not done(seen)]
+                open_ = {vm: left(one) for vm, one in seen.items() if not done(one)}
                 if not open_:
                     return
-                if len(open_) < best:
-                    best, since = len(open_), self.clock()
-                elif self.clock() - since > self.limit:
-                    reasons = [found.vm(vm).problem or "it goes on trying" for vm in open_]
+                nearest.saw("", len(open_))
+                for vm, number in open_.items():
+                    nearest.saw(vm, number)
+                if nearest.idle > self.limit:
+                    reasons = (found.vm(vm).problem or "it goes on trying" for vm in open_)
                     each = "; ".join(f"{a}: {b}" for a, b in zip(open_, reasons, strict=True))
                     raise UnfinishedError(
-                        f"not within {self.limit:.0f} s: {what} ({each}). The order stands, and "
-                        "the VM will follow it when it can"
+                        f"{what}: without progress for {self.limit:.0f} s ({each}). The order "
+                        "stands, and the VM will follow it when it can"
                     )
-                self.progress.shown(Await(vm=", ".join(open_), what=what, left=len(open_)))
+                known = [number for number in open_.values() if number is not None]
+                agents = sum(known) if known else len(open_)
+                self.progress.shown(Await(vm=", ".join(open_), what=what, left=agents))
                 self.pause(self.poll)
         finally:
             self.progress.shown(None)
 
 
+def _names(plan: Plan) -> list[str]:
+    return [*plan.vms, *([plan.rendezvous] if plan.rendezvous else [])]
+
+
 def totals(found: Fleet) -> Totals:
     """What is online, and what runs on all VMs that say so."""
     running = sum(vm.count("running") or 0 for vm in found.swarm)
-    return Totals(online=found.registry.online, running=running)
+    name = found.rendezvous.name if found.rendezvous else ""
+    return Totals(online=found.registry.online, running=running, rendezvous=name)
 
 
 def unfinished(plan: Plan) -> str:

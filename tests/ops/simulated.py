@@ -79,6 +79,8 @@ class Node:
     started: str = ""
     quiet: bool = False
     holds: bool = False
+    held_here: bool = False
+    """By `pilot-node drain` on it."""
     restart: str = ""
     cleaned: int = 0
     pausing: bool = False
@@ -102,11 +104,12 @@ class Node:
             self.cleaned += found.clean
         if found.roll and found.roll.sha256 == self.roll.sha256:
             self._rule(found.roll.verdict)
-        self.holds, self.pausing, self.banner = found.hold, found.pause_benchmarks, found.banner
+        self.holds = found.hold or self.held_here
+        self.pausing, self.banner = found.pause_benchmarks, found.banner
         self.orders = OrdersStatus(
             generation=generation,
             state="absent" if text is None else "read",
-            hold=found.hold,
+            hold=self.holds,
             restart=self.restart,
         )
 

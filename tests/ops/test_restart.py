@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 
+from lab.machines import Machine
 from lab.web import Request, Response
 from ops import plan as plans
 from ops import run
-from ops.errors import ClashError, MissingError, OpsError, UnfinishedError, UsageError
+from ops.errors import (
+    ClashError,
+    MissingError,
+    OpsError,
+    StuckError,
+    UnfinishedError,
+    UnreachableError,
+    UsageError,
+)
 from ops.google import Cloud, Place
 from ops.orders import Order, Orders, changed
 from ops.plan import Await, Give, Go, Plan, Power, Seen, Totals, decide
@@ -21,6 +34,7 @@ from startup.node.status import encode
 from tests.lab.client import ZONE
 from tests.ops.conftest import Ops
 from tests.ops.simulated import BUCKET, FLEET, NEW, OLD, RENDEZVOUS, Simulated, rolling, swarm_spec
+from tests.startup import facts
 
 SWARM = ("swarm-3", "swarm-1", "swarm-2")
 
@@ -47,8 +61,7 @@ def runner(simulated: Simulated, said: list[str], **changes: Any) -> run.Runner:
 
 def begin(driver: run.Runner, kind: str, vms: Iterable[str] = SWARM, **more: Any) -> Any:
     plan = run.new_plan(kind, vms, by="tester", **more)
-    found = driver.look()
-    return plan, driver.begin(plan, driver.see(found, [*plan.vms, RENDEZVOUS]))
+    return plan, driver.begin(plan, driver.look())
 
 
 def carry_out(driver: run.Runner, plan: Plan, generation: int) -> Plan:
@@ -143,21 +156,182 @@ def test_a_vm_that_does_not_drain_ends_it_with_a_sentence(simulated: Simulated) 
     begin(runner(simulated, []), plans.RESTART, ["swarm-3"])
 
 
-@pytest.mark.parametrize("trouble", ["silent", "held", "rolling"])
+FAILING = facts.View(
+    ready=frozenset(range(10_002, 10_121)), trouble={10_001: facts.Trouble(failures=9, until=1e9)}
+)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "said"),
+    [
+        ("silent", r"swarm-1: its status has no time.*--without"),
+        ("held", r"swarm-1 is held by an order of tester.*`ops undrain swarm-1` first"),
+        ("held here", r"swarm-1 is held on the VM itself.*`sudo pilot-node undrain` on it"),
+        ("maintenance", r"swarm-1 is drained for its host's maintenance"),
+        ("rolling", r"swarm-1 rolls a release"),
+        ("failing", r"swarm-1: 1 agents fail.*--insist"),
+        ("no registry", r"the registry does not serve.*\(--rendezvous\).*--insist"),
+        ("rendezvous held", r"pilot-rendezvous is held.*do without --rendezvous"),
+    ],
+)
 def test_what_stands_in_the_way_is_said_before_anything_is_done(
-    simulated: Simulated, trouble: str
+    simulated: Simulated, trouble: str, said: str
 ) -> None:
     driver = runner(simulated, [])
-    if trouble == "silent":
-        simulated.publish("swarm-1", "{}")
-    elif trouble == "held":
+    node, rendezvous = simulated.nodes["swarm-1"], simulated.nodes[RENDEZVOUS]
+    if trouble == "held":
         driver.orders.give("swarm-1", {"hold": True})
-    else:
-        simulated.nodes["swarm-1"].roll = rolling(state="watching")
-        simulated.tick()
-    with pytest.raises(OpsError, match=r"no restart now:\n  swarm-1"):
-        begin(driver, plans.RESTART)
+    elif trouble == "rendezvous held":
+        driver.orders.give(RENDEZVOUS, {"hold": True})
+    node.held_here = trouble == "held here"
+    rendezvous.away = 2 if trouble == "no registry" else 0
+    changes: dict[str, dict[str, Any]] = {
+        "maintenance": {"drained": True},
+        "failing": {"view": FAILING},
+    }
+    node.changes = changes.get(trouble, {})
+    if trouble == "rolling":
+        node.roll = rolling(state="watching")
+    simulated.tick()
+    if trouble == "silent":
+        simulated.publish("swarm-1", '{"schema": 1}')
+    more = {"rendezvous": RENDEZVOUS} if trouble == "rendezvous held" else {}
+    with pytest.raises(StuckError, match=rf"no restart now:\n  {said}"):
+        begin(driver, plans.RESTART, **more)
     assert driver.plan() == (None, 0)
+    plan = run.new_plan(plans.RESTART, SWARM, by="t", **more)
+    if "--insist" in said:
+        driver.begin(plan, driver.look(), insist=True)
+    else:
+        with pytest.raises(StuckError):
+            driver.begin(plan, driver.look(), insist=True)
+
+
+def test_a_registry_that_is_down_is_restarted_where_that_is_asked(simulated: Simulated) -> None:
+    simulated.nodes[RENDEZVOUS].away = 2
+    simulated.tick()
+    begin(runner(simulated, []), plans.RESTART, rendezvous=RENDEZVOUS)
+
+
+def test_a_rendezvous_that_is_gone_is_said(simulated: Simulated) -> None:
+    driver = runner(simulated, [])
+    plan, generation = begin(driver, plans.RESTART, rendezvous=RENDEZVOUS)
+    simulated.client.do("DELETE", f"{ZONE}/instances/{RENDEZVOUS}")
+    with pytest.raises(OpsError, match=f"{RENDEZVOUS}: not there any more; end this with --aband"):
+        carry_out(driver, plan, generation)
+
+
+# Who else orders
+
+
+def test_a_plan_given_up_ends_its_own_holds_only(simulated: Simulated) -> None:
+    driver = runner(simulated, [])
+    plan, generation = begin(driver, plans.RESTART)
+    driver.keep(replace(plan, held=("swarm-3",)), generation)
+    driver.orders.give("swarm-3", {"hold": True})
+    driver.orders.give("swarm-2", {"hold": True})
+    driver.abandon()
+    assert "hold" not in simulated.order("swarm-3")
+    assert simulated.order("swarm-2")["hold"]
+
+
+def test_a_drain_of_somebody_else_outlives_a_restart(simulated: Simulated) -> None:
+    said: list[str] = []
+    driver = runner(simulated, said)
+    plan, generation = begin(driver, plans.RESTART)
+    node = simulated.nodes["swarm-3"]
+
+    def colleague() -> None:
+        if "swarm-1: start" in said:
+            simulated.after_tick = lambda: None
+            driver.orders.give("swarm-3", {"hold": True})
+
+    simulated.after_tick = colleague
+    assert carry_out(driver, plan, generation).held == ()
+    assert simulated.order("swarm-3")["hold"]
+    assert node.holds
+    assert "every VM is whole but swarm-3, held by somebody else" in said
+
+
+def test_a_clean_restart_given_up_cleans_nothing(simulated: Simulated) -> None:
+    driver = runner(simulated, [])
+    plan, generation = begin(driver, plans.RESTART, rendezvous=RENDEZVOUS, clean=True)
+    driver.keep(replace(plan, step=plans.RENDEZVOUS), generation)
+    driver.orders.give(RENDEZVOUS, {"restart": plan.id, "clean": True})
+    driver.abandon()
+    simulated.tick()
+    assert simulated.nodes[RENDEZVOUS].cleaned == 0
+    assert simulated.nodes[RENDEZVOUS].restart == ""
+
+
+# Who does not answer
+
+
+@pytest.mark.parametrize("kind", [plans.RESTART, plans.REBOOT])
+def test_answers_that_are_lost_end_nothing(simulated: Simulated, kind: str) -> None:
+    """Each fifth is, after what was asked for has been done."""
+    said: list[str] = []
+    driver = runner(simulated, said)
+    plan, generation = begin(driver, kind)
+    for name in ("instances", "objects", "read", "write", "stop", "start"):
+        setattr(driver.cloud, name, _lossy(getattr(driver.cloud, name), name))
+    assert carry_out(driver, plan, generation).is_over
+    assert [simulated.nodes[name].running for name in SWARM] == [60, 120, 200]
+    assert [simulated.nodes[name].boot for name in SWARM] == [1 + (kind == plans.REBOOT)] * 3
+    lost = [line for line in said if "goes on trying" in line]
+    assert "instances: nobody answers: it goes on trying" in lost
+    assert len(lost) == len({*lost})
+
+
+def _lossy(call: Callable[..., Any], name: str) -> Callable[..., Any]:
+    number = 0
+
+    def lossy(*arguments: Any, **named: Any) -> Any:
+        nonlocal number
+        number += 1
+        found = call(*arguments, **named)
+        # A VM is shut down three times.
+        if number % (2 if name in ("stop", "start") else 5) == 0:
+            raise UnreachableError(f"{name}: nobody answers")
+        return found
+
+    return lossy
+
+
+def test_nobody_who_answers_ends_it_after_the_limit(simulated: Simulated) -> None:
+    driver = runner(simulated, [], limit=5.0)
+    plan, generation = begin(driver, plans.RESTART)
+
+    def gone() -> Any:
+        raise UnreachableError("nobody answers")
+
+    driver.cloud.instances = gone  # type: ignore[method-assign]
+    before = simulated.ticks
+    with pytest.raises(UnreachableError):
+        carry_out(driver, plan, generation)
+    assert simulated.ticks > before + 5
+
+
+def test_agents_that_come_up_are_progress(simulated: Simulated) -> None:
+    """Also after a look at which nobody knew how many there are."""
+    driver = runner(simulated, [], limit=3.0)
+    plan, generation = begin(driver, plans.RESTART, ["swarm-2"])
+    simulated.nodes["swarm-2"].running = 0
+    simulated.publish("swarm-2", "{}")
+    plan = replace(plan, step=plans.START)
+    assert carry_out(driver, plan, driver.keep(plan, generation)).is_over
+
+
+def test_where_to_look_is_a_vm(simulated: Simulated) -> None:
+    driver = runner(simulated, [], limit=3.0)
+    plan, generation = begin(driver, plans.RESTART)
+    plan = replace(plan, step=plans.VERIFY)
+    simulated.dead = -1
+    generation = driver.keep(plan, generation)
+    simulated.tick()
+    expected = f"`ops logs {RENDEZVOUS}` say why.*--resume` goes on.*`ops restart --abandon`"
+    with pytest.raises(UnfinishedError, match=expected):
+        carry_out(driver, plan, generation)
 
 
 def test_a_reboot_is_vm_by_vm(simulated: Simulated) -> None:
@@ -215,6 +389,38 @@ def test_a_reboot_given_up_leaves_no_vm_off(simulated: Simulated) -> None:
     assert "hold" not in simulated.order("swarm-3")
 
 
+def test_a_reboot_given_up_while_a_vm_shuts_down(simulated: Simulated) -> None:
+    off = threading.Event()
+    machines = simulated.serving.lab.driver
+    stop = machines.stop
+
+    def slow(machine: Machine) -> None:
+        off.wait(30)
+        stop(machine)
+
+    machines.stop = slow  # type: ignore[method-assign]
+
+    def cut(zone: str, vm: str) -> None:
+        assert simulated.client.call("POST", f"{ZONE}/instances/{vm}/stop").status == 200
+        raise Interrupted
+
+    def pause(_: float) -> None:
+        assert simulated.instance("swarm-3")["status"] == "STOPPING"
+        off.set()
+        while simulated.instance("swarm-3")["status"] == "STOPPING":
+            simulated.tick()
+
+    driver = runner(simulated, [])
+    plan, generation = begin(driver, plans.REBOOT, ["swarm-3"])
+    driver.cloud.stop = cut  # type: ignore[method-assign]
+    with pytest.raises(Interrupted):
+        carry_out(driver, plan, generation)
+    runner(simulated, [], pause=pause).abandon()
+    assert off.is_set()
+    assert simulated.instance("swarm-3")["status"] == "RUNNING"
+    assert "hold" not in simulated.order("swarm-3")
+
+
 def test_a_vm_that_is_gone_is_not_done(simulated: Simulated) -> None:
     def lose(_: float) -> None:
         simulated.client.do("DELETE", f"{ZONE}/instances/swarm-1")
@@ -248,6 +454,7 @@ def test_the_moves_of_a_reboot(simulated: Simulated) -> None:
     assert isinstance(first, Go)
     plan = first.plan
     assert plan.boots == {"swarm-3": "boot-1"}
+    assert plan.held == ("swarm-3",)
     assert move() == Give(vm="swarm-3", changes={"hold": True}, why="drain")
     driver.orders.give("swarm-3", {"hold": True})
     assert isinstance(move(), Await)
@@ -274,7 +481,7 @@ def test_a_total_that_nobody_tells_is_waited_for(simulated: Simulated) -> None:
 
 @pytest.mark.parametrize("data", [b"{", b"[]", b'{"schema": 2}', b'{"schema": 1}', b"null"])
 def test_a_plan_that_is_none_is_said(data: bytes) -> None:
-    with pytest.raises(OpsError, match=r"_plan\.json"):
+    with pytest.raises(OpsError, match=r"_plan\.json.*`ops undrain` each held VM"):
         plans.decode(data)
     assert plans.decode(b"") is None
     plan = run.new_plan(plans.RESTART, SWARM, by="t", rendezvous="r", clean=True)
@@ -314,7 +521,7 @@ def test_an_order_that_says_the_same_is_not_written() -> None:
 def test_an_object_that_is_no_order_is_left_alone(simulated: Simulated) -> None:
     orders = runner(simulated, []).orders
     simulated.client.upload(BUCKET, "orders/swarm-1.json", b"hold!")
-    with pytest.raises(OpsError, match="is no order of schema 1"):
+    with pytest.raises(OpsError, match=r"no order of schema 1.*deleted order also ends a hold"):
         orders.give("swarm-1", {"hold": True})
 
 
@@ -335,6 +542,104 @@ def test_restart_from_the_command_line(ops: Ops, simulated: Simulated) -> None:
     assert done.code == 0, done
     assert "380 agents run, 380 are online" in done.out
     assert simulated.nodes[RENDEZVOUS].cleaned == 1
+
+
+@pytest.fixture
+def ticking(simulated: Simulated, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The waiting of a command line is the fleet's working, and its clock."""
+    given: dict[str, Any] = {
+        "clock": lambda: float(simulated.ticks),
+        "pause": lambda _: simulated.tick(),
+    }
+    monkeypatch.setattr(run, "Runner", partial(run.Runner, **given))
+
+
+def test_what_is_settled_is_not_given_again(ops: Ops, simulated: Simulated) -> None:
+    driver = runner(simulated, [])
+    plan, generation = begin(driver, plans.RESTART)
+    driver.keep(replace(plan, held=("swarm-3",)), generation)
+    driver.orders.give("swarm-3", {"hold": True})
+    for arguments, said in (
+        (["restart", "--resume", "--rendezvous"], "--resume is about one that has begun"),
+        (["restart", "--resume", "--insist"], "it goes without --insist"),
+        (["restart", "--resume", "--without", "swarm-9"], "swarm-9: not in this restart"),
+        (["restart", "--resume", *(f"--without={name}" for name in SWARM)], "--abandon"),
+        (["restart", "--resume", "--abandon"], "--abandon is about one that has begun"),
+        (["restart", "--abandon", "--without", "swarm-3"], "it goes without --without"),
+        (["reboot", "--resume", "swarm-3"], "it goes without a VM's name"),
+    ):
+        found = ops(*arguments)
+        assert (found.code, said in found.err) == (2, True), found
+    assert driver.plan()[0] == replace(plan, held=("swarm-3",))
+
+
+@pytest.mark.usefixtures("ticking")
+def test_one_that_went_silent_is_left_out_of_what_goes_on(ops: Ops, simulated: Simulated) -> None:
+    driver = runner(simulated, [])
+    plan, generation = begin(driver, plans.RESTART)
+    driver.keep(replace(plan, held=("swarm-3",)), generation)
+    driver.orders.give("swarm-3", {"hold": True})
+    simulated.nodes["swarm-3"].quiet = True
+    simulated.publish("swarm-3", '{"schema": 1}')
+    note = ops("drain", "swarm-2")
+    assert (note.code, "note: a restart that tester began" in note.err) == (0, True)
+    assert ops("undrain", "swarm-2").code == 0
+    done = ops("restart", "--resume", "--without", "swarm-3")
+    assert done.code == 0, done
+    assert "hold" not in simulated.order("swarm-3")
+    assert "swarm-3: drain" not in done.out
+    assert "swarm-2: start" in done.out
+
+
+@pytest.mark.usefixtures("ticking")
+def test_a_drain_makes_progress_agent_by_agent(ops: Ops, simulated: Simulated) -> None:
+    for command in ("drain", "undrain"):
+        done = ops(command, "swarm-2", "--limit", "2")
+        assert done.code == 0, done
+
+
+@pytest.mark.usefixtures("ticking")
+def test_what_a_vm_holds_itself_no_order_ends(ops: Ops, simulated: Simulated) -> None:
+    simulated.nodes["swarm-1"].held_here = True
+    simulated.tick()
+    found = ops("undrain", "swarm-1")
+    assert (found.code, "`sudo pilot-node undrain` on it" in found.err) == (1, True)
+    assert ops("drain", "swarm-3").code == 0
+    resumed = ops("resume")
+    assert resumed.code == 0
+    assert "swarm-1 is still held, on the VM itself" in resumed.out
+    assert "swarm-3 is still drained: `ops undrain swarm-3` ends that" in resumed.out
+    assert "swarm-2 is still" not in resumed.out
+
+
+def test_a_drain_that_is_interrupted_says_that_it_stands(
+    ops: Ops, simulated: Simulated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pause(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "Runner", partial(run.Runner, pause=pause))
+    found = ops("drain", "swarm-1")
+    assert (found.code, "`ops undrain swarm-1` ends that" in found.err) == (130, True)
+    assert simulated.order("swarm-1")["hold"]
+
+
+def test_a_signal_that_is_ignored_stays_ignored(
+    ops: Ops, simulated: Simulated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under nohup."""
+
+    def pause(_: float) -> None:
+        os.kill(os.getpid(), signal.SIGHUP)
+        simulated.tick()
+
+    monkeypatch.setattr(run, "Runner", partial(run.Runner, pause=pause))
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert ops("pause").code == 0
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_drain_and_undrain(ops: Ops, simulated: Simulated) -> None:
