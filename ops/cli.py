@@ -485,14 +485,15 @@ def roll(
         raise UsageError(f"{verdict!r}: say go or reject, or nothing to look")
     with _runner(ctx.obj, limit) as runner:
         found = runner.look()
-        names = _chosen(found, only, None)
+        names = [found.vm(name).name for name in only or [vm.name for vm in found.vms]]
         seen = [each for each in rolls.rolls(found) if each.vm in names]
         if verdict == "go":
             _roll_on(runner, [each for each in seen if each.is_open])
         elif verdict == "reject":
             _reject(runner, [each for each in seen if each.is_open])
         elif follow:
-            runner.wait([each.vm for each in seen if each.is_open], rolls.ended, "roll")
+            open_ = _heard([each for each in seen if each.is_open])
+            runner.wait([each.vm for each in open_], rolls.ended, "roll")
         after = [each for each in rolls.rolls(runner.look()) if each.vm in names]
     show({"rolls": rolls.documents(after)} if as_json else rolls.render(after))
     raise typer.Exit(FOUND if any(each.is_bad for each in after) else FINE)
@@ -501,13 +502,21 @@ def roll(
 def _roll_on(runner: run.Runner, open_: Sequence[rolls.Roll]) -> None:
     if not open_:
         say("there is nothing to roll: every VM has accepted what is declared for it")
-    for each in open_:
+    for each in _heard(open_):
         if each.state not in ("rolling", "watching"):
             say(f"{each.vm}: go on to {each.version}")
             order = {"sha256": each.sha256, "verdict": "go", "id": new_id("go")}
             runner.orders.give(each.vm, {"roll": order})
         runner.wait([each.vm], _arrives(each.sha256), f"roll to {each.version}")
         say(f"{each.vm}: has {each.version}")
+
+
+def _heard(open_: Sequence[rolls.Roll]) -> list[rolls.Roll]:
+    """Without those of which nobody knows what they do: each would be waited for in vain."""
+    for each in open_:
+        if each.problem:
+            complain(f"{each.vm} is left out: {each.problem}")
+    return [each for each in open_ if not each.problem]
 
 
 def _arrives(sha256: str) -> Callable[[Seen], bool]:
@@ -517,6 +526,7 @@ def _arrives(sha256: str) -> Callable[[Seen], bool]:
 def _reject(runner: run.Runner, open_: Sequence[rolls.Roll]) -> None:
     if not open_:
         say("there is nothing to reject: every VM has accepted what is declared for it")
+    open_ = _heard(open_)
     for each in open_:
         say(f"{each.vm}: reject {each.version}")
         runner.orders.give(each.vm, {"roll": {"sha256": each.sha256, "verdict": "reject"}})

@@ -47,10 +47,12 @@ def roll(vm: Vm) -> Roll:
     status = vm.status
     state = status.text("roll.state") if vm.speaks else ""
     sha256, version = status.text("roll.sha256"), status.text("roll.version")
-    declared = vm.instance.spec.text("release.daemon.sha256")
+    binary = "daemon" if vm.is_swarm else "rendezvous"
+    declared = vm.instance.spec.text(f"release.{binary}.sha256")
     accepted = status.text("release.sha256")
     if state in ("", "none") or not sha256:
-        is_there = declared == accepted
+        # A spec without a binary (a plan's, where nobody has one) asks for none.
+        is_there = declared in ("", accepted)
         sha256 = "" if is_there else declared
         version = "" if is_there else vm.instance.spec.text("release.version")
     rejected = {
@@ -71,8 +73,10 @@ def roll(vm: Vm) -> Roll:
 
 
 def rolls(fleet: Fleet) -> list[Roll]:
-    """Those of all swarm VMs, the smallest first."""
-    return [roll(vm) for vm in fleet.swarm]
+    """Those of the rendezvous, whose own is a roll of one process, and of all swarm VMs, the
+    smallest first."""
+    rendezvous = [fleet.rendezvous] if fleet.rendezvous else []
+    return [roll(vm) for vm in (*rendezvous, *fleet.swarm)]
 
 
 def arrived(seen: Seen, sha256: str) -> bool:
