@@ -45,7 +45,8 @@ def sysctls(machine: Machine, spec: SwarmSpec | RendezvousSpec) -> dict[str, str
     """Every kernel number, by its sysctl name, in the order in which they are written.
 
     `kernel.pid_max`, `fs.file-max` and `net.core.*` (bytes) are upstream's. `kernel.threads-max`
-    (tasks), `net.ipv4.udp_mem` (pages) and the port ranges are derived.
+    (tasks), `net.ipv4.udp_mem` (pages) and the port ranges are derived, `kernel.shm_rmid_forced` is
+    ours.
     """
     numbers = {
         "kernel.pid_max": "4194304",
@@ -55,6 +56,8 @@ def sysctls(machine: Machine, spec: SwarmSpec | RendezvousSpec) -> dict[str, str
         "net.core.wmem_max": "16777216",
         "net.core.rmem_default": "1048576",
         "net.core.wmem_default": "1048576",
+        # System V shared memory goes with the last process that has it: else agents leave it behind.
+        "kernel.shm_rmid_forced": "1",
         "net.ipv4.udp_mem": " ".join(map(str, udp_mem(machine))),
     }
     if isinstance(spec, SwarmSpec):

@@ -242,8 +242,10 @@ def _memory(place: Place) -> Iterator[Wall]:
         folder = place.at(f"/sys/fs/cgroup/{name}")
         limit, current = _number(folder / "memory.max"), _number(folder / "memory.current")
         if limit is not None and current is not None:
-            # What the kernel would drop before it refuses anything.
-            current -= min(current, slice_stat(place, name).get("file", 0))
+            # What the kernel would drop before it refuses anything. `file` has shared memory in it,
+            # which it keeps.
+            held = slice_stat(place, name)
+            current -= min(current, max(0, held.get("file", 0) - held.get("shmem", 0)))
             yield Wall(wall=f"memory of {name}", used=current, limit=limit)
 
 

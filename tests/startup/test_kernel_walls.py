@@ -107,6 +107,9 @@ def test_memory_of_the_slice_without_what_the_kernel_would_drop(place: Place) ->
     assert used(place) == (Wall(wall="memory of pilot.slice", used=950, limit=1000),)
     write(place.root, {base + "memory.stat": "anon 500\nfile 400\nkernel 50\n"})
     assert used(place) == ()
+    # /dev/shm and memfds are counted as files, and stay.
+    write(place.root, {base + "memory.stat": "anon 500\nfile 400\nkernel 50\nshmem 390\n"})
+    assert used(place) == (Wall(wall="memory of pilot.slice", used=940, limit=1000),)
 
 
 def test_agents_are_not_looked_at(place: Place) -> None:

@@ -33,6 +33,7 @@ def test_the_kernels_numbers_are_the_designs(fleet: Fleet) -> None:
         "net.core.wmem_max": "16777216",
         "net.core.rmem_default": "1048576",
         "net.core.wmem_default": "1048576",
+        "kernel.shm_rmid_forced": "1",
         # A sixteenth, an eighth and three sixteenths of RAM, in pages.
         "net.ipv4.udp_mem": f"{pages // 16} {pages // 8} {pages * 3 // 16}",
         "net.ipv4.ip_local_reserved_ports": "10001-10066",
