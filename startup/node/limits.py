@@ -56,7 +56,7 @@ def sysctls(machine: Machine, spec: SwarmSpec | RendezvousSpec) -> dict[str, str
         "net.core.wmem_max": "16777216",
         "net.core.rmem_default": "1048576",
         "net.core.wmem_default": "1048576",
-        # System V shared memory goes with the last process that has it: else agents leave it behind.
+        # System V shared memory goes with the last process that has it: agents leave none behind.
         "kernel.shm_rmid_forced": "1",
         "net.ipv4.udp_mem": " ".join(map(str, udp_mem(machine))),
     }
