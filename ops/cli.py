@@ -27,8 +27,8 @@ import typer
 
 from ops import audit as audits
 from ops import fleet as fleets
+from ops import holds, rolls, run, status, watch
 from ops import plan as plans
-from ops import rolls, run, status, watch
 from ops.errors import (
     FINE,
     FOUND,
@@ -117,8 +117,8 @@ def options(
         str,
         typer.Option(
             envvar="PILOT_DASHBOARD",
-            help="The dashboard's URL; default: the tunnel's http://localhost:3000, and else what "
-            "the rendezvous' VM says.",
+            help="A dashboard's URL, to count what is online; default: the rendezvous' VM counts, "
+            "and the tunnel's http://localhost:3000 tells of networks only.",
         ),
     ] = "",
     by: Annotated[
@@ -222,6 +222,7 @@ def watch_(
         else:
             when = now.time
             found = watch.alerts(now, limits) | watch.falls(before, now, limits, standing)
+            found |= holds.alerts(cloud, now)
             before = now
         for event in watch.events(standing, found, when):
             line = vars(event) if as_json else event.line()

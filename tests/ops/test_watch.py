@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from lab.web import Request, Response
-from ops import watch
+from ops import plan as plans
+from ops import run, watch
 from ops.fleet import Fleet, Instance, Registry, listen
 from startup.node.pressure import Sample
 from startup.node.status import RollStatus, ScriptStatus, document, encode
 from tests.lab.client import ZONE
 from tests.ops.conftest import Ops
-from tests.ops.simulated import RENDEZVOUS, Simulated
+from tests.ops.simulated import BUCKET, RENDEZVOUS, Simulated, rendezvous_spec, swarm_spec
 from tests.startup import facts
 
 NOW = 1_780_000_000.0
@@ -147,6 +148,39 @@ def test_a_vm_that_was_deleted_is_one_in_a_single_look(ops: Ops, simulated: Simu
     assert found.code == 1
     assert "ALERT fleet/missing: 200 of 380 agents that the rendezvous was told of" in found.out
     assert "ALERT fleet/running: 180 of 380 agents run" in found.out
+
+
+def test_a_hold_that_nobody_is_about_to_end_is_one(ops: Ops, simulated: Simulated) -> None:
+    """However small the VM is; that of a restart which goes on is none."""
+    node = simulated.nodes["swarm-3"]
+    node.agents = node.running = 10
+    for name, agents in (("swarm-3", 10), (RENDEZVOUS, 330)):
+        given = swarm_spec(name, agents) if name != RENDEZVOUS else rendezvous_spec(agents)
+        simulated.set_metadata(name, {"pilot-spec": json.dumps(given)})
+    hold = {"schema": 1, "hold": True, "by": "someone@there", "at": "2026-06-01T10:00:00Z"}
+    simulated.client.upload(BUCKET, "orders/swarm-3.json", json.dumps(hold).encode())
+    simulated.tick()
+    assert node.running == 0
+    found = ops("watch", "--once")
+    (line,) = found.out.splitlines()
+    assert found.code == 1
+    assert "ALERT swarm-3/held: it is held by an order of someone@there (2026-06-01T10:00" in line
+    assert "`ops undrain swarm-3` ends that" in line
+    for held, code in (((), 1), (("swarm-3",), 0)):
+        plan = run.new_plan(plans.RESTART, ["swarm-3"], by="t", held=held)
+        simulated.client.upload(BUCKET, plans.OBJECT, plan.encode())
+        assert ops("watch", "--once").code == code
+    over = replace(plan, step=plans.DONE)
+    simulated.client.upload(BUCKET, plans.OBJECT, over.encode())
+    assert ops("watch", "--once").code == 1
+    simulated.client.upload(BUCKET, plans.OBJECT, b"{")
+    assert "by whom is not to be read: orders/_plan.json" in ops("watch", "--once").out
+    node.held_here = True
+    del hold["hold"]
+    simulated.client.upload(BUCKET, "orders/swarm-3.json", json.dumps(hold).encode())
+    assert ops("watch", "--once").out == "", "it has not read yet that nobody holds it"
+    simulated.tick()
+    assert "swarm-3/held: it is held on the VM itself" in ops("watch", "--once").out
 
 
 def test_the_loop(ops: Ops, simulated: Simulated, monkeypatch: pytest.MonkeyPatch) -> None:
