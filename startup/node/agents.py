@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 import math
 import os
+import secrets
 import signal
 import stat
 import time
@@ -254,8 +255,7 @@ class Keeper:
                 unfit[port] = "what it was started with is not known, and nothing else is there yet"
                 continue
             try:
-                # Left by SIGKILL, it would look like readiness.
-                self.place.socket(port).unlink(missing_ok=True)
+                self._clear(port)
                 self._home(port)
                 variants.choose(self.place, port, self.goal.variants[port])
                 # What an earlier process said is no reason for the end of this one.
@@ -265,6 +265,15 @@ class Keeper:
                 # The directory of the sockets is the agents' own: there may be anything.
                 unfit[port] = self.explain(str(error))
         return unfit
+
+    def _clear(self, port: int) -> None:
+        """Make a start see no socket: left by SIGKILL, it would look like readiness."""
+        path = self.place.socket(port)
+        try:
+            path.unlink(missing_ok=True)
+        except IsADirectoryError:
+            # Another agent's joke, and it can be deep: out of the way in one step.
+            path.rename(path.with_name(f"{path.name}.{secrets.token_hex(8)}"))
 
     def _home(self, port: int) -> None:
         # Durable without our doing: the daemon fsyncs its identity and then the home itself before
@@ -282,8 +291,10 @@ class Keeper:
             for entry in os.scandir(self.place.logs):
                 if not entry.is_file(follow_symlinks=False):
                     continue
-                # They are opened for appending: a cut one goes on at its new end.
-                if entry.stat(follow_symlinks=False).st_size > LOG_BYTES:
+                # They are opened for appending: a cut one goes on at its new end. fallocate() can
+                # take blocks beyond the end of a file that stays empty.
+                found = entry.stat(follow_symlinks=False)
+                if max(found.st_size, found.st_blocks * 512) > LOG_BYTES:
                     os.truncate(entry.path, 0)
 
     def _report(self, seen: Observed) -> None:
@@ -386,7 +397,8 @@ def _numbered(folder: Path, before: str, after: str) -> Iterator[tuple[int, int]
             name = entry.name
             if name.startswith(before) and name.endswith(after):
                 number = name[len(before) : len(name) - len(after)]
-                if number.isascii() and number.isdigit():
+                # Not 010001: anybody may make a file beside the sockets.
+                if number.isascii() and number.isdigit() and str(int(number)) == number:
                     yield int(number), entry.inode()
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
-import shutil
 import signal
 import stat
 from collections.abc import Callable, Sequence
@@ -232,19 +232,35 @@ def test_what_is_no_socket_is_no_readiness(world: World, plant: Callable[[Path],
 
 
 def test_one_port_that_cannot_be_prepared_holds_up_nobody(world: World) -> None:
-    a_directory(world.place.socket(10001))
     world.place.agents.mkdir()
     # No home can be made where a file has the name.
     a_file(world.place.agents / "10002")
-    world.until(lambda: len(world.running()) == 38)
+    world.until(lambda: len(world.running()) == 39)
     assert world.now < START_DEADLINE
-    for port, why in ((10001, "Is a directory"), (10002, "exists|Not a directory")):
-        lines = [line for line in world.said if line.startswith(f"agent {port}: ")]
-        assert re.search(why, lines[0])
-        assert lines[0].endswith("(failure 1); again in 1 s")
-    shutil.rmtree(world.place.socket(10001))
-    world.until(lambda: 10001 in world.running())
+    lines = [line for line in world.said if line.startswith("agent 10002: ")]
+    assert re.search("exists|Not a directory", lines[0])
+    assert lines[0].endswith("(failure 1); again in 1 s")
+    (world.place.agents / "10002").unlink()
+    world.until(lambda: 10002 in world.running())
     assert world.pid1.most <= 15
+
+
+def test_a_directory_in_a_sockets_place_is_moved_out_of_the_way(world: World) -> None:
+    """The directory of the sockets is the agents' own: one can do this to another."""
+    path = world.place.socket(10001)
+    a_directory(path)
+    world.until(lambda: len(world.running()) == 40)
+    assert not any("10001" in line for line in world.said)
+    beside = [each for each in path.parent.iterdir() if each.name.startswith("10001.sock.")]
+    assert [(each / "kept").is_dir() for each in beside] == [True]
+
+
+@pytest.mark.parametrize("name", ["010001.sock", "+10001.sock", "1_0001.sock"])
+def test_only_its_own_name_is_a_sockets(world: World, name: str) -> None:
+    world.until(lambda: len(world.running()) == 40)
+    (world.place.sockets / name).touch()
+    world.place.socket(10001).unlink()
+    assert agents.numbers(world.place.sockets, "", ".sock") == set(range(10002, 10041))
 
 
 def test_those_that_hang_are_stopped_and_tried_again(world: World) -> None:
@@ -518,6 +534,20 @@ def test_logs_are_cut(world: World) -> None:
     assert (world.place.logs / "10042").stat().st_size == LOG_BYTES
     (world.place.logs / "10041").write_bytes(b"x" * (LOG_BYTES + 1))
     world.until(lambda: (world.place.logs / "10041").stat().st_size == 0, limit=20)
+
+
+def test_an_empty_log_that_holds_blocks_is_cut(world: World) -> None:
+    path = world.place.logs / "10041"
+    with path.open("wb") as stream:
+        # FALLOC_FL_KEEP_SIZE, which Python does not have.
+        length = ctypes.c_long(LOG_BYTES + 65536)
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.fallocate(stream.fileno(), 1, ctypes.c_long(0), length):
+            pytest.skip(os.strerror(ctypes.get_errno()))
+    assert path.stat().st_size == 0
+    assert path.stat().st_blocks * 512 > LOG_BYTES
+    world.keeper.round()
+    assert path.stat().st_blocks == 0
 
 
 def test_in_a_container_with_its_hosts_cgroup_v1(world: World) -> None:
