@@ -20,10 +20,14 @@ UNIT: Final = "pilot-rendezvous.service"
 # Steady: up for so long, its earlier failures are forgotten.
 START = 90.0
 STEADY = 60.0
+# One on trial that has answered once is to go on: silent for so long, it has failed.
+MUTE = 20.0
 # Of nodes that its file holds, the part that a rendezvous must know once it has read it.
 KNOWN = 0.5
-_TOTAL = re.compile(rb'"total_nodes":\s*(\d+)')
-_ACTIVE = re.compile(rb'"active_nodes":\s*(\d+)')
+# No more digits than a number of nodes can have: int() refuses thousands of them.
+_TOTAL = re.compile(rb'"total_nodes":\s*(\d{1,18})(?!\d)')
+_ACTIVE = re.compile(rb'"active_nodes":\s*(\d{1,18})(?!\d)')
+_MOST = 10**18
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,12 +92,14 @@ class Health:
 class Judged:
     """What is remembered of the process from round to round. Times in seconds of the clock.
 
-    `since`: when it was last told to start; `up`: since when it has answered; `failures`: in a
-    row, with `why`; `hangs`: it is to be ended; `pid` and `restarts`: as last seen.
+    `since`: when it was last told to start, or first seen; `up`: since when it has answered;
+    `mute`: since when it does not any more; `failures`: in a row, with `why`; `hangs`: it is to be
+    ended; `pid` and `restarts`: as last seen.
     """
 
     since: float | None = None
     up: float | None = None
+    mute: float | None = None
     failures: int = 0
     why: str = ""
     hangs: bool = False
@@ -101,9 +107,18 @@ class Judged:
     restarts: int = 0
 
 
-def judge(judged: Judged, process: Process, health: Health, now: float, expected: int) -> Judged:
+def judge(
+    judged: Judged,
+    process: Process,
+    health: Health,
+    now: float,
+    expected: int,
+    *,
+    trial: bool = False,
+) -> Judged:
     """`judged`, after the process was seen as `process` and said `health`. `expected`: the nodes
-    in the file that it was started with."""
+    in the file that it was started with. `trial`: its release is not accepted yet; of any other
+    one that was up, silence is taken for work."""
     failures, why, up, hangs = judged.failures, judged.why, judged.up, False
     again = process.restarts - judged.restarts
     if again > 0 or process.active == "failed":
@@ -111,6 +126,9 @@ def judge(judged: Judged, process: Process, health: Health, now: float, expected
     elif judged.pid and process.pid and process.pid != judged.pid:
         up = None
     since = now if again > 0 else judged.since
+    if since is None and process.active == "active":
+        # Started by an earlier pilot-node: it has its time from here on.
+        since = now
     if process.active != "active":
         up = None
     elif health.answers and up is None:
@@ -118,7 +136,10 @@ def judge(judged: Judged, process: Process, health: Health, now: float, expected
     elif not health.answers and up is None and since is not None and now - since > START:
         failures, why = failures + 1, f"no answer in {START:.0f} s: {health.why}"
         since, hangs = now, True
-    if up is not None and health.total is not None and health.total < expected * KNOWN:
+    mute = _mute_since(judged, up, health, now)
+    if trial and mute is not None and now - mute >= MUTE:
+        failures, why = max(failures, 2), f"no answer for {MUTE:.0f} s: {health.why}"
+    elif up is not None and health.total is not None and health.total < expected * KNOWN:
         # At once: its next snapshot replaces the file.
         failures = max(failures, 2)
         why = f"it knows {health.total} of the {expected} nodes that its file holds"
@@ -127,12 +148,19 @@ def judge(judged: Judged, process: Process, health: Health, now: float, expected
     return Judged(
         since=since,
         up=up,
+        mute=mute,
         failures=failures,
         why=why,
         hangs=hangs,
         pid=process.pid,
         restarts=process.restarts,
     )
+
+
+def _mute_since(judged: Judged, up: float | None, health: Health, now: float) -> float | None:
+    if up is None or health.answers:
+        return None
+    return now if judged.mute is None else judged.mute
 
 
 def ask(spec: RendezvousSpec, before: Health, *, numbers: bool) -> Health:
@@ -190,6 +218,7 @@ def _stats(base: str) -> tuple[int | None, int | None]:
 def _number(body: bytes, name: str) -> int | None:
     try:
         value = json.loads(body)[name]
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         return None
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    known = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MOST
+    return value if known else None

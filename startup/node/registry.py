@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Final
@@ -31,11 +31,10 @@ NAME: Final = "registry.json"
 LOG: Final = f"{NAME}.wal"
 
 # Copies that are kept: of the last half hour each (one in five minutes), then one an hour and one
-# a day. Nothing is kept for longer than two weeks, but the last one that there is.
+# a day. By number and not by age: a clock that jumps ahead would take them all.
 NEWEST: Final = 6
 HOURLY: Final = 8
 DAILY: Final = 7
-KEEP_SECONDS: Final = 14 * 86400
 # Copies that know more than half as many keys as the one that knows most: of these so many stay,
 # whatever comes after them. Keys are only ever added, so a registry with fewer has lost some: it
 # started empty, and its copies must not push out those from before.
@@ -239,8 +238,8 @@ def best(found: Sequence[Copy]) -> list[Copy]:
     return [*reversed(whole), *(copy for copy in reversed(found) if copy not in whole)]
 
 
-def surplus(found: Sequence[Copy], now: float, room: int) -> list[Copy]:
-    """The copies (oldest first) that are to go: too many, too old, or over `room` bytes."""
+def surplus(found: Sequence[Copy], room: int) -> list[Copy]:
+    """The copies (oldest first) that are to go: too many, or over `room` bytes."""
     keep: set[str] = {copy.name for copy in found[-NEWEST:]}
     for length, count in ((3600, HOURLY), (86400, DAILY)):
         slots: dict[int, str] = {}
@@ -249,9 +248,7 @@ def surplus(found: Sequence[Copy], now: float, room: int) -> list[Copy]:
             slots[int(copy.time // length)] = copy.name
         keep |= {slots[slot] for slot in sorted(slots)[-count:]}
     preferred = [copy.name for copy in best(found)[:PINNED]]
-    keep = {c.name for c in found if c.name in keep and now - c.time <= KEEP_SECONDS}
-    # Age alone takes the last good copy from nobody.
-    keep |= {*preferred, *(copy.name for copy in found[-1:])}
+    keep |= set(preferred)
     # Of those that stay, the oldest go first where there is no room, and the last good one never.
     used = sum(copy.size for copy in found if copy.name in keep)
     for copy in found:
@@ -278,6 +275,8 @@ def take_copy(place: Place, now: float) -> Copy | None:
         seen = os.fstat(source.fileno())
         if known and _same(folder / known[-1].name, seen):
             return None
+        if any(copy.time > now for copy in known):
+            known = _dated_back(folder, known, now)
         # Later than the last one, whatever the clock does.
         at = max(now, known[-1].time + 1 if known else 0)
         handle, temporary = tempfile.mkstemp(prefix=".new-", dir=folder)
@@ -297,7 +296,7 @@ def take_copy(place: Place, now: float) -> Copy | None:
     sync_directory(folder)
     found = copies(place)
     disk = os.statvfs(folder)
-    for copy in surplus(found, now, int(disk.f_blocks * disk.f_frsize * DISK_PART)):
+    for copy in surplus(found, int(disk.f_blocks * disk.f_frsize * DISK_PART)):
         (folder / copy.name).unlink(missing_ok=True)
     return next((copy for copy in found if copy.name == name), None)
 
@@ -467,8 +466,23 @@ def _folder(place: Place) -> Path:
     if not folder.exists():
         folder.mkdir(mode=0o700)
         sync_directory(place.registry)
-    folder.chmod(0o700)
+    # A disk that has become read-only is no reason not to start from what is on it.
+    if stat.S_IMODE(folder.stat().st_mode) != 0o700:
+        folder.chmod(0o700)
     return folder
+
+
+def _dated_back(folder: Path, known: Sequence[Copy], now: float) -> list[Copy]:
+    """`known` (oldest first), those of a time that is still to come dated just before `now`, in
+    their order: the clock was set back, and beside them whatever comes would be of one hour."""
+    ahead = [copy for copy in known if copy.time > now]
+    dated = [copy for copy in known if copy.time <= now]
+    first = max(now - len(ahead), dated[-1].time + 1 if dated else 0)
+    for number, copy in enumerate(ahead):
+        name = f"{_stamp(first + number)}-{copy.keys}.json"
+        (folder / copy.name).replace(folder / name)
+        dated.append(replace(copy, name=name, time=_seconds(name.partition("-")[0])))
+    return dated
 
 
 def _same(copy: Path, seen: os.stat_result) -> bool:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeGuard
 
 from . import files, kernel, limits, registry, release, secrets, units, walls, web
 from . import roll as rolls
@@ -83,6 +83,16 @@ class Run:
     restart: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A release that is not accepted yet, from before its first start until it is, or the store is
+    mended after it: remembered, for a reboot must not hide what it did to the store. `keys`: those
+    of the best copy then. One that cannot be read is a trial of a release that nobody knows."""
+
+    release: str = ""
+    keys: int = 0
+
+
 @dataclass(kw_only=True)
 class Rendezvous(Loop):
     """The loop of the rendezvous VM. `round` is one turn."""
@@ -100,6 +110,8 @@ class Rendezvous(Loop):
     _banner: tuple[str, str] | None = None
     _event: str = ""
     _expected: int = 0
+    # What became of the roll is not on disk yet.
+    _unwritten: bool = False
     # A number of descriptors that the host does not allow.
     _refused: int = 0
 
@@ -122,17 +134,32 @@ class Rendezvous(Loop):
             self.fault(str(error))
         if not self.follower.is_mounted():
             raise NotReadyError(f"{self.place.state} is not mounted: the rendezvous has no store")
+        try:
+            self._act(now)
+        finally:
+            if self.process.active == "active" and self.is_due("copy", COPY):
+                self._attempt(self.copy)
+
+    def _act(self, now: float) -> None:
         self.follower.ensure_state()
         if self.roll is None:
+            if self._trial():
+                # An earlier pilot-node may have started what runs.
+                self._expected = self._nodes_to_read(self.wall_clock())
             self.roll = rolls.recall(self.place, self.say)
         self._take_tokens()
         self._look(now)
         state = self._advance(self.roll, now)
         self._keep(state, now)
         self._serve_maintenance()
-        self._show_banner(self._wanted_banner())
-        if self.process.active == "active" and self.is_due("copy", COPY):
-            self.copy()
+        self._attempt(partial(self._show_banner, self._wanted_banner()))
+
+    def _attempt(self, step: Callable[[], None]) -> None:
+        """What is no reason to keep a process, or none: where the disk refuses it, it is said."""
+        try:
+            step()
+        except OSError as error:
+            self.fault(str(error))
 
     # What is seen
 
@@ -144,7 +171,8 @@ class Rendezvous(Loop):
             fresh = self.judged.up is None or self.is_due("numbers", NUMBERS)
             self.health = ask(self.spec, self.health, numbers=fresh)
         before = self.judged
-        self.judged = judge(before, self.process, self.health, now, self._expected)
+        trial = self._is_on_trial(self._running())
+        self.judged = judge(before, self.process, self.health, now, self._expected, trial=trial)
         if self.judged.failures > before.failures:
             self.fault(f"the rendezvous {self.judged.why}")
         if self.judged.hangs:
@@ -167,7 +195,12 @@ class Rendezvous(Loop):
         spec, standing = self.spec, self.follower.standing
         port = spec.registry_port
         running = self._running()
-        ready = self.judged.up is not None
+        trial = self._is_on_trial(running)
+        # Nothing is accepted while it is silent.
+        ready = self.judged.up is not None and (self.health.answers or not trial)
+        # What the old binary did is not the new one's fault, and what the new one did at the first
+        # look is: a watch that begins takes the failures that it finds for the old one's.
+        failures = self.judged.failures if trial and state.watch else 0
         new, said = rolls.advance(
             state,
             rolls.Seen(
@@ -183,18 +216,35 @@ class Rendezvous(Loop):
                 on={port: running.release} if running else {},
                 ready=frozenset({port} if ready else ()),
                 up_since={port: self.judged.up} if self.judged.up is not None else {},
-                failures={port: self.judged.failures} if self.judged.failures else {},
+                failures={port: failures} if failures else {},
                 why={port: self.judged.why} if self.judged.why else {},
                 calm=ready,
                 kernel=self.kernel_log.lines() if self.kernel_log else (),
                 epoch=standing.restart,
             ),
         )
-        self.rolled(new)
+        self._remember(new)
+        if new.accepted != state.accepted:
+            self._attempt(self._end_trial)
         for line in said:
             self.say(line)
         self.want(spec, new)
         return new
+
+    def _remember(self, new: rolls.RollState) -> None:
+        """As `rolled`; but what tries nothing, the way back first of all, is in force where the
+        disk does not take it as well, and is written as soon as it does. Raises OSError."""
+        try:
+            if self._unwritten:
+                rolls.remember(self.place, new)
+            self.rolled(new)
+        except OSError as error:
+            if new.state in (rolls.ROLLING, rolls.WATCHING):
+                raise
+            self.fault(str(error))
+            self.roll, self._unwritten = new, True
+        else:
+            self._unwritten = False
 
     # The process
 
@@ -214,7 +264,7 @@ class Rendezvous(Loop):
         elif running != wanted and not self.process.job:
             # What a rejected one saves is not worth a copy: it may have read nothing.
             rejected = running is not None and self._is_rejected(running)
-            self._stop(_difference(running, wanted), save=not rejected)
+            self._stop(_difference(running, wanted), save=not rejected, then=wanted)
         else:
             self._raise_descriptors()
 
@@ -254,30 +304,41 @@ class Rendezvous(Loop):
         except (FileNotFoundError, ValueError, TypeError):
             return None
 
-    def _stop(self, why: str, *, save: bool) -> None:
+    def _stop(self, why: str, *, save: bool, then: Run | None = None) -> None:
         self.say(f"the rendezvous is stopped: {why}")
-        self._show_banner(self.follower.standing.orders.banner or RESTARTING)
+        banner = self.follower.standing.orders.banner or RESTARTING
+        self._attempt(partial(self._show_banner, banner))
         if save:
             self.save()
+        if self._is_on_trial(then) and self._trial() is None:
+            # Where it cannot be kept what is running stays.
+            self._begin_trial(then)
         self.unit.stop()
 
     def _start(self, wanted: Run, before: Run | None) -> None:
         orders = self.follower.standing.orders
         now = self.wall_clock()
-        if before and self._is_rejected(before) and before.release != wanted.release:
+        trial = self._trial()
+        if trial and trial.release != wanted.release:
             self._mend(now)
         elif before and before.release != wanted.release:
             # The store as the old binary left it: whatever the new one makes of it.
-            self.copy()
+            self._attempt(self.copy)
+        if self._is_on_trial(wanted):
+            if trial is None or trial.release != wanted.release:
+                self._begin_trial(wanted)
+        elif trial:
+            self._attempt(self._end_trial)
         if orders.clean and orders.restart and self._cleaned() != orders.restart:
             registry.clean(self.place, now, self.say)
             files.write(self._clean_record, orders.restart + "\n", 0o600)
+            if self._is_on_trial(wanted):
+                self._begin_trial(wanted)
         secrets.write(self.place.rendezvous_config, self._config)
         files.write(self.place.rendezvous_environment, self._environment(), 0o600)
         release.use(Binary.of(self.spec.binary.name, wanted.release), self.place.opt)
-        # What a new process shows from its start on.
-        self._write_banner(orders.banner)
-        self._banner = (orders.banner, self._config.get(secrets.FLAGS["admin"], ""))
+        self._banner = None
+        self._attempt(partial(self._set_banner, orders.banner))
         self._expected = self._nodes_to_read(now)
         same = before is not None and before == wanted
         files.write(self._record, json.dumps(asdict(wanted), sort_keys=True) + "\n", 0o600)
@@ -295,12 +356,45 @@ class Rendezvous(Loop):
         rejected = self.roll.rejected if self.roll else ()
         return run.release in {each.sha256 for each in rejected}
 
+    def _is_on_trial(self, run: Run | None) -> TypeGuard[Run]:
+        """Whether `run` is of the release that is rolled out, and not accepted yet."""
+        roll = self.roll
+        if run is None or roll is None or roll.target is None:
+            return False
+        return roll.state in (rolls.ROLLING, rolls.WATCHING) and run.release == roll.target.sha256
+
+    @property
+    def _trial_record(self) -> Path:
+        return self.place.node_state / "trial.json"
+
+    def _trial(self) -> Trial | None:
+        try:
+            return Trial(**json.loads(self._trial_record.read_bytes()))
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError):
+            return Trial()
+
+    def _begin_trial(self, run: Run) -> None:
+        """Before the first start: with a power-off after it, this is on disk. Raises OSError."""
+        known = registry.best(registry.copies(self.place))
+        trial = Trial(release=run.release, keys=known[0].keys if known else 0)
+        files.write(self._trial_record, json.dumps(asdict(trial), sort_keys=True) + "\n", 0o600)
+        registry.sync_directory(self.place.node_state)
+
+    def _end_trial(self) -> None:
+        self._trial_record.unlink(missing_ok=True)
+
     def _nodes_to_read(self, now: float) -> int:
         """The nodes that a process which reads the registry's file knows afterwards: not those
-        that have been silent for too long, so an old file promises none."""
+        that have been silent for too long, so an old file promises none. One that lost its keys in
+        a trial promises them all: it was started with them."""
         path = self.place.registry / registry.NAME
+        trial = self._trial()
         try:
             found = registry.examine(path)
+            if found and trial and found.keys < trial.keys * registry.SHRUNK:
+                return trial.keys
             if found is not None and now - path.stat().st_mtime < FRESH:
                 return found.nodes
         except registry.BadRegistryError:
@@ -320,20 +414,23 @@ class Rendezvous(Loop):
             return ""
 
     def _mend(self, now: float) -> None:
-        """Back from a release that was rejected: the store as it was before, where that one lost
-        part of it or writes it in another format."""
-        copies = registry.best(registry.copies(self.place))
-        if not copies:
-            return
+        """Back from a release on trial: the store as it was before, where that one lost part of it
+        or writes it in another format."""
         try:
             found = registry.examine(self.place.registry / registry.NAME)
         except registry.BadRegistryError:
             found = None
-        known = registry.examine(self.place.registry / "copies" / copies[0].name)
-        if known is not None and (
-            found is None or found.keys < known.keys or found.version != known.version
-        ):
-            registry.put_back(self.place, copies[0], now, self.say)
+        for copy in registry.best(registry.copies(self.place)):
+            try:
+                known = registry.examine(self.place.registry / "copies" / copy.name)
+            except registry.BadRegistryError as error:
+                self.fault(f"copy {copy.name}: {error}: it is not used")
+                continue
+            if known is not None and (
+                found is None or found.keys < known.keys or found.version != known.version
+            ):
+                registry.put_back(self.place, copy, now, self.say)
+            return
 
     def _raise_descriptors(self) -> None:
         """LimitNOFILE follows the number of agents; a process that runs is given it as well."""
@@ -370,7 +467,7 @@ class Rendezvous(Loop):
                     self.say(f"forced snapshot: {answered}")
             except (TemporaryError, FinalError) as error:
                 self.say(f"forced snapshot: {error}")
-        self.copy()
+        self._attempt(self.copy)
 
     def copy(self) -> None:
         """A copy of the registry's file where it is good. Raises OSError."""
@@ -443,8 +540,12 @@ class Rendezvous(Loop):
                         return
             except (TemporaryError, FinalError):
                 return
+        self._set_banner(text)
+
+    def _set_banner(self, text: str) -> None:
+        """What a new process shows from its start on. Raises OSError."""
         self._write_banner(text)
-        self._banner = (text, token)
+        self._banner = (text, self._config.get(secrets.FLAGS["admin"], ""))
 
     def _write_banner(self, text: str) -> None:
         """`banner.txt`, owned by the rendezvous, which replaces it. Raises OSError."""
@@ -483,6 +584,8 @@ class Rendezvous(Loop):
         spec, state = self.spec, self.roll or rolls.RollState()
         accepted = self.accepted(spec)
         memory = walls.meminfo(self.place)
+        # Before `last_error` is read: what fails here is one.
+        store = self._registry_status()
         return RendezvousFacts(
             **self.follower.facts(self.wall_clock()),
             started=started,
@@ -492,13 +595,19 @@ class Rendezvous(Loop):
             last_error=self.last_error,
             published=published,
             phase=self.phase(),
-            registry=self._registry_status(),
+            registry=store,
             memory_total=memory.get("MemTotal"),
             memory_available=memory.get("MemAvailable"),
         )
 
     def _registry_status(self) -> RegistryStatus:
-        copies = registry.copies(self.place)
+        copies: list[registry.Copy] = []
+        aside: list[str] = []
+        try:
+            copies = registry.copies(self.place)
+            aside = registry.set_aside_names(self.place)
+        except OSError as error:
+            self.fault(str(error))
         try:
             store = (self.place.registry / registry.NAME).lstat()
         except OSError:
@@ -511,7 +620,7 @@ class Rendezvous(Loop):
             store_time=store.st_mtime if store else None,
             copies=len(copies),
             newest_copy=copies[-1].time if copies else None,
-            set_aside=registry.set_aside_names(self.place),
+            set_aside=aside,
             restored=_restored(self.place),
         )
 

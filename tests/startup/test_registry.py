@@ -229,8 +229,8 @@ def at(minutes: float, *, keys: int = 100, size: int = 1000) -> Copy:
     return Copy(name=f"{minutes:012.2f}", time=NOW + minutes * 60, size=size, keys=keys)
 
 
-def left(found: list[Copy], now: float, room: int = 1 << 40) -> list[Copy]:
-    gone = registry.surplus(found, now, room)
+def left(found: list[Copy], room: int = 1 << 40) -> list[Copy]:
+    gone = registry.surplus(found, room)
     return [copy for copy in found if copy not in gone]
 
 
@@ -238,7 +238,7 @@ def test_copies_are_thinned_with_age() -> None:
     held: list[Copy] = []
     for number in range(20 * 24 * 12):
         held.append(at(number * 5))
-        held = left(held, held[-1].time)
+        held = left(held)
     end = held[-1].time
     ages = [end - copy.time for copy in held]
     assert len(held) <= registry.NEWEST + registry.HOURLY + registry.DAILY
@@ -251,26 +251,64 @@ def test_a_registry_that_starts_empty_pushes_no_good_copy_out() -> None:
     held = [at(5 * number, keys=9500) for number in range(6)]
     for number in range(6, 300):
         held.append(at(5 * number, keys=40))
-        held = left(held, held[-1].time)
+        held = left(held)
     full = [copy for copy in held if copy.keys == 9500]
     assert len(full) == registry.PINNED
     assert registry.best(held)[0] == full[-1]
     # It has grown back: they are copies as any other.
     for number in range(300, 1000):
         held.append(at(5 * number, keys=9000))
-        held = left(held, held[-1].time)
+        held = left(held)
     assert registry.best(held)[0].keys == 9000
 
 
 def test_room_is_bounded_and_the_last_good_one_stays() -> None:
     held = [at(number, size=100, keys=9) for number in range(6)] + [at(7, keys=1, size=100)]
-    assert [c.time for c in left(held, NOW, room=300)] == [c.time for c in held[-3:]]
-    assert [copy.keys for copy in left(held, NOW, room=10)] == [9, 1]
+    assert [c.time for c in left(held, room=300)] == [c.time for c in held[-3:]]
+    assert [copy.keys for copy in left(held, room=10)] == [9, 1]
 
 
-def test_age_takes_the_last_copy_from_nobody() -> None:
-    held = [at(0), at(5)]
-    assert left(held, NOW + 100 * 86400) == held
+def test_a_clock_that_jumps_takes_no_copies(place: Place) -> None:
+    """A year ahead, and back: what was there stays, and what comes is one an hour again."""
+    taken = 0
+
+    def take(now: float) -> None:
+        nonlocal taken
+        taken += 1
+        put(place, snapshot(3, requests=taken), at=now)
+        assert registry.take_copy(place, now) is not None
+
+    for hours in range(15):
+        take(NOW + hours * 3600)
+    before = registry.copies(place)
+    end = before[-1].time
+    take(end + 365 * 86400)
+    assert registry.copies(place)[:-1] == before[-len(registry.copies(place)) + 1 :]
+    assert len(registry.copies(place)) > registry.NEWEST + 1
+    for hours in range(1, 15):
+        take(end + hours * 3600)
+        assert len(registry.copies(place)) >= registry.HOURLY
+    times = [copy.time for copy in registry.copies(place)]
+    assert times[-registry.HOURLY :] == [end + hours * 3600 for hours in range(7, 15)]
+    # In the order in which they were taken.
+    held = [
+        read_snapshot(path.read_bytes(), started=NOW).total_requests
+        for path in sorted((place.registry / "copies").iterdir())
+    ]
+    assert held == sorted(held)
+
+
+def test_copies_that_cannot_be_changed_are_read_all_the_same(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(place, snapshot(3))
+    registry.take_copy(place, NOW)
+
+    def refuse(path: Path, mode: int) -> None:
+        raise OSError(30, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "chmod", refuse)
+    assert registry.prepare(place, NOW, print).keys == 3
 
 
 def test_clean_begins_anew_and_keeps_what_was(place: Place) -> None:

@@ -12,6 +12,7 @@ import shlex
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,7 @@ from typing import Any, cast
 import pytest
 
 from standin.build import archive
+from standin.state import State, sealed
 from startup.node import registry, secrets, units
 from startup.node import roll as rolls
 from startup.node.follow import Follower, Known
@@ -69,6 +71,25 @@ def test_one_that_never_answers_hangs() -> None:
     # One that was up and is busy is not touched.
     busy = judge(Judged(since=0, up=1.0), ACTIVE, mute, 500.0, 0)
     assert (busy.failures, busy.up) == (0, 1.0)
+
+
+def test_on_trial_it_goes_on_answering() -> None:
+    mute = Health(why="refused")
+    seen = judge(Judged(since=0, up=1.0), ACTIVE, mute, 10.0, 0, trial=True)
+    assert (seen.failures, seen.mute) == (0, 10.0)
+    # A word in between, and its time begins anew.
+    seen = judge(seen, ACTIVE, WELL, 29.0, 0, trial=True)
+    seen = judge(seen, ACTIVE, mute, 31.0, 0, trial=True)
+    assert (seen.failures, seen.mute) == (0, 31.0)
+    seen = judge(seen, ACTIVE, mute, 51.0, 0, trial=True)
+    assert (seen.failures, seen.why) == (2, "no answer for 20 s: refused")
+
+
+def test_one_that_an_earlier_pilot_node_started_has_to_answer_too() -> None:
+    mute = Health(why="refused")
+    seen = judge(Judged(), ACTIVE, mute, 500.0, 0)
+    assert (seen.since, seen.failures) == (500.0, 0)
+    assert judge(seen, ACTIVE, mute, 591.0, 0).hangs
 
 
 def test_one_that_lost_its_nodes_has_failed_at_once() -> None:
@@ -312,6 +333,9 @@ class Fleet:
     def health(self) -> Health:
         return ask(self.spec, Health(), numbers=True)
 
+    def health_answers(self) -> bool:
+        return self.health().answers
+
     def status(self) -> Mapping[str, Any]:
         return document(self.it.facts(Published(), started=1.0))
 
@@ -514,6 +538,261 @@ def test_a_bad_binary_goes_back_and_stays_rejected(fleet: Fleet, how: str) -> No
         fleet.round()
     assert fleet.unit.starts == starts + 1
     assert fleet.status()["roll"]["state"] == "halted"
+
+
+def emptied(fleet: Fleet) -> None:
+    """A power-off after the store was emptied: a whole file without a node."""
+    fleet.unit.end()
+    store = fleet.place.registry / registry.NAME
+    store.write_bytes(sealed(State(started=time.time()).snapshot()))
+    (fleet.place.run / "rendezvous-run.json").unlink()
+    fleet.it = fleet.service()
+
+
+def rejected(fleet: Fleet) -> bool:
+    return fleet.it.roll is not None and bool(fleet.it.roll.rejected)
+
+
+def back(fleet: Fleet) -> bool:
+    running = fleet.it._running()
+    return (
+        rejected(fleet)
+        and running is not None
+        and running.release == fleet.good
+        and fleet.serving()
+    )
+
+
+def emptying(fleet: Fleet) -> bytes:
+    good = fleet.place.opt / "releases" / fleet.good / "pilot-rendezvous"
+    store = fleet.place.registry / registry.NAME
+    return f'#!/bin/sh\nrm -f {store}\nexec {good} "$@"\n'.encode()
+
+
+@pytest.mark.parametrize("when", ["before it is rejected", "once it is rejected"])
+def test_a_power_off_hides_no_emptied_store(fleet: Fleet, when: str) -> None:
+    fleet.until(fleet.serving, "serving")
+    fleet.register(8)
+    fleet.declare_binary(emptying(fleet), "2.0")
+    if when == "once it is rejected":
+        fleet.until(lambda: rejected(fleet), "rejected")
+    else:
+        fleet.until(lambda: fleet.unit.starts == 2, "on trial")
+    emptied(fleet)
+    fleet.until(lambda: back(fleet), "back on the old binary")
+    assert fleet.health().total == 8
+    assert not (fleet.place.node_state / "trial.json").exists()
+
+
+def test_a_restart_of_pilot_node_hides_no_emptied_store(fleet: Fleet) -> None:
+    fleet.until(fleet.serving, "serving")
+    fleet.register(8)
+    fleet.declare_binary(emptying(fleet), "2.0")
+    fleet.until(lambda: fleet.unit.starts == 2, "on trial")
+    fleet.until(fleet.health_answers, "an answer")
+    store = fleet.place.registry / registry.NAME
+    store.write_bytes(sealed(State(started=time.time()).snapshot()))
+    fleet.it = fleet.service()
+    fleet.until(lambda: back(fleet), "back on the old binary")
+    assert fleet.health().total == 8
+
+
+def test_a_copy_that_came_to_harm_is_passed_over_on_the_way_back(fleet: Fleet) -> None:
+    fleet.until(fleet.serving, "serving")
+    for count, first in ((8, 0), (1, 8)):
+        fleet.register(count, first)
+        fleet.it.save()
+    newest = fleet.place.registry / "copies" / registry.copies(fleet.place)[-1].name
+    newest.write_bytes(b"{")
+    (fleet.place.node_state / "trial.json").write_text('{"release": "another", "keys": 9}')
+    emptied(fleet)
+    fleet.until(fleet.serving, "serving")
+    assert fleet.health().total == 8
+
+
+def test_a_trial_that_was_accepted_is_over(fleet: Fleet) -> None:
+    fleet.until(fleet.serving, "serving")
+    fleet.register(5)
+    new = fleet.declare_binary(archive() + b"\n", "2.0")
+    record = fleet.place.node_state / "trial.json"
+    fleet.until(record.exists, "what is tried, on disk")
+    assert fleet.unit.starts == 1
+    fleet.until(lambda: fleet.unit.starts == 2, "on trial")
+    assert json.loads(record.read_bytes()) == {"keys": 5, "release": new}
+    fleet.until(lambda: not record.exists(), "the end of the trial")
+    assert fleet.it.roll is not None
+    assert fleet.it.roll.accepted == rolls.Release(version="2.0", sha256=new)
+
+
+@pytest.mark.parametrize("failures", [0, 1], ids=["well", "failed before"])
+def test_one_that_falls_silent_is_not_accepted(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    fleet.until(fleet.serving, "serving")
+    # What the old one did is not the new one's merit either.
+    fleet.it.judged = replace(fleet.it.judged, up=fleet.now, failures=failures, why="exits")
+    fleet.declare_binary(archive() + b"\n", "2.0")
+    fleet.until(lambda: fleet.unit.starts == 2 and fleet.serving(), "on trial, and answering")
+
+    def ask_(spec: RendezvousSpec, before: Health, *, numbers: bool) -> Health:
+        if fleet.unit.starts == 2:
+            return Health(why="timed out")
+        return ask(spec, before, numbers=numbers)
+
+    monkeypatch.setattr("startup.node.rendezvous.ask", ask_)
+    fleet.until(lambda: back(fleet), "back on the old binary")
+    assert fleet.it.roll is not None
+    assert "no answer for 20 s: timed out" in fleet.it.roll.reason
+
+
+# A disk that refuses
+
+
+@pytest.fixture
+def refusing(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From when it is called on, nothing is written to the state disk."""
+
+    def refuse() -> None:
+        real_make, real_unlink = tempfile.mkstemp, Path.unlink
+
+        def make(*args: Any, **named: Any) -> Any:
+            if Path(named["dir"]).is_relative_to(fleet.place.state):
+                raise OSError(28, "No space left on device", str(named["dir"]))
+            return real_make(*args, **named)
+
+        def unlink(path: Path, *, missing_ok: bool = False) -> None:
+            if path.is_relative_to(fleet.place.state):
+                raise OSError(30, "Read-only file system", str(path))
+            real_unlink(path, missing_ok=missing_ok)
+
+        monkeypatch.setattr(tempfile, "mkstemp", make)
+        monkeypatch.setattr(Path, "unlink", unlink)
+
+    return refuse
+
+
+def test_orders_are_obeyed_on_a_disk_that_refuses(
+    fleet: Fleet, refusing: Callable[[], None]
+) -> None:
+    fleet.until(fleet.serving, "serving")
+    fleet.register(5)
+    refusing()
+    fleet.follower.order(restart="r1")
+    fleet.until(lambda: fleet.unit.starts == 2 and fleet.serving(), "a second start")
+    assert fleet.health().total == 5
+    fleet.follower.order(restart="r1", hold=True)
+    fleet.until(lambda: fleet.it.phase() == "held", "held")
+    assert "No space left on device" in "\n".join(fleet.said)
+
+
+def test_the_way_back_needs_no_disk(
+    fleet: Fleet, refusing: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet.until(fleet.serving, "serving")
+    fleet.register(5)
+    bad = fleet.declare_binary(BAD["exits"], "2.0")
+    fleet.until(lambda: fleet.unit.starts == 2, "on trial")
+    refusing()
+    fleet.until(lambda: back(fleet), "back on the old binary")
+    assert fleet.health().total == 5
+    monkeypatch.undo()
+    fleet.round()
+    assert bad in {each.sha256 for each in rolls.recall(fleet.place, print).rejected}
+
+
+def test_a_trial_that_cannot_be_kept_on_disk_does_not_begin(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet.until(fleet.serving, "serving")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", "trial.json")
+
+    monkeypatch.setattr(Rendezvous, "_begin_trial", full)
+    fleet.declare_binary(archive() + b"\n", "2.0")
+    for _ in range(10):
+        fleet.round()
+    assert fleet.unit.starts == 1
+    assert fleet.unit.wanted
+    assert "trial.json" in str(fleet.status()["last_error"])
+
+
+def test_a_directory_for_a_banner_stops_nothing(fleet: Fleet) -> None:
+    fleet.until(fleet.serving, "serving")
+    fleet.register(5)
+    (fleet.place.registry / "banner.txt").mkdir()
+    fleet.follower.order(restart="r1")
+    fleet.until(lambda: fleet.unit.starts == 2 and fleet.serving(), "a second start")
+    assert registry.copies(fleet.place)[-1].keys == 5
+    assert "banner.txt" in str(fleet.status()["last_error"])
+
+
+def test_copies_are_taken_whatever_else_fails(fleet: Fleet) -> None:
+    fleet.until(fleet.serving, "serving")
+    fleet.register(5)
+    fleet.it.save()
+    for path in (fleet.place.registry / "copies").iterdir():
+        path.unlink()
+    # Such as a state disk where what was accepted cannot be written.
+    (fleet.place.node_state / "roll.json").unlink()
+    (fleet.place.node_state / "roll.json").mkdir()
+    fleet.it.roll = None
+    fleet.now += 300
+    fleet.round()
+    assert fleet.it.last_error is not None
+    assert "roll.json" in fleet.it.last_error.text
+    assert registry.copies(fleet.place)[-1].keys == 5
+
+
+def test_a_registry_that_cannot_be_read_is_named(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet.until(fleet.serving, "serving")
+
+    def broken(place: Place) -> list[registry.Copy]:
+        raise OSError(5, "Input/output error", str(place.registry))
+
+    monkeypatch.setattr(registry, "copies", broken)
+    assert "Input/output error" in fleet.status()["last_error"]["text"]
+
+
+# What it says
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/api/stats", b'{"total_nodes": ' + b"9" * 5000 + b', "active_nodes": 4 }'),
+        ("/healthz", b'{"nodes_online": ' + b"9" * 4000 + b"}"),
+        ("/healthz", b"[" * 60_000),
+    ],
+    ids=["total", "online", "nested"],
+)
+def test_a_number_that_is_none_is_not_known(path: str, body: bytes) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            found = self.path == path
+            self.send_response(200 if found else 404)
+            self.end_headers()
+            self.wfile.write(body if found else b"")
+
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        spec = parse(specs.text(specs.rendezvous()))
+        assert isinstance(spec, RendezvousSpec)
+        port = server.server_port
+        found = ask(replace(spec, registry_port=port, dashboard_port=port), Health(), numbers=True)
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+    assert found.answers
+    assert (found.online, found.total) == (4 if path == "/api/stats" else None, None)
 
 
 # Tokens
