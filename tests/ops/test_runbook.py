@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,53 @@ def test_every_command_is_run_in_its_order(
             for line in printed:
                 assert words(line) in lines[at:], f"{command} prints {line!r}? It printed:\n{said}"
                 at = lines.index(words(line), at) + 1
+
+
+def line_with(text: str) -> str:
+    """The runbook's line with `text`, as it runs here: the checkout and its Python are others."""
+    (line,) = (line for line in RUNBOOK.splitlines() if text in line)
+    line = re.sub(r"(\$PWD/)?\.venv/bin/python", lambda _: sys.executable, line)
+    return line.replace("/srv/fleet", str(ROOT)).replace("vulture-vision-cloud", "p1")
+
+
+def test_the_line_for_cron_mails_what_it_found(tmp_path: Path) -> None:
+    """cron runs in a home with hardly a variable; what it mails is what `mail` reads."""
+    line = line_with("*/5 * * * *").removeprefix("*/5 * * * * ")
+    mails = tmp_path / "mails"
+    mail = tmp_path / "mail"
+    mail.write_text(f"#!/bin/sh\ncat >>{mails}\n")
+    mail.chmod(0o755)
+
+    def cron(line: str, endpoint: str) -> str:
+        environment = {"HOME": str(tmp_path), "PATH": f"{tmp_path}:/usr/bin:/bin"}
+        environment["PILOT_ENDPOINT"] = endpoint
+        mails.unlink(missing_ok=True)
+        command = ["/bin/sh", "-c", line]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.stdout + done.stderr == "", "cron would mail that by itself"
+        return mails.read_text() if mails.exists() else ""
+
+    with serve(tmp_path / "state") as serving:
+        simulated = Simulated(serving, {"swarm-1": 30})
+        simulated.tick()
+        assert cron(line, serving.url) == ""
+        simulated.nodes["swarm-1"].changes["ghosts"] = ("startup-script",)
+        simulated.tick()
+        assert "ALERT swarm-1/ghost" in cron(line, serving.url)
+        assert cron(line, "http://192.0.2.1").startswith("ops: 'http://192.0.2.1' is no endpoint")
+        assert "/nowhere" in cron(line.replace(str(ROOT), "/nowhere"), serving.url)
+
+
+def test_the_alias_works_from_anywhere(tmp_path: Path) -> None:
+    script = f"shopt -s expand_aliases\ncd {ROOT}\n{line_with('alias ops=')}\ncd /\nops --help\n"
+    environment = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(
+        ["/bin/bash", "-c", script], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done
+    assert "audit" in done.stdout
 
 
 def test_every_command_is_in_the_runbook() -> None:
