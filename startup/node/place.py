@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,11 +109,9 @@ class Place:
 
     def is_mounted(self, path: Path) -> bool:
         """Whether something is mounted on `path`, by what the kernel says."""
-        for line in self.at("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
-            # The fifth field is the mount point.
-            if line.split(" ", 5)[4] == str(path):
-                return True
-        return False
+        # The fifth field of a line is the mount point: bytes, and anyone's need not be UTF-8.
+        lines = self.at("/proc/self/mountinfo").read_bytes().split(b"\n")
+        return any(line.split(b" ", 5)[4:5] == [os.fsencode(path)] for line in lines)
 
     def socket(self, port: int) -> Path:
         return self.sockets / f"{port}.sock"

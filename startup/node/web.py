@@ -9,7 +9,6 @@ from __future__ import annotations
 import http.client
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ class Answer:
     headers: Mapping[str, str]
     """By name in lower case."""
     _response: http.client.HTTPResponse
+    _socket: socket.socket
     _url: str
 
     def chunks(self, seconds: float) -> Iterator[bytes]:
@@ -40,20 +40,26 @@ class Answer:
 
         Raises TemporaryError when it stops early or takes longer.
         """
-        deadline = time.monotonic() + seconds
+        late = f"{self._url}: not all there after {seconds:.0f} s"
         # Counted here: read1() of Python 3.11 neither stops at the end of the body nor tells a
-        # closed connection from it. It is still the one that returns what has arrived, so that a
-        # body that only drips meets the deadline.
+        # closed connection from it. It returns what has arrived, but for what stands around the
+        # chunks of a body: where that only drips, it goes on until it is cut.
         missing = self._response.length
-        try:
-            while missing != 0 and (chunk := self._response.read1(_CHUNK)):
-                yield chunk
-                if missing is not None:
-                    missing -= len(chunk)
-                if time.monotonic() > deadline:
-                    raise TemporaryError(f"{self._url}: not all there after {seconds:.0f} s")
-        except (OSError, http.client.HTTPException) as error:
-            raise TemporaryError(f"{self._url}: {_reason(error)}") from error
+        with _deadline(seconds, self._url) as deadline:
+            deadline.watch(self._socket)
+            try:
+                while missing != 0 and (chunk := self._response.read1(_CHUNK)):
+                    if deadline.passed:
+                        raise TemporaryError(late)
+                    yield chunk
+                    if missing is not None:
+                        missing -= len(chunk)
+            except (OSError, http.client.HTTPException) as error:
+                why = late if deadline.passed else f"{self._url}: {_reason(error)}"
+                raise TemporaryError(why) from error
+            if deadline.passed and missing != 0:
+                # Cut off where a trailer was awaited: to http.client that is an end.
+                raise TemporaryError(late)
         if missing:
             raise TemporaryError(f"{self._url}: broke off, {missing} bytes are missing")
 
@@ -100,24 +106,23 @@ def request(
     connection = kind(parts.hostname or "", port, timeout=timeout)
     target = parts.path + (f"?{parts.query}" if parts.query else "")
     try:
-        was_cut = threading.Event()
-        late = threading.Timer(2 * timeout, _cut, [connection, was_cut])
-        late.daemon = True
-        late.start()
-        try:
-            connection.request(method, target, body, headers={"Connection": "close", **headers})
-            response = connection.getresponse()
-            if was_cut.is_set():
-                # To http.client the end of the connection is one of the headers, too.
-                raise TimeoutError
-        except (OSError, http.client.HTTPException) as error:
-            why = "timed out" if was_cut.is_set() else _reason(error)
-            raise TemporaryError(f"{url}: {why}") from error
-        except ValueError as error:
-            # A host that is none: an empty label, one that is too long.
-            raise FinalError(f"{url}: {_reason(error)}") from error
-        finally:
-            late.cancel()
+        with _deadline(2 * timeout, url) as deadline:
+            try:
+                connection.connect()
+                # Kept: an answer takes the socket out of a connection that closes.
+                opened = connection.sock
+                deadline.watch(opened)
+                connection.request(method, target, body, headers={"Connection": "close", **headers})
+                response = connection.getresponse()
+                if deadline.passed:
+                    # To http.client the end of the connection is one of the headers, too.
+                    raise TimeoutError
+            except (OSError, http.client.HTTPException) as error:
+                why = "timed out" if deadline.passed else _reason(error)
+                raise TemporaryError(f"{url}: {why}") from error
+            except ValueError as error:
+                # A host that is none: an empty label, one that is too long.
+                raise FinalError(f"{url}: {_reason(error)}") from error
         if response.status in _LATER or response.status >= 500:
             raise TemporaryError(f"{url}: {response.status} {response.reason}")
         yield Answer(
@@ -125,18 +130,48 @@ def request(
             reason=response.reason,
             headers={name.lower(): value for name, value in response.getheaders()},
             _response=response,
+            _socket=opened,
             _url=url,
         )
     finally:
         connection.close()
 
 
-def _cut(connection: http.client.HTTPConnection, was_cut: threading.Event) -> None:
-    """End whatever waits for `connection`."""
-    was_cut.set()
-    with suppress(OSError):
-        if connection.sock is not None:
-            connection.sock.shutdown(socket.SHUT_RDWR)
+class _Deadline:
+    """Once it has `passed`, whatever waits for the socket that it was told to watch is ended."""
+
+    def __init__(self) -> None:
+        self.passed = False
+        self._socket: socket.socket | None = None
+
+    def watch(self, opened: socket.socket) -> None:
+        self._socket = opened
+        if self.passed:
+            self.cut()
+
+    def cut(self) -> None:
+        self.passed = True
+        if self._socket is not None:
+            with suppress(OSError):
+                # That of TCP: TLS's own takes itself away from under whoever reads.
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+
+
+@contextmanager
+def _deadline(seconds: float, url: str) -> Iterator[_Deadline]:
+    """A deadline `seconds` from now, while the block lasts. Raises TemporaryError where the VM has
+    no thread left to keep it."""
+    found = _Deadline()
+    late = threading.Timer(seconds, found.cut)
+    late.daemon = True
+    try:
+        late.start()
+    except RuntimeError as error:
+        raise TemporaryError(f"{url}: not asked: {error}") from error
+    try:
+        yield found
+    finally:
+        late.cancel()
 
 
 def _reason(error: Exception) -> str:

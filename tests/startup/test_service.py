@@ -443,6 +443,20 @@ def test_nothing_is_started_without_the_state_disk(vm: Service) -> None:
     vm.until(lambda: vm.phase() == "whole")
 
 
+def test_a_mount_point_of_any_bytes_hides_no_disk(tmp_path: Path) -> None:
+    place = Place(root=tmp_path)
+    table = place.at("/proc/self/mountinfo")
+    table.parent.mkdir(parents=True)
+    strange = b"".join(
+        b"41 1 8:32 / /mnt/" + name + b" rw - ext4 /dev/sdc rw\n"
+        for name in (b"\xff\xfe", "\x85\u2028".encode(), b"\x0c\r")
+    )
+    table.write_bytes(strange)
+    assert not place.is_mounted(place.state)
+    table.write_bytes(strange + f"40 1 8:16 / {place.state} rw - ext4 /dev/sdb rw\n".encode())
+    assert place.is_mounted(place.state)
+
+
 def full(*_: object) -> None:
     raise OSError(28, "No space left on device", "roll.json")
 
