@@ -19,6 +19,7 @@ import pulumi
 from components import capacity
 from components.machines import MIB_PER_GIB, MachineType, look_up
 from components.reading import ConfigError, Node, Problem, describe, show
+from startup.node.spec import go_problem
 
 PROJECT_NAME = "pilot-fleet"
 REGISTRY_PORT = 9000
@@ -42,13 +43,6 @@ _IMAGE = re.compile(r"[a-z][-a-z0-9]{4,28}[a-z0-9]/[a-z](?:[-a-z0-9]{0,61}[a-z0-
 _SERVICE_ACCOUNT = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
 _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+_-]{0,63}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-# What Go's runtime reads of its own: a limit that it cannot read ends every agent at its start, the
-# other two are passed over without a word (runtime/mgcpacer.go, runtime/proc.go).
-_GO_VARIABLES = {
-    "GOGC": (re.compile(r"off|[0-9]+"), "off, or percent as 50"),
-    "GOMAXPROCS": (re.compile(r"[1-9][0-9]*"), "a number of processors"),
-    "GOMEMLIMIT": (re.compile(r"off|[0-9]+(?:(?:[KMGT]i)?B)?"), "off, or a size as 64MiB"),
-}
 # What an agent's unit sets itself (docs/CONTRACT.md).
 _RESERVED_VARIABLE = re.compile(r"HOME|PILOT_(?:AGENT|PORT)_.*|LD_.*|GLIBC_TUNABLES|GCONV_PATH")
 _URL = re.compile(r"https?://[^\s/?#@]+")
@@ -563,8 +557,8 @@ def _environment(node: Node) -> dict[str, str]:
             node.problem(key, "must be one line of printable text")
         elif _RESERVED_VARIABLE.fullmatch(key):
             node.problem(key, "is set on the VM itself: leave it out")
-        elif key in _GO_VARIABLES and not _GO_VARIABLES[key][0].fullmatch(value):
-            node.problem(key, f"{value!r} is nothing that Go reads: {_GO_VARIABLES[key][1]}")
+        elif problem := go_problem(key, node.values):
+            node.problem(key, problem)
         else:
             environment[key] = value
     return environment

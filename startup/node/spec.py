@@ -19,6 +19,29 @@ RESERVED_VARIABLES: Final = re.compile(r"HOME|PILOT_(AGENT|PORT)_.*")
 # What the dynamic loader obeys in every program of the unit, those of root as well.
 LOADER_VARIABLES: Final = re.compile(r"LD_.*|GLIBC_TUNABLES|GCONV_PATH")
 
+# What Go's runtime reads of its own. What it cannot read ends every agent at its start (GOMEMLIMIT)
+# or is passed over without a word; a heap's limit that a heap cannot keep to has its collector work
+# without an end, and thousands of processors cost an agent hundreds of MB.
+_GO_NUMBERS: Final = {
+    "GOGC": (10_000, "percent as 50, 1 to 10000, or off beside a GOMEMLIMIT"),
+    "GOMAXPROCS": (1024, "a number of processors, 1 to 1024"),
+}
+_GO_SIZE = re.compile(r"([0-9]{1,19})(B|[KMGT]iB)?")
+_GO_UNITS: Final = {"KiB": 10, "MiB": 20, "GiB": 30, "TiB": 40}
+_GO_LEAST: Final = 16 << 20
+_GO_MOST: Final = (1 << 63) - 1
+# What GODEBUG may be told of these: anything else ends a program, or ruins whoever runs it.
+_GO_DEBUG: Final[Mapping[str, tuple[str, ...]]] = {
+    "cgocheck": ("0", "1"),
+    "fips140": ("off", "on", "only", "debug"),
+    "clobberfree": (),
+    "efence": (),
+    "gccheckmark": (),
+    "gcstoptheworld": (),
+    "sbrk": (),
+    "schedtrace": (),
+}
+
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
 _VERSION = re.compile(r"[0-9A-Za-z][-+.0-9A-Za-z_]{0,63}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -256,7 +279,43 @@ def _environment(reader: Reader) -> dict[str, str]:
         elif any(0xD800 <= ord(c) <= 0xDFFF for c in value):
             reader.problem(name, "is not valid Unicode (a lone surrogate)")
         environment[name] = value
+    for name, value in environment.items():
+        if value and (problem := go_problem(name, environment)):
+            reader.problem(name, problem)
     return environment
+
+
+def go_problem(name: str, environment: Mapping[str, object]) -> str:
+    """Why no Go program may run with the variable `name` as it stands in `environment`; "" where
+    one may, or where it is none of Go's own."""
+    value = environment[name]
+    if not isinstance(value, str):
+        return ""
+    problem = ""
+    if name == "GODEBUG":
+        problem = _debug_problem(value)
+    elif name == "GOMEMLIMIT":
+        match = _GO_SIZE.fullmatch(value)
+        size = int(match[1]) << _GO_UNITS.get(match[2], 0) if match else 0
+        if value != "off" and not _GO_LEAST <= size <= _GO_MOST:
+            problem = f"{_kind(value)} is no limit: off, or a size as 64MiB, from 16MiB on"
+    elif name == "GOGC" and value == "off":
+        if environment.get("GOMEMLIMIT") in (None, "", "off"):
+            problem = "is off without a GOMEMLIMIT: nothing would ever be freed"
+    elif name in _GO_NUMBERS:
+        most, meaning = _GO_NUMBERS[name]
+        if not re.fullmatch("[0-9]{1,9}", value) or not 1 <= int(value) <= most:
+            problem = f"{_kind(value)} is not {meaning}"
+    return problem
+
+
+def _debug_problem(value: str) -> str:
+    for setting in value.split(","):
+        key, _, given = setting.partition("=")
+        if key in _GO_DEBUG and given not in _GO_DEBUG[key]:
+            allowed = " or ".join(_GO_DEBUG[key]) or "left out"
+            return f"{_kind(setting)} ends or ruins a program: {key} must be {allowed}"
+    return ""
 
 
 class Reader:
@@ -395,5 +454,9 @@ def _key(key: str) -> str:
 
 
 def _kind(value: object) -> str:
-    text = json.dumps(value)
+    try:
+        text = json.dumps(value)
+    except RecursionError:
+        # What is just shallow enough to be read may be too deep to be written.
+        return "nested too deeply"
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -286,6 +286,13 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     ("processors", swarm(env={"GOMAXPROCS": "0"}), "pilot-fleet:swarm[0].env.GOMAXPROCS", "number"),
     # 64M ends a Go program at its start: "malformed GOMEMLIMIT".
     ("M", swarm(env={"GOMEMLIMIT": "64M"}), "pilot-fleet:swarm[0].env.GOMEMLIMIT", "64MiB"),
+    ("no collector", swarm(env={"GOGC": "off"}), "pilot-fleet:swarm[0].env.GOGC", "freed"),
+    (
+        "a debugger's heap",
+        swarm(env={"GODEBUG": "http2client=0,sbrk=1"}),
+        "pilot-fleet:swarm[0].env.GODEBUG",
+        '"sbrk=1" ends or ruins a program: sbrk must be left out',
+    ),
     (
         "canary without a binary",
         swarm(release={"version": "2"}),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -196,6 +198,64 @@ def test_a_problem_of_a_rendezvous(path: str, value: Any, problem: str) -> None:
     found = problems(changed(path, value, specs.rendezvous()))
     assert len(found) == 1
     assert found[0].startswith(problem)
+
+
+GO = [
+    {"GOGC": "50", "GOMAXPROCS": "2", "GOMEMLIMIT": "64MiB", "GODEBUG": "madvdontneed=1"},
+    {"GOGC": "1", "GOMAXPROCS": "1024", "GOMEMLIMIT": "16777216"},
+    {"GOGC": "10000", "GOMEMLIMIT": f"{2**63 - 1}B", "GODEBUG": "cgocheck=0,fips140=on"},
+    {"GOGC": "off", "GOMEMLIMIT": "1GiB"},
+    {"GOMEMLIMIT": "off"},
+]
+NO_GO = [
+    ("GOGC", "0", {}, "is not percent as 50, 1 to 10000"),
+    ("GOGC", "10001", {}, "is not percent as 50"),
+    ("GOGC", "-1", {}, "is not percent as 50"),
+    ("GOGC", "\u0665", {}, "is not percent as 50"),
+    ("GOGC", "off", {}, "is off without a GOMEMLIMIT"),
+    ("GOGC", "off", {"GOMEMLIMIT": "off"}, "is off without a GOMEMLIMIT"),
+    ("GOMAXPROCS", "0", {}, "is not a number of processors, 1 to 1024"),
+    ("GOMAXPROCS", "1025", {}, "is not a number of processors"),
+    ("GOMAXPROCS", "9" * 5000, {}, "is not a number of processors"),
+    ("GOMEMLIMIT", "0", {}, "is no limit"),
+    ("GOMEMLIMIT", "1KiB", {}, "is no limit"),
+    ("GOMEMLIMIT", "64M", {}, "is no limit"),
+    ("GOMEMLIMIT", str(2**63), {}, "is no limit"),
+    ("GOMEMLIMIT", "8388608TiB", {}, "is no limit"),
+    ("GOMEMLIMIT", "9" * 5000, {}, "is no limit"),
+    ("GODEBUG", "gctrace=1,cgocheck=2", {}, "cgocheck must be 0 or 1"),
+    ("GODEBUG", "fips140=yes", {}, "fips140 must be off or on or only or debug"),
+    *(
+        ("GODEBUG", f"{name}=1", {}, f"{name} must be left out")
+        for name in (
+            "clobberfree",
+            "efence",
+            "gccheckmark",
+            "gcstoptheworld",
+            "sbrk",
+            "schedtrace",
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize("role", [specs.swarm, specs.rendezvous])
+def test_what_gos_runtime_may_be_told(role: Callable[..., dict[str, Any]]) -> None:
+    for environment in GO:
+        assert parse(specs.text(role(environment=environment))).environment == environment
+    for name, value, more, problem in NO_GO:
+        (found,) = problems(role(environment={name: value, **more}))
+        assert found.startswith(f"environment.{name}: "), value[:60]
+        assert problem in found
+        assert len(found) < 200
+
+
+def test_what_is_almost_too_deep_is_no_spec() -> None:
+    """Shallow enough to be read, too deep to be shown: a problem all the same."""
+    spec = specs.text(specs.swarm(registry="HERE"))
+    for depth in range(1, sys.getrecursionlimit() + 20):
+        (found,) = problems(spec.replace('"HERE"', "[" * depth + "]" * depth))
+        assert len(found) < 200
 
 
 @pytest.mark.parametrize(
