@@ -424,7 +424,7 @@ def lab_status() -> dict[str, Any] | None:
         status = fetch(f"{API}/lab/status")
     except (OSError, ValueError, HTTPException):
         return None
-    if (state := status.get("state")) != str(STATE):
+    if (state := status.get("state")) != str(STATE.resolve()):
         whose = f"the lab in {state}" if state else "another program, or an older lab"
         raise DemoError(f"{API} is {whose}: end that one first (`make lab-down` in its checkout)")
     return status

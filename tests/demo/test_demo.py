@@ -72,6 +72,16 @@ def test_the_lab_of_another_checkout_is_named_and_left_alone(
     assert not state.exists()
 
 
+def test_a_state_behind_a_link_is_this_checkouts(
+    state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "STATE", tmp_path / "link")
+    demo.STATE.symlink_to(state)
+    with serve(demo.STATE) as serving:
+        monkeypatch.setattr(demo, "API", serving.url)
+        assert demo.lab_status() is not None
+
+
 @pytest.mark.parametrize("serving", [True, False])
 def test_machines_of_another_driver_are_named_before_anything_is_done(
     state: Path,
@@ -283,22 +293,28 @@ demo.up = lambda: demo.run([sys.executable, *sys.argv[2:]], holding=lock)
 sys.exit(demo.main(["up"]))
 """
 
-# As Pulumi: a plugin in a process group of its own, which a signal to the group does not reach.
+# As Pulumi: a plugin in a process group of its own, which a signal to the group does not reach,
+# and an end that takes its time: as long as nothing is written into the pipe.
 ENGINE = """\
 import os, signal, subprocess, sys
+def say(line):  # in one piece: others write, too
+    os.write(1, f"{line}\\n".encode())
+program = "import os, signal; os.write(1, b'plugin' + bytes([10])); signal.pause()"
 plugin = subprocess.Popen(
-    [sys.executable, "-c", "import signal; print('plugin', flush=True); signal.pause()"],
+    [sys.executable, "-c", program],
     process_group=0, close_fds=False,
 )
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-print("engine", os.getpid(), plugin.pid, flush=True)
+say(f"engine {os.getpid()} {plugin.pid}")
 while signal.sigwait({signal.SIGINT}):
-    print("asked", flush=True)
+    say("asked")
     if sys.argv[1] != "stubborn":
         break
+with open(sys.argv[2], "rb", buffering=0) as pipe:
+    pipe.read(1)
 if sys.argv[1] == "tidy":
     plugin.kill()
-print("ended orderly", flush=True)
+say("ended orderly")
 sys.exit(1)
 """
 
@@ -310,8 +326,10 @@ class Harness:
         engine = folder / "engine.py"
         engine.write_text(ENGINE)
         self.lock = folder / "demo.lock"
+        os.mkfifo(folder / "pipe")
+        self.pipe = os.open(folder / "pipe", os.O_RDWR)
         self.process = subprocess.Popen(
-            [sys.executable, "-c", HARNESS, str(self.lock), str(engine), how],
+            [sys.executable, "-c", HARNESS, str(self.lock), str(engine), how, str(folder / "pipe")],
             cwd=demo.ROOT,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -319,19 +337,23 @@ class Harness:
         )
         self.said = ""
         words = self.until("engine")[-1].split()
-        self.until("plugin\n")
+        self.until("plugin")
         # Taken now, so that what is waited for is these processes and nobody else.
         self.others = [os.pidfd_open(int(pid)) for pid in words[1:]]
 
     def until(self, word: str) -> list[str]:
-        """Read on until a line has `word`; return what was said so far."""
+        """Read on until a line has `word`; return the lines that have it."""
         assert self.process.stdout is not None
-        while not any(word in line for line in self.said.splitlines(keepends=True)):
+        while not (found := [line for line in self.said.split("\n")[:-1] if word in line]):
             ready, _, _ = select.select([self.process.stdout], [], [], PATIENCE)
             more = os.read(self.process.stdout.fileno(), 65536) if ready else b""
             assert more, self.said
             self.said += more.decode()
-        return [line for line in self.said.splitlines() if word.strip() in line]
+        return found
+
+    def let_end(self) -> None:
+        """Let what was asked to end do so."""
+        os.write(self.pipe, b".")
 
     def ended(self) -> int:
         """Wait for the end of all; return the exit code."""
@@ -348,6 +370,7 @@ class Harness:
             if not select.select([each], [], [], 0)[0]:
                 signal.pidfd_send_signal(each, signal.SIGKILL)
             os.close(each)
+        os.close(self.pipe)
         self.process.kill()
         self.process.wait(PATIENCE)
         assert self.process.stdout is not None
@@ -367,6 +390,10 @@ def test_what_is_interrupted_ends_by_itself_and_with_its_plugins(
     harness: Harness, number: signal.Signals
 ) -> None:
     harness.process.send_signal(number)
+    harness.until("asked")
+    harness.until("Ctrl-C again cuts it off")
+    assert harness.process.poll() is None
+    harness.let_end()
     assert harness.ended() == 130
     assert "ended orderly" in harness.said
     assert harness.said.count("asked") == 1
@@ -391,5 +418,6 @@ def test_who_is_killed_leaves_the_lock_to_what_runs_on(harness: Harness) -> None
         with pytest.raises(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         signal.pidfd_send_signal(harness.others[0], signal.SIGINT)
+        harness.let_end()
         harness.ended()
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
