@@ -497,15 +497,24 @@ def _seconds(seen: Seen) -> str:
 
 def recall(place: Place, say: Callable[[str], None]) -> RollState:
     """What is remembered; nothing on a VM that is new. What cannot be read is said. Raises
-    OSError when a file cannot be had."""
+    OSError when a file cannot be had and the other one does not say it either."""
+    missed: OSError | None = None
     for name in _NAMES:
         path = place.node_state / name
         try:
-            return _read(path)
+            found = _read(path)
         except FileNotFoundError:
             continue
+        except OSError as error:
+            missed = error
         except (ValueError, LookupError, TypeError) as error:
             say(f"{path}: {error}: what was accepted and rejected is not known from it any more")
+        else:
+            if missed is not None:
+                say(f"{missed}: {path} is taken instead")
+            return found
+    if missed is not None:
+        raise missed
     return RollState()
 
 

@@ -496,16 +496,15 @@ class Publisher:
 
     def _send(self, newest: Document) -> None:
         text = encode(newest)
-        problem = ""
-        try:
-            files.write(self._place.run / "status.json", text + "\n")
-            self._put(ATTRIBUTE, text)
-        except (OSError, TemporaryError, FinalError) as error:
-            problem = str(error) or type(error).__name__
+        # Each for itself: a /run that is full is what others should hear of.
+        here = self._problem(lambda: files.write(self._place.run / "status.json", text + "\n"))
+        there = self._problem(lambda: self._put(ATTRIBUTE, text))
+        problem = "; ".join(filter(None, (here, there)))
+        taken = self._published.time if there else self._wall_clock()
         self._sent_at = self._clock()
         if problem:
             self._pause = min(self._pause * 2, LATER) if self._failed else SOON
-            self._published = Published(time=self._published.time, error=clip(problem))
+            self._published = Published(time=taken, error=clip(problem))
             if not self._failed:
                 self._say(f"status: {problem}; tried again until it is taken")
         else:
@@ -513,8 +512,17 @@ class Publisher:
                 self._say("status: taken again")
             self._pause = SOON
             self._sent = newest
-            self._published = Published(time=self._wall_clock())
+            self._published = Published(time=taken)
         self._failed = bool(problem)
+
+    @staticmethod
+    def _problem(step: Callable[[], object]) -> str:
+        """Why `step` failed, "" where it did not."""
+        try:
+            step()
+        except (OSError, TemporaryError, FinalError) as error:
+            return str(error) or type(error).__name__
+        return ""
 
     def _run(self) -> None:
         while True:

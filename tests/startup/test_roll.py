@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -503,6 +505,33 @@ def test_what_is_remembered(tmp_path: Path) -> None:
     assert roll.recall(place, said.append) == replace(state, watch=None)
     (place.node_state / "roll.json.old").write_text("", encoding="utf-8")
     assert roll.recall(place, said.append) == RollState()
+
+
+def test_what_the_disk_does_not_give_is_in_its_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place(root=tmp_path)
+    state = RollState(accepted=OLD, target=OLD)
+    roll.remember(place, state)
+    rotten = {"roll.json"}
+    read = Path.read_bytes
+
+    def read_bytes(path: Path) -> bytes:
+        if path.name in rotten:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    said: list[str] = []
+    assert roll.recall(place, said.append) == state
+    assert "Input/output error" in said[0]
+    # Not known is not the same as nothing.
+    (place.node_state / "roll.json.old").unlink()
+    with pytest.raises(OSError, match=r"roll\.json"):
+        roll.recall(place, said.append)
+    rotten.add("roll.json.old")
+    with pytest.raises(OSError, match=r"roll\.json"):
+        roll.recall(place, said.append)
 
 
 def test_where_nothing_is_remembered_what_runs_is_accepted() -> None:

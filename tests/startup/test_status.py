@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -311,10 +313,25 @@ def test_a_server_that_is_away(publishing: Publishing) -> None:
     ]
 
 
-def test_guest_attributes_that_are_off_and_a_disk_that_is_full(publishing: Publishing) -> None:
+def test_guest_attributes_that_are_off_and_a_disk_that_is_full(
+    publishing: Publishing, monkeypatch: pytest.MonkeyPatch
+) -> None:
     publishing.server.failure = FinalError("403 Forbidden")
     publishing.after(0)
     assert publishing.publisher.published.error == "403 Forbidden"
+
+    def full(*_: object) -> bool:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("startup.node.files.write", full)
+    publishing.after(SOON)
+    error = "[Errno 28] No space left on device"
+    assert publishing.publisher.published.error == f"{error}; 403 Forbidden"
+    # Who is elsewhere hears of it.
+    publishing.server.failure = None
+    publishing.after(2 * SOON)
+    assert len(publishing.server.taken) == 1
+    assert publishing.publisher.published == Published(time=NOW, error=error)
 
 
 def test_the_thread_publishes_and_never_holds_up_who_asks(tmp_path: Path) -> None:
