@@ -45,6 +45,8 @@ _TOLD = 0.8
 _DEAF = 5.0
 # Seconds between two looks at all of them: of 5,000 one takes 0.1 s of the processor.
 _LISTED = 1.0
+# Looks in which each agent's process is looked at once: of 5,000, 34 in one look, two files each.
+TURNS = 150
 # Agents that have died of which systemd is asked why in one look: it is one call for each.
 ASKED = 20
 # Bytes after which an agent's standard error is cut: 5,000 of these are 320 MB at worst.
@@ -113,6 +115,9 @@ class Keeper:
     _cut: float = float("-inf")
     # Inode of each port's socket, as last seen.
     _inodes: Mapping[int, int] = field(default_factory=dict)
+    # Those whose process is stopped, and whose turn it is to be looked at.
+    _stopped: frozenset[int] = frozenset()
+    _turn: int = 0
     _asked: float = 0.0
     _reported: tuple[int, int] = (-1, -1)
     _starts: int = 0
@@ -181,7 +186,10 @@ class Keeper:
             if now - self._cut >= CUT:
                 self._cut = now
                 self._cut_logs()
-            seen = Observed(now=now, running=self._running(), sockets=self._sockets())
+            running = self._running()
+            self._stopped = self._find_stopped(running)
+            sockets = self._sockets() - self._stopped
+            seen = Observed(now=now, running=running, sockets=sockets)
         else:
             seen = self._look_at({*memory.starting, *memory.stopping}, self._seen, now)
         silent = [port for port, since in memory.starting.items() if now - since >= 0.5]
@@ -216,6 +224,14 @@ class Keeper:
                 found[port] = inode
         self._inodes = found
         return frozenset(found)
+
+    def _find_stopped(self, running: frozenset[int]) -> frozenset[int]:
+        """Those that SIGSTOP holds, which any agent can send to any other, all being one user: they
+        keep their socket and answer nobody. Found within TURNS looks, and looked at each time from
+        then on."""
+        self._turn = (self._turn + 1) % TURNS
+        due = {port for port in running if port % TURNS == self._turn or port in self._stopped}
+        return frozenset(port for port in due if _is_stopped(self.place, port))
 
     def _forget(self, seen: Observed) -> None:
         """What those were started with that are gone and not wanted: else it would be kept."""
@@ -400,6 +416,18 @@ def _numbered(folder: Path, before: str, after: str) -> Iterator[tuple[int, int]
                 # Not 010001: anybody may make a file beside the sockets.
                 if number.isascii() and number.isdigit() and str(int(number)) == number:
                     yield int(number), entry.inode()
+
+
+def _is_stopped(place: Place, port: int) -> bool:
+    """Whether the agent's process, the oldest of them, is stopped: state T of proc(5)."""
+    found = []
+    for process in processes_of(place, port):
+        with suppress(OSError, ValueError, LookupError):
+            text = place.at(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
+            # After the name, which may hold anything: the state is the 1st, the start the 20th.
+            fields = text.rpartition(")")[2].split()
+            found.append((int(fields[19]), fields[0]))
+    return bool(found) and min(found)[1] == "T"
 
 
 def _is_socket(path: Path) -> bool:

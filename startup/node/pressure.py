@@ -340,7 +340,7 @@ class Walk:
         return self._ids.get(key)
 
     def _connections(self, running: Mapping[int, Sequence[int]]) -> tuple[float | None, int]:
-        """Mean of the agents that answered, and how many did."""
+        """`_mean` of the agents that answered, and how many did."""
         # The same ones while nine tenths of them are there, and all that there are while few run.
         kept = [port for port in self._panel if port in running]
         few = len(self._panel) < min(ASKED, len(running))
@@ -356,7 +356,17 @@ class Walk:
             except IpcError:
                 # It starts, stops, or hangs.
                 continue
-        return (sum(found) / len(found) if found else None), len(found)
+        return _mean(found), len(found)
+
+
+def _mean(found: Sequence[int]) -> float | None:
+    """Mean of what agents say they have, where the highest sixteenth counts as no more than the
+    next one: each says what it likes, and a million of one would explain any leak of all."""
+    if not found:
+        return None
+    cut = max(1, len(found) // 16) if len(found) > 2 else 0
+    most = sorted(found)[-1 - cut]
+    return sum(min(number, most) for number in found) / len(found)
 
 
 class Sampler:

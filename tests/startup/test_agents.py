@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import shutil
 import signal
 import stat
 from collections.abc import Callable, Sequence
@@ -19,10 +20,11 @@ from startup.node.agents import (
     LOG_BYTES,
     LOOK,
     SHUTDOWN_SECONDS,
+    TURNS,
     Keeper,
     drain_for_shutdown,
 )
-from startup.node.decide import START_DEADLINE, Goal, Memory
+from startup.node.decide import START_DEADLINE, STEADY, Goal, Memory
 from startup.node.place import Place
 from startup.node.systemd import SystemdError, UnitState
 
@@ -79,7 +81,7 @@ class Pid1:
         self.pending = [p for p in self.pending if p != port]
         unit = self.slice / agents.UNIT.format(port)
         if unit.exists():
-            unit.rmdir()
+            shutil.rmtree(unit)
 
     def settle(self) -> None:
         """What was started comes to what it comes to."""
@@ -498,6 +500,42 @@ def test_a_power_off_without_agents_is_quick_and_quiet(tmp_path: Path) -> None:
     said = list[str]()
     assert drain_for_shutdown(Place(root=tmp_path), limit=15, say=said.append) == 0
     assert said == []
+
+
+def process(world: World, port: int, state: str, children: str = "") -> None:
+    """What the kernel shows of an agent's process, and of one that it started."""
+    unit = world.pid1.slice / agents.UNIT.format(port)
+    (unit / "cgroup.procs").write_text(f"9{port}\n{port}\n" if children else f"{port}\n")
+    for number, what, start in ((port, state, 500), (90000 + port, children, 900)):
+        folder = world.place.at(f"/proc/{number}")
+        folder.mkdir(parents=True, exist_ok=True)
+        rest = " ".join(["1"] * 18)
+        (folder / "stat").write_text(f"{number} (a) T b) {what or 'S'} {rest} {start} 1\n")
+
+
+def test_one_that_a_neighbour_stopped_is_started_again(world: World) -> None:
+    world.until(lambda: len(world.keeper.view().ready) == 40)
+    for port in range(10001, 10041):
+        process(world, port, "S")
+    process(world, 10007, "T")
+    # One that is traced, one whose child is stopped.
+    process(world, 10008, "t")
+    process(world, 10009, "S", children="T")
+    world.until(lambda: 10007 not in world.keeper.view().ready, limit=TURNS * LOOK + LOOK)
+    begun = list(world.pid1.started)
+    world.until(lambda: 10007 in world.keeper.view().ready, limit=STEADY + 10)
+    assert world.pid1.started == [*begun, 10007]
+    world.until(lambda: world.now > 2 * TURNS * LOOK)
+    assert world.pid1.started == [*begun, 10007]
+
+
+def test_one_that_goes_on_in_time_is_left_alone(world: World) -> None:
+    world.until(lambda: len(world.keeper.view().ready) == 40)
+    process(world, 10007, "T")
+    world.until(lambda: 10007 not in world.keeper.view().ready)
+    process(world, 10007, "S")
+    world.until(lambda: 10007 in world.keeper.view().ready, limit=2 * LOOK)
+    assert world.pid1.started.count(10007) == 1
 
 
 def test_an_idle_vm_looks_at_no_socket_twice(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

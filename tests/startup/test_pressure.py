@@ -88,6 +88,22 @@ def answers(path: Path) -> Info:
     return Info(node_id=int(path.stem) + 1_000_000, connections=int(path.stem) % 10)
 
 
+@pytest.mark.parametrize(
+    ("found", "mean"),
+    [
+        ([], None),
+        ([6], 6.0),
+        ([2, 4], 3.0),
+        ([4, 4, 1_000_000], 4.0),
+        # One that lies, among those of a fleet of which a tenth is busy.
+        ([4] * 28 + [100] * 3 + [1_000_000], 16.0),
+        ([4] * 29 + [100] * 3, 13.0),
+    ],
+)
+def test_one_answer_makes_no_mean(found: list[int], mean: float | None) -> None:
+    assert pressure._mean(found) == mean
+
+
 def test_spread() -> None:
     assert spread([3, 1, 2], 3) == [1, 2, 3]
     assert spread(range(100), 4) == [0, 25, 50, 75]
