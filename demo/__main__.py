@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from components.config import DASHBOARD_PORT, PROJECT_NAME, FleetConfig
+from components.reading import ConfigError
 from components.stack_file import parse
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -70,9 +71,12 @@ class Phases:
 
 
 def fleet() -> FleetConfig:
-    """The fleet of the lab's stack."""
+    """The fleet of the lab's stack. DemoError where its file says none."""
     path = ROOT / f"Pulumi.{STACK}.yaml"
-    return parse(path.read_text(encoding="utf-8"), path.name)
+    try:
+        return parse(path.read_text(encoding="utf-8"), path.name)
+    except (ConfigError, OSError, UnicodeDecodeError) as error:
+        raise DemoError(f"{path.name}: {error}") from None
 
 
 def driver() -> str:
@@ -85,7 +89,7 @@ def driver() -> str:
 
 def up() -> None:
     """Boots the fleet and waits until every agent is online."""
-    wanted = driver()
+    wanted, config = driver(), fleet()
     refuse_another(wanted)
     STATE.mkdir(exist_ok=True)
     with (STATE / "demo.lock").open("w") as mine:
@@ -96,7 +100,7 @@ def up() -> None:
             raise DemoError(
                 "another `make lab` is at work in this checkout, or the Pulumi that one left"
             ) from None
-        boot(fleet(), wanted, mine)
+        boot(config, wanted, mine)
 
 
 def boot(config: FleetConfig, wanted: str, mine: IO[str]) -> None:

@@ -127,6 +127,22 @@ def test_what_is_quickly_found_missing_comes_before_what_takes_minutes(
     assert done == [packages, "toolchain/toolchain.py ensure"]
 
 
+@pytest.mark.parametrize("text", [b"config: {pilot-fleet:swarm: 3}", b"a: [", b"\xff", None])
+def test_a_stack_file_that_says_no_fleet_is_a_sentence(
+    state: Path,
+    tmp_path: Path,
+    text: bytes | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(demo, "ROOT", tmp_path)
+    if text is not None:
+        (tmp_path / "Pulumi.lab.yaml").write_bytes(text)
+    for word in ("up", "status"):
+        assert demo.main([word]) == 1
+        assert capsys.readouterr().err.startswith("lab: Pulumi.lab.yaml: ")
+
+
 # VMs that are off
 
 
