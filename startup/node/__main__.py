@@ -12,7 +12,7 @@ from pathlib import Path
 
 # What only one command needs is imported there: compiled for the first time, where the CPU is
 # emulated, the services would hold up a boot by half a minute.
-from . import agents, apply, files, kernel, limits, release, roll, units
+from . import agents, apply, doors, files, kernel, limits, release, roll, units
 from .metadata import MetadataServer
 from .place import Place, place_of
 from .retry import FinalError, Retry, bounds_of
@@ -114,6 +114,7 @@ class Node:
         if isinstance(spec, SwarmSpec):
             self.place.agents.mkdir(parents=True, exist_ok=True)
             files.write(self.place.address, self._address() + "\n")
+            doors.close(self.place, self.say)
         else:
             environment = units.rendezvous_environment(kernel.machine(self.place), spec)
             self._store(spec)

@@ -1,0 +1,62 @@
+"""What every user of a VM may use and agents, a stranger's program, need not: closed to their user.
+
+By POSIX ACL, once a boot: what is closed is made anew with each.
+"""
+
+from __future__ import annotations
+
+import stat
+import struct
+from collections.abc import Callable, Mapping
+from os import setxattr
+from pathlib import Path
+from typing import Final
+
+from .agents import UID
+from .place import Place
+
+# What is left to them, as in a mode. journald takes 4,096 streams, and who holds them all keeps
+# everybody else's words out of the journal; systemd opens an agent's own output (to a file) before
+# the process is theirs. What is put into memory that is nobody's stays when its agent is gone.
+_LEFT: Final[Mapping[str, int]] = {
+    "/run/systemd/journal/socket": 0,
+    "/run/systemd/journal/stdout": 0,
+    "/run/systemd/journal/dev-log": 0,
+    "/run/systemd/notify": 0,
+    "/dev/shm": 5,  # noqa: S108
+    "/run/lock": 5,
+}
+# acl(5) as the kernel takes it: a version, then tag, permissions and ID of each entry.
+_VERSION: Final = struct.pack("<I", 2)
+_OWNER, _USER, _GROUP, _MASK, _OTHER = 1, 2, 4, 16, 32
+_NOBODY: Final = 0xFFFFFFFF
+
+
+def close(place: Place, say: Callable[[str], None]) -> None:
+    """Close them. What cannot be closed is said: agents run all the same."""
+    problems = []
+    for name, left in _LEFT.items():
+        path = place.at(name)
+        try:
+            setxattr(path, "system.posix_acl_access", _acl(path, left), follow_symlinks=False)
+        except FileNotFoundError:
+            # Nothing to close.
+            continue
+        except OSError as error:
+            problems.append(f"{name} ({error.strerror})")
+    if problems:
+        say(f"not closed to agents: {', '.join(problems)}")
+
+
+def _acl(path: Path, left: int) -> bytes:
+    """The mode of `path`, and `left` for the agents' user. Raises OSError."""
+    mode = stat.S_IMODE(path.lstat().st_mode)
+    owner, group, other = mode >> 6 & 7, mode >> 3 & 7, mode & 7
+    entries = (
+        (_OWNER, owner, _NOBODY),
+        (_USER, left, UID),
+        (_GROUP, group, _NOBODY),
+        (_MASK, group, _NOBODY),
+        (_OTHER, other, _NOBODY),
+    )
+    return _VERSION + b"".join(struct.pack("<HHI", *entry) for entry in entries)
