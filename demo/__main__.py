@@ -92,15 +92,39 @@ def up() -> None:
     wanted, config = driver(), fleet()
     refuse_another(wanted)
     STATE.mkdir(exist_ok=True)
-    with (STATE / "demo.lock").open("w") as mine:
-        try:
-            # Held until this process ends, however it ends, and Pulumi with it.
-            fcntl.flock(mine, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    with (STATE / "demo.lock").open("a+") as mine:
+        # Held until this process ends, however it ends, and Pulumi with it.
+        if not take(mine):
             raise DemoError(
                 "another `make lab` is at work in this checkout, or the Pulumi that one left"
-            ) from None
+            )
         boot(config, wanted, mine)
+
+
+def take(lock: IO[str]) -> bool:
+    """Takes the lock; False where somebody is at work.
+
+    It names the session of a Pulumi that runs: plugins that have outlived theirs are ended.
+    """
+    if _locks(lock):
+        return True
+    lock.seek(0)
+    leader = lock.read()
+    if not leader.isdecimal() or Path(f"/proc/{leader}").exists():
+        return False
+    _end_session(int(leader))
+    with suppress(DemoError):
+        until(lambda: _locks(lock), 5, "somebody else holds it")
+        return True
+    return False
+
+
+def _locks(lock: IO[str]) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def boot(config: FleetConfig, wanted: str, mine: IO[str]) -> None:
@@ -415,6 +439,10 @@ def table(config: FleetConfig) -> str:
 
 def down() -> None:
     """Ends the cloud and its machines, and removes the lab's state."""
+    lock = STATE / "demo.lock"
+    if lock.exists():
+        with lock.open("a+") as left:
+            take(left)
     run([sys.executable, "-m", "lab", "down", "--state", str(STATE)])
     print("The lab is down; nothing of it is left.")
 
@@ -463,8 +491,9 @@ def until(condition: Callable[[], bool], seconds: float, otherwise: str) -> None
 def run(command: list[str], *, holding: IO[str] | None = None, **environment: str) -> None:
     """Runs a command in the checkout; what it prints is for who watches.
 
-    The command also holds the file `holding` open. Ctrl-C asks it to end and waits for that; a
-    second one cuts it off. What it has started ends with it. DemoError where it fails.
+    The command also holds the file `holding` open, which names it while it runs. Ctrl-C asks it to
+    end and waits for that; a second one cuts it off. What it has started ends with it.
+    DemoError where it fails.
     """
     process = subprocess.Popen(
         command,
@@ -477,6 +506,10 @@ def run(command: list[str], *, holding: IO[str] | None = None, **environment: st
         pass_fds=() if holding is None else (holding.fileno(),),
     )
     try:
+        if holding is not None:
+            holding.truncate(0)
+            holding.write(str(process.pid))
+            holding.flush()
         try:
             _await_end(process)
         except KeyboardInterrupt:
@@ -490,6 +523,8 @@ def run(command: list[str], *, holding: IO[str] | None = None, **environment: st
             raise
     finally:
         _end_session(process.pid)
+        if holding is not None:
+            holding.truncate(0)
         process.wait()
     if process.returncode:
         raise DemoError(f"this failed (above is why): {' '.join(command[1:])}")

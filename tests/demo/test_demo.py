@@ -1,6 +1,5 @@
 """`make lab`, without a machine: whose lab it is, what it mends, and how it is interrupted."""
 
-import fcntl
 import json
 import os
 import select
@@ -15,6 +14,7 @@ import pytest
 
 from demo import __main__ as demo
 from demo.__main__ import DemoError
+from lab.drivers import processes
 from lab.server import Serving, serve
 from tests.lab.client import Client, vm
 from tests.lab.fake_drivers import PATIENCE, Gated, Recorder
@@ -303,7 +303,7 @@ def test_the_lab_keeps_its_state_where_the_toolchain_looks_for_it() -> None:
 HARNESS = """\
 import fcntl, sys
 from demo import __main__ as demo
-lock = open(sys.argv[1], "w")
+lock = open(sys.argv[1], "a+")
 fcntl.flock(lock, fcntl.LOCK_EX)
 demo.up = lambda: demo.run([sys.executable, *sys.argv[2:]], holding=lock)
 sys.exit(demo.main(["up"]))
@@ -430,10 +430,23 @@ def test_a_second_time_cuts_it_off(harness: Harness) -> None:
 def test_who_is_killed_leaves_the_lock_to_what_runs_on(harness: Harness) -> None:
     harness.process.kill()
     harness.process.wait(PATIENCE)
-    with harness.lock.open() as lock:
-        with pytest.raises(BlockingIOError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with harness.lock.open("a+") as lock:
+        assert not demo.take(lock)
         signal.pidfd_send_signal(harness.others[0], signal.SIGINT)
         harness.let_end()
         harness.ended()
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        assert demo.take(lock)
+
+
+@pytest.mark.parametrize("harness", ["tidy"], indirect=True)
+def test_plugins_that_outlive_a_pulumi_that_was_killed_too_are_ended(harness: Harness) -> None:
+    engine, plugin = harness.others
+    harness.process.kill()
+    harness.process.wait(PATIENCE)
+    signal.pidfd_send_signal(engine, signal.SIGKILL)
+    assert select.select([engine], [], [], PATIENCE)[0]
+    with harness.lock.open("a+") as lock:
+        assert not select.select([plugin], [], [], 0)[0]
+        # Whoever reaps it does so some time after its end.
+        assert processes.until(lambda: demo.take(lock), PATIENCE)
+    harness.ended()
