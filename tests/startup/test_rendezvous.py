@@ -33,7 +33,7 @@ from startup.node.orders import Orders, Standing
 from startup.node.place import Place
 from startup.node.process import Health, Judged, Process, ask, judge
 from startup.node.release import Fetcher
-from startup.node.rendezvous import Rendezvous, prepare_store
+from startup.node.rendezvous import WATCH, Rendezvous, prepare_store
 from startup.node.secrets import Tokens
 from startup.node.spec import RendezvousSpec, parse
 from startup.node.status import OrdersStatus, Published, ScriptStatus, SpecStatus, document
@@ -226,7 +226,10 @@ def files_of(place: Place, spec: RendezvousSpec) -> None:
 
 
 class Fleet:
-    """One rendezvous VM that is a folder. Its clock runs a second a round."""
+    """One rendezvous VM that is a folder. Its clock runs a second a round, and slower while a
+    process starts, which takes as long as it takes; but where it is `hurried`."""
+
+    hurried = False
 
     def __init__(self, folder: Path) -> None:
         self.place = Place(root=folder / "root")
@@ -304,7 +307,8 @@ class Fleet:
 
     def round(self) -> None:
         self.it.round()
-        self.now += 1
+        starting = self.unit.child is not None and self.it.judged.up is None
+        self.now += 0.1 if starting and not self.hurried else 1
 
     def until(self, condition: Callable[[], bool], what: str) -> None:
         end = time.monotonic() + 40
@@ -511,20 +515,11 @@ def test_a_bad_binary_goes_back_and_stays_rejected(fleet: Fleet, how: str) -> No
     good = fleet.place.opt / "releases" / fleet.good / "pilot-rendezvous"
     store = fleet.place.registry / registry.NAME
     content = BAD[how] or f'#!/bin/sh\nrm -f {store}\nexec {good} "$@"\n'.encode()
-    bad = fleet.declare_binary(content, "2.0")
-
-    def back() -> bool:
-        state = fleet.it.roll
-        running = fleet.it._running()
-        return (
-            state is not None
-            and any(one.sha256 == bad for one in state.rejected)
-            and running is not None
-            and running.release == fleet.good
-            and fleet.serving()
-        )
-
-    fleet.until(back, "back on the old binary")
+    fleet.declare_binary(content, "2.0")
+    fleet.hurried = how == "hangs"
+    fleet.until(lambda: rejected(fleet), "rejected")
+    fleet.hurried = False
+    fleet.until(lambda: back(fleet), "back on the old binary")
     assert fleet.health().total == 8
     read = json.loads(store.read_bytes())["pub_key_idx"]
     assert {key: read.get(key) for key in known} == known
@@ -624,22 +619,36 @@ def test_a_trial_that_was_accepted_is_over(fleet: Fleet) -> None:
     assert fleet.it.roll.accepted == rolls.Release(version="2.0", sha256=new)
 
 
-@pytest.mark.parametrize("failures", [0, 1], ids=["well", "failed before"])
+@pytest.mark.parametrize(
+    ("failures", "after"),
+    [(0, 0), (1, 0), (0, WATCH * 2 // 3)],
+    ids=["at once", "the old one had failed", "near its end"],
+)
 def test_one_that_falls_silent_is_not_accepted(
-    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, failures: int
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, failures: int, after: int
 ) -> None:
     fleet.until(fleet.serving, "serving")
-    # What the old one did is not the new one's merit either.
-    fleet.it.judged = replace(fleet.it.judged, up=fleet.now, failures=failures, why="exits")
-    fleet.declare_binary(archive() + b"\n", "2.0")
-    fleet.until(lambda: fleet.unit.starts == 2 and fleet.serving(), "on trial, and answering")
+    silent = False
 
     def ask_(spec: RendezvousSpec, before: Health, *, numbers: bool) -> Health:
-        if fleet.unit.starts == 2:
-            return Health(why="timed out")
-        return ask(spec, before, numbers=numbers)
+        return Health(why="timed out") if silent else ask(spec, before, numbers=numbers)
 
     monkeypatch.setattr("startup.node.rendezvous.ask", ask_)
+    fleet.declare_binary(archive() + b"\n", "2.0")
+    if failures:
+        # What the old one did is not the new one's merit either.
+        fleet.it.judged = replace(fleet.it.judged, up=None, failures=failures, why="exits")
+        silent = True
+        fleet.round()
+        assert fleet.it.roll is not None
+        assert fleet.it.roll.watch is not None
+        silent = False
+    fleet.until(lambda: fleet.unit.starts == 2 and fleet.serving(), "on trial, and answering")
+    for _ in range(after):
+        fleet.round()
+    silent = True
+    fleet.until(lambda: rejected(fleet), "rejected")
+    silent = False
     fleet.until(lambda: back(fleet), "back on the old binary")
     assert fleet.it.roll is not None
     assert "no answer for 20 s: timed out" in fleet.it.roll.reason
@@ -727,16 +736,19 @@ def test_a_directory_for_a_banner_stops_nothing(fleet: Fleet) -> None:
     assert "banner.txt" in str(fleet.status()["last_error"])
 
 
-def test_copies_are_taken_whatever_else_fails(fleet: Fleet) -> None:
+def test_copies_are_taken_whatever_else_fails(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fleet.until(fleet.serving, "serving")
     fleet.register(5)
     fleet.it.save()
     for path in (fleet.place.registry / "copies").iterdir():
         path.unlink()
-    # Such as a state disk where what was accepted cannot be written.
-    (fleet.place.node_state / "roll.json").unlink()
-    (fleet.place.node_state / "roll.json").mkdir()
-    fleet.it.roll = None
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", "roll.json")
+
+    monkeypatch.setattr(Rendezvous, "_advance", full)
     fleet.now += 300
     fleet.round()
     assert fleet.it.last_error is not None
