@@ -284,7 +284,7 @@ def test_answers_that_are_lost_end_nothing(simulated: Simulated, kind: str) -> N
     driver = runner(simulated, said)
     plan, generation = begin(driver, kind)
     for name in ("instances", "objects", "read", "write", "stop", "start"):
-        setattr(driver.cloud, name, _lossy(getattr(driver.cloud, name), name))
+        setattr(driver.cloud, name, _lossy(simulated, getattr(driver.cloud, name), name))
     assert carry_out(driver, plan, generation).is_over
     assert [simulated.nodes[name].running for name in SWARM] == [60, 120, 200]
     assert [simulated.nodes[name].boot for name in SWARM] == [1 + (kind == plans.REBOOT)] * 3
@@ -293,12 +293,15 @@ def test_answers_that_are_lost_end_nothing(simulated: Simulated, kind: str) -> N
     assert len(lost) == len({*lost})
 
 
-def _lossy(call: Callable[..., Any], name: str) -> Callable[..., Any]:
-    number = 0
+def _lossy(simulated: Simulated, call: Callable[..., Any], name: str) -> Callable[..., Any]:
+    number, states = 0, {"stop": "RUNNING", "start": "TERMINATED"}
 
     def lossy(*arguments: Any, **named: Any) -> Any:
         nonlocal number
         number += 1
+        if name in states:
+            state = simulated.instance(arguments[1])["status"]
+            assert state == states[name], "what was done is not done again"
         found = call(*arguments, **named)
         # A VM is shut down three times.
         if number % (2 if name in ("stop", "start") else 5) == 0:
@@ -622,7 +625,7 @@ def test_what_a_vm_holds_itself_no_order_ends(ops: Ops, simulated: Simulated) ->
     assert "swarm-2 is still" not in resumed.out
 
 
-def test_a_drain_that_is_interrupted_says_that_it_stands(
+def test_what_is_interrupted_says_what_stands(
     ops: Ops, simulated: Simulated, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def pause(_: float) -> None:
@@ -632,6 +635,8 @@ def test_a_drain_that_is_interrupted_says_that_it_stands(
     found = ops("drain", "swarm-1")
     assert (found.code, "`ops undrain swarm-1` ends that" in found.err) == (130, True)
     assert simulated.order("swarm-1")["hold"]
+    found = ops("reboot", "--yes", "swarm-3")
+    assert (found.code, "a VM that was shut down stays off" in found.err) == (130, True)
 
 
 def test_a_signal_that_is_ignored_stays_ignored(
