@@ -19,7 +19,6 @@ import pulumi
 from components import capacity
 from components.machines import MIB_PER_GIB, MachineType, look_up
 from components.reading import ConfigError, Node, Problem, describe, show
-from startup.node.spec import go_problem
 
 PROJECT_NAME = "pilot-fleet"
 REGISTRY_PORT = 9000
@@ -43,6 +42,25 @@ _IMAGE = re.compile(r"[a-z][-a-z0-9]{4,28}[a-z0-9]/[a-z](?:[-a-z0-9]{0,61}[a-z0-
 _SERVICE_ACCOUNT = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
 _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+_-]{0,63}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# What Go's runtime takes of its own without harm. A VM looks once more (startup/node/spec.py, which
+# says why; the walls keep that from being imported here): the two agree, which a test sees to.
+_GO_NUMBERS = {
+    "GOGC": (10_000, "percent as 50, 1 to 10000, or off beside a GOMEMLIMIT"),
+    "GOMAXPROCS": (1024, "a number of processors, 1 to 1024"),
+}
+_GO_SIZE = re.compile(r"([0-9]{1,19})(B|[KMGT]iB)?")
+_GO_UNITS = {"KiB": 10, "MiB": 20, "GiB": 30, "TiB": 40}
+_GO_LIMITS = range(16 << 20, 1 << 63)
+_GO_DEBUG = {
+    "cgocheck": ("0", "1"),
+    "fips140": ("off", "on", "only", "debug"),
+    "clobberfree": (),
+    "efence": (),
+    "gccheckmark": (),
+    "gcstoptheworld": (),
+    "sbrk": (),
+    "schedtrace": (),
+}
 # What an agent's unit sets itself (docs/CONTRACT.md).
 _RESERVED_VARIABLE = re.compile(r"HOME|PILOT_(?:AGENT|PORT)_.*|LD_.*|GLIBC_TUNABLES|GCONV_PATH")
 _URL = re.compile(r"https?://[^\s/?#@]+")
@@ -557,11 +575,35 @@ def _environment(node: Node) -> dict[str, str]:
             node.problem(key, "must be one line of printable text")
         elif _RESERVED_VARIABLE.fullmatch(key):
             node.problem(key, "is set on the VM itself: leave it out")
-        elif problem := go_problem(key, node.values):
+        elif problem := _go_problem(key, value, node.values):
             node.problem(key, problem)
         else:
             environment[key] = value
     return environment
+
+
+def _go_problem(name: str, value: str, environment: Mapping[Any, Any]) -> str:
+    """Why no Go program may run with `value` for the variable `name`, "" where one may."""
+    problem = ""
+    if name == "GODEBUG":
+        for setting in value.split(","):
+            key, _, given = setting.partition("=")
+            if key in _GO_DEBUG and given not in _GO_DEBUG[key]:
+                allowed = " or ".join(_GO_DEBUG[key]) or "left out"
+                problem = f"{show(setting)} ends or ruins a program: {key} must be {allowed}"
+    elif name == "GOMEMLIMIT":
+        match = _GO_SIZE.fullmatch(value)
+        size = int(match[1]) << _GO_UNITS.get(match[2], 0) if match else 0
+        if value != "off" and size not in _GO_LIMITS:
+            problem = f"{show(value)} is no limit: off, or a size as 64MiB, from 16MiB on"
+    elif name == "GOGC" and value == "off":
+        if environment.get("GOMEMLIMIT") in (None, "", "off"):
+            problem = "is off without a GOMEMLIMIT: nothing would ever be freed"
+    elif name in _GO_NUMBERS:
+        most, meaning = _GO_NUMBERS[name]
+        if not re.fullmatch("[0-9]{1,9}", value) or not 1 <= int(value) <= most:
+            problem = f"{show(value)} is not {meaning}"
+    return problem
 
 
 def _rendezvous(

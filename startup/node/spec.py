@@ -280,17 +280,14 @@ def _environment(reader: Reader) -> dict[str, str]:
             reader.problem(name, "is not valid Unicode (a lone surrogate)")
         environment[name] = value
     for name, value in environment.items():
-        if value and (problem := go_problem(name, environment)):
+        if value and (problem := _go_problem(name, value, environment)):
             reader.problem(name, problem)
     return environment
 
 
-def go_problem(name: str, environment: Mapping[str, object]) -> str:
-    """Why no Go program may run with the variable `name` as it stands in `environment`; "" where
-    one may, or where it is none of Go's own."""
-    value = environment[name]
-    if not isinstance(value, str):
-        return ""
+def _go_problem(name: str, value: str, environment: Mapping[str, str]) -> str:
+    """Why no Go program may run with `value` for the variable `name`, "" where one may. The plan
+    says the same (components/config.py)."""
     problem = ""
     if name == "GODEBUG":
         problem = _debug_problem(value)

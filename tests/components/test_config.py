@@ -10,6 +10,7 @@ import yaml
 from components.config import FleetConfig
 from components.reading import ConfigError
 from tests.components.fleet import ROOT, changed, seed
+from tests.startup.test_spec import GO, NO_GO
 
 
 def parse(values: dict[str, Any], project: str | None = "project-1") -> FleetConfig:
@@ -291,7 +292,7 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
         "a debugger's heap",
         swarm(env={"GODEBUG": "http2client=0,sbrk=1"}),
         "pilot-fleet:swarm[0].env.GODEBUG",
-        '"sbrk=1" ends or ruins a program: sbrk must be left out',
+        "'sbrk=1' ends or ruins a program: sbrk must be left out",
     ),
     (
         "canary without a binary",
@@ -386,6 +387,14 @@ def test_what_is_wrong_is_named(values: dict[str, Any], path: str, message: str)
     found = problems(values)
     assert path in found, found
     assert message in found[path]
+
+
+def test_the_plan_and_a_vm_take_the_same_of_gos_variables() -> None:
+    for environment in GO:
+        assert parse(swarm(env=environment)).swarm[0].environment == environment
+    for name, value, more, problem in NO_GO:
+        found = problems(swarm(env={name: value, **more}))
+        assert problem in found[f"pilot-fleet:swarm[0].env.{name}"]
 
 
 def test_all_problems_at_once() -> None:
