@@ -34,6 +34,20 @@ def uptime(place: Place) -> float:
     return float(place.at("/proc/uptime").read_text(encoding="ascii").split()[0])
 
 
+def most_descriptors(pid: int) -> float:
+    """How many descriptors a process may have, by its hard limit. ProcessLookupError: it is gone.
+
+    By its file: prlimit(2) on another user's process takes a capability that a host may keep from
+    its containers.
+    """
+    try:
+        lines = Path(f"/proc/{pid}/limits").read_text(encoding="ascii").splitlines()
+    except FileNotFoundError as error:
+        raise ProcessLookupError(error.errno, f"process {pid} is gone") from error
+    found = next(line.split()[4] for line in lines if line.startswith("Max open files"))
+    return float("inf") if found == "unlimited" else int(found)
+
+
 def apply(place: Place, numbers: Mapping[str, str], *, container: bool) -> list[str]:
     """Give the kernel `numbers` and read each back. Those left to the host, `NAME (REASON)` each.
 

@@ -439,8 +439,8 @@ class Rendezvous(Loop):
         if not pid or not self.is_due("descriptors", COPY / 10):
             return
         try:
-            _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-            if hard == resource.RLIM_INFINITY or hard >= wanted or wanted == self._refused:
+            hard = kernel.most_descriptors(pid)
+            if hard >= wanted or wanted == self._refused:
                 return
             try:
                 resource.prlimit(pid, resource.RLIMIT_NOFILE, (wanted, wanted))

@@ -69,6 +69,7 @@ def test_status_right_after_up(fleet: Fleet, ops: Run) -> None:
     assert (found["wanted"], found["running"], found["online"]) == (95, 95, 95)
     assert found["registry_source"] == RENDEZVOUS
     assert all(row["memory_left"] for row in found["rows"])
+    assert "Errno" not in json.dumps(found), found
     if picture := os.environ.get("PILOT_STATUS_SVG"):
         assert ops("status", "--svg", str(Path(picture))).code == 0
 

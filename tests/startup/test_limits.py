@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
+import resource
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -273,3 +275,13 @@ def test_a_number_that_the_kernel_takes_and_does_not_keep(vm: Vm) -> None:
     path.symlink_to("/dev/null")
     with pytest.raises(LimitsError, match=r"kernel\.pid_max=4194304: it is  ?after writing"):
         kernel.apply(Place(root=vm.root), {"kernel.pid_max": "4194304"}, container=False)
+
+
+def test_the_descriptors_of_a_process_are_told_by_its_file() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = float("inf") if hard == resource.RLIM_INFINITY else hard
+    assert kernel.most_descriptors(os.getpid()) == wanted
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    with pytest.raises(ProcessLookupError, match=f"process {gone.pid} is gone"):
+        kernel.most_descriptors(gone.pid)

@@ -25,7 +25,7 @@ import pytest
 
 from standin.build import archive
 from standin.state import State, sealed
-from startup.node import registry, secrets, units
+from startup.node import kernel, registry, secrets, units
 from startup.node import roll as rolls
 from startup.node.follow import Follower, Known
 from startup.node.limits import Machine
@@ -387,12 +387,12 @@ def test_a_host_that_gives_no_more_descriptors_is_said_once(
     fleet.until(fleet.serving, "a rendezvous that serves")
     fleet.said.clear()
 
-    def prlimit(pid: int, what: int, limits: tuple[int, int] | None = None) -> tuple[int, int]:
-        if limits is not None:
-            raise PermissionError(1, "Operation not permitted")
-        return has, has
+    def refused(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
 
-    monkeypatch.setattr(resource, "prlimit", prlimit)
+    # On another user's process it is refused altogether where the host keeps the capability.
+    monkeypatch.setattr(resource, "prlimit", refused)
+    monkeypatch.setattr(kernel, "most_descriptors", lambda pid: has)
     for _ in range(100):
         fleet.round()
     (said,) = [line for line in fleet.said if "descriptors" in line]
