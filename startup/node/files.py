@@ -56,15 +56,22 @@ def _holds(path: Path, data: bytes, mode: int) -> bool:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return False
-    with os.fdopen(handle, "rb") as stream:
-        found = os.fstat(stream.fileno())
-        return (
+    try:
+        found = os.fstat(handle)
+        if not (
             stat.S_ISREG(found.st_mode)
             and stat.S_IMODE(found.st_mode) == mode
             and found.st_uid == os.geteuid()
             and found.st_size == len(data)
-            and stream.read(len(data) + 1) == data
-        )
+        ):
+            return False
+        with open(handle, "rb", closefd=False) as stream:
+            return stream.read(len(data) + 1) == data
+    except OSError:
+        # What cannot be read holds nothing; whether it can be replaced, writing will tell.
+        return False
+    finally:
+        os.close(handle)
 
 
 def link(path: Path, target: str) -> bool:

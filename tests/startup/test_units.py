@@ -430,3 +430,13 @@ def test_a_spec_that_this_machine_cannot_be_is_not_this_boots(vm: Vm) -> None:
     assert status == 1
     assert "pilot: spec: memory.reserveMb: 4096 is all of this VM's" in output
     assert not (vm.root / "run/pilot/spec.json").exists()
+
+
+def test_a_directory_in_a_files_place_is_said_by_its_path(tmp_path: Path) -> None:
+    path = tmp_path / "roll.json"
+    path.mkdir(mode=0o600)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(IsADirectoryError, match="roll.json"):
+        files.write(path, "1\n", 0o600)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert [p.name for p in tmp_path.iterdir()] == ["roll.json"]
