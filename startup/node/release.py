@@ -76,9 +76,15 @@ def _fetch(binary: Binary, path: Path, endpoint: str, bucket: str, token: str) -
     where = f"gs://{bucket}/{binary.object}"
     url = f"{endpoint}/storage/v1/b/{quote(bucket, safe='')}/o/{quote(binary.object, safe='')}"
     with web.get(f"{url}?alt=media", {"Authorization": f"Bearer {token}"}) as answer:
-        if answer.status == 404 and bucket_is_gone(answer):
+        gone = what_is_gone(answer)
+        if gone == "bucket":
             raise FinalError(
                 f"{where} at {endpoint}: 404: there is no bucket {bucket}: run `pulumi up`"
+            )
+        if gone == "object":
+            raise LostError(
+                f"{where} at {endpoint}: 404: there is no such object: has `pulumi up` uploaded "
+                "this release?"
             )
         _judge(answer.status, answer.reason, where, endpoint)
         # Of a run that was cut off. Not a fresh one: the startup script and the service may both
@@ -129,16 +135,22 @@ def _judge(status: int, reason: str, where: str, endpoint: str) -> None:
         )
     advice = {
         401: "the VM's token is not accepted: is this the project's own Cloud Storage?",
-        404: "there is no such object: has `pulumi up` uploaded this release?",
     }.get(status, "not an answer of Cloud Storage: check the spec's endpoints.storage")
-    kind = LostError if status == 404 else FinalError
-    raise kind(f"{where} at {endpoint}: {status} {reason}: {advice}")
+    raise FinalError(f"{where} at {endpoint}: {status} {reason}: {advice}")
 
 
-def bucket_is_gone(answer: web.Answer) -> bool:
-    """Whether a 404 of Cloud Storage is about the bucket and not about the object. Reads the body.
-    "The specified bucket does not exist." is its text, in JSON or plain."""
-    return b"bucket does not exist" in answer.body(4096).lower()
+def what_is_gone(answer: web.Answer) -> str:
+    """What Cloud Storage says is not there: `bucket`, `object`, or "" where it says neither.
+
+    In its own words, JSON or plain: anybody answers 404, and an object that is gone ends a hold or
+    makes a release lost. Reads the body of a 404.
+    """
+    if answer.status != 404:
+        return ""
+    said = answer.body(4096).lower()
+    if b"bucket does not exist" in said:
+        return "bucket"
+    return "object" if b"no such object" in said else ""
 
 
 def _sha256(path: Path) -> str:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 from urllib.parse import quote
 
-from . import web
+from . import release, web
 from .metadata import MetadataServer
 from .place import Place
 from .retry import FinalError, TemporaryError
@@ -233,18 +233,14 @@ class Orders:
         with web.get(f"{where.url}?{query}", headers) as answer:
             if answer.status == 304 and known:
                 return known
-            if answer.status == 404:
-                # Only in Cloud Storage's own words, JSON or plain: anybody answers 404, and a hold
-                # goes on until it is taken back.
-                said = answer.body(4096).lower()
-                if b"no such object" in said:
-                    self._last = None
-                    return None
-                if b"bucket does not exist" in said:
-                    raise FinalError(
-                        f"{where}: there is no such bucket: run `pulumi up`, or check the spec's "
-                        "bucket"
-                    )
+            gone = release.what_is_gone(answer)
+            if gone == "object":
+                self._last = None
+                return None
+            if gone == "bucket":
+                raise FinalError(
+                    f"{where}: there is no such bucket: run `pulumi up`, or check the spec's bucket"
+                )
             if answer.status != 200:
                 raise FinalError(f"{where}: {_refused(answer.status, answer.reason)}")
             found = Object(

@@ -115,16 +115,32 @@ def test_a_token_that_comes_late(fetch: Fetch) -> None:
     assert fetch()
 
 
+def _gone(handler: BaseHTTPRequestHandler, body: bytes) -> None:
+    handler.send_response(404)
+    handler.send_header("Content-Length", str(len(body)))
+    handler.end_headers()
+    handler.wfile.write(body)
+
+
+def no_bucket(handler: BaseHTTPRequestHandler) -> None:
+    _gone(handler, b'{"error": {"code": 404, "message": "The specified bucket does not exist."}}')
+
+
+def no_object(handler: BaseHTTPRequestHandler) -> None:
+    _gone(handler, f"No such object: {BUCKET}/releases/a".encode())
+
+
 @pytest.mark.parametrize(
     ("failure", "said"),
     [
-        (404, "404 .*has `pulumi up` uploaded this release"),
+        (no_object, "404: .*has `pulumi up` uploaded this release"),
+        (404, "404 .*not an answer of Cloud Storage"),
         (401, "401 .*token is not accepted"),
         (400, "400 .*not an answer of Cloud Storage"),
         (302, "302 .*not an answer of Cloud Storage"),
     ],
 )
-def test_what_is_final_is_not_retried(fetch: Fetch, failure: int, said: str) -> None:
+def test_what_is_final_is_not_retried(fetch: Fetch, failure: Failure, said: str) -> None:
     fetch.google.failures = {"/storage/": [failure]}
     with pytest.raises(FinalError, match=rf"gs://{BUCKET}/releases/.*{said}"):
         fetch()
@@ -403,16 +419,9 @@ class Bucket:
         )
 
 
-def no_bucket(handler: BaseHTTPRequestHandler) -> None:
-    body = b'{"error": {"code": 404, "message": "The specified bucket does not exist."}}'
-    handler.send_response(404)
-    handler.send_header("Content-Length", str(len(body)))
-    handler.end_headers()
-    handler.wfile.write(body)
-
-
 @pytest.mark.parametrize(
-    ("failure", "lost"), [(404, True), (401, False), (400, False), (503, False), (no_bucket, False)]
+    ("failure", "lost"),
+    [(no_object, True)] + [(each, False) for each in (404, 401, 400, 503, no_bucket)],
 )
 def test_only_what_the_bucket_does_not_have_is_lost(
     google: Google, tmp_path: Path, failure: Failure, *, lost: bool

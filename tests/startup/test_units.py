@@ -436,7 +436,7 @@ def test_a_directory_in_a_files_place_is_said_by_its_path(tmp_path: Path) -> Non
     path = tmp_path / "roll.json"
     path.mkdir(mode=0o600)
     before = len(list(Path("/proc/self/fd").iterdir()))
-    with pytest.raises(IsADirectoryError, match="roll.json"):
+    with pytest.raises(IsADirectoryError, match=r"roll\.json"):
         files.write(path, "1\n", 0o600)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
     assert [p.name for p in tmp_path.iterdir()] == ["roll.json"]
