@@ -106,7 +106,7 @@ def test_a_power_cut_brings_back_the_same_agents(fleet: Fleet) -> None:
     assert fleet.console(VM).count("pilot: done: swarm") == 2
 
 
-@pytest.mark.parametrize("row", QEMU, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", [row for row in QEMU if row.short], ids=lambda row: row.name)
 def test_it_does_not_happen(fleet: Fleet, row: Row) -> None:
     """A few rounds of each row that needs a kernel; `make campaign` makes the full counts."""
     chance = Random(row.name)
