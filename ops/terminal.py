@@ -22,7 +22,7 @@ _OUT: Final = Console(highlight=False, soft_wrap=False)
 _ERR: Final = Console(stderr=True, highlight=False, soft_wrap=True)
 # A table that is piped must not be cut to 80 columns.
 _WIDE: Final = 240
-_PICTURE: Final = 110  # columns of a picture: what a README shows
+_PICTURE: Final = 118  # columns of a picture: what a README shows
 
 
 def ask(question: str, *, yes: bool) -> None:

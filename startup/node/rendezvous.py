@@ -497,6 +497,7 @@ class Rendezvous(Loop):
             self._held, self._config = Tokens(), {}
             return
         new = self.tokens()
+        answered = new is not None
         if new is None:
             missing = dict.fromkeys(self.spec.secrets, "Secret Manager has not answered yet")
             new = Tokens(missing=missing)
@@ -509,7 +510,8 @@ class Rendezvous(Loop):
                 # The one that nobody knows stays the same: another one would be a restart.
                 self._config = {**self._config, flag: known[flag]}
             self._held = new
-        if new.problem:
+        # In the moment before the first answer, whatever that is, nothing has gone wrong.
+        if new.problem and answered:
             self.fault(f"{new.problem}: closed until it can be had")
 
     def _waits_for_tokens(self, now: float) -> bool:
