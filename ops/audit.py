@@ -17,7 +17,6 @@ from typing import Any, Final, TypeVar
 from ops.errors import MissingError, UnsupportedError
 from ops.fleet import LABEL, RENDEZVOUS, SWARM, Fleet, Instance
 from ops.google import Cloud, pairs
-from ops.watch import missing
 
 OWN: Final = "startup-script"
 DECLARED: Final = ("enable-guest-attributes", "enable-oslogin", "pilot-role", "pilot-spec")
@@ -262,7 +261,7 @@ def _members(project: Project, fleet: Fleet) -> Iterator[Finding]:
 def _missing(fleet: Fleet, declared: Declared) -> Iterator[Finding]:
     """VMs that are declared, and are not there."""
     if declared.metadata is None:
-        if text := missing(fleet):
+        if text := fleet.problem:
             yield Finding(rule="missing", where=f"fleet {fleet.name}", what=text, remedy=_MEND)
         return
     for name in sorted(declared.metadata.keys() - {vm.name for vm in fleet.vms}):

@@ -221,6 +221,16 @@ class Fleet:
         told = self.rendezvous.instance.spec.number("agents") if self.rendezvous else None
         return max(0, (told or 0) - sum(vm.wanted for vm in self.vms))
 
+    @property
+    def problem(self) -> str:
+        """How many declared agents no VM wants, as a sentence; "" where each is wanted."""
+        if not self.missing:
+            return ""
+        return (
+            f"{self.missing:,} of {self.wanted:,} agents that the rendezvous was told of are "
+            "wanted by no VM: one was deleted, or its spec cannot be read (`ops audit`)"
+        )
+
     def vm(self, name: str) -> Vm:
         """A VM by name; MissingError with the names that there are."""
         for vm in self.vms:

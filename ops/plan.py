@@ -57,6 +57,11 @@ class Plan:
         return self.step == DONE
 
     @property
+    def everyone(self) -> tuple[str, ...]:
+        """The VMs that this plan is about, its rendezvous last."""
+        return (*self.vms, self.rendezvous) if self.rendezvous else self.vms
+
+    @property
     def open(self) -> tuple[str, ...]:
         """The VMs that this plan has begun to reboot, and that are not back: they may be off."""
         return tuple(name for name in self.boots if name not in self.done)
@@ -188,7 +193,7 @@ class Totals:
 
 def decide(plan: Plan, seen: Mapping[str, Seen], totals: Totals) -> Move:
     """The next move of a plan that is not over."""
-    missing = [name for name in (*plan.vms, plan.rendezvous) if name and name not in seen]
+    missing = [name for name in plan.everyone if name not in seen]
     if missing:
         raise OpsError(f"{', '.join(missing)}: not there any more; end this with --abandon")
     moves = {
@@ -305,7 +310,7 @@ def _stop(one: Seen) -> Move:
 
 def obstacles(plan: Plan, seen: Mapping[str, Seen]) -> Iterator[str]:
     """Why a plan cannot begin, a sentence each."""
-    for name in (*plan.vms, *([plan.rendezvous] if plan.rendezvous else ())):
+    for name in plan.everyone:
         one = seen[name]
         out = "leave it out (--without)" if name in plan.vms else "do without --rendezvous"
         if not one.vm.speaks:

@@ -117,9 +117,9 @@ class Runner:
             found = self.look(only)
             return found, self.see(found, vms)
 
-        return self._insist(once)
+        return self._until_answered(once)
 
-    def _insist(self, ask: Callable[[], T]) -> T:
+    def _until_answered(self, ask: Callable[[], T]) -> T:
         """What `ask` gives, asked again while nobody answers, for as long as a wait without
         progress may be; that is said once."""
         since = self.clock()
@@ -156,7 +156,7 @@ class Runner:
             return self.cloud.write(self.orders.bucket, plans.OBJECT, data, generation=generation)
 
         try:
-            return self._insist(once)
+            return self._until_answered(once)
         except ClashError as error:
             raise ClashError(
                 f"somebody else works on this {plan.kind} at the same time: leave it to them, or "
@@ -169,7 +169,7 @@ class Runner:
         old, generation = self.plan()
         if old is not None and not old.is_over:
             raise UsageError(unfinished(old))
-        seen = self.see(found, _names(plan))
+        seen = self.see(found, plan.everyone)
         wrong = [*plans.obstacles(plan, seen)]
         if not insist:
             wrong += plans.doubts(plan, seen, found.registry)
@@ -207,7 +207,7 @@ class Runner:
         nearest = _Nearest(clock=self.clock)
         try:
             while True:
-                found, seen = self._look(_names(plan))
+                found, seen = self._look(plan.everyone)
                 move = plans.decide(plan, seen, totals(found))
                 if not isinstance(move, Await):
                     return move
@@ -228,7 +228,7 @@ class Runner:
             self.progress.shown(None)
 
     def _give(self, vm: str, changes: Mapping[str, Any]) -> None:
-        self._insist(lambda: self.orders.give(vm, changes))
+        self._until_answered(lambda: self.orders.give(vm, changes))
 
     def _power(self, move: Power) -> None:
         self.say(f"{move.vm}: {'shut down' if move.verb == 'stop' else 'power on'}")
@@ -241,7 +241,7 @@ class Runner:
             elif move.verb == "start" and instance.state == "TERMINATED":
                 self.cloud.start(instance.zone, move.vm)
 
-        self._insist(once)
+        self._until_answered(once)
 
     @contextmanager
     def silenced(self, plan: Plan, rendezvous: Vm | None, banner: str) -> Iterator[tuple[str, ...]]:
@@ -392,10 +392,6 @@ class Runner:
                 self.pause(self.poll)
         finally:
             self.progress.shown(None)
-
-
-def _names(plan: Plan) -> list[str]:
-    return [*plan.vms, *([plan.rendezvous] if plan.rendezvous else [])]
 
 
 def totals(found: Fleet) -> Totals:

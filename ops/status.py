@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ops.fleet import Fleet, Vm, age
-from ops.watch import THRESHOLD, is_short, missing
+from ops.watch import THRESHOLD, is_short
 
 _MIB: Final = 2**20
 _GIB: Final = 2**30
@@ -103,7 +103,7 @@ def picture(fleet: Fleet) -> Picture:
         online=registry.online,
         total=registry.total,
         networks=networks,
-        problem=missing(fleet),
+        problem=fleet.problem,
         registry_source=registry.source,
         networks_source=registry.networks_source,
         registry_problem=registry.problem,

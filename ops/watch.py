@@ -50,7 +50,7 @@ def alerts(fleet: Fleet, limits: Limits) -> dict[str, str]:
         found["registry/down"] = registry.problem or "it does not answer"
     elif registry.problem:
         found["dashboard/down"] = registry.problem
-    if text := missing(fleet):
+    if text := fleet.problem:
         found["fleet/missing"] = text
     least = limits.online * wanted
     if registry.online is not None and registry.online < least:
@@ -66,16 +66,6 @@ def alerts(fleet: Fleet, limits: Limits) -> dict[str, str]:
     for vm in fleet.vms:
         found |= {f"{vm.name}/{key}": text for key, text in _of(vm, limits)}
     return found
-
-
-def missing(fleet: Fleet) -> str:
-    """How many declared agents no VM wants, as a sentence; "" where each is wanted."""
-    if not fleet.missing:
-        return ""
-    return (
-        f"{fleet.missing:,} of {fleet.wanted:,} agents that the rendezvous was told of are wanted "
-        "by no VM: one was deleted, or its spec cannot be read (`ops audit`)"
-    )
 
 
 def is_short(vm: Vm) -> bool:

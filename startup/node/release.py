@@ -133,9 +133,9 @@ def _judge(status: int, reason: str, where: str, endpoint: str) -> None:
             f"{where}: 403 {reason}: the VM's service account may not read it: grant it "
             "roles/storage.objectViewer on the bucket"
         )
-    advice = {
-        401: "the VM's token is not accepted: is this the project's own Cloud Storage?",
-    }.get(status, "not an answer of Cloud Storage: check the spec's endpoints.storage")
+    advice = "not an answer of Cloud Storage: check the spec's endpoints.storage"
+    if status == 401:
+        advice = "the VM's token is not accepted: is this the project's own Cloud Storage?"
     raise FinalError(f"{where} at {endpoint}: {status} {reason}: {advice}")
 
 

@@ -28,8 +28,7 @@ _GO_NUMBERS: Final = {
 }
 _GO_SIZE = re.compile(r"([0-9]{1,19})(B|[KMGT]iB)?")
 _GO_UNITS: Final = {"KiB": 10, "MiB": 20, "GiB": 30, "TiB": 40}
-_GO_LEAST: Final = 16 << 20
-_GO_MOST: Final = (1 << 63) - 1
+_GO_LIMITS: Final = range(16 << 20, 1 << 63)
 # What GODEBUG may be told of these: anything else ends a program, or ruins whoever runs it.
 _GO_DEBUG: Final[Mapping[str, tuple[str, ...]]] = {
     "cgocheck": ("0", "1"),
@@ -294,7 +293,7 @@ def _go_problem(name: str, value: str, environment: Mapping[str, str]) -> str:
     elif name == "GOMEMLIMIT":
         match = _GO_SIZE.fullmatch(value)
         size = int(match[1]) << _GO_UNITS.get(match[2], 0) if match else 0
-        if value != "off" and not _GO_LEAST <= size <= _GO_MOST:
+        if value != "off" and size not in _GO_LIMITS:
             problem = f"{_kind(value)} is no limit: off, or a size as 64MiB, from 16MiB on"
     elif name == "GOGC" and value == "off":
         if environment.get("GOMEMLIMIT") in (None, "", "off"):

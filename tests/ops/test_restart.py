@@ -678,13 +678,18 @@ def test_pause_and_resume(ops: Ops, simulated: Simulated) -> None:
     assert (late.code, "The order stands" in late.err) == (4, True)
 
 
-def test_a_roll_that_waits_is_gone_on_with(ops: Ops, simulated: Simulated) -> None:
+def declare_another_release(simulated: Simulated) -> None:
+    """For all swarm VMs, which wait with it for somebody who says go."""
     release = {"version": "1.19.0", "daemon": {"object": "x", "sha256": NEW}}
     for name in SWARM:
         simulated.nodes[name].roll = rolling(state="waiting", of=3)
         declared = swarm_spec(name, simulated.nodes[name].agents, release=release)
         simulated.set_metadata(name, {"pilot-spec": json.dumps(declared)})
     simulated.tick()
+
+
+def test_a_roll_that_waits_is_gone_on_with(ops: Ops, simulated: Simulated) -> None:
+    declare_another_release(simulated)
     seen = ops("roll", "--json")
     assert seen.code == 1
     assert [(each["vm"], each["state"]) for each in seen.json["rolls"]] == [
@@ -733,12 +738,7 @@ def test_the_rendezvous_roll_that_halted(ops: Ops, simulated: Simulated, verdict
 def test_no_roll_waits_for_a_vm_that_nobody_hears(
     ops: Ops, simulated: Simulated, command: tuple[str, ...]
 ) -> None:
-    release = {"version": "1.19.0", "daemon": {"object": "x", "sha256": NEW}}
-    for name in SWARM:
-        simulated.nodes[name].roll = rolling(state="waiting", of=3)
-        declared = swarm_spec(name, simulated.nodes[name].agents, release=release)
-        simulated.set_metadata(name, {"pilot-spec": json.dumps(declared)})
-    simulated.tick()
+    declare_another_release(simulated)
     simulated.client.do("POST", f"{ZONE}/instances/swarm-3/stop")
     if command == ("--follow",):
         for name in SWARM[1:]:
