@@ -137,7 +137,7 @@ def test_a_script_behind_pulumis_back_hides_ours_until_pulumi_up(fleet: Fleet) -
     ("name", "uploaded", "why"),
     [
         ("corrupt", b"#!/bin/sh\ntouch /srv/it-ran\n", "is corrupt or was replaced"),
-        ("missing", None, "404 Not Found: there is no such object"),
+        ("missing", None, ": 404: there is no such object: has `pulumi up` uploaded"),
     ],
     ids=["corrupt", "missing"],
 )
