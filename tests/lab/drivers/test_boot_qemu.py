@@ -2,6 +2,7 @@
 
 import socket
 import struct
+import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
@@ -9,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from lab.drivers.host import counter_khz
 from lab.drivers.qemu import Qemu
-from lab.machines import MachineError
+from lab.machines import Machine, MachineError
 from tests.lab.drivers.site import (
     SCRIPT,
     attach,
@@ -56,6 +58,9 @@ def test_a_guest_lives(
         size = int(ssh(driver, vm, "df --output=size -B1M / | tail -1"))
         assert size > 9000, "the root file system was not grown to its disk"
         assert ssh(driver, vm, "systemctl is-system-running --wait") == "running"
+        clock = "/sys/devices/system/clocksource/clocksource0/current_clocksource"
+        assert ssh(driver, vm, f"cat {clock}") == ("hpet" if counter_khz() is None else "tsc")
+        ahead = _ahead(driver, vm)
         _answers_arp(driver.lan(), vm.nics[0].address, vm.nics[0].mac)
 
         # Another process of the lab finds it, and its metadata server may have moved.
@@ -82,6 +87,9 @@ def test_a_guest_lives(
         driver.change_disks(vm)
         ssh(driver, vm, f"udevadm wait --removed --timeout=60 {link}")
         driver.delete_disk(hot)
+
+        # A clock that runs wild is wrong by minutes.
+        assert abs(_ahead(driver, vm) - ahead) < 2
 
         # A power cut: what was written is there, nobody was told.
         ssh(driver, vm, "echo kept >/srv/kept && sync")
@@ -130,8 +138,15 @@ def test_a_guest_that_does_not_start_says_why(
         driver.shutdown()
 
 
-def _boot(driver: Qemu, vm: object) -> str:
-    return ssh(driver, vm, "cat /proc/sys/kernel/random/boot_id")  # type: ignore[arg-type]
+def _boot(driver: Qemu, vm: Machine) -> str:
+    return ssh(driver, vm, "cat /proc/sys/kernel/random/boot_id")
+
+
+def _ahead(driver: Qemu, vm: Machine) -> float:
+    """Seconds that a guest's clock is ahead of this machine's, about: an answer takes a while."""
+    before = time.time()
+    told = float(ssh(driver, vm, "date +%s.%N"))
+    return told - (before + time.time()) / 2
 
 
 def _answers_arp(lan: str, address: str, mac: str) -> None:
