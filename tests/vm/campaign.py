@@ -3,8 +3,9 @@
 Guests and containers are tried side by side, a process each: a guest keeps one processor busy, a
 fleet of containers mostly waits. Seeded: a round's chance is the seed, its row and its number.
 Resumable: what a round found is kept in `.state/campaign/` by commit and seed as soon as it is
-known, and a second call makes only what is missing. At most `--minutes` in one call; then, and at
-the end, docs/CAMPAIGN.md is written from what is kept.
+known, and a second call makes only what is missing. With `--since` and a commit, what was found
+there stands: for going on after a commit that changes nothing of what was tried. The document names
+each row's. At most `--minutes` in one call; then, and at the end, docs/CAMPAIGN.md is written.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
@@ -80,35 +81,49 @@ SHAPES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a round found; `error` is "" where nothing happened that must not."""
+    """What a round found, and the commit it was made at; `error` is "" where nothing happened that
+    must not."""
 
     row: str
     number: int
     seconds: float
     measured: dict[str, Any] = field(default_factory=dict)
     error: str = ""
+    commit: str = ""
 
 
 class Kept:
-    """The results of one commit and seed, a line of JSON each; processes may add side by side."""
+    """The results of one seed at `commit`, and at others `since` whose results stand. A line of
+    JSON each, a file for each commit; processes may add side by side."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, folder: Path, *, seed: int, commit: str, since: Sequence[str] = ()) -> None:
+        self._folder = folder
+        self._seed = seed
+        self._commit = commit
+        self._commits = [*since, commit]
         self.results: list[Result] = []
         self.read()
 
+    def path(self, commit: str) -> Path:
+        return self._folder / f"{commit[:12]}-{self._seed}.jsonl"
+
     def read(self) -> None:
-        path = self.path
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        # The last line may have been cut by the end of the process that wrote it.
-        self.results = [found for line in lines if (found := _result(line)) is not None]
+        self.results = []
+        for commit in dict.fromkeys(self._commits):
+            path = self.path(commit)
+            lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+            # The last line may have been cut by the end of the process that wrote it.
+            found = (_result(line) for line in lines)
+            self.results += [replace(each, commit=commit[:12]) for each in found if each]
 
     def add(self, result: Result) -> None:
+        result = replace(result, commit=self._commit[:12])
         self.results.append(result)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        path = self.path(self._commit)
+        path.parent.mkdir(parents=True, exist_ok=True)
         # One write, so that lines of two processes do not mix; the first end of line ends what a
         # process that was killed left.
-        with self.path.open("a", encoding="utf-8") as stream:
+        with path.open("a", encoding="utf-8") as stream:
             stream.write(f"\n{json.dumps(asdict(result))}\n")
 
     def missing(self, row: Row) -> list[int]:
@@ -138,8 +153,8 @@ def document(results: Iterable[Result], *, facts: Mapping[str, str]) -> str:
         "",
     ]
     lines += [f"- {name}: {value}" for name, value in facts.items()]
-    lines += ["", "| row | rounds | failed | a round, s | measured: least, median, most |"]
-    lines += ["| --- | --- | --- | --- | --- |"]
+    lines += ["", "| row | commit | rounds | failed | a round, s | measured: least, median, most |"]
+    lines += ["| --- | --- | --- | --- | --- | --- |"]
     failures: list[str] = []
     for shape in SHAPES:
         for row in shape.rows:
@@ -151,8 +166,13 @@ def document(results: Iterable[Result], *, facts: Mapping[str, str]) -> str:
             measured = _measured([each.measured for each in good.values()])
             title = f"{row.what}: {row.name} ({where})"
             done = f"{len(good)} of {row.campaign}"
-            lines.append(f"| {title} | {done} | {len(bad)} | {took} | {measured} |")
-            failures += [f"- {row.name}, round {each.number}: {each.error}" for each in bad]
+            commits = dict.fromkeys(each.commit[:7] for each in good.values())
+            at = ", ".join(f"`{commit}`" for commit in commits) or "-"
+            lines.append(f"| {title} | {at} | {done} | {len(bad)} | {took} | {measured} |")
+            failures += [
+                f"- {row.name}, round {each.number} at `{each.commit[:7]}`: {each.error}"
+                for each in bad
+            ]
     if failures:
         lines += [
             "",
@@ -294,6 +314,13 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--driver", choices=["container", "qemu"], help="only its rows, no document"
     )
+    parser.add_argument(
+        "--since",
+        action="append",
+        default=[],
+        metavar="COMMIT",
+        help="what was found at this commit stands as well; may be repeated",
+    )
     parser.add_argument("--row", action="append", default=[], help="only this row; may be repeated")
     options = parser.parse_args(arguments)
     names = [row.name for shape in SHAPES for row in shape.rows]
@@ -305,7 +332,11 @@ def main(arguments: Sequence[str]) -> int:
     # The document is its own product.
     changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs/CAMPAIGN.md")
     commit = _git("rev-parse", "HEAD")
-    kept = Kept(KEPT / f"{commit[:12]}-{options.seed}.jsonl")
+    try:
+        since = [_git("rev-parse", "--verify", f"{each}^{{commit}}") for each in options.since]
+    except subprocess.CalledProcessError as error:
+        parser.error(f"--since: {error.stderr.strip()}")
+    kept = Kept(KEPT, seed=options.seed, commit=commit, since=since)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     until = time.monotonic() + options.minutes * 60
     drivers = [options.driver] if options.driver else ["container", "qemu"]

@@ -1,5 +1,6 @@
 """The campaign's bookkeeping, without a VM: what is kept, what is missing, what is written."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,16 @@ from tests.vm import campaign
 from tests.vm.campaign import SHAPES, Kept, Result
 from tests.vm.rows import CONTAINER, QEMU
 
+ONE, OTHER = "1" * 40, "2" * 40
+
 
 @pytest.fixture
 def kept(tmp_path: Path) -> Kept:
-    return Kept(tmp_path / "kept" / "some.jsonl")
+    return _kept(tmp_path)
+
+
+def _kept(folder: Path, commit: str = ONE, since: Sequence[str] = ()) -> Kept:
+    return Kept(folder / "kept", seed=5, commit=commit, since=since)
 
 
 ROW = next(row for row in CONTAINER if row.name == "drain")
@@ -22,26 +29,41 @@ def test_every_row_is_shown_on_one_fleet() -> None:
     assert sorted(shown) == sorted(row.name for row in (*CONTAINER, *QEMU))
 
 
-def test_what_was_made_is_not_made_again_and_what_failed_is(kept: Kept) -> None:
+def test_what_was_made_is_not_made_again_and_what_failed_is(kept: Kept, tmp_path: Path) -> None:
     assert kept.missing(ROW) == [0, 1, 2, 3, 4]
     kept.add(Result(row="drain", number=0, seconds=1))
     kept.add(Result(row="drain", number=1, seconds=1, error="agents doubled"))
     kept.add(Result(row="kills", number=2, seconds=1))
-    again = Kept(kept.path)
+    again = _kept(tmp_path)
     assert again.results == kept.results
     assert again.missing(ROW) == [1, 2, 3, 4]
     again.add(Result(row="drain", number=1, seconds=1))
-    assert Kept(kept.path).missing(ROW) == [2, 3, 4]
+    assert _kept(tmp_path).missing(ROW) == [2, 3, 4]
 
 
-def test_a_line_that_was_cut_is_a_round_that_was_not_made(kept: Kept) -> None:
+def test_a_line_that_was_cut_is_a_round_that_was_not_made(kept: Kept, tmp_path: Path) -> None:
     kept.add(Result(row="drain", number=0, seconds=1))
     kept.add(Result(row="drain", number=1, seconds=1))
-    kept.path.write_bytes(kept.path.read_bytes()[:-9])
-    again = Kept(kept.path)
+    path = kept.path(ONE)
+    path.write_bytes(path.read_bytes()[:-9])
+    again = _kept(tmp_path)
     assert again.missing(ROW) == [1, 2, 3, 4]
     again.add(Result(row="drain", number=2, seconds=1))
-    assert Kept(kept.path).missing(ROW) == [1, 3, 4]
+    assert _kept(tmp_path).missing(ROW) == [1, 3, 4]
+
+
+def test_what_was_found_at_another_commit_stands_where_it_is_named(
+    kept: Kept, tmp_path: Path
+) -> None:
+    kept.add(Result(row="drain", number=0, seconds=1))
+    assert _kept(tmp_path, OTHER).missing(ROW) == [0, 1, 2, 3, 4]
+    later = _kept(tmp_path, OTHER, [ONE])
+    assert later.missing(ROW) == [1, 2, 3, 4]
+    later.add(Result(row="drain", number=1, seconds=1))
+    assert kept.path(OTHER) != kept.path(ONE)
+    found = _kept(tmp_path, OTHER, [ONE]).results
+    assert [(each.number, each.commit) for each in found] == [(0, ONE[:12]), (1, OTHER[:12])]
+    assert "| `1111111`, `2222222` | 2 of 5 | 0 |" in campaign.document(found, facts={})
 
 
 def test_a_rounds_chance_is_the_seeds_the_rows_and_its_number() -> None:
@@ -57,16 +79,16 @@ def test_a_rounds_chance_is_the_seeds_the_rows_and_its_number() -> None:
 
 def test_the_document_says_what_was_found_and_what_failed() -> None:
     results = [
-        Result(row="drain", number=0, seconds=3, measured={"drained_s": 2.5}),
-        Result(row="drain", number=1, seconds=5, measured={"drained_s": 4.5}),
-        Result(row="drain", number=2, seconds=9, error="an answer took 21.0 s"),
+        Result(row="drain", number=0, commit=ONE, seconds=3, measured={"drained_s": 2.5}),
+        Result(row="drain", number=1, commit=ONE, seconds=5, measured={"drained_s": 4.5}),
+        Result(row="drain", number=2, commit=ONE, seconds=9, error="an answer took 21.0 s"),
     ]
     text = campaign.document(results, facts={"commit": "`abc`", "seed": "5"})
     assert "- commit: `abc`\n- seed: 5\n" in text
-    line = "| a mass stop: drain (2000 agents, container) | 2 of 5 | 1 | 3, 4, 5 "
+    line = "| a mass stop: drain (2000 agents, container) | `1111111` | 2 of 5 | 1 | 3, 4, 5 "
     assert f"{line}| drained_s 2.5, 3.5, 4.5 |" in text
-    assert "- drain, round 2: an answer took 21.0 s\n" in text
-    assert "| agents double: kills (600 agents, container) | 0 of 20 | 0 | - | - |" in text
+    assert "- drain, round 2 at `1111111`: an answer took 21.0 s\n" in text
+    assert "| agents double: kills (600 agents, container) | - | 0 of 20 | 0 | - | - |" in text
 
 
 def test_a_row_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,3 +96,13 @@ def test_a_row_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> No
         campaign.main(["--row", "nonsense"])
     assert ended.value.code == 2
     assert "no such row: nonsense; there are kills, " in capsys.readouterr().err
+
+
+def test_a_commit_that_is_none_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    with pytest.raises(SystemExit) as ended:
+        campaign.main(["--since", "no-such-commit"])
+    assert ended.value.code == 2
+    assert "--since: " in capsys.readouterr().err
