@@ -206,6 +206,10 @@ def _measured(found: Sequence[Mapping[str, Any]]) -> str:
     return "; ".join(told).replace("|", "\\|") or "-"
 
 
+class NoFleetError(Exception):
+    """A fleet did not come up: there is nothing to try anything on."""
+
+
 class OutOfTimeError(Exception):
     """The minutes are over; what is missing is for another call."""
 
@@ -230,7 +234,10 @@ def _run(shape: Shape, kept: Kept, *, seed: int, only: set[str], until: float) -
                 machine=shape.machine,
             )
             try:
-                fleet.carry_out(shape.wanted)
+                try:
+                    fleet.carry_out(shape.wanted)
+                except AssertionError as problem:
+                    raise NoFleetError(f"no fleet to try anything on: {problem}") from None
                 while todo:
                     _in_time(until)
                     result = _round(fleet, *todo.pop(0), seed=seed)
@@ -369,6 +376,9 @@ def _alone(driver: str, kept: Kept, *, seed: int, only: set[str], until: float) 
                 _run(shape, kept, seed=seed, only=only, until=until)
     except OutOfTimeError:
         _say(f"{driver}: out of time")
+    except NoFleetError as problem:
+        _say(f"{driver}: {problem}")
+        return 1
     except KeyboardInterrupt:
         return 130
     return 0

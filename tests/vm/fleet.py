@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import shlex
 import shutil
@@ -112,7 +113,7 @@ class Fleet:
         assert done.code == 0, done.text
 
     def _stack(self, environment: Mapping[str, str] | None = None) -> str:
-        """The lab's own stack file, with another port and fewer agents."""
+        """The lab's own stack file, with another port and other numbers of agents."""
         text = (ROOT / "Pulumi.lab.yaml").read_text().replace(":8480", f":{self.port}")
         stack = yaml.safe_load(text)
         swarm = [
@@ -121,6 +122,9 @@ class Fleet:
             for name, agents in self.wanted.items()
         ]
         stack["config"]["pilot-fleet:swarm"] = swarm
+        # What the plan asks for: a GiB for 750 agents.
+        memory = 1024 * math.ceil(sum(self.wanted.values()) / 750)
+        stack["config"]["pilot-fleet:rendezvous"]["machineType"] = f"e2-custom-2-{memory}"
         return str(yaml.safe_dump(stack))
 
     def end(self) -> set[str]:
