@@ -229,7 +229,7 @@ class Fleet:
 
     def running(self, vm: str) -> int:
         """How many agents run on a VM, by its processes."""
-        return int(self.attempt(vm, "pgrep -cx pilot-daemon").stdout)
+        return int(self.run(vm, "pgrep -cx pilot-daemon || true"))
 
     def processes(self, vm: str) -> dict[int, tuple[int, int]]:
         """Port -> (process id, start time in ticks since boot) of the agents of a VM.
@@ -391,6 +391,17 @@ class Fleet:
                 f"not within {self.patience:.0f} s: {what}. {otherwise()}\n{self.last_lines()}"
             )
             time.sleep(0.2)
+
+    def until_there(self, vm: str, condition: str, what: str) -> None:
+        """Wait for a condition of a VM's shell, in one login: each costs an emulated processor as
+        much as what it is to look at."""
+        wait = f"until {condition}; do sleep 0.5; done"
+        # The VM gives up first, and says so.
+        line = f"timeout {max(1, int(self.patience) - 15)} sh -c {shlex.quote(wait)}"
+        done = self.attempt(vm, line)
+        assert done.returncode == 0, (
+            f"{vm}: not within {self.patience:.0f} s: {what}. {done.stderr}\n{self.last_lines()}"
+        )
 
     def until_console(self, vm: str, text: str, count: int = 1) -> None:
         self.until(lambda: self.console(vm).count(text) >= count, f"{vm}: {text!r} x {count}")

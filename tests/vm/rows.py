@@ -7,7 +7,6 @@ table asks for. Whatever must not happen is an AssertionError.
 
 from __future__ import annotations
 
-import itertools
 import json
 import shlex
 import subprocess
@@ -235,7 +234,7 @@ def memory_runs_out(fleet: Fleet, vm: str, chance: Random) -> Measured:
             " >/dev/null 2>&1 </dev/null & done",
         )
         killed = "sed -n 's/^oom_kill //p' /proc/vmstat"
-        fleet.until(lambda: int(fleet.run(vm, killed)) >= len(growing), "memory has run out")
+        fleet.until_there(vm, f'[ "$({killed})" -ge {len(growing)} ]', "memory has run out")
         kills = int(fleet.run(vm, killed))
     finally:
         # A benchmark is a unit of its own: it outlives the command that began it.
@@ -341,7 +340,7 @@ def sockets_run_out(fleet: Fleet, vm: str, chance: Random) -> Measured:
             "systemd-run --quiet --collect --unit=flood -p LimitNOFILE=16384"
             f" -p StandardOutput=file:/run/flood.json python3 /run/flood.py {SOCKETS}",
         )
-        fleet.until(lambda: fleet.run(vm, "cat /run/flood.json") != "", "UDP sockets are full")
+        fleet.until_there(vm, "[ -s /run/flood.json ]", "UDP sockets are full")
         told = json.loads(fleet.run(vm, "cat /run/flood.json"))
         assert told["refused"] >= 1000, f"udp_mem refused nothing: {told}"
         began = time.monotonic()
@@ -596,7 +595,15 @@ def pid_walls(fleet: Fleet, vm: str, chance: Random) -> Measured:
     unit = "google-startup-scripts.service"
     with fleet.beside(vm, "by-hand", items, GUEST_1_GIB):
         # At the limit the script cannot even begin another process: it ends, its agents do not.
-        _while_it_grows(fleet, "by-hand", lambda: bool(fleet.ended("by-hand")), "the script ends")
+        while not fleet.ended("by-hand"):
+            spawned = fleet.console("by-hand").count("spawned")
+            fleet.until(
+                lambda spawned=spawned: (  # type: ignore[misc]
+                    bool(fleet.ended("by-hand"))
+                    or fleet.console("by-hand").count("spawned") > spawned
+                ),
+                f"the script ends, or more than {spawned * 10} agents",
+            )
         most = int(fleet.run("by-hand", f"systemctl show -P TasksMax {unit}"))
         events = f"/sys/fs/cgroup/system.slice/{unit}/pids.events"
         hits = int(fleet.run("by-hand", f"sed -n 's/^max //p' {events}"))
@@ -609,10 +616,14 @@ def pid_walls(fleet: Fleet, vm: str, chance: Random) -> Measured:
     items["pilot-spec"] = json.dumps(spec | {"name": "crowd", "agents": CROWD, "window": 4})
     with fleet.beside(vm, "crowd", items, GUEST_1_GIB):
         fleet.run("crowd", f"systemd-run --quiet --unit=freeze sh -c {shlex.quote(FREEZE)}")
-        _while_it_grows(
-            fleet, "crowd", lambda: fleet.running("crowd") == CROWD, f"{CROWD} agents run"
-        )
+        for count in range(10, CROWD, 10):
+            fleet.until_status(
+                "crowd",
+                lambda told, count=count: told["agents"]["running"] >= count,  # type: ignore[misc]
+                f"{count} agents run",
+            )
         told = fleet.until_status("crowd", lambda told: told["phase"] == "whole", "whole")
+        assert fleet.running("crowd") == CROWD
         tasks = int(fleet.run("crowd", "cat /sys/fs/cgroup/pilot.slice/pids.current"))
         ours = fleet.run("crowd", "cat /sys/fs/cgroup/pilot.slice/pids.max")
         _cut_off(fleet, "crowd")
@@ -630,18 +641,6 @@ def pid_walls(fleet: Fleet, vm: str, chance: Random) -> Measured:
         "control_hits": hits,
         "our_tasks": tasks,
     }
-
-
-def _while_it_grows(fleet: Fleet, vm: str, done: Callable[[], bool], what: str) -> None:
-    """Wait for as long as more and more agents run: how long so many take is the machine's."""
-    for count in itertools.count(10, 10):
-        fleet.until(
-            lambda count=count: done() or fleet.running(vm) >= count,  # type: ignore[misc]
-            f"{vm}: {what}, or {count} agents run",
-            lambda: f"{fleet.running(vm)} do",
-        )
-        if done():
-            return
 
 
 def _cut_off(fleet: Fleet, vm: str) -> None:
@@ -665,6 +664,7 @@ for i in $(seq {count}); do
     sleep 0.1
   done
   kill -STOP $!
+  if ((i % 10 == 0)); then echo spawned; fi
 done
 """
 
