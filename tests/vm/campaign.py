@@ -4,8 +4,9 @@ Guests and containers are tried side by side, a process each: a guest keeps one 
 fleet of containers mostly waits. Seeded: a round's chance is the seed, its row and its number.
 Resumable: what a round found is kept in `.state/campaign/` by commit and seed as soon as it is
 known, and a second call makes only what is missing. With `--since` and a commit, what was found
-there stands: for going on after a commit that changes nothing of what was tried. The document names
-each row's. At most `--minutes` in one call; then, and at the end, docs/CAMPAIGN.md is written.
+there stands: for going on after a commit that changes nothing of what was tried. At most
+`--minutes` in one call; then, and at the end, docs/CAMPAIGN.md is written: all rounds with their
+commits, so that another machine can go on as well.
 """
 
 from __future__ import annotations
@@ -81,26 +82,38 @@ SHAPES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a round found, and the commit it was made at; `error` is "" where nothing happened that
-    must not."""
+    """What a round found, and with what and where it was made; `error` is "" where nothing happened
+    that must not."""
 
     row: str
     number: int
     seconds: float
     measured: dict[str, Any] = field(default_factory=dict)
     error: str = ""
+    seed: int = 0
     commit: str = ""
+    machine: str = ""
 
 
 class Kept:
     """The results of one seed at `commit`, and at others `since` whose results stand. A line of
-    JSON each, a file for each commit; processes may add side by side."""
+    JSON each: in a file for each commit, to which processes may add side by side, and in the
+    document, which goes from one machine to the next."""
 
-    def __init__(self, folder: Path, *, seed: int, commit: str, since: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        seed: int,
+        commit: str,
+        since: Sequence[str] = (),
+        published: Path | None = None,
+    ) -> None:
         self._folder = folder
         self._seed = seed
-        self._commit = commit
-        self._commits = [*since, commit]
+        self._commit = commit[:12]
+        self._commits = {self._commit, *(each[:12] for each in since)}
+        self._published = published
         self.results: list[Result] = []
         self.read()
 
@@ -108,23 +121,28 @@ class Kept:
         return self._folder / f"{commit[:12]}-{self._seed}.jsonl"
 
     def read(self) -> None:
-        self.results = []
-        for commit in dict.fromkeys(self._commits):
-            path = self.path(commit)
+        paths = [self.path(each) for each in sorted(self._commits)]
+        paths += [self._published] if self._published else []
+        found: dict[str, Result] = {}
+        for path in paths:
             lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
             # The last line may have been cut by the end of the process that wrote it.
-            found = (_result(line) for line in lines)
-            self.results += [replace(each, commit=commit[:12]) for each in found if each]
+            found |= {_line(each): each for line in lines if (each := _result(line))}
+        self.results = [
+            each
+            for each in found.values()
+            if each.seed == self._seed and each.commit in self._commits
+        ]
 
     def add(self, result: Result) -> None:
-        result = replace(result, commit=self._commit[:12])
+        result = replace(result, seed=self._seed, commit=self._commit, machine=_machine())
         self.results.append(result)
         path = self.path(self._commit)
         path.parent.mkdir(parents=True, exist_ok=True)
         # One write, so that lines of two processes do not mix; the first end of line ends what a
         # process that was killed left.
         with path.open("a", encoding="utf-8") as stream:
-            stream.write(f"\n{json.dumps(asdict(result))}\n")
+            stream.write(f"\n{_line(result)}\n")
 
     def missing(self, row: Row) -> list[int]:
         """The numbers of the rounds that have not been made, or that failed, of a row."""
@@ -132,11 +150,20 @@ class Kept:
         return [number for number in range(row.campaign) if number not in done]
 
 
+def _line(result: Result) -> str:
+    return json.dumps(asdict(result))
+
+
 def _result(line: str) -> Result | None:
     try:
         return Result(**json.loads(line))
     except (TypeError, ValueError):
         return None
+
+
+def _machine() -> str:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1024**3
+    return f"{os.cpu_count()} processors, {memory:.0f} GiB, Linux {platform.release()}"
 
 
 def chance(seed: int, row: Row, number: int) -> Random:
@@ -182,6 +209,8 @@ def document(results: Iterable[Result], *, facts: Mapping[str, str]) -> str:
             "",
         ]
         lines += failures
+    lines += ["", "## Rounds", "", "All of them; a later call on any machine reads them here.", ""]
+    lines += ["```json", *map(_line, listed), "```"]
     return "\n".join(lines) + "\n"
 
 
@@ -298,12 +327,11 @@ def _git(*words: str) -> str:
 
 
 def _facts(seed: int, kept: Kept, changed: str) -> dict[str, str]:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1024**3
     hours = sum(each.seconds for each in kept.results) / 3600
     return {
         "commit": f"`{_git('rev-parse', 'HEAD')}`" + (", with changes" if changed else ""),
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "machine": f"{os.cpu_count()} processors, {memory:.0f} GiB, Linux {platform.release()}",
+        "machine": " / ".join(dict.fromkeys(each.machine for each in kept.results)),
         "seed": str(seed),
         "rounds": f"{len(kept.results)}, {hours:.1f} hours without boots; guests beside containers",
     }
@@ -343,7 +371,7 @@ def main(arguments: Sequence[str]) -> int:
         since = [_git("rev-parse", "--verify", f"{each}^{{commit}}") for each in options.since]
     except subprocess.CalledProcessError as error:
         parser.error(f"--since: {error.stderr.strip()}")
-    kept = Kept(KEPT, seed=options.seed, commit=commit, since=since)
+    kept = Kept(KEPT, seed=options.seed, commit=commit, since=since, published=DOCUMENT)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     until = time.monotonic() + options.minutes * 60
     drivers = [options.driver] if options.driver else ["container", "qemu"]

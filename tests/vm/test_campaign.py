@@ -66,6 +66,25 @@ def test_what_was_found_at_another_commit_stands_where_it_is_named(
     assert "| `1111111`, `2222222` | 2 of 5 | 0 |" in campaign.document(found, facts={})
 
 
+def test_another_machine_goes_on_from_what_the_document_says(kept: Kept, tmp_path: Path) -> None:
+    kept.add(Result(row="drain", number=0, seconds=1, measured={"drained_s": 2.5}))
+    kept.add(Result(row="drain", number=1, seconds=1, error="an answer | took 21.0 s"))
+    page = tmp_path / "CAMPAIGN.md"
+    page.write_text(campaign.document(kept.results, facts={}))
+    elsewhere = tmp_path / "elsewhere"
+    again = Kept(elsewhere, seed=5, commit=ONE, published=page)
+    assert again.results == kept.results
+    assert again.missing(ROW) == [1, 2, 3, 4]
+    again.add(Result(row="drain", number=1, seconds=1))
+    page.write_text(campaign.document(again.results, facts={}))
+    again.read()
+    assert again.missing(ROW) == [2, 3, 4]
+    assert len(again.results) == 3, "each of them once"
+    for commit, seed in ((OTHER, 5), (ONE, 6)):
+        assert Kept(elsewhere, seed=seed, commit=commit, published=page).results == []
+    assert len(Kept(elsewhere, seed=5, commit=OTHER, since=[ONE], published=page).results) == 3
+
+
 def test_a_rounds_chance_is_the_seeds_the_rows_and_its_number() -> None:
     one = campaign.chance(5, ROW, 3).random()
     assert one == campaign.chance(5, ROW, 3).random()
