@@ -1,0 +1,60 @@
+"""The lab's cloud: whose it is, and its VMs that are off."""
+
+from pathlib import Path
+
+import pytest
+
+from demo import checkout, cloud
+from demo.errors import DemoError
+from lab.server import Serving, serve
+from tests.demo.fleet import CONFIG, ZONE, make_vms
+from tests.lab.client import Client, vm
+from tests.lab.fake_drivers import Recorder
+
+
+def test_a_state_behind_a_link_is_this_checkouts(
+    state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkout, "STATE", tmp_path / "link")
+    checkout.STATE.symlink_to(state)
+    with serve(checkout.STATE) as serving:
+        monkeypatch.setattr(cloud, "API", serving.url)
+        assert cloud.lab_status() is not None
+
+
+def test_what_is_left_of_no_machines_stops_nobody(state: Path) -> None:
+    cloud.refuse_another("qemu")
+    (state / "driver").write_text("container\n")
+    cloud.refuse_another("qemu")
+
+
+def test_vms_that_are_off_are_started_and_named(
+    served: Serving, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client = Client(served.url)
+    client.do("POST", f"{ZONE}/instances/swarm-2/stop")
+    client.do("POST", f"{ZONE}/instances", vm("somebody-elses"))
+    client.do("POST", f"{ZONE}/instances/somebody-elses/stop")
+    cloud.start_what_is_off(CONFIG)
+    assert cloud.states(CONFIG) == {"swarm-1": "RUNNING", "swarm-2": "RUNNING"}
+    assert capsys.readouterr().out == "  swarm-2 is off: starting it\n"
+    assert client.get(f"{ZONE}/instances/somebody-elses")["status"] == "TERMINATED"
+
+
+def test_a_vm_that_does_not_start_is_told_with_the_reason(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = Recorder()
+    with serve(state, driver=driver) as serving:
+        client = Client(serving.url)
+        monkeypatch.setattr(cloud, "API", serving.url)
+        make_vms(client, "swarm-1")
+        client.do("POST", f"{ZONE}/instances/swarm-1/stop")
+        driver.failing = {"start"}
+        with pytest.raises(DemoError, match="instances/swarm-1: start does not work today"):
+            cloud.start_what_is_off(CONFIG)
+
+
+def test_a_cloud_that_is_gone_is_a_sentence(state: Path) -> None:
+    with pytest.raises(DemoError, match="answers no longer"):
+        cloud.start_what_is_off(CONFIG)
