@@ -709,5 +709,6 @@ QEMU = (
     Row("memory", "memory takes the machine", memory_runs_out, 1, 5),
     Row("sockets", "sockets run out", sockets_run_out, 1, 1),
     Row("cuts", "the registry file is lost", power_cut_while_it_writes, 2, 30),
-    Row("walls", "the PID walls", pid_walls, 1, 1),
+    # Not in a short run: test_qemu.py says why.
+    Row("walls", "the PID walls", pid_walls, 0, 1),
 )

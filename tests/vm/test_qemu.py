@@ -109,6 +109,11 @@ def test_a_power_cut_brings_back_the_same_agents(fleet: Fleet) -> None:
 @pytest.mark.parametrize("row", QEMU, ids=lambda row: row.name)
 def test_it_does_not_happen(fleet: Fleet, row: Row) -> None:
     """A few rounds of each row that needs a kernel; `make campaign` makes the full counts."""
+    if not row.short:
+        pytest.skip(
+            f"{row.name}: in `make campaign` only. By hand agents hit the limit of tasks, but 180 "
+            "under our units need more memory than a guest of 1 GiB leaves them"
+        )
     chance = Random(row.name)
     for _ in range(row.short):
         print(row.name, row.round(fleet, VM, chance))
