@@ -52,9 +52,9 @@ def failed_scripts(config: FleetConfig) -> list[str]:
     """The VMs whose startup script ended with an error, each with its last words."""
     found = []
     for name in config.fits:
-        path = f"projects/{config.project}/zones/{config.zone}/instances/{name}/serialPort"
+        port = f"{cloud.API}/compute/v1/{cloud.place(config, name)}/serialPort"
         try:
-            console = str(cloud.fetch(f"{cloud.API}/compute/v1/{path}")["contents"])
+            console = str(cloud.fetch(port)["contents"])
         except (OSError, ValueError, KeyError):
             continue
         lines = [line for line in console.splitlines() if "startup-script" in line]
@@ -75,5 +75,5 @@ def dashboard(config: FleetConfig, path: str) -> dict[str, Any] | None:
 
 def dashboard_port(config: FleetConfig) -> int:
     """The port of this machine's loopback that leads to the dashboard."""
-    path = f"/lab/projects/{config.project}/zones/{config.zone}/instances/{config.rendezvous.name}"
-    return int(cloud.fetch(f"{cloud.API}{path}/forward", {"port": DASHBOARD_PORT})["port"])
+    vm = f"{cloud.API}/lab/{cloud.place(config, config.rendezvous.name)}"
+    return int(cloud.fetch(f"{vm}/forward", {"port": DASHBOARD_PORT})["port"])

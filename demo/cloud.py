@@ -88,9 +88,13 @@ def states(config: FleetConfig) -> dict[str, str]:
     """The states of the fleet's VMs that are there, by name. DemoError where there is no lab."""
     if (status := lab_status()) is None:
         raise DemoError(f"the cloud answers no longer at {API}: see {checkout.STATE / 'log'}")
-    parent = f"projects/{config.project}/zones/{config.zone}/instances"
     there: dict[str, str] = status["instances"]
-    return {name: there[path] for name in config.fits if (path := f"{parent}/{name}") in there}
+    return {name: there[path] for name in config.fits if (path := place(config, name)) in there}
+
+
+def place(config: FleetConfig, vm: str) -> str:
+    """The path of a VM in the API."""
+    return f"projects/{config.project}/zones/{config.zone}/instances/{vm}"
 
 
 def start_what_is_off(config: FleetConfig) -> None:
@@ -106,7 +110,7 @@ def start_what_is_off(config: FleetConfig) -> None:
     for name, state in states(config).items():
         if state == "TERMINATED":
             print(f"  {name} is off: starting it", flush=True)
-            compute(f"projects/{config.project}/zones/{config.zone}/instances/{name}", "/start")
+            compute(place(config, name), "/start")
 
 
 def compute(path: str, action: str = "", *, method: str = "POST") -> None:

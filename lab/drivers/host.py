@@ -98,6 +98,7 @@ def counter_khz() -> int | None:
         return best[1], best[2]
 
     start, first = at()
+    # Long enough: a moment that is wrong by a microsecond is 4 millionths of it.
     time.sleep(0.25)
     end, last = at()
     return round((last - first) * 1_000_000 / (end - start))

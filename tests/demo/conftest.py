@@ -1,14 +1,18 @@
 """This checkout's lab, served or not, in a folder of its own."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
 
 from demo import checkout, cloud
-from lab.server import Serving, serve
+from lab.machines import Driver
+from lab.server import serve
 from tests.demo.fleet import make_vms
 from tests.lab.client import Client
+
+Served = Callable[..., AbstractContextManager[Client]]
 
 
 @pytest.fixture
@@ -23,9 +27,22 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def served(state: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serving]:
+def serving(state: Path, monkeypatch: pytest.MonkeyPatch) -> Served:
+    """Serves this checkout's lab, with VMs of the fleet in it, by a driver or by none."""
+
+    @contextmanager
+    def serve_with(*names: str, driver: Driver | None = None) -> Iterator[Client]:
+        with serve(state, driver=driver) as lab:
+            monkeypatch.setattr(cloud, "API", lab.url)
+            client = Client(lab.url)
+            make_vms(client, *names)
+            yield client
+
+    return serve_with
+
+
+@pytest.fixture
+def served(serving: Served) -> Iterator[Client]:
     """This checkout's lab, with two of the fleet's VMs in it."""
-    with serve(state) as serving:
-        make_vms(Client(serving.url), "swarm-1", "swarm-2")
-        monkeypatch.setattr(cloud, "API", serving.url)
-        yield serving
+    with serving("swarm-1", "swarm-2") as client:
+        yield client

@@ -6,8 +6,9 @@ import pytest
 
 from demo import checkout, cloud
 from demo.errors import DemoError
-from lab.server import Serving, serve
-from tests.demo.fleet import CONFIG, ZONE, make_vms
+from lab.server import serve
+from tests.demo.conftest import Served
+from tests.demo.fleet import CONFIG, ZONE
 from tests.lab.client import Client, vm
 from tests.lab.fake_drivers import Recorder
 
@@ -29,26 +30,22 @@ def test_what_is_left_of_no_machines_stops_nobody(state: Path) -> None:
 
 
 def test_vms_that_are_off_are_started_and_named(
-    served: Serving, capsys: pytest.CaptureFixture[str]
+    served: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    client = Client(served.url)
-    client.do("POST", f"{ZONE}/instances/swarm-2/stop")
-    client.do("POST", f"{ZONE}/instances", vm("somebody-elses"))
-    client.do("POST", f"{ZONE}/instances/somebody-elses/stop")
+    served.do("POST", f"{ZONE}/instances/swarm-2/stop")
+    served.do("POST", f"{ZONE}/instances", vm("somebody-elses"))
+    served.do("POST", f"{ZONE}/instances/somebody-elses/stop")
     cloud.start_what_is_off(CONFIG)
     assert cloud.states(CONFIG) == {"swarm-1": "RUNNING", "swarm-2": "RUNNING"}
     assert capsys.readouterr().out == "  swarm-2 is off: starting it\n"
-    assert client.get(f"{ZONE}/instances/somebody-elses")["status"] == "TERMINATED"
+    assert served.get(f"{ZONE}/instances/somebody-elses")["status"] == "TERMINATED"
 
 
 def test_a_vm_that_does_not_start_is_told_with_the_reason(
-    state: Path, monkeypatch: pytest.MonkeyPatch
+    serving: Served,
 ) -> None:
     driver = Recorder()
-    with serve(state, driver=driver) as serving:
-        client = Client(serving.url)
-        monkeypatch.setattr(cloud, "API", serving.url)
-        make_vms(client, "swarm-1")
+    with serving("swarm-1", driver=driver) as client:
         client.do("POST", f"{ZONE}/instances/swarm-1/stop")
         driver.failing = {"start"}
         with pytest.raises(DemoError, match="instances/swarm-1: start does not work today"):

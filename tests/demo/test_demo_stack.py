@@ -8,8 +8,8 @@ import pytest
 
 from demo import checkout, cloud, sessions, stack
 from demo.errors import DemoError
-from lab.server import Serving, serve
-from tests.demo.fleet import CONFIG, ZONE, make_vms
+from tests.demo.conftest import Served
+from tests.demo.fleet import CONFIG, ZONE
 from tests.lab.client import Client, vm
 from tests.lab.fake_drivers import PATIENCE, Gated
 from toolchain import commands
@@ -41,7 +41,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 
 def test_what_was_half_made_is_taken_away_and_forgotten(
-    served: Serving, state: Path, tmp_path: Path, ran: list[list[str]]
+    served: Client, state: Path, tmp_path: Path, ran: list[list[str]]
 ) -> None:
     write_pending(
         state,
@@ -62,13 +62,10 @@ def test_what_was_half_made_is_taken_away_and_forgotten(
 
 
 def test_what_is_still_being_made_is_awaited_before_it_is_taken_away(
-    state: Path, monkeypatch: pytest.MonkeyPatch
+    serving: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     driver = Gated()
-    with serve(state, driver=driver) as serving:
-        client = Client(serving.url)
-        monkeypatch.setattr(cloud, "API", serving.url)
-        make_vms(client)
+    with serving(driver=driver) as client:
         client.call("POST", f"{ZONE}/instances", vm("swarm-1"))
         assert driver.started.wait(PATIENCE)
         fetch = cloud.fetch

@@ -107,7 +107,37 @@ def test_the_document_says_what_was_found_and_what_failed() -> None:
     line = "| a mass stop: drain (2000 agents, container) | `1111111` | 2 of 5 | 1 | 3, 4, 5 "
     assert f"{line}| drained_s 2.5, 3.5, 4.5 |" in text
     assert "- drain, round 2 at `1111111`: an answer took 21.0 s\n" in text
+    assert "**Not whole yet**: kills, " in text
     assert "| agents double: kills (600 agents, container) | - | 0 of 20 | 0 | - | - |" in text
+
+
+@pytest.mark.parametrize(
+    ("processors", "order"),
+    [
+        (4, ["begin container", "begin qemu", "end container", "end qemu"]),
+        (2, ["begin container", "end container", "begin qemu", "end qemu"]),
+    ],
+)
+def test_guests_are_tried_beside_containers_where_there_are_processors_enough(
+    monkeypatch: pytest.MonkeyPatch, processors: int, order: list[str]
+) -> None:
+    told: list[str] = []
+
+    class Process:
+        def __init__(self, line: Sequence[str], **_: object) -> None:
+            assert [each for each in line if each.startswith("--minutes")] == ["--minutes=0.0"]
+            self.driver = line[-1]
+            told.append(f"begin {self.driver}")
+
+        def wait(self) -> int:
+            told.append(f"end {self.driver}")
+            return int(self.driver == "container")
+
+    monkeypatch.setattr("os.cpu_count", lambda: processors)
+    monkeypatch.setattr("subprocess.Popen", Process)
+    # One that broke keeps nobody from the other.
+    assert campaign._each(["container", "qemu"], [], until=0) is False
+    assert told == order
 
 
 def test_a_row_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
