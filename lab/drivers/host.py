@@ -1,14 +1,8 @@
-"""What a driver needs of this machine: programs, the packages that have them, and its clock."""
+"""What a driver needs of this machine: programs, and the packages that have them."""
 
-import ctypes
-import functools
-import mmap
 import os
-import platform
 import shutil
 import subprocess
-import time
-from pathlib import Path
 from typing import Final
 
 from lab.machines import MachineError
@@ -31,8 +25,6 @@ _DRIVERS: Final[dict[str, dict[str, str]]] = {
         "bash": "bash",
     },
 }
-# rdtsc; shl $32, %rdx; or %rdx, %rax; ret
-_READ_COUNTER: Final = bytes.fromhex("0f31 48c1e220 4809d0 c3")
 _PLACES: Final = ("/usr/local/sbin", "/usr/sbin", "/sbin")  # not on everybody's PATH
 
 
@@ -69,41 +61,3 @@ def ensure_packages(driver: str) -> list[str]:
             message = f"installing {', '.join(missing)} failed; type: {line}\n{said}"
             raise MachineError(message) from None
     return missing
-
-
-@functools.cache
-def counter_khz() -> int | None:
-    """Measure this machine's time-stamp counter (TSC), in kHz; it takes a quarter of a second.
-
-    None where there is none that runs at one rate, or where nobody may make code to read it. What
-    `/proc/cpuinfo` calls MHz is another thing: on most machines the speed of the moment.
-    """
-    if platform.machine() != "x86_64" or not _counts_evenly(Path("/proc/cpuinfo").read_text()):
-        return None
-    try:
-        page = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
-    except OSError:
-        return None
-    page.write(_READ_COUNTER)
-    read = ctypes.CFUNCTYPE(ctypes.c_uint64)(ctypes.addressof(ctypes.c_char.from_buffer(page)))
-
-    def at() -> tuple[int, int]:
-        """A moment in ns and the counter at it: of many readings the one that took least."""
-        best = (1 << 63, 0, 0)
-        for _ in range(200):
-            before = time.monotonic_ns()
-            count = read()
-            took = time.monotonic_ns() - before
-            best = min(best, (took, before + took // 2, count))
-        return best[1], best[2]
-
-    start, first = at()
-    # Long enough: a moment that is wrong by a microsecond is 4 millionths of it.
-    time.sleep(0.25)
-    end, last = at()
-    return round((last - first) * 1_000_000 / (end - start))
-
-
-def _counts_evenly(cpuinfo: str) -> bool:
-    flags = next((line for line in cpuinfo.splitlines() if line.startswith("flags")), "")
-    return {"constant_tsc", "nonstop_tsc"} <= set(flags.split())

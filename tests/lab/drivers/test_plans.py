@@ -295,30 +295,6 @@ def test_a_guest_is_what_its_machine_is(qemu: Qemu, tmp_path: Path) -> None:
     assert len(append) < 2048, "the kernel takes no more"
 
 
-@pytest.mark.parametrize(
-    ("accelerator", "khz", "words"),
-    [
-        ("tcg,thread=multi", 2_793_438, ["tsc=reliable", "tsc_early_khz=2793438"]),
-        ("tcg", None, ["tsc=unstable"]),
-        ("kvm", 2_793_438, []),
-    ],
-)
-def test_an_emulated_guest_reads_this_machines_counter_where_its_rate_is_known(
-    qemu: Qemu,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    accelerator: str,
-    khz: int | None,
-    words: list[str],
-) -> None:
-    monkeypatch.setattr("lab.drivers.qemu.counter_khz", lambda: khz)
-    monkeypatch.setattr(qemu, "_accelerator", accelerator)
-    vm = machine(1)
-    _put_disks(tmp_path / "state, of mine", vm)
-    (append,) = _after(qemu.command(vm, {}), "-append")
-    assert [each for each in append.split() if each.startswith("tsc")] == words
-
-
 def test_each_lab_has_a_network_of_its_own(qemu: Qemu, tmp_path: Path) -> None:
     other = Qemu(tmp_path / "other", metadata_endpoint=lambda _: ("127.0.0.1", 1))
     assert qemu.lan() != other.lan()
@@ -536,28 +512,3 @@ def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for name in ("qemu-system-x86_64", "qemu-img"):
         (tmp_path / name).symlink_to("/bin/true")
     assert host.ensure_packages("qemu") == []
-
-
-def test_the_counters_rate_is_measured() -> None:
-    first = host.counter_khz()
-    host.counter_khz.cache_clear()
-    again = host.counter_khz()
-    if first is None or again is None:
-        assert first is again, "it is there or it is not"
-        pytest.skip("this machine has no counter that runs at one rate")
-    assert abs(first - again) < first / 1000
-    # Between the slowest and the fastest that anybody built.
-    assert 200_000 < first < 10_000_000
-
-
-@pytest.mark.parametrize(
-    ("cpuinfo", "evenly"),
-    [
-        ("flags\t\t: fpu tsc constant_tsc rep_good nonstop_tsc cpuid\n", True),
-        ("flags\t\t: fpu tsc constant_tsc cpuid\n", False),
-        ("model name\t: constant_tsc nonstop_tsc\nflags\t\t: fpu tsc\n", False),
-        ("", False),
-    ],
-)
-def test_a_counter_that_stops_or_changes_its_rate_is_none(cpuinfo: str, *, evenly: bool) -> None:
-    assert host._counts_evenly(cpuinfo) is evenly
