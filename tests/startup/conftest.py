@@ -43,7 +43,7 @@ STUBS = {
     "chown": "",
     "systemd-sysusers": (
         'mkdir -p "$PILOT_ROOT/etc"; echo pilot:x:610:610::/var/lib/pilot:/usr/sbin/nologin'
-        ' > "$PILOT_ROOT/etc/passwd"'
+        ' > "$PILOT_ROOT/etc/passwd"; echo pilot-local:x:611:pilot > "$PILOT_ROOT/etc/group"'
     ),
 }
 

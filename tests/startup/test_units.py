@@ -378,6 +378,51 @@ def test_the_user_is_made_by_systemd(vm: Vm) -> None:
         pytest.skip("making a user needs root")
     assert status == 0, output
     assert "pilot:x:610:610:Pilot:/var/lib/pilot:/usr/sbin/nologin\n" in vm.read("etc/passwd")
+    assert re.search("^pilot-local:x:[0-9]+:pilot$", vm.read("etc/group"), re.MULTILINE)
+
+
+def test_a_user_of_an_earlier_script_becomes_a_member(vm: Vm) -> None:
+    (vm.root / "etc").mkdir()
+    (vm.root / "etc/passwd").write_text("pilot:x:610:610::/var/lib/pilot:/usr/sbin/nologin\n")
+    (vm.root / "etc/group").write_text("pilot:x:610:\npilot-local:x:611:notpilot\n")
+    status, output = vm.call("ensure_user; ensure_user")
+    assert status == 0, output
+    (called,) = vm.calls("systemd-sysusers")
+    assert called.endswith(" m pilot pilot-local")
+
+
+_DEBIAN = """\
+# passwd, group and others
+passwd:         files systemd
+group:          files systemd
+hosts:          files dns
+"""
+
+
+def test_a_users_groups_are_looked_for_in_one_file_first(tmp_path: Path) -> None:
+    found = units.nsswitch(_DEBIAN)
+    assert found == f"{_DEBIAN}initgroups: files systemd  # pilot-fleet\n"
+    assert units.nsswitch(found) == found
+    # OS Login, as the guest agent writes it; then without it.
+    logins = found.replace("files systemd\n", "files systemd cache_oslogin oslogin\n")
+    new = units.nsswitch(logins)
+    assert new.endswith("initgroups: files systemd cache_oslogin oslogin  # pilot-fleet\n")
+    assert new.count("initgroups") == 1
+    assert units.nsswitch(new.replace(" cache_oslogin oslogin", "")) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("group: sss files\n", "group: sss files\ninitgroups: files sss files  # pilot-fleet\n"),
+        ("group: files\ninitgroups: sss\n", "group: files\ninitgroups: sss\n"),
+        ("group: files", "group: files\ninitgroups: files  # pilot-fleet\n"),
+        ("passwd: files\n", "passwd: files\n"),
+        ("", ""),
+    ],
+)
+def test_other_lines_of_an_nsswitch_stay(text: str, expected: str) -> None:
+    assert units.nsswitch(text) == expected
 
 
 def test_a_number_that_someone_else_has_is_a_failure(vm: Vm) -> None:

@@ -567,6 +567,8 @@ def _all_released(fleet: Fleet) -> None:
 
 # Six or seven tasks each: more than 15 % of what a kernel with 1 GiB allows, 1,138 to 1,152.
 CROWD = 180
+# Their memory has to fit beside: what stands still before Go's first collection keeps 4 MiB.
+CROWD_GOGC = "25"
 GUEST_1_GIB = "e2-custom-2-1024"
 # An agent that is there is made to stand still, by hand and in a unit alike: its tasks count as
 # before, and so many that ran would keep an emulated processor busy for longer than anybody waits.
@@ -589,6 +591,7 @@ def pid_walls(fleet: Fleet, vm: str, chance: Random) -> Measured:
         storage=spec["endpoints"]["storage"],
         object=spec["release"]["daemon"]["object"].replace("/", "%2F"),
         count=CROWD,
+        gogc=CROWD_GOGC,
         registry=spec["registry"],
         beacon=spec["beacon"],
     )
@@ -612,8 +615,15 @@ def pid_walls(fleet: Fleet, vm: str, chance: Random) -> Measured:
         _cut_off(fleet, "by-hand")
     assert hits > 0, f"{spawned} agents did not hit the control's limit of {most}: {errors}"
     items = fleet.metadata(vm)
-    # A few at a time: two emulated processors start no more before they are too late.
-    items["pilot-spec"] = json.dumps(spec | {"name": "crowd", "agents": CROWD, "window": 4})
+    crowd = {
+        "name": "crowd",
+        "agents": CROWD,
+        # A few at a time: two emulated processors start no more before they are too late.
+        "window": 4,
+        "environment": spec["environment"] | {"GOGC": CROWD_GOGC},
+        "memory": spec["memory"] | {"reserveMb": 192},
+    }
+    items["pilot-spec"] = json.dumps(spec | crowd)
     with fleet.beside(vm, "crowd", items, GUEST_1_GIB):
         fleet.run("crowd", f"systemd-run --quiet --unit=freeze sh -c {shlex.quote(FREEZE)}")
         for count in range(10, CROWD, 10):
@@ -651,6 +661,7 @@ def _cut_off(fleet: Fleet, vm: str) -> None:
 # One after the other; each stopped when its socket is there.
 SPAWN = """#!/bin/bash
 cd /srv || exit
+export GOGC={gogc}
 curl -sS -H 'Authorization: Bearer x' '{storage}/storage/v1/b/{bucket}/o/{object}?alt=media' \\
   -o pilot-daemon && chmod +x pilot-daemon
 for i in $(seq {count}); do

@@ -1,0 +1,365 @@
+"""Commands that order: what they begin goes on by `--resume`, whoever ends them."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Final, NoReturn
+
+import typer
+
+from ops import fleet as fleets
+from ops import plan as plans
+from ops import rolls, run
+from ops.cli_options import (
+    Abandon,
+    Insist,
+    Json,
+    Limit,
+    Options,
+    Resume,
+    Silence,
+    VmNames,
+    Without,
+    Yes,
+)
+from ops.errors import FINE, FOUND, OpsError, StuckError, UsageError
+from ops.fleet import Fleet
+from ops.orders import BANNER_LIMIT, Orders, new_id
+from ops.plan import Plan, Seen
+from ops.terminal import Bar, ask, complain, confirm_clean, say, show
+
+commands = typer.Typer()
+_ENDS: Final = (signal.SIGTERM, signal.SIGHUP)
+
+
+@commands.command()
+def restart(
+    ctx: typer.Context,
+    *,
+    rendezvous: Annotated[
+        bool, typer.Option("--rendezvous", help="Restart the registry too, between the two.")
+    ] = False,
+    clean: Annotated[
+        bool,
+        typer.Option("--clean", help="With --rendezvous: with an empty registry (set aside)."),
+    ] = False,
+    confirm: Annotated[
+        str, typer.Option(metavar="FLEET", help="What --clean else asks you to type.")
+    ] = "",
+    resume: Resume = False,
+    abandon: Abandon = False,
+    silence: Silence = True,
+    without: Without = None,
+    insist: Insist = False,
+    limit: Limit = run.LIMIT,
+    yes: Yes = False,
+) -> None:
+    """Restarts the whole fleet: drain VM by VM, then start them, the smallest first.
+
+    Interrupt it whenever you like: alerts sound again, and --resume goes on from where it was.
+    """
+    if clean and not rendezvous:
+        raise UsageError("--clean empties the registry's store: it needs --rendezvous")
+    given = {"--rendezvous": rendezvous, "--confirm": confirm, "--insist": insist}
+    _check(resume=resume, abandon=abandon, without=without, given=given)
+    with _runner(ctx.obj, limit) as runner:
+        if abandon:
+            runner.abandon()
+            return
+        if resume:
+            _resume(runner, plans.RESTART, silence=silence, without=without or ())
+            return
+        found = runner.look()
+        vms = _chosen(found, None, without)
+        name = found.rendezvous.name if rendezvous and found.rendezvous else ""
+        if rendezvous and not name:
+            raise OpsError("the fleet has no rendezvous")
+        if clean:
+            confirm_clean(found.name, confirm)
+        agents = sum(found.vm(vm).wanted for vm in vms)
+        registry = " and the registry" if name else ""
+        ask(f"Restart {agents:,} agents on {', '.join(vms)}{registry}?", yes=yes)
+        plan = run.new_plan(plans.RESTART, vms, by=ctx.obj.by, rendezvous=name, clean=clean)
+        generation = runner.begin(plan, found, insist=insist)
+        _carry_out(runner, plan, generation, silence=silence)
+
+
+@commands.command()
+def reboot(
+    ctx: typer.Context,
+    *,
+    vms: VmNames = None,
+    resume: Resume = False,
+    abandon: Abandon = False,
+    silence: Silence = True,
+    without: Without = None,
+    insist: Insist = False,
+    limit: Limit = run.LIMIT,
+    yes: Yes = False,
+) -> None:
+    """Reboots VM by VM (for a new kernel): drain, off, on, whole, next. All swarm VMs unless some
+    are named; the rendezvous only where it is named."""
+    given = {"a VM's name": vms, "--insist": insist}
+    _check(resume=resume, abandon=abandon, without=without, given=given)
+    with _runner(ctx.obj, limit) as runner:
+        if abandon:
+            runner.abandon()
+            return
+        if resume:
+            _resume(runner, plans.REBOOT, silence=silence, without=without or ())
+            return
+        found = runner.look()
+        names = _chosen(found, vms, without)
+        ask(f"Reboot {', '.join(names)}, one after the other?", yes=yes)
+        plan = run.new_plan(plans.REBOOT, names, by=ctx.obj.by)
+        generation = runner.begin(plan, found, insist=insist)
+        _carry_out(runner, plan, generation, silence=silence)
+
+
+def _check(
+    *, resume: bool, abandon: bool, without: Sequence[str] | None, given: Mapping[str, object]
+) -> None:
+    """UsageError where something is given that is settled once a plan has begun."""
+    if not (resume or abandon):
+        return
+    word = "--abandon" if abandon else "--resume"
+    useless = [name for name, value in given.items() if value]
+    if abandon:
+        useless += [name for name, value in (("--resume", resume), ("--without", without)) if value]
+    if useless:
+        raise UsageError(f"{word} is about one that has begun: it goes without {useless[0]}")
+
+
+def _resume(runner: run.Runner, kind: str, *, silence: bool, without: Sequence[str]) -> None:
+    plan, generation = runner.plan()
+    if plan is None or plan.is_over:
+        raise UsageError(f"there is no {kind} to go on with")
+    if plan.kind != kind:
+        raise UsageError(run.unfinished(plan))
+    say(f"going on with the {kind} that {plan.by} began at {plan.at} (step {plan.step})")
+    if without:
+        plan, generation = runner.leave_out(plan, generation, without)
+    _carry_out(runner, plan, generation, silence=silence)
+
+
+def _carry_out(runner: run.Runner, plan: Plan, generation: int, *, silence: bool) -> None:
+    banner = f"{plan.kind} under way since {plan.at}, by {plan.by}"[:BANNER_LIMIT]
+    try:
+        runner.carry_out(plan, generation, banner=banner, silence=silence)
+    except KeyboardInterrupt:
+        off = ", and a VM that was shut down stays off" if plan.kind == plans.REBOOT else ""
+        complain(
+            f"\ninterrupted. What is drained stays drained{off}: `ops {plan.kind} --resume` goes "
+            f"on, `ops {plan.kind} --abandon` starts it again"
+        )
+        raise
+    say(f"{plan.kind}: done")
+
+
+@commands.command()
+def roll(
+    ctx: typer.Context,
+    *,
+    verdict: Annotated[
+        str, typer.Argument(metavar="[go|reject]", help="Nothing: look at it.")
+    ] = "",
+    only: Annotated[
+        list[str] | None, typer.Option("--vm", metavar="VM", help="This VM only (repeats).")
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Wait until it is over.")] = False,
+    limit: Limit = 3600.0,
+    as_json: Json = False,
+) -> None:
+    """Releases that roll: what each VM is at. `go` goes on VM by VM with one that waits or was
+    halted, and stops where one halts; `reject` ends it and goes back."""
+    if verdict not in ("", "go", "reject"):
+        raise UsageError(f"{verdict!r}: say go or reject, or nothing to look")
+    with _runner(ctx.obj, limit) as runner:
+        found = runner.look()
+        names = [found.vm(name).name for name in only or [vm.name for vm in found.vms]]
+        seen = [each for each in rolls.rolls(found) if each.vm in names]
+        if verdict == "go":
+            _roll_on(runner, [each for each in seen if each.is_open])
+        elif verdict == "reject":
+            _reject(runner, [each for each in seen if each.is_open])
+        elif follow:
+            open_ = _heard([each for each in seen if each.is_open])
+            runner.wait([each.vm for each in open_], rolls.ended, "roll")
+        after = [each for each in rolls.rolls(runner.look()) if each.vm in names]
+    show({"rolls": rolls.documents(after)} if as_json else rolls.render(after))
+    raise typer.Exit(FOUND if any(each.is_bad for each in after) else FINE)
+
+
+def _roll_on(runner: run.Runner, open_: Sequence[rolls.Roll]) -> None:
+    if not open_:
+        say("there is nothing to roll: every VM has accepted what is declared for it")
+    for each in _heard(open_):
+        if each.state not in ("rolling", "watching"):
+            say(f"{each.vm}: go on to {each.version}")
+            order = {"sha256": each.sha256, "verdict": "go", "id": new_id("go")}
+            runner.orders.give(each.vm, {"roll": order})
+        runner.wait([each.vm], _arrives(each.sha256), f"roll to {each.version}")
+        say(f"{each.vm}: has {each.version}")
+
+
+def _heard(open_: Sequence[rolls.Roll]) -> list[rolls.Roll]:
+    """Without those of which nobody knows what they do: each would be waited for in vain."""
+    for each in open_:
+        if each.problem:
+            complain(f"{each.vm} is left out: {each.problem}")
+    return [each for each in open_ if not each.problem]
+
+
+def _arrives(sha256: str) -> Callable[[Seen], bool]:
+    return lambda seen: rolls.arrived(seen, sha256)
+
+
+def _reject(runner: run.Runner, open_: Sequence[rolls.Roll]) -> None:
+    if not open_:
+        say("there is nothing to reject: every VM has accepted what is declared for it")
+    open_ = _heard(open_)
+    for each in open_:
+        say(f"{each.vm}: reject {each.version}")
+        runner.orders.give(each.vm, {"roll": {"sha256": each.sha256, "verdict": "reject"}})
+    runner.wait([each.vm for each in open_], rolls.ended, "go back")
+
+
+@commands.command()
+def pause(ctx: typer.Context, limit: Limit = 60.0) -> None:
+    """Freezes benchmarks on every VM, until `resume`."""
+    _benchmarks(ctx.obj, "pause", limit)
+
+
+@commands.command()
+def resume(ctx: typer.Context, limit: Limit = 60.0) -> None:
+    """Lets benchmarks go on (where memory allows). The end of `drain` is `undrain`."""
+    _benchmarks(ctx.obj, None, limit)
+
+
+def _benchmarks(settings: Options, word: str | None, limit: float) -> None:
+    with _runner(settings, limit) as runner:
+        names = [vm.name for vm in runner.look().swarm]
+        what = "pause benchmarks" if word else "let benchmarks go on"
+        runner.give_and_wait(names, {"benchmarks": word}, lambda seen: seen.heeds, what)
+        say(f"{what}: {', '.join(names)}")
+        if word:
+            return
+        # On a VM, `pilot-node resume` is the end of its drain: here it is not.
+        for name, seen in runner.see(runner.look(), names).items():
+            if seen.order.hold:
+                say(f"{name} is still drained: `ops undrain {name}` ends that")
+            elif seen.holds_itself:
+                say(_held_itself(name))
+
+
+@commands.command()
+def drain(ctx: typer.Context, *, vms: Annotated[list[str], typer.Argument(metavar="VM...")],
+          limit: Limit = run.LIMIT) -> None:  # fmt: skip
+    """Stops the agents of VMs at the window's pace, and keeps them stopped until `undrain`.
+
+    For the rendezvous: its registry is saved, and stopped."""
+    with _runner(ctx.obj, limit) as runner:
+        names = _chosen(runner.look(), vms, None)
+        _tell_of_plan(runner)
+        try:
+            runner.give_and_wait(
+                names, {"hold": True}, lambda seen: seen.is_empty, "drain", _undrained
+            )
+        except KeyboardInterrupt:
+            complain(f"\ninterrupted. It stays ordered: `ops undrain {' '.join(names)}` ends that")
+            raise
+        say(f"drained: {', '.join(names)}")
+
+
+@commands.command()
+def undrain(ctx: typer.Context, *, vms: Annotated[list[str], typer.Argument(metavar="VM...")],
+            limit: Limit = run.LIMIT) -> None:  # fmt: skip
+    """Starts the agents of drained VMs again: the end of `drain`."""
+    with _runner(ctx.obj, limit) as runner:
+        names = _chosen(runner.look(), vms, None)
+        _tell_of_plan(runner)
+        runner.give_and_wait(names, {"hold": None}, _is_up, "start", _unfilled)
+        say(f"whole: {', '.join(names)}")
+
+
+def _undrained(seen: Seen) -> int | None:
+    return seen.undrained
+
+
+def _unfilled(seen: Seen) -> int | None:
+    return seen.unfilled
+
+
+def _is_up(seen: Seen) -> bool:
+    """StuckError where it never will be, whatever is ordered."""
+    if seen.holds_itself:
+        raise StuckError(_held_itself(seen.vm.name))
+    return seen.is_whole
+
+
+def _held_itself(vm: str) -> str:
+    return f"{vm} is still held, on the VM itself: `sudo pilot-node undrain` on it ends that"
+
+
+def _tell_of_plan(runner: run.Runner) -> None:
+    """A plan holds VMs, and starts those again."""
+    try:
+        plan, _ = runner.plan()
+    except OpsError as error:
+        complain(f"note: {error}")
+        return
+    if plan is not None and not plan.is_over:
+        complain(f"note: {run.unfinished(plan)}")
+
+
+# What they share
+
+
+def _chosen(found: Fleet, named: Sequence[str] | None, without: Sequence[str] | None) -> list[str]:
+    """The names of VMs: those named, or all with agents; the smallest first. OpsError where one
+    is not there."""
+    for name in (*(named or ()), *(without or ())):
+        found.vm(name)
+    swarm = [vm.name for vm in found.swarm if not named or vm.name in named]
+    others = [name for name in dict.fromkeys(named or ()) if name not in swarm]
+    names = [name for name in (*swarm, *others) if name not in (without or ())]
+    if not names:
+        raise UsageError("no VM is left to do it to")
+    return names
+
+
+@contextmanager
+def _runner(settings: Options, limit: float) -> Iterator[run.Runner]:
+    """A runner, with a bar for its waits; signals that end it are an interruption."""
+    cloud = settings.cloud()
+    found = fleets.choose(fleets.instances(cloud), settings.fleet)
+    names = {each.spec.text("bucket") for each in found[1]} - {""}
+    if len(names) != 1:
+        raise OpsError(
+            f"the VMs' specs name {len(names)} buckets, not one: where should orders go?"
+        )
+
+    def interrupt(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    # One that is ignored (nohup) stays so.
+    ends = [each for each in _ENDS if signal.getsignal(each) is not signal.SIG_IGN]
+    before = {each: signal.signal(each, interrupt) for each in ends}
+    bar = Bar()
+    try:
+        yield run.Runner(
+            cloud=cloud,
+            orders=Orders(cloud=cloud, bucket=names.pop(), by=settings.by),
+            fleet=found[0],
+            dashboard=settings.dashboard,
+            say=say,
+            progress=bar,
+            limit=limit,
+            poll=settings.poll,
+        )
+    finally:
+        bar.shown(None)
+        for each, handler in before.items():
+            signal.signal(each, handler)

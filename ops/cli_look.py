@@ -1,0 +1,210 @@
+"""Commands that look, and change nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from ops import audit as audits
+from ops import fleet as fleets
+from ops import holds, status, watch
+from ops.cli_options import Json, Options, VmName
+from ops.errors import FINE, FOUND, OpsError, UsageError
+from ops.fleet import Fleet, Vm
+from ops.terminal import draw, say, show
+
+commands = typer.Typer()
+_BACKLOG: Final = 16 * 1024  # bytes of a console that `logs` begins with
+
+
+@commands.command("status")
+def status_(
+    ctx: typer.Context,
+    *,
+    as_json: Json = False,
+    svg: Annotated[str, typer.Option(metavar="FILE", help="Keep it as a picture too.")] = "",
+) -> None:
+    """The VMs of the fleet, what runs on them, and what the registry counts."""
+    found = status.picture(ctx.obj.look(ctx.obj.cloud()))
+    if svg:
+        draw(status.render(found), Path(svg))
+    show(found.document() if as_json else status.render(found))
+    raise typer.Exit(FINE if found.is_well else FOUND)
+
+
+@commands.command()
+def top(ctx: typer.Context, vm: VmName, as_json: Json = False) -> None:
+    """The 20 agents of a VM that use most memory."""
+    found = _heard(ctx.obj, vm)
+    if not found.is_swarm:
+        raise UsageError(f"{vm} is the rendezvous: it has no agents")
+    if not found.speaks:
+        raise OpsError(f"{vm}: {found.problem}")
+    memory = found.status.content.get("memory")
+    show({"vm": vm, "memory": memory} if as_json else status.top(found))
+
+
+@commands.command("watch")
+def watch_(
+    ctx: typer.Context,
+    *,
+    every: Annotated[float, typer.Option(min=1, help="Seconds between two looks.")] = 60.0,
+    threshold: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Least fraction of the declared agents to be online."),
+    ] = watch.THRESHOLD,
+    growth: Annotated[
+        float, typer.Option(min=0, help="Most growth of a VM's agents, in MiB an hour.")
+    ] = watch.GROWTH / 2**20,
+    once: Annotated[
+        bool, typer.Option("--once", help="One look, for cron: exit 1 on any.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Says what goes wrong and what is over, a line an event; quiet otherwise."""
+    settings, cloud = ctx.obj, ctx.obj.cloud()
+    limits = watch.Limits(online=threshold, growth=int(growth * 2**20))
+    before: Fleet | None = None
+    standing: dict[str, str] = {}
+    while True:
+        when = time.time()
+        try:
+            now = settings.look(cloud)
+        except OpsError as error:
+            if once:
+                raise
+            # It goes on with what stood before: that it cannot look is an alert itself.
+            found = {**standing, "ops/blind": str(error)}
+        else:
+            when = now.time
+            found = watch.alerts(now, limits) | watch.falls(before, now, limits, standing)
+            found |= holds.alerts(cloud, now)
+            before = now
+        for event in watch.events(standing, found, when):
+            line = vars(event) if as_json else event.line()
+            print(json.dumps(line) if as_json else line, flush=True)
+        standing = found
+        if once:
+            raise typer.Exit(FOUND if found else FINE)
+        time.sleep(every)
+
+
+@commands.command()
+def logs(
+    ctx: typer.Context,
+    *,
+    vm: VmName,
+    follow: Annotated[bool, typer.Option(help="Go on with what comes.")] = True,
+    everything: Annotated[
+        bool, typer.Option("--all", help="From as far back as there is (1 MiB).")
+    ] = False,
+) -> None:
+    """The serial console of a VM: its startup script, its kernel, pilot-node."""
+    cloud = ctx.obj.cloud()
+    instance = ctx.obj.instance(cloud, vm)
+    start = 0 if everything else -_BACKLOG
+    while True:
+        text, start = cloud.serial(instance.zone, vm, start)
+        # A console is a stranger's text: no sequence in it reaches this terminal.
+        sys.stdout.write("".join(c if c.isprintable() or c in "\n\t" else "" for c in text))
+        sys.stdout.flush()
+        if not follow:
+            return
+        time.sleep(2)
+
+
+@commands.command()
+def dashboard(
+    ctx: typer.Context,
+    *,
+    port: Annotated[int, typer.Option(help="The port on this machine.")] = fleets.DASHBOARD_PORT,
+) -> None:
+    """Opens a tunnel to the dashboard, through IAP, until it is interrupted."""
+    cloud = ctx.obj.cloud()
+    _, found = fleets.choose(fleets.instances(cloud), ctx.obj.fleet)
+    rendezvous = next((each for each in found if each.role == fleets.RENDEZVOUS), None)
+    if rendezvous is None:
+        raise OpsError("the fleet has no rendezvous")
+    if cloud.place.is_here:
+        say(f"{fleets.dashboard_url(cloud, rendezvous)} (a cloud on this machine: no tunnel)")
+        return
+    if shutil.which("gcloud") is None:
+        raise OpsError("gcloud is not installed: it opens the tunnel")
+    say(f"http://localhost:{port} leads to the dashboard until you end this (Ctrl-C)")
+    command = ["gcloud", "compute", "start-iap-tunnel", rendezvous.name]
+    command += [str(fleets.DASHBOARD_PORT), f"--local-host-port=localhost:{port}"]
+    command += [f"--zone={rendezvous.zone}", f"--project={cloud.place.project}"]
+    raise typer.Exit(subprocess.run(command, check=False).returncode)
+
+
+@commands.command("audit")
+def audit_(
+    ctx: typer.Context,
+    *,
+    declared: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE",
+            help="What the checkout declares (- for stdin), as `python -m components.declared "
+            "STACK` prints it. Without: what the VMs' specs expect.",
+        ),
+    ] = "",
+    expected: Annotated[
+        str, typer.Option("--expected-sha256", help="The hash that the project's script must have.")
+    ] = "",
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A VM or template whose own script is wanted (repeats)."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Looks for startup scripts where none may be, and for what nobody declared."""
+    wanted = _declared(declared, expected)
+    cloud = ctx.obj.cloud()
+    everything = fleets.instances(cloud)
+    fleet = ctx.obj.look(cloud, everything)
+    report = audits.audit(audits.read(cloud, everything), fleet, wanted, allow or ())
+    if as_json:
+        show(report.document())
+    else:
+        for each in report.findings:
+            remedy = f"\n    {each.remedy}" if each.remedy else ""
+            print(f"{each.rule}  {each.where}\n    {each.what}{remedy}")
+        for unread in report.unread:
+            print(f"not looked at: {unread} (this API does not have them)")
+        looked = ", ".join(f"{number} {kind}" for kind, number in report.looked_at.items())
+        print(f"{len(report.findings)} findings; looked at: {looked}")
+    raise typer.Exit(FOUND if report.findings else FINE)
+
+
+def _declared(file: str, expected: str) -> audits.Declared:
+    if expected and not re.fullmatch("[0-9a-f]{64}", expected):
+        raise UsageError("--expected-sha256 takes 64 hexadecimal digits")
+    if not file:
+        return audits.Declared(script=expected)
+    try:
+        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+        found = json.loads(text)
+        metadata = {name: dict(each) for name, each in found["metadata"].items()}
+        return audits.Declared(script=expected or str(found["script"]), metadata=metadata)
+    except OSError as error:
+        raise UsageError(f"--declared {file}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"--declared {file} is not what `python -m components.declared STACK` prints"
+        ) from error
+
+
+def _heard(settings: Options, vm: str) -> Vm:
+    cloud = settings.cloud()
+    instance = settings.instance(cloud, vm)
+    text = cloud.guest_attribute(instance.zone, vm, fleets.STATUS) if instance.is_on else None
+    return fleets.listen(instance, text, time.time())

@@ -1,0 +1,65 @@
+"""What commands of the command line share: the options before a command's name, and those that
+several of them take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from ops import fleet as fleets
+from ops.errors import OpsError
+from ops.fleet import Fleet, Instance
+from ops.google import Cloud, Place
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options before the command's name."""
+
+    place: Place
+    fleet: str
+    dashboard: str
+    by: str
+    poll: float
+
+    def cloud(self) -> Cloud:
+        return Cloud(self.place)
+
+    def look(self, cloud: Cloud, there: Sequence[Instance] | None = None) -> Fleet:
+        return fleets.read(cloud, fleet=self.fleet, dashboard=self.dashboard, there=there)
+
+    def instance(self, cloud: Cloud, vm: str) -> Instance:
+        """The VM of that name. OpsError where there is none."""
+        _, found = fleets.choose(fleets.instances(cloud), self.fleet)
+        for each in found:
+            if each.name == vm:
+                return each
+        names = ", ".join(each.name for each in found)
+        raise OpsError(f"{vm} is no VM of the fleet: there are {names}")
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Limit = Annotated[
+    float,
+    typer.Option("--limit", min=1, help="Seconds without progress after which it gives up."),
+]
+Without = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--without", metavar="VM", help="Leave this VM out (repeats); with --resume, from now on."
+    ),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with one interrupted.")]
+Abandon = Annotated[
+    bool, typer.Option("--abandon", help="Start again what one interrupted has stopped; forget it.")
+]
+Insist = Annotated[
+    bool, typer.Option("--insist", help="Begin though agents fail, or the registry is down.")
+]
+Silence = Annotated[bool, typer.Option(help="Silence alerts, show a banner.")]
+VmName = Annotated[str, typer.Argument(metavar="VM")]
+VmNames = Annotated[list[str] | None, typer.Argument(metavar="[VM]...")]
