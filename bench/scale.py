@@ -43,7 +43,7 @@ WAYS = ("pilot-node", "rounds", "bare processes")
 DOCUMENT = ROOT / "docs" / "SCALE.md"
 PICTURE = ROOT / "docs" / "scale.svg"
 # Looks at the registry: a quarter of a second is a percent of the shortest fill that counts.
-_LOOK_S = 0.1
+_LOOK_S = 0.25
 # Without one more registration for so long a fill has stopped.
 _STUCK_S = 90.0
 _SAMPLE = 50
@@ -66,9 +66,10 @@ def counts(agents: int, *, quick: bool) -> Counts:
     if quick:
         few = {"pilot-node": 90, "rounds": 45, "bare processes": 90}
         return Counts(slow=few, prompt=few, agents=min(agents, 150), settle=5, idle=10)
+    many = {"pilot-node": 600, "rounds": 300, "bare processes": 600}
     return Counts(
-        slow={"pilot-node": 600, "rounds": 300, "bare processes": 600},
-        prompt={"pilot-node": 1500, "rounds": 300, "bare processes": 1500},
+        slow=many,
+        prompt=many,
         agents=agents,
         settle=60,
         idle=60,

@@ -30,7 +30,7 @@ UNIT = "pilot-agent@{}.service"
 UID = 610
 
 # Seconds between two looks: at what is in flight, and at everything.
-TICK = 0.05
+TICK = 0.02
 LOOK = 2.0
 # Seconds between two looks at the sizes of their logs: with one every LOOK, thousands of stat()
 # took more of the processor than all else of an idle pilot-node.
@@ -100,6 +100,7 @@ class Keeper:
     """Sees, decides and acts, for one VM. `goal` may be replaced between two rounds.
 
     `explain` makes more of why an agent failed: which wall of the kernel was hit, where one was.
+    `shut` closes what agents must not reach, or raises NotReadyError (doors.py).
     """
 
     place: Place
@@ -107,11 +108,13 @@ class Keeper:
     systemd: Systemd
     say: Callable[[str], None]
     mounted: Callable[[Path], bool] = os.path.ismount
+    shut: Callable[[], None] = lambda: None
     clock: Callable[[], float] = time.monotonic
     explain: Callable[[str], str] = str
     memory: Memory = field(default_factory=Memory)
     _seen: Observed | None = None
     _looked: float = 0.0
+    _is_shut: bool = False
     _cut: float = float("-inf")
     # Inode of each port's socket, as last seen.
     _inodes: Mapping[int, int] = field(default_factory=dict)
@@ -133,6 +136,10 @@ class Keeper:
                 f"{self.place.state} is not mounted: no agent is started, its identity would be "
                 "lost with the boot disk"
             )
+        if self.goal.variants and (seen.now == self._looked or not self._is_shut):
+            self._is_shut = False
+            self.shut()
+            self._is_shut = True
         if seen.now == self._looked:
             # All were looked at. Not in `look`: the goal may not be one yet.
             self._forget(seen)

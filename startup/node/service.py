@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from . import goal, release, units, variants, walls
+from . import doors, goal, release, units, variants, walls
 from . import roll as rolls
 from .agents import SHUTDOWN_SECONDS, Keeper, NotReadyError, drain_for_shutdown
 from .decide import Goal
@@ -317,6 +317,7 @@ def serve(place: Place, *, address: str, systemd: Systemd, say: Callable[[str], 
             goal=Goal(variants={}, window=1),
             systemd=systemd,
             say=say,
+            shut=doors.shut_metadata,
             explain=lambda failure: walls.explain(failure, place),
         ),
         fetcher=release.Fetcher(opt=place.opt, token=follower.server.token, say=say, wake=wake.set),

@@ -122,6 +122,7 @@ class World:
         self.now = 0.0
         self.said: list[str] = []
         self.mounted = True
+        self.open = ""
         self.behave: Callable[[int], str] = lambda port: "ready"
         self.pid1 = Pid1(self.place, self._behave)
         self.keeper = Keeper(
@@ -130,11 +131,16 @@ class World:
             systemd=self.pid1,
             say=self.said.append,
             mounted=lambda path: self.mounted,
+            shut=self._shut,
             clock=lambda: self.now,
         )
 
     def _behave(self, port: int) -> str:
         return self.behave(port)
+
+    def _shut(self) -> None:
+        if self.open:
+            raise agents.NotReadyError(self.open)
 
     def until(self, done: Callable[[], bool], limit: float = 1000.0) -> None:
         end = self.now + limit
@@ -284,6 +290,22 @@ def test_fewer_and_more(world: World) -> None:
     world.until(lambda: world.running() == set(range(10001, 10011)))
     world.keeper.goal = goal(20)
     world.until(lambda: world.running() == set(range(10001, 10021)))
+
+
+def test_where_agents_could_reach_what_they_must_not_none_is_started(world: World) -> None:
+    world.open = "open"
+    for _ in range(2):
+        with pytest.raises(agents.NotReadyError, match="open"):
+            world.keeper.round()
+    assert world.running() == set()
+    world.open = ""
+    world.until(lambda: len(world.running()) == 40)
+    # Later it is looked at again, and what is drained is drained all the same.
+    world.open = "open"
+    with pytest.raises(agents.NotReadyError, match="open"):
+        world.until(lambda: False)
+    world.keeper.goal = goal(0)
+    world.until(lambda: not world.running())
 
 
 def test_without_the_state_disk_nothing_is_started(world: World) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from startup.node import doors
 from startup.node.agents import UID
 from startup.node.place import Place
+from tests.components.fleet import ROOT
 from tests.startup.conftest import Vm
 
 SOCKETS = ("journal/socket", "journal/stdout", "journal/dev-log", "notify")
@@ -109,3 +111,70 @@ def test_the_script_closes_them_where_agents_run(vm: Vm, role: str) -> None:
         pytest.skip(output)
     closed = "system.posix_acl_access" in os.listxattr(vm.root / "dev/shm")
     assert closed == (role == "swarm")
+
+
+# In a network of its own where the metadata server's address is the machine's.
+_SHUT = """
+import encodings.idna, os, socket, subprocess, sys
+sys.path.insert(0, sys.argv[1])
+from startup.node import doors
+from startup.node.agents import UID, NotReadyError
+run = lambda line: subprocess.run(line.split(), check=True)
+there = doors._METADATA[0]
+def reached(user):
+    child = os.fork()
+    if not child:
+        try:
+            os.setgroups([]); os.setgid(user); os.setuid(user)
+            socket.create_connection((there, 80), timeout=5)
+            os._exit(0)
+        except BaseException as error:
+            print(user, type(error).__name__, flush=True)
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+run("ip link set lo up")
+print("no way there, and open:", not doors.is_shut(there))
+run(f"ip addr add {there}/32 dev lo")
+# Addresses of the machine's own are in a table of their own, before all others.
+run("ip rule add pref 5000 lookup local")
+run("ip rule del pref 0")
+listener = socket.create_server((there, 80))
+print("open:", reached(UID), not doors.is_shut(there))
+for _ in range(2):
+    doors.shut_metadata()
+print("shut:", not reached(UID), *map(doors.is_shut, doors._METADATA))
+print("nobody else:", reached(UID + 1), reached(UID - 1), reached(0))
+rules = subprocess.run(["ip", "rule"], capture_output=True, text=True).stdout
+print("rules:", rules.count("prohibit"))
+run("ip rule del pref 610")
+print("open again:", not doors.is_shut(there))
+os.environ["PATH"] = "/nowhere"
+try:
+    doors.shut_metadata()
+except NotReadyError as error:
+    print(error)
+"""
+
+
+def test_the_metadata_server_is_shut_to_agents_and_to_nobody_else() -> None:
+    if os.geteuid() or not shutil.which("ip"):
+        pytest.skip("needs root and iproute2")
+    done = subprocess.run(
+        ["unshare", "--net", sys.executable, "-Iuc", _SHUT, str(ROOT)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr == ""
+    *said, problem = done.stdout.splitlines()
+    assert said == [
+        "no way there, and open: True",
+        "open: True True",
+        f"{UID} PermissionError",
+        "shut: True True True",
+        "nobody else: True True True",
+        "rules: 1",
+        "open again: True",
+    ]
+    assert problem.startswith("agents could take the VM's service account from 169.254.169.254, so")
+    assert "No such file or directory: 'ip'" in problem
