@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from components.spec import Binary, metadata, swarm_spec
 from components.stack_file import parse
 from lab import cloud
 from lab.drivers.container import lab_name
-from lab.drivers.host import ensure_packages
+from lab.drivers.host import ensure_packages, no_containers
 from lab.drivers.namespace import Namespace
 from lab.drivers.places import free_port
 from lab.drivers.processes import children, find, is_first
@@ -57,8 +57,8 @@ class BenchError(Exception):
 
 def check(agents: int) -> None:
     """Raise BenchError where this machine cannot carry `agents` and their registry."""
-    if os.geteuid() != 0:
-        raise BenchError("a VM at native speed is a container, and containers need root")
+    if why := no_containers():
+        raise BenchError(f"a VM at native speed is a container: {why}")
     if not DAEMON.is_file():
         raise BenchError(f"{DAEMON.relative_to(ROOT)} is missing: `make artifacts` fetches it")
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -166,7 +166,12 @@ class Vm:
 
     def empty(self) -> None:
         """No pilot-node, no agent, and no home of one (identities)."""
-        self.run("systemctl stop pilot-node.service; systemctl stop 'pilot-agent@*.service'")
+        # In groups: thousands with seccomp filters that end at once can hang a kernel.
+        self.run(
+            "systemctl stop pilot-node.service;"
+            " systemctl list-units --plain --no-legend 'pilot-agent@*' | cut -d ' ' -f 1"
+            " | xargs -r -n 50 systemctl stop"
+        )
         self.until(lambda: not self.processes("pilot-daemon"), "the end of all agents")
         self.run(
             "systemctl reset-failed; find /run/pilot/agents /run/pilot/log -mindepth 1 -delete;"
@@ -320,7 +325,11 @@ def booted(folder: Path, startup_dir: Path | None = None) -> Iterator[Vm]:
     with ExitStack() as ending:
         vm = Vm(folder, ending, startup_dir)
         vm.boot()
-        yield vm
+        try:
+            yield vm
+        finally:
+            with suppress(BenchError):
+                vm.empty()
     if left := leftovers(folder / "lab"):
         raise BenchError(f"something is left behind: {', '.join(sorted(left))}")
 

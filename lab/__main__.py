@@ -20,7 +20,7 @@ from pathlib import Path
 from lab import NAME, cloud
 from lab.drivers import processes
 from lab.drivers.container import Container
-from lab.drivers.host import ensure_packages
+from lab.drivers.host import ensure_packages, no_containers
 from lab.drivers.qemu import Qemu
 from lab.image import default_cache, ensure_image
 from lab.machines import Machine, MachineError
@@ -71,8 +71,8 @@ def _parser() -> argparse.ArgumentParser:
 def _prepare(options: argparse.Namespace) -> None:
     if options.driver == "none":
         return
-    if options.driver == "container" and os.geteuid() != 0:
-        message = "containers need root: run this as root, or choose the qemu driver"
+    if options.driver == "container" and (why := no_containers()):
+        message = f"{why} (or choose the qemu driver)"
         raise MachineError(message)
     installed = ensure_packages(options.driver)
     if installed:

@@ -3,6 +3,9 @@
 import os
 import shutil
 import subprocess
+import time
+from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
 from lab.machines import MachineError
@@ -26,6 +29,36 @@ _DRIVERS: Final[dict[str, dict[str, str]]] = {
     },
 }
 _PLACES: Final = ("/usr/local/sbin", "/usr/sbin", "/sbin")  # not on everybody's PATH
+
+# A kernel runs so many deferred works on a processor at a time (WQ_DFL_ACTIVE is 1024), and what
+# frees a seccomp filter is one.
+_WORKS: Final = 1000
+_STUCK_S: Final = 5.0
+
+
+def no_containers(proc: Path = Path("/proc")) -> str:
+    """Why this machine can have no containers now; nothing where it can."""
+    if os.geteuid() != 0:
+        return "containers need root"
+    before = _freeing(proc)
+    if len(before) >= _WORKS:
+        time.sleep(_STUCK_S)
+        if len(before & _freeing(proc)) >= _WORKS:
+            return (
+                "this machine's kernel is stuck where it frees seccomp filters, and nothing that "
+                "has one starts any more: restart the machine (docs/GOTCHAS.md)"
+            )
+    return ""
+
+
+def _freeing(proc: Path) -> set[str]:
+    """Processes (the kernel's) that wait to free a BPF program, a seccomp filter for one."""
+    found = set()
+    for each in proc.glob("[0-9]*/wchan"):
+        with suppress(OSError):
+            if each.read_text() == "bpf_prog_pack_free":
+                found.add(each.parent.name)
+    return found
 
 
 def missing_packages(driver: str, *, root: bool) -> list[str]:

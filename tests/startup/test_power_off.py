@@ -6,7 +6,6 @@ and when they ended, and a pilot-node that does nothing but what the real one do
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ import pytest
 from bench.units import booted, inside
 from components.startup import STARTUP_DIR
 from lab.drivers import processes
-from lab.drivers.host import ensure_packages
+from lab.drivers.host import ensure_packages, no_containers
 from startup.node import units
 from startup.node.limits import Machine
 from startup.node.spec import SwarmSpec, parse
@@ -110,8 +109,8 @@ def files() -> dict[str, str]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    if os.geteuid() != 0:
-        pytest.skip("containers need root")
+    if why := no_containers():
+        pytest.skip(why)
     ensure_packages("container")
     return tmp_path
 

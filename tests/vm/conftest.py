@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.drivers.host import ensure_packages, missing_packages
+from lab.drivers.host import ensure_packages, missing_packages, no_containers
 from lab.image import ImageError, default_cache, ensure_image
 from tests.vm.fleet import Fleet
 
@@ -21,8 +21,8 @@ def booted(tmp_path_factory: pytest.TempPathFactory, pulumi_env: dict[str, str])
     @contextmanager
     def boot(driver: str, wanted: dict[str, int], patience: float) -> Iterator[Fleet]:
         root = os.geteuid() == 0
-        if driver == "container" and not root:
-            pytest.skip("containers need root")
+        if driver == "container" and (why := no_containers()):
+            pytest.skip(why)
         if not root and (missing := missing_packages(driver, root=root)):
             pytest.skip(f"the {driver} driver needs {', '.join(missing)}")
         ensure_packages(driver)

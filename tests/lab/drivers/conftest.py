@@ -9,7 +9,7 @@ import pytest
 
 from lab.drivers import processes
 from lab.drivers.container import lab_name
-from lab.drivers.host import ensure_packages, missing_packages
+from lab.drivers.host import ensure_packages, missing_packages, no_containers
 from lab.image import ImageError, default_cache, ensure_image
 
 
@@ -19,8 +19,8 @@ def programs() -> Callable[[str], None]:
 
     def ensure(driver: str) -> None:
         root = os.geteuid() == 0
-        if driver == "container" and not root:
-            pytest.skip("containers need root")
+        if driver == "container" and (why := no_containers()):
+            pytest.skip(why)
         missing = missing_packages(driver, root=root)
         if missing and not root:
             pytest.skip(f"the {driver} driver needs {', '.join(missing)}")

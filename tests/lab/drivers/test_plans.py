@@ -408,6 +408,24 @@ def test_the_relay_hangs_up_where_nobody_listens(tmp_path: Path) -> None:
 # Containers
 
 
+def test_a_kernel_that_is_stuck_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    for number in range(1, 1101):
+        (tmp_path / f"{number}").mkdir()
+        (tmp_path / f"{number}/wchan").write_text("bpf_prog_pack_free")
+    assert "restart the machine" in host.no_containers(tmp_path)
+
+    def some_end(_: float) -> None:
+        for number in range(1, 200):
+            (tmp_path / f"{number}/wchan").write_text("0")
+
+    monkeypatch.setattr("time.sleep", some_end)
+    assert host.no_containers(tmp_path) == ""
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert "need root" in host.no_containers(tmp_path)
+
+
 def test_containers_need_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(MachineError, match="need root"):
