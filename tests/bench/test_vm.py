@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench import vm
+from lab.drivers import host
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +33,7 @@ def test_as_many_agents_as_one_registry_can_serve() -> None:
 
 def test_a_container_needs_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(vm, "no_containers", host.no_containers)
     with pytest.raises(vm.BenchError, match="containers need root"):
         vm.check(10)
 
