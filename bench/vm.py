@@ -170,7 +170,7 @@ class Vm:
         self.run(
             "systemctl stop pilot-node.service;"
             " systemctl list-units --plain --no-legend 'pilot-agent@*' | cut -d ' ' -f 1"
-            " | xargs -r -n 50 systemctl stop"
+            " | xargs -r -n 50 systemctl stop || true"
         )
         self.until(lambda: not self.processes("pilot-daemon"), "the end of all agents")
         self.run(
