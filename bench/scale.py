@@ -51,11 +51,10 @@ _SAMPLE = 50
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """How many agents each way starts, at a registry of 0.6 s and at a prompt one; how many fill
-    the VM; seconds to settle and to be measured in."""
+    """How many agents each way starts, at either registry; how many fill the VM; seconds to settle
+    and to be measured in."""
 
-    slow: dict[str, int]
-    prompt: dict[str, int]
+    starts: dict[str, int]
     agents: int
     settle: float
     idle: float
@@ -65,11 +64,9 @@ def counts(agents: int, *, quick: bool) -> Counts:
     """So many that each way runs at its steady rate for a good while, and all ends in minutes."""
     if quick:
         few = {"pilot-node": 90, "rounds": 45, "bare processes": 90}
-        return Counts(slow=few, prompt=few, agents=min(agents, 150), settle=5, idle=10)
-    many = {"pilot-node": 600, "rounds": 300, "bare processes": 600}
+        return Counts(starts=few, agents=min(agents, 150), settle=5, idle=10)
     return Counts(
-        slow=many,
-        prompt=many,
+        starts={"pilot-node": 600, "rounds": 300, "bare processes": 600},
         agents=agents,
         settle=60,
         idle=60,
@@ -85,14 +82,14 @@ def speed(vm: Vm, ours: Ours, wanted: Counts, seed: int) -> list[Fill]:
     """The three ways at the two registries; in an order that the seed decides, so that none of
     them always finds the caches that another has warmed."""
     # Uncounted: pages of the binary, and the links that pilot-node's units need.
-    most = max(*wanted.slow.values(), *wanted.prompt.values())
+    most = max(wanted.starts.values())
     say(f"  {most} agents to warm up")
     _fill(vm, ours, "pilot-node", most, 0.0)
     order = [(way, delay) for delay in (report.SLOW_S, 0.0) for way in WAYS]
     random.Random(seed).shuffle(order)  # noqa: S311 (an order, not a secret)
     fills = []
     for way, delay in order:
-        number = (wanted.slow if delay else wanted.prompt)[way]
+        number = wanted.starts[way]
         fill = _fill(vm, ours, way, number, delay)
         say(
             f"  {report.registry(delay):<17} {way:<15} {fill.agents:>5} in {fill.seconds:5.1f} s: "

@@ -26,6 +26,7 @@ from pathlib import Path
 from bench import meter
 from lab.drivers import container, processes
 from lab.drivers.cgroups import Group, hierarchies
+from lab.drivers.host import no_containers
 from lab.image import default_cache, ensure_image
 from startup.node import units
 
@@ -265,8 +266,8 @@ def main() -> int:
     chosen = [name for name in options.only.split(",") if name] or list(CHANGES)
     if unknown := [name for name in chosen if name not in CHANGES]:
         parser.error(f"no such row: {', '.join(unknown)}; there are {', '.join(CHANGES)}")
-    if os.geteuid() != 0:
-        print("bench.units: containers need root: run it as root", file=sys.stderr)
+    if why := no_containers():
+        print(f"bench.units: {why}", file=sys.stderr)
         return 2
     unit = (units.TEMPLATES / "pilot-agent@.service").read_text(encoding="utf-8")
     print(f"{options.units} units, started {BATCH} at a time. A unit:")

@@ -65,11 +65,8 @@ def restart(
     given = {"--rendezvous": rendezvous, "--confirm": confirm, "--insist": insist}
     _check(resume=resume, abandon=abandon, without=without, given=given)
     with _runner(ctx.obj, limit) as runner:
-        if abandon:
-            runner.abandon()
-            return
-        if resume:
-            _resume(runner, plans.RESTART, silence=silence, without=without or ())
+        if resume or abandon:
+            _take_up(runner, plans.RESTART, abandon=abandon, silence=silence, without=without or ())
             return
         found = runner.look()
         vms = _chosen(found, None, without)
@@ -104,11 +101,8 @@ def reboot(
     given = {"a VM's name": vms, "--insist": insist}
     _check(resume=resume, abandon=abandon, without=without, given=given)
     with _runner(ctx.obj, limit) as runner:
-        if abandon:
-            runner.abandon()
-            return
-        if resume:
-            _resume(runner, plans.REBOOT, silence=silence, without=without or ())
+        if resume or abandon:
+            _take_up(runner, plans.REBOOT, abandon=abandon, silence=silence, without=without or ())
             return
         found = runner.look()
         names = _chosen(found, vms, without)
@@ -132,7 +126,13 @@ def _check(
         raise UsageError(f"{word} is about one that has begun: it goes without {useless[0]}")
 
 
-def _resume(runner: run.Runner, kind: str, *, silence: bool, without: Sequence[str]) -> None:
+def _take_up(
+    runner: run.Runner, kind: str, *, abandon: bool, silence: bool, without: Sequence[str]
+) -> None:
+    """Take up a plan that has begun: to forget it, or to carry it out."""
+    if abandon:
+        runner.abandon()
+        return
     plan, generation = runner.plan()
     if plan is None or plan.is_over:
         raise UsageError(f"there is no {kind} to go on with")

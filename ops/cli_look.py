@@ -43,7 +43,7 @@ def status_(
 @commands.command()
 def top(ctx: typer.Context, vm: VmName, as_json: Json = False) -> None:
     """The 20 agents of a VM that use most memory."""
-    found = _heard(ctx.obj, vm)
+    found = _vm(ctx.obj, vm)
     if not found.is_swarm:
         raise UsageError(f"{vm} is the rendezvous: it has no agents")
     if not found.speaks:
@@ -203,7 +203,7 @@ def _declared(file: str, expected: str) -> audits.Declared:
         ) from error
 
 
-def _heard(settings: Options, vm: str) -> Vm:
+def _vm(settings: Options, vm: str) -> Vm:
     cloud = settings.cloud()
     instance = settings.instance(cloud, vm)
     text = cloud.guest_attribute(instance.zone, vm, fleets.STATUS) if instance.is_on else None

@@ -1,4 +1,4 @@
-"""What a driver needs of this machine: programs, and the packages that have them."""
+"""What a driver needs of this machine: programs, their packages, and its kernel."""
 
 import os
 import shutil

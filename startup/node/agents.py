@@ -114,7 +114,6 @@ class Keeper:
     memory: Memory = field(default_factory=Memory)
     _seen: Observed | None = None
     _looked: float = 0.0
-    _is_shut: bool = False
     _cut: float = float("-inf")
     # Inode of each port's socket, as last seen.
     _inodes: Mapping[int, int] = field(default_factory=dict)
@@ -136,10 +135,8 @@ class Keeper:
                 f"{self.place.state} is not mounted: no agent is started, its identity would be "
                 "lost with the boot disk"
             )
-        if self.goal.variants and (seen.now == self._looked or not self._is_shut):
-            self._is_shut = False
+        if self.goal.variants:
             self.shut()
-            self._is_shut = True
         if seen.now == self._looked:
             # All were looked at. Not in `look`: the goal may not be one yet.
             self._forget(seen)

@@ -32,7 +32,7 @@ _LEFT: Final[Mapping[str, int]] = {
     "/run/lock": 5,
 }
 # The metadata server. Its port does not matter: a rule is about addresses.
-_METADATA: Final = ("169.254.169.254", "fd20:ce::254")
+METADATA: Final = ("169.254.169.254", "fd20:ce::254")
 _PORT: Final = 80
 # Before the rules of everybody else's (the main table's is 32766), and easy to tell by it.
 _PREFERENCE: Final = UID
@@ -79,9 +79,9 @@ def shut_metadata() -> None:
 
     Not by `IPAddressDeny=` of their slice, which says the same: systemd makes two BPF programs of
     it for each unit below, a tenth of what a start takes (docs/UNITS.md). Whoever flushes rules is
-    noticed: each look of pilot-node asks the kernel.
+    noticed: each round of pilot-node asks the kernel.
     """
-    for address in _METADATA:
+    for address in METADATA:
         if is_shut(address):
             continue
         family = "-6" if ":" in address else "-4"

@@ -88,14 +88,14 @@ def nsswitch(text: str) -> str:
     """
     lines = [
         line
-        for line in text.splitlines()
+        for line in text.removesuffix("\n").split("\n")
         if not (line.startswith("initgroups:") and line.endswith(_OURS))
     ]
     groups = [line.partition(":")[2].split() for line in lines if line.startswith("group:")]
     if groups and not any(line.startswith("initgroups:") for line in lines):
         services = groups[-1] if groups[-1][:1] == ["files"] else ["files", *groups[-1]]
         lines.append(f"initgroups: {' '.join(services)}  {_OURS}")
-    return "".join(f"{line}\n" for line in lines)
+    return "\n".join(lines) + "\n" if text else ""
 
 
 def write_all(place: Place, contents: Mapping[str, str], mode: int = 0o644) -> list[str]:

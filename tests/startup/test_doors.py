@@ -120,7 +120,7 @@ sys.path.insert(0, sys.argv[1])
 from startup.node import doors
 from startup.node.agents import UID, NotReadyError
 run = lambda line: subprocess.run(line.split(), check=True)
-there = doors._METADATA[0]
+there = doors.METADATA[0]
 def reached(user):
     child = os.fork()
     if not child:
@@ -142,7 +142,7 @@ listener = socket.create_server((there, 80))
 print("open:", reached(UID), not doors.is_shut(there))
 for _ in range(2):
     doors.shut_metadata()
-print("shut:", not reached(UID), *map(doors.is_shut, doors._METADATA))
+print("shut:", not reached(UID), *map(doors.is_shut, doors.METADATA))
 print("nobody else:", reached(UID + 1), reached(UID - 1), reached(0))
 rules = subprocess.run(["ip", "rule"], capture_output=True, text=True).stdout
 print("rules:", rules.count("prohibit"))

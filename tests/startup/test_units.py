@@ -399,7 +399,7 @@ hosts:          files dns
 """
 
 
-def test_a_users_groups_are_looked_for_in_one_file_first(tmp_path: Path) -> None:
+def test_a_users_groups_are_looked_for_in_one_file_first() -> None:
     found = units.nsswitch(_DEBIAN)
     assert found == f"{_DEBIAN}initgroups: files systemd  # pilot-fleet\n"
     assert units.nsswitch(found) == found
@@ -418,6 +418,7 @@ def test_a_users_groups_are_looked_for_in_one_file_first(tmp_path: Path) -> None
         ("group: files\ninitgroups: sss\n", "group: files\ninitgroups: sss\n"),
         ("group: files", "group: files\ninitgroups: files  # pilot-fleet\n"),
         ("passwd: files\n", "passwd: files\n"),
+        ("# a\fgroup: sss\n\n", "# a\fgroup: sss\n\n"),
         ("", ""),
     ],
 )

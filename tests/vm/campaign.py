@@ -29,7 +29,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from lab.drivers.host import ensure_packages
+from lab.drivers.host import ensure_packages, no_containers
 from lab.image import default_cache, ensure_image
 from tests.components.fleet import ROOT
 from tests.conftest import CHOSEN_BY_THE_USER
@@ -367,8 +367,8 @@ def main(arguments: Sequence[str]) -> int:
     names = [row.name for shape in SHAPES for row in shape.rows]
     if unknown := set(options.row) - set(names):
         parser.error(f"no such row: {', '.join(sorted(unknown))}; there are {', '.join(names)}")
-    if os.geteuid() != 0:
-        sys.stderr.write("campaign: containers need root: run it as root\n")
+    if why := no_containers():
+        sys.stderr.write(f"campaign: {why}\n")
         return 1
     # The document is its own product.
     changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs/CAMPAIGN.md")

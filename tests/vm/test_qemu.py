@@ -117,8 +117,8 @@ def test_it_does_not_happen(fleet: Fleet, row: Row) -> None:
     """A few rounds of each row that needs a kernel; `make campaign` makes the full counts."""
     if not row.short:
         pytest.skip(
-            f"{row.name}: in `make campaign` only. By hand agents hit the limit of tasks, but 180 "
-            "under our units need more memory than a guest of 1 GiB leaves them"
+            f"{row.name}: in `make campaign` only. By hand agents hit the limit of tasks; of 180 "
+            "under our units 150 fitted into a guest of 1 GiB, and less memory each is untried"
         )
     chance = Random(row.name)
     for _ in range(row.short):
