@@ -83,7 +83,7 @@ def nsswitch(text: str) -> str:
 
     glibc asks every service of `group:` for them, found or not, but for a line `initgroups:`,
     where the first answer counts. systemd asks before each start of an agent, in its child, which
-    has none of the libraries: OS Login's alone are 35, and took more of the processor than the
+    has none of the libraries: OS Login's alone are 33, and took more of the processor than the
     agent did (docs/UNITS.md). A line that is somebody else's is left alone.
     """
     lines = [
