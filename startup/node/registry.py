@@ -339,9 +339,9 @@ def clean(place: Place, now: float, say: Callable[[str], None]) -> None:
     """Set the store and its copies aside: the next start is a first one. Raises OSError."""
     with suppress(BadRegistryError, OSError):
         take_copy(place, now)
-    for name in (NAME, LOG):
-        if (place.registry / name).exists():
-            say(f"{place.registry / name}: set aside as {set_aside(place, name, 'clean', now)}")
+    if (place.registry / NAME).exists():
+        say(f"{place.registry / NAME}: set aside as {set_aside(place, NAME, 'clean', now)}")
+    set_log_aside(place, "clean", now, say)
     folder = _folder(place)
     for copy in copies(place):
         (folder / copy.name).replace(folder / f"{copy.name}.before-clean")
@@ -356,6 +356,14 @@ def put_back(place: Place, copy: Copy, now: float, say: Callable[[str], None]) -
         say(f"{path}: set aside as {set_aside(place, NAME, 'bad', now)}")
     _restore(place, copy)
     say(f"{path}: {copy.name} put back, {copy.keys} keys")
+
+
+def set_log_aside(place: Place, kind: str, now: float, say: Callable[[str], None]) -> None:
+    """Set the log aside where anything is in it: the next start replays none. Raises OSError."""
+    path = place.registry / LOG
+    # Upstream empties it with every snapshot. What is no file is not opened as one either.
+    if os.path.lexists(path) and path.lstat().st_size:
+        say(f"{path}: set aside as {set_aside(place, LOG, kind, now)}")
 
 
 def set_aside(place: Place, name: str, kind: str, now: float) -> str:

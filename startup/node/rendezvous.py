@@ -87,7 +87,8 @@ class Run:
 class Trial:
     """A release that is not accepted yet, from before its first start until it is, or the store is
     mended after it: remembered, for a reboot must not hide what it did to the store. `keys`: those
-    of the best copy then. One that cannot be read is a trial of a release that nobody knows."""
+    of the newest copy then, which is the way back. One that cannot be read is a trial of a release
+    that nobody knows."""
 
     release: str = ""
     keys: int = 0
@@ -226,6 +227,7 @@ class Rendezvous(Loop):
         self._remember(new)
         if new.accepted != state.accepted:
             self._attempt(self._end_trial)
+            self.at_once("copy")
         for line in said:
             self.say(line)
         self.want(spec, new)
@@ -311,7 +313,8 @@ class Rendezvous(Loop):
         if save:
             self.save()
         if self._is_on_trial(then) and self._trial() is None:
-            # Where it cannot be kept what is running stays.
+            # Where either cannot be kept what is running stays: no trial without a way back.
+            self.copy()
             self._begin_trial(then)
         self.unit.stop()
 
@@ -377,13 +380,21 @@ class Rendezvous(Loop):
 
     def _begin_trial(self, run: Run) -> None:
         """Before the first start: with a power-off after it, this is on disk. Raises OSError."""
-        known = registry.best(registry.copies(self.place))
-        trial = Trial(release=run.release, keys=known[0].keys if known else 0)
+        known = registry.copies(self.place)
+        trial = Trial(release=run.release, keys=known[-1].keys if known else 0)
         files.write(self._trial_record, json.dumps(asdict(trial), sort_keys=True) + "\n", 0o600)
         registry.sync_directory(self.place.node_state)
 
     def _end_trial(self) -> None:
         self._trial_record.unlink(missing_ok=True)
+
+    def _is_of_a_trial(self) -> bool:
+        """Whether the registry's file may be the work of a release that is not accepted: one was
+        on trial, and what was started last is not known to be the accepted one."""
+        if self._trial() is None:
+            return False
+        running, accepted = self._running(), self.roll.accepted if self.roll else None
+        return running is None or accepted is None or running.release != accepted.sha256
 
     def _nodes_to_read(self, now: float) -> int:
         """The nodes that a process which reads the registry's file knows afterwards: not those
@@ -415,12 +426,14 @@ class Rendezvous(Loop):
 
     def _mend(self, now: float) -> None:
         """Back from a release on trial: the store as it was before, where that one lost part of it
-        or writes it in another format."""
+        or writes it in another format. The newest copy is of before: in a trial none is taken. Its
+        log goes whatever becomes of the file: replayed, it gives keys the ids that one gave."""
+        self._attempt(partial(registry.set_log_aside, self.place, "bad", now, self.say))
         try:
             found = registry.examine(self.place.registry / registry.NAME)
         except registry.BadRegistryError:
             found = None
-        for copy in registry.best(registry.copies(self.place)):
+        for copy in reversed(registry.copies(self.place)):
             try:
                 known = registry.examine(self.place.registry / "copies" / copy.name)
             except registry.BadRegistryError as error:
@@ -470,7 +483,10 @@ class Rendezvous(Loop):
         self._attempt(self.copy)
 
     def copy(self) -> None:
-        """A copy of the registry's file where it is good. Raises OSError."""
+        """A copy of the registry's file where it is good. None in a trial: the newest is the way
+        back from it. Raises OSError."""
+        if self._is_of_a_trial():
+            return
         try:
             taken = registry.take_copy(self.place, self.wall_clock())
         except registry.BadRegistryError as error:

@@ -24,12 +24,12 @@ from typing import Any, cast
 import pytest
 
 from standin.build import archive
-from standin.state import State, sealed
+from standin.state import Node, State, sealed
 from startup.node import kernel, registry, secrets, units
 from startup.node import roll as rolls
 from startup.node.follow import Follower, Known
 from startup.node.limits import Machine
-from startup.node.orders import Orders, Standing
+from startup.node.orders import REJECT, Orders, Standing, Verdict
 from startup.node.place import Place
 from startup.node.process import Health, Judged, Process, ask, judge
 from startup.node.release import Fetcher
@@ -590,6 +590,125 @@ def test_a_restart_of_pilot_node_hides_no_emptied_store(fleet: Fleet) -> None:
     fleet.it = fleet.service()
     fleet.until(lambda: back(fleet), "back on the old binary")
     assert fleet.health().total == 8
+
+
+@pytest.mark.parametrize("how", ["timer", "maintenance", "restart of pilot-node", "reboot"])
+@pytest.mark.parametrize("what", ["another format", "fewer keys"])
+def test_nothing_is_copied_in_a_trial(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, how: str, what: str
+) -> None:
+    """The way back is the store as it was before, whatever the new binary saved in between."""
+    fleet.until(fleet.serving, "serving")
+    known = fleet.register(10)
+    fleet.declare_binary(archive() + b"\n", "2.0")
+    fleet.until(lambda: fleet.unit.starts == 2 and fleet.serving(), "on trial")
+    before = [copy.name for copy in registry.copies(fleet.place)]
+    assert before
+    # What it makes of the store, and the log that it leaves.
+    store = fleet.place.registry / registry.NAME
+    log = fleet.place.registry / registry.LOG
+    if what == "another format":
+        content = store.read_bytes().replace(b'"version":1', b'"version":2', 1)
+        document = content[: content.rindex(b',"checksum"')] + b"}"
+        content = document[:-1] + b',"checksum":"' + hashlib.sha256(document).hexdigest().encode()
+        content += b'"}'
+    else:
+        lost = State(started=time.time())
+        for number, key in enumerate(list(known)[:6], 1):
+            lost.add(
+                Node(
+                    id=number,
+                    key=key,
+                    owner=f"a-{number}@x.invalid",
+                    address="10.0.0.2:1",
+                    version="2.0",
+                    created=time.time(),
+                    last_seen=time.time(),
+                )
+            )
+        content = sealed(lost.snapshot())
+    temporary = store.with_suffix(".new")
+    temporary.write_bytes(content)
+    temporary.replace(store)
+    log.write_bytes(b"what it did since")
+    saved = registry.examine(store)
+    assert saved is not None
+    assert (saved.version, saved.keys) == ((2, 10) if what == "another format" else (1, 6))
+    if how == "timer":
+        fleet.it.at_once("copy")
+        fleet.round()
+    elif how == "maintenance":
+        # The real binary would save; the file is to stay as this one "left" it.
+        monkeypatch.setattr("startup.node.rendezvous.post", lambda *_: 200)
+        fleet.follower.maintenance = "MIGRATE_ON_HOST_MAINTENANCE"
+        fleet.round()
+    elif how == "restart of pilot-node":
+        fleet.it = fleet.service()
+        fleet.round()
+    else:
+        fleet.unit.end()
+        (fleet.place.run / "rendezvous-run.json").unlink()
+        fleet.it = fleet.service()
+        fleet.it.roll = rolls.recall(fleet.place, print)
+        fleet.it.copy()
+    assert [copy.name for copy in registry.copies(fleet.place)] == before
+    # It is killed, for it would save what it knows, and rejected.
+    fleet.unit.end()
+    sha256 = fleet.spec.binary.sha256
+    fleet.follower.standing = replace(
+        fleet.follower.standing, orders=Orders(roll=Verdict(sha256=sha256, verdict=REJECT))
+    )
+    fleet.until(lambda: back(fleet), "back on the old binary")
+    assert fleet.health().total == 10
+    read = json.loads(store.read_bytes())["pub_key_idx"]
+    assert {key: read.get(key) for key in known} == known
+    assert not log.exists()
+    assert any(name.startswith(registry.LOG) for name in registry.set_aside_names(fleet.place))
+    # And then they are again.
+    fleet.register(1, first=20)
+    fleet.it.save()
+    assert registry.copies(fleet.place)[-1].keys == 11
+
+
+def test_a_trial_goes_back_to_what_was_before_it_and_no_further(fleet: Fleet) -> None:
+    """A registry that has started empty is not the release's fault, nor mended by the way back."""
+    fleet.until(fleet.serving, "serving")
+    fleet.register(9)
+    fleet.it.save()
+    fleet.unit.end()
+    store = fleet.place.registry / registry.NAME
+    store.write_bytes(sealed(State(started=time.time()).snapshot()))
+    fleet.until(lambda: fleet.unit.starts == 2 and fleet.serving(), "started empty")
+    fleet.register(2, first=20)
+    new = fleet.declare_binary(archive() + b"\n", "2.0")
+    fleet.until(lambda: fleet.unit.starts == 3, "on trial")
+    assert json.loads((fleet.place.node_state / "trial.json").read_bytes())["keys"] == 2
+    fleet.until(
+        lambda: rejected(fleet) or fleet.it.accepted(fleet.spec).sha256 == new, "the end of it"
+    )
+    assert not rejected(fleet)
+    assert fleet.health().total == 2
+
+
+def test_there_is_no_trial_without_a_copy(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet.until(fleet.serving, "serving")
+    fleet.register(5)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", "copies")
+
+    monkeypatch.setattr(registry, "take_copy", full)
+    fleet.declare_binary(archive() + b"\n", "2.0")
+    for _ in range(10):
+        fleet.round()
+    assert fleet.unit.starts == 1
+    assert fleet.unit.wanted
+    assert not (fleet.place.node_state / "trial.json").exists()
+    assert "No space left" in str(fleet.status()["last_error"])
+    monkeypatch.undo()
+    fleet.now += 60
+    fleet.until(lambda: fleet.unit.starts == 2, "on trial")
+    assert registry.copies(fleet.place)[-1].keys == 5
 
 
 def test_a_copy_that_came_to_harm_is_passed_over_on_the_way_back(fleet: Fleet) -> None:
