@@ -638,10 +638,11 @@ def test_nothing_is_copied_in_a_trial(
         fleet.it.at_once("copy")
         fleet.round()
     elif how == "maintenance":
-        # The real binary would save; the file is to stay as this one "left" it.
-        monkeypatch.setattr("startup.node.rendezvous.post", lambda *_: 200)
-        fleet.follower.maintenance = "MIGRATE_ON_HOST_MAINTENANCE"
-        fleet.round()
+        # What runs would save; the file is to stay as it was "left".
+        with monkeypatch.context() as patched:
+            patched.setattr("startup.node.rendezvous.post", lambda *_: 200)
+            fleet.follower.maintenance = "MIGRATE_ON_HOST_MAINTENANCE"
+            fleet.round()
     elif how == "restart of pilot-node":
         fleet.it = fleet.service()
         fleet.round()
