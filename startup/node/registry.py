@@ -60,6 +60,8 @@ _KEYS: Final = b'"pub_key_idx":{'
 _COPY: Final = re.compile(r"(\d{8}T\d{6}Z)-(\d{1,9})\.json")
 # `.bad-TIME`: not whole; `.clean-TIME`: set aside by order.
 _ASIDE: Final = re.compile(rf"{re.escape(NAME)}(\.wal)?\.(bad|clean)-\d{{8}}T\d{{6}}Z(-\d+)?")
+# Behind the name of a copy: from before the store was set aside by order.
+_CLEANED: Final = ".before-clean"
 _TIME: Final = "%Y%m%dT%H%M%SZ"
 
 
@@ -212,12 +214,13 @@ def examine(path: Path) -> Summary | None:
         return None
 
 
-def copies(place: Place) -> list[Copy]:
-    """The good copies, oldest first."""
+def copies(place: Place, suffix: str = "") -> list[Copy]:
+    """The good copies, oldest first; with `suffix` those that have it behind their names."""
     found = []
     folder = place.registry / "copies"
     for path in folder.iterdir() if folder.is_dir() else ():
-        if match := _COPY.fullmatch(path.name):
+        match = _COPY.fullmatch(path.name.removesuffix(suffix))
+        if match and path.name.endswith(suffix):
             with suppress(OSError):
                 found.append(
                     Copy(
@@ -343,9 +346,15 @@ def clean(place: Place, now: float, say: Callable[[str], None]) -> None:
         say(f"{place.registry / NAME}: set aside as {set_aside(place, NAME, 'clean', now)}")
     set_log_aside(place, "clean", now, say)
     folder = _folder(place)
-    for copy in copies(place):
-        (folder / copy.name).replace(folder / f"{copy.name}.before-clean")
-    _bound(folder, ".before-clean", PINNED)
+    before = best(copies(place, _CLEANED))
+    new = best(copies(place))
+    # The best of now, then what was best at the last time: an order too many must not take it.
+    keep = [f"{copy.name}{_CLEANED}" for copy in new]
+    keep[1:1] = [copy.name for copy in before]
+    for copy in new:
+        (folder / copy.name).replace(folder / f"{copy.name}{_CLEANED}")
+    for name in list(dict.fromkeys(keep))[PINNED:]:
+        (folder / name).unlink()
     sync_directory(folder)
 
 

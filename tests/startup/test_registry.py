@@ -324,6 +324,38 @@ def test_clean_begins_anew_and_keeps_what_was(place: Place) -> None:
     assert len(registry.set_aside_names(place)) == 2
 
 
+def cleaned(place: Place) -> list[int]:
+    """The keys of what is kept from before the store was set aside, oldest first."""
+    found = sorted((place.registry / "copies").glob("*.before-clean"))
+    return [int(path.name.partition("-")[2].partition(".")[0]) for path in found]
+
+
+def test_clean_keeps_the_best_copies_and_the_next_one_does_too(place: Place) -> None:
+    """A registry that started empty has newer copies, and those are worth less."""
+
+    def take(keys: int, minutes: float) -> None:
+        put(place, snapshot(keys), at=NOW + minutes * 60)
+        assert registry.take_copy(place, NOW + minutes * 60)
+
+    for minutes in range(0, 50, 10):
+        take(40, minutes)
+    for minutes in range(50, 100, 10):
+        take(3 + minutes // 10, minutes)
+    registry.clean(place, NOW + 6000, print)
+    assert cleaned(place) == [40, 40, 40]
+    # It has filled again, and is set aside again: the newest best, and the best of before.
+    for minutes in range(200, 250, 10):
+        take(30, minutes)
+    registry.clean(place, NOW + 15000, print)
+    assert cleaned(place) == [40, 40, 30]
+    # Nothing of worth came since: nothing of worth goes.
+    for time_ in (400, 500, 600):
+        take(1, time_)
+        registry.clean(place, NOW + time_ * 60 + 1, print)
+    assert max(cleaned(place)) == 40
+    assert len(cleaned(place)) == registry.PINNED
+
+
 def test_a_planted_folder_of_copies_is_not_used(place: Place) -> None:
     (place.registry / "elsewhere").mkdir()
     (place.registry / "copies").symlink_to("elsewhere")
