@@ -9,6 +9,7 @@ kept is what was checked, and verified again before it is put back.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -436,13 +437,14 @@ def _restore(place: Place, copy: Copy) -> Summary:
 
 
 def _judge(source: IO[bytes], out: IO[bytes] | None) -> Summary:
-    """Check `source` to its end, writing it to `out` on the way. Raises BadRegistryError."""
+    """Check `source` to its end, writing it to `out` on the way. Raises BadRegistryError, also
+    where a block of it cannot be read, and OSError."""
     size = left = os.fstat(source.fileno()).st_size
     if size > MOST_BYTES:
         raise BadRegistryError(f"its {size} bytes are more than a registry has")
     check = Check()
     # No further than it was: who writes to it must not keep us here.
-    while left and (piece := source.read(min(_CHUNK, left))):
+    while left and (piece := _read(source, min(_CHUNK, left))):
         left -= len(piece)
         check.feed(piece)
         if out is not None:
@@ -453,7 +455,18 @@ def _judge(source: IO[bytes], out: IO[bytes] | None) -> Summary:
     if size > MOST_PARSED:
         raise BadRegistryError(f"it has no checksum, and {size} bytes are too many to be parsed")
     source.seek(0)
-    return parsed(source.read(size))
+    return parsed(_read(source, size))
+
+
+def _read(source: IO[bytes], size: int) -> bytes:
+    """As `read`. A block that the disk, or ext4's checksums, refuse is the file's own trouble:
+    others can be read. Raises BadRegistryError for that, OSError for the rest."""
+    try:
+        return source.read(size)
+    except OSError as error:
+        if error.errno in (errno.EIO, errno.EBADMSG, errno.EUCLEAN):
+            raise BadRegistryError(f"it cannot be read: {error.strerror}") from error
+        raise
 
 
 def _opened(path: Path) -> IO[bytes]:

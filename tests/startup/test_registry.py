@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import random
@@ -9,6 +11,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -162,6 +165,69 @@ def test_the_newest_good_copy_is_put_back(place: Place) -> None:
     assert read_snapshot(path.read_bytes(), started=NOW).total_requests == 2
     assert (place.registry / start.set_aside).read_bytes() == b"{"
     assert f"copy {names[-1]}" in "\n".join(lines)
+
+
+class Unreadable(io.FileIO):
+    """A file one of whose blocks the disk does not give."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+
+@pytest.fixture
+def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """What is named to it cannot be read from then on."""
+    spoilt: set[tuple[int, int]] = set()
+    real = os.fdopen
+
+    def fdopen(handle: int, *args: Any, **named: Any) -> Any:
+        found = os.fstat(handle)
+        if args[:1] == ("rb",) and (found.st_dev, found.st_ino) in spoilt:
+            return Unreadable(handle)
+        return real(handle, *args, **named)
+
+    monkeypatch.setattr(os, "fdopen", fdopen)
+
+    def add(path: Path) -> None:
+        found = path.stat()
+        spoilt.add((found.st_dev, found.st_ino))
+
+    return add
+
+
+def test_a_block_that_cannot_be_read_is_that_of_a_bad_file(
+    place: Place, spoil: Callable[[Path], None]
+) -> None:
+    for number in range(1, 4):
+        path = put(place, snapshot(5, requests=number), at=NOW + number)
+        registry.take_copy(place, NOW + number)
+    names = [copy.name for copy in registry.copies(place)]
+    spoil(path)
+    spoil(place.registry / "copies" / names[-1])
+    with pytest.raises(BadRegistryError, match="Input/output error"):
+        registry.examine(path)
+    start = registry.prepare(place, NOW + 10, print)
+    assert start.restored == names[-2]
+    assert "Input/output error" in start.why
+    assert (place.registry / start.set_aside).exists()
+    assert read_snapshot(path.read_bytes(), started=NOW).total_requests == 2
+    assert [copy.name for copy in registry.copies(place)] == names[:-1]
+
+
+def test_a_disk_that_cannot_be_written_is_no_bad_copy(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(place, snapshot(5))
+    registry.take_copy(place, NOW)
+    (place.registry / registry.NAME).unlink()
+
+    def refuse(handle: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(OSError, match="Input/output error"):
+        registry.prepare(place, NOW, print)
+    assert registry.copies(place)
 
 
 def test_a_deleted_file_is_put_back(place: Place) -> None:
