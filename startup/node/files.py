@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
+
+# Seconds after which a temporary file is nobody's: one is there for as long as a file takes to be
+# written.
+_LEFT_SECONDS = 600.0
 
 
 def write(path: Path, content: str, mode: int = 0o644) -> bool:
@@ -23,6 +30,7 @@ def write(path: Path, content: str, mode: int = 0o644) -> bool:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path)
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         with os.fdopen(handle, "wb") as stream:
             stream.write(data)
@@ -37,6 +45,22 @@ def write(path: Path, content: str, mode: int = 0o644) -> bool:
         if temporary:
             Path(temporary).unlink(missing_ok=True)
     return True
+
+
+def sweep(path: Path, *, age: float = _LEFT_SECONDS) -> None:
+    """Remove the temporary files of writes of `path` that never ended, as with a power cut.
+
+    Not those younger than `age` seconds: the startup script and the service may be writing the
+    same file now, each with a temporary one of its own. What cannot be removed stays.
+    """
+    temporary = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}")
+    with suppress(OSError):
+        for left in path.parent.iterdir():
+            if temporary.fullmatch(left.name):
+                # Also one of a time that is still to come: the clock was set back.
+                with suppress(OSError):
+                    if abs(time.time() - left.lstat().st_mtime) >= age:
+                        left.unlink()
 
 
 def explained(error: OSError) -> str:

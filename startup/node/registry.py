@@ -41,10 +41,10 @@ DAILY: Final = 7
 # started empty, and its copies must not push out those from before.
 PINNED: Final = 3
 SHRUNK: Final = 0.5
-# All copies together: this part of the file system at most. The default disk has 20 GB, a registry
-# of 200,000 nodes 60 MB.
+# All copies together, those that are kept for people as well: this part of the file system at most.
+# The default disk has 20 GB, a registry of 200,000 nodes 60 MB.
 DISK_PART: Final = 0.25
-# Files set aside: so many, the newest, and so many bytes of them.
+# Files set aside: so many, the newest, and so many bytes of them. Of bad copies as many.
 BAD_FILES: Final = 5
 BAD_BYTES: Final = 1 << 30
 
@@ -61,8 +61,9 @@ _KEYS: Final = b'"pub_key_idx":{'
 _COPY: Final = re.compile(r"(\d{8}T\d{6}Z)-(\d{1,9})\.json")
 # `.bad-TIME`: not whole; `.clean-TIME`: set aside by order.
 _ASIDE: Final = re.compile(rf"{re.escape(NAME)}(\.wal)?\.(bad|clean)-\d{{8}}T\d{{6}}Z(-\d+)?")
-# Behind the name of a copy: from before the store was set aside by order.
+# Behind the name of a copy: from before the store was set aside by order; not whole any more.
 _CLEANED: Final = ".before-clean"
+_BAD: Final = ".bad"
 _TIME: Final = "%Y%m%dT%H%M%SZ"
 
 
@@ -300,7 +301,8 @@ def take_copy(place: Place, now: float) -> Copy | None:
     sync_directory(folder)
     found = copies(place)
     disk = os.statvfs(folder)
-    for copy in surplus(found, int(disk.f_blocks * disk.f_frsize * DISK_PART)):
+    kept = sum(_size(path) for path in folder.iterdir() if path.name.endswith((_BAD, _CLEANED)))
+    for copy in surplus(found, int(disk.f_blocks * disk.f_frsize * DISK_PART) - kept):
         (folder / copy.name).unlink(missing_ok=True)
     return next((copy for copy in found if copy.name == name), None)
 
@@ -313,6 +315,8 @@ def prepare(place: Place, now: float, say: Callable[[str], None]) -> Start:
     """
     path = place.registry / NAME
     _folder(place)
+    # As large as the registry, each. Nobody writes one now: the rendezvous is not running.
+    files.sweep(path, age=0)
     why = aside = ""
     try:
         summary = examine(path)
@@ -328,7 +332,8 @@ def prepare(place: Place, now: float, say: Callable[[str], None]) -> Start:
         except BadRegistryError as error:
             say(f"copy {copy.name}: {error}: it is not used")
             folder = place.registry / "copies"
-            (folder / copy.name).replace(folder / f"{copy.name}.bad")
+            (folder / copy.name).replace(folder / f"{copy.name}{_BAD}")
+            _bound(folder, _BAD, BAD_FILES)
             continue
         say(f"{path}: {why or 'it is gone'}: {copy.name} put back, {found.keys} keys")
         return Start(

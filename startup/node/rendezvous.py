@@ -571,7 +571,8 @@ class Rendezvous(Loop):
         if not text:
             path.unlink(missing_ok=True)
             return
-        handle, temporary = tempfile.mkstemp(prefix=".banner.", dir=self.place.registry)
+        files.sweep(path)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=self.place.registry)
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as stream:
                 stream.write(text)

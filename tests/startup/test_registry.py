@@ -390,6 +390,55 @@ def test_clean_begins_anew_and_keeps_what_was(place: Place) -> None:
     assert len(registry.set_aside_names(place)) == 2
 
 
+def test_copies_that_came_to_harm_are_few(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = place.registry / "copies"
+    for number in range(12):
+        put(place, snapshot(5, requests=number), at=NOW + number)
+        registry.take_copy(place, NOW + number)
+        newest = folder / registry.copies(place)[-1].name
+        newest.write_bytes(newest.read_bytes()[:-1])
+        (place.registry / registry.NAME).unlink()
+        registry.prepare(place, NOW + number, print)
+    bad = sorted(path.name for path in folder.glob("*.bad"))
+    assert len(bad) == registry.BAD_FILES
+    assert bad[-1].startswith(newest.name)
+    # What is kept of them is room that good copies do not have.
+    rooms: list[int] = []
+
+    def surplus(_: object, room: int) -> list[Copy]:
+        rooms.append(room)
+        return []
+
+    monkeypatch.setattr(registry, "surplus", surplus)
+    put(place, snapshot(5), at=NOW + 100)
+    registry.take_copy(place, NOW + 100)
+    for path in folder.glob("*.bad"):
+        path.unlink()
+    put(place, snapshot(5), at=NOW + 200)
+    registry.take_copy(place, NOW + 200)
+    assert rooms[1] - rooms[0] > 4 * len(snapshot(5))
+
+
+def test_what_a_power_cut_left_of_a_copy_put_back_goes(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(place, snapshot(5))
+    registry.take_copy(place, NOW)
+    (place.registry / registry.NAME).unlink()
+
+    def cut(*_: object, **__: object) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as power:
+        power.setattr(Path, "replace", cut)
+        power.setattr(Path, "unlink", cut)
+        with pytest.raises(SystemExit):
+            registry.prepare(place, NOW, print)
+    assert len(list(place.registry.glob(".registry.json.*"))) == 1
+    assert registry.prepare(place, NOW, print).restored
+    assert not list(place.registry.glob(".registry.json.*"))
+
+
 def cleaned(place: Place) -> list[int]:
     """The keys of what is kept from before the store was set aside, oldest first."""
     found = sorted((place.registry / "copies").glob("*.before-clean"))

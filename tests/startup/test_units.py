@@ -9,6 +9,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -280,6 +281,22 @@ def test_only_what_differs_is_written(tmp_path: Path) -> None:
     assert files.write(path, "2\n", 0o644)
     assert path.read_text(encoding="utf-8") == "2\n"
     assert [p.name for p in path.parent.iterdir()] == ["b"]
+
+
+def test_what_a_power_cut_left_goes_with_the_next_write(tmp_path: Path) -> None:
+    path = tmp_path / "roll.json"
+    left = [tmp_path / f".roll.json.ab_{number}cdef" for number in range(3)]
+    others = [tmp_path / ".roll.json.old.abcdefgh", tmp_path / ".roll.json.new", tmp_path / "x"]
+    young = tmp_path / ".roll.json.fresh_12"
+    for each in (*left, *others, young):
+        each.write_text("half", encoding="utf-8")
+    now = time.time()
+    for each in (*left, *others):
+        os.utime(each, (now - 700, now - 700))
+    # The clock was set back.
+    os.utime(left[0], (now + 7000, now + 7000))
+    assert files.write(path, "1\n")
+    assert sorted(tmp_path.iterdir()) == sorted([path, young, *others])
 
 
 def other(kind: str, path: Path) -> None:
