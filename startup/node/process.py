@@ -20,7 +20,8 @@ UNIT: Final = "pilot-rendezvous.service"
 # Steady: up for so long, its earlier failures are forgotten.
 START = 90.0
 STEADY = 60.0
-# One on trial that has answered once is to go on: silent for so long, it has failed.
+# One that has answered once is to go on: silent for so long, it has failed on trial, and is said to
+# be silent when it is accepted.
 MUTE = 20.0
 # Of nodes that its file holds, the part that a rendezvous must know once it has read it.
 KNOWN = 0.5
@@ -106,6 +107,10 @@ class Judged:
     pid: int = 0
     restarts: int = 0
 
+    def is_mute(self, now: float) -> bool:
+        """It was up, and has been silent for too long."""
+        return self.mute is not None and now - self.mute >= MUTE
+
 
 def judge(
     judged: Judged,
@@ -117,8 +122,9 @@ def judge(
     trial: bool = False,
 ) -> Judged:
     """`judged`, after the process was seen as `process` and said `health`. `expected`: the nodes
-    in the file that it was started with. `trial`: its release is not accepted yet; of any other
-    one that was up, silence is taken for work."""
+    in the file that it was started with. `trial`: its release is not accepted yet. Of any other
+    one that was up silence is taken for work, and it is not ended: agents that come back all at
+    once are work, and a restart has them come back once more. People are told, and decide."""
     failures, why, up, hangs = judged.failures, judged.why, judged.up, False
     again = process.restarts - judged.restarts
     if again > 0 or process.active == "failed":

@@ -155,7 +155,7 @@ class Rendezvous(Loop):
         self._serve_maintenance()
         self._attempt(partial(self._show_banner, self._wanted_banner()))
 
-    def _attempt(self, step: Callable[[], None]) -> None:
+    def _attempt(self, step: Callable[[], object]) -> None:
         """What is no reason to keep a process, or none: where the disk refuses it, it is said."""
         try:
             step()
@@ -173,9 +173,23 @@ class Rendezvous(Loop):
             self.health = ask(self.spec, self.health, numbers=fresh)
         before = self.judged
         trial = self._is_on_trial(self._running())
+        if before.since is None and not trial and self._has_answered():
+            # An earlier pilot-node has seen it up: its silence is no other than if this one had.
+            pid, restarts = self.process.pid, self.process.restarts
+            before = Judged(since=now, up=now, pid=pid, restarts=restarts)
         self.judged = judge(before, self.process, self.health, now, self._expected, trial=trial)
         if self.judged.failures > before.failures:
             self.fault(f"the rendezvous {self.judged.why}")
+        if self.judged.up is not None and self.judged.up != before.up:
+            self._attempt(
+                partial(files.write, self._answered_record, f"{self.process.pid}\n", 0o600)
+            )
+        if self.judged.is_mute(now):
+            name = self.spec.name
+            self.fault(
+                f"the rendezvous does not answer: {self.health.why}: it may be at work and is not "
+                f"stopped; where that lasts: `ops drain {name}`, then `ops undrain {name}`"
+            )
         if self.judged.hangs:
             self.say("the rendezvous hangs: it is stopped, and started again")
             self.unit.stop()
@@ -305,6 +319,17 @@ class Rendezvous(Loop):
             return Run(**json.loads(self._record.read_bytes()))
         except (FileNotFoundError, ValueError, TypeError):
             return None
+
+    @property
+    def _answered_record(self) -> Path:
+        return self.place.run / "rendezvous-answered"
+
+    def _has_answered(self) -> bool:
+        """Whether the process that runs has been up, as far as an earlier pilot-node saw."""
+        try:
+            return int(self._answered_record.read_bytes()) == self.process.pid
+        except (FileNotFoundError, ValueError):
+            return False
 
     def _stop(self, why: str, *, save: bool, then: Run | None = None) -> None:
         self.say(f"the rendezvous is stopped: {why}")
@@ -596,7 +621,8 @@ class Rendezvous(Loop):
             return "held" if self.process.gone else "stopping"
         if self.judged.up is not None and self.health.answers:
             return "serving"
-        return "failed" if self.judged.failures else "starting"
+        failed = self.judged.failures or self.judged.is_mute(self.clock())
+        return "failed" if failed else "starting"
 
     def facts(self, published: Published, *, started: float) -> RendezvousFacts:
         """What this VM says of itself now. `started`: when, in seconds since the epoch."""

@@ -774,6 +774,48 @@ def test_one_that_falls_silent_is_not_accepted(
     assert "no answer for 20 s: timed out" in fleet.it.roll.reason
 
 
+@pytest.mark.parametrize("who", ["the same pilot-node", "another pilot-node"])
+def test_an_accepted_one_that_falls_silent_is_said_and_not_stopped(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, who: str
+) -> None:
+    fleet.until(fleet.serving, "serving")
+    pid = fleet.pid()
+    silent = Health(why="/healthz: timed out")
+    monkeypatch.setattr("startup.node.rendezvous.ask", lambda *_, **__: silent)
+    if who == "another pilot-node":
+        fleet.it = fleet.service()
+    for _ in range(10):
+        fleet.round()
+    assert fleet.status()["phase"] == "starting"
+    assert fleet.it.last_error is None
+    begun = fleet.now
+    while fleet.now < begun + 120:
+        fleet.round()
+    assert (fleet.pid(), fleet.unit.starts) == (pid, 1)
+    assert fleet.unit.wanted
+    assert fleet.status()["phase"] == "failed"
+    text = fleet.status()["last_error"]["text"]
+    assert text.startswith("the rendezvous does not answer: /healthz: timed out: ")
+    assert f"`ops undrain {fleet.spec.name}`" in text
+    assert len([line for line in fleet.said if "does not answer" in line]) == 1
+    monkeypatch.undo()
+    fleet.until(fleet.serving, "serving again")
+    assert (fleet.pid(), fleet.unit.starts) == (pid, 1)
+
+
+def test_one_that_never_answered_hangs_whoever_sees_it(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("startup.node.rendezvous.ask", lambda *_, **__: Health(why="refused"))
+    fleet.until(lambda: fleet.unit.child is not None, "a process")
+    fleet.it = fleet.service()
+    begun = fleet.now
+    fleet.hurried = True
+    while fleet.now < begun + 95:
+        fleet.round()
+    assert any("hangs" in line for line in fleet.said)
+
+
 # A disk that refuses
 
 
