@@ -26,6 +26,7 @@ from .systemd import Systemd
 from .window import Window
 
 UNIT = "pilot-agent@{}.service"
+SLICE = "pilot.slice"
 # The user pilot, by number: the state disk outlives the boot disk and its /etc/passwd.
 UID = 610
 
@@ -376,9 +377,9 @@ def drain_for_shutdown(
 
 def cgroup(place: Place) -> Path | None:
     """pilot.slice below cgroup v2, or below v1 where a container has its host's."""
-    for base in ("/sys/fs/cgroup/pilot.slice", "/sys/fs/cgroup/systemd/pilot.slice"):
-        if place.at(base).is_dir():
-            return place.at(base)
+    for base in ("/sys/fs/cgroup", "/sys/fs/cgroup/systemd"):
+        if (found := place.at(base) / SLICE).is_dir():
+            return found
     return None
 
 

@@ -35,19 +35,22 @@ def apply_limits(place: Place, spec: SwarmSpec | RendezvousSpec, say: Say) -> No
 def apply_units(place: Place, spec: SwarmSpec | RendezvousSpec, say: Say) -> None:
     """The unit files of the spec's role. Raises LimitsError, OSError, SubprocessError."""
     changed = _write(place, units.unit_files(kernel.machine(place), spec), "", "daemon-reload")
-    changed += _write_nsswitch(place)
+    changed += _write_nsswitch(place, say)
     say(f"written {', '.join(changed) or 'nothing'}")
 
 
-def _write_nsswitch(place: Place) -> list[str]:
+def _write_nsswitch(place: Place, say: Say) -> list[str]:
     """Have PID 1's children look for the agents' groups in one file: nobody is told, each reads
-    it."""
+    it. Without it all starts just cost more."""
     path = place.at("/etc/nsswitch.conf")
     try:
         before = path.read_text(encoding="utf-8")
+        return units.write_all(place, {"/etc/nsswitch.conf": units.nsswitch(before)})
     except (FileNotFoundError, UnicodeDecodeError):
         return []
-    return units.write_all(place, {"/etc/nsswitch.conf": units.nsswitch(before)})
+    except OSError as error:
+        say(f"/etc/nsswitch.conf is left as it is, each start asks more for it: {error}")
+        return []
 
 
 def _write(place: Place, contents: Mapping[str, str], about: str, *command: str) -> list[str]:

@@ -1,14 +1,11 @@
 """What every user of a VM may use and agents, a stranger's program, need not: closed to their user.
 
 By POSIX ACL, once a boot: what is closed is made anew with each. The metadata server, which gives
-whoever asks the VM's service account, by a rule of the kernel's routing for their user.
+whoever asks the VM's service account, by a program of the kernel's on their slice.
 """
 
 from __future__ import annotations
 
-import errno
-import os
-import socket
 import stat
 import struct
 import subprocess
@@ -17,7 +14,8 @@ from os import setxattr
 from pathlib import Path
 from typing import Final
 
-from .agents import UID, NotReadyError
+from . import bpf
+from .agents import SLICE, UID, NotReadyError, cgroup
 from .place import Place
 
 # What is left to them, as in a mode. journald takes 4,096 streams, and who holds them all keeps
@@ -28,14 +26,16 @@ _LEFT: Final[Mapping[str, int]] = {
     "/run/systemd/journal/stdout": 0,
     "/run/systemd/journal/dev-log": 0,
     "/run/systemd/notify": 0,
+    # PID 1 has one thread, and an answer that lists its units is as long as there are agents.
+    "/run/dbus/system_bus_socket": 0,
+    "/run/systemd/private": 0,
+    "/run/systemd/userdb": 0,
     "/dev/shm": 5,  # noqa: S108
     "/run/lock": 5,
 }
-# The metadata server. Its port does not matter: a rule is about addresses.
+# The metadata server, whatever the port.
 METADATA: Final = ("169.254.169.254", "fd20:ce::254")
-_PORT: Final = 80
-# Before the rules of everybody else's (the main table's is 32766), and easy to tell by it.
-_PREFERENCE: Final = UID
+_REFUSING: Final = bpf.refusing(METADATA)
 _SECONDS: Final = 30.0
 # acl(5) as the kernel takes it: a version, then tag, permissions and ID of each entry.
 _VERSION: Final = struct.pack("<I", 2)
@@ -73,48 +73,30 @@ def _acl(path: Path, left: int) -> bytes:
     return _VERSION + b"".join(struct.pack("<HHI", *entry) for entry in entries)
 
 
-def shut_metadata() -> None:
-    """Keep the agents' user from the metadata server, where it is not yet. Raises NotReadyError:
-    no agent may be started.
+def shut_metadata(place: Place) -> None:
+    """Keep agents from the metadata server, where they are not yet. Raises NotReadyError: no agent
+    may be started.
 
     Not by `IPAddressDeny=` of their slice, which says the same: systemd makes two BPF programs of
-    it for each unit below, a tenth of what a start takes (docs/UNITS.md). Whoever flushes rules is
-    noticed: each round of pilot-node asks the kernel.
+    it for each unit below, a tenth of what a start takes (docs/UNITS.md). The slice's own is enough
+    for the kernel. Not by a rule of its routing either: a socket that is bound to a device passes.
     """
-    for address in METADATA:
-        if is_shut(address):
-            continue
-        family = "-6" if ":" in address else "-4"
-        rule = ["from", "all", "uidrange", f"{UID}-{UID}", "to", address]
-        command = ["ip", family, "rule", "add", *rule, "prohibit", "pref", str(_PREFERENCE)]
-        try:
-            done = subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=_SECONDS,
-            )
-            said = " ".join(done.stderr.split())
-        except (OSError, subprocess.SubprocessError) as error:
-            said = str(error)
-        if not is_shut(address):
-            raise NotReadyError(
-                f"agents could take the VM's service account from {address}, so none is started: "
-                f"`{' '.join(command)}`: {said or 'it has no effect'}"
-            )
-
-
-def is_shut(address: str) -> bool:
-    """Whether the kernel refuses the agents' user every way to `address`; nothing is sent."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
-        with socket.socket(family, socket.SOCK_DGRAM) as asked:
-            # As if one of theirs had made it (sockfs keeps the owner with the socket).
-            os.fchown(asked.fileno(), UID, -1)
-            asked.connect((address, _PORT))
-    except OSError as error:
-        # No IPv6 at all is as good; no way there is not, for one may come.
-        return error.errno in (errno.EACCES, errno.EAFNOSUPPORT)
-    return False
+        slice_ = cgroup(place) or _begun(place)
+        if not bpf.is_on(slice_, _REFUSING):
+            bpf.put_on(slice_, _REFUSING)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise NotReadyError(
+            f"agents could take the VM's service account from {METADATA[0]}, so none is started: "
+            f"{SLICE} takes no BPF program that refuses it: {error}"
+        ) from error
+
+
+def _begun(place: Place) -> Path:
+    """The cgroup of the agents' slice, which has one without them only where it was told to."""
+    command = ["systemctl", "start", SLICE]
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, timeout=_SECONDS)
+    found = cgroup(place)
+    if found is None:
+        raise FileNotFoundError(f"`{' '.join(command)}` made no cgroup")
+    return found

@@ -73,7 +73,6 @@ def limit_files() -> dict[str, str]:
     return {
         "/etc/security/limits.d/60-pilot.conf": _filled("limits.conf", {}),
         "/etc/systemd/journald.conf.d/60-pilot.conf": _filled("journald.conf", {}),
-        "/etc/systemd/networkd.conf.d/60-pilot.conf": _filled("networkd.conf", {}),
     }
 
 

@@ -13,24 +13,33 @@ from pathlib import Path
 import pytest
 
 from startup.node import doors
-from startup.node.agents import UID
+from startup.node.agents import UID, NotReadyError
 from startup.node.place import Place
 from tests.components.fleet import ROOT
 from tests.startup.conftest import Vm
 
-SOCKETS = ("journal/socket", "journal/stdout", "journal/dev-log", "notify")
+SOCKETS = (
+    "systemd/journal/socket",
+    "systemd/journal/stdout",
+    "systemd/journal/dev-log",
+    "systemd/notify",
+    "systemd/private",
+    "dbus/system_bus_socket",
+)
 TRY = """
 import os, socket, sys
-os.chdir(sys.argv[1])
-os.setgroups([]); os.setgid(int(sys.argv[2])); os.setuid(int(sys.argv[2]))
+root, user, *sockets = sys.argv[1:]
+os.chdir(root)
+os.setgroups([]); os.setgid(int(user)); os.setuid(int(user))
 def can(what):
     try:
         what()
         return True
     except PermissionError:
         return False
-for name in ("journal/socket", "journal/stdout", "journal/dev-log", "notify"):
-    print(can(lambda: socket.socket(socket.AF_UNIX).connect("run/systemd/" + name)))
+for name in sockets:
+    print(can(lambda: socket.socket(socket.AF_UNIX).connect("run/" + name)))
+print(can(lambda: os.listdir("run/systemd/userdb")))
 for name in ("dev/shm", "run/lock"):
     print(can(lambda: os.listdir(name)), can(lambda: os.mkdir(f"{name}/{os.getuid()}")))
 """
@@ -41,13 +50,14 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     place = Place(root=tmp_path)
     # Short: a socket's name has 108 bytes.
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "run/systemd/journal").mkdir(parents=True)
+    for name in ("systemd/journal", "systemd/userdb", "dbus"):
+        (tmp_path / "run" / name).mkdir(parents=True)
     opened = []
     for name in SOCKETS:
         opened.append(socket.socket(socket.AF_UNIX))
-        opened[-1].bind(f"run/systemd/{name}")
+        opened[-1].bind(f"run/{name}")
         opened[-1].listen(8)
-        Path("run/systemd", name).chmod(0o666)
+        Path("run", name).chmod(0o666)
     for name in ("dev/shm", "run/lock"):
         Path(name).mkdir(parents=True)
         Path(name).chmod(0o1777)
@@ -70,7 +80,7 @@ def test_closed_to_agents_and_to_nobody_else(place: Place) -> None:
 
     def seen(user: int) -> list[str]:
         done = subprocess.run(
-            [sys.executable, "-IS", "-c", TRY, str(place.root), str(user)],
+            [sys.executable, "-IS", "-c", TRY, str(place.root), str(user), *SOCKETS],
             capture_output=True,
             text=True,
             check=False,
@@ -78,8 +88,8 @@ def test_closed_to_agents_and_to_nobody_else(place: Place) -> None:
         assert done.stderr == ""
         return done.stdout.split()
 
-    assert seen(UID) == ["False"] * 4 + ["True", "False"] * 2
-    assert seen(UID + 1) == ["True"] * 8
+    assert seen(UID) == ["False"] * 7 + ["True", "False"] * 2
+    assert seen(UID + 1) == ["True"] * 11
     assert (place.root / "dev/shm").stat().st_mode & 0o7777 == 0o1777
     assert (place.root / "run/systemd/notify").stat().st_mode & 0o7777 == 0o666
 
@@ -113,68 +123,107 @@ def test_the_script_closes_them_where_agents_run(vm: Vm, role: str) -> None:
     assert closed == (role == "swarm")
 
 
-# In a network of its own where the metadata server's address is the machine's.
+# In a network of its own where the metadata server's addresses are the machine's. `argv`: the
+# project, and the directory that is the root of a VM, with a cgroup of the machine in it.
 _SHUT = """
 import encodings.idna, os, socket, subprocess, sys
+from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from startup.node import doors
-from startup.node.agents import UID, NotReadyError
+from startup.node.place import Place
+place = Place(root=Path(sys.argv[2]))
+slice_ = place.at("/sys/fs/cgroup/pilot.slice")
+(slice_ / "an-agent").mkdir(parents=True)
+V4, V6 = doors.METADATA
 run = lambda line: subprocess.run(line.split(), check=True)
-there = doors.METADATA[0]
-def reached(user):
+run("ip link set lo up")
+# The next ones are others.
+for address in (V4, "169.254.169.253"):
+    run(f"ip addr add {address}/32 dev lo")
+for address in (V6, "fd20:ce::253"):
+    run(f"ip addr add {address}/128 dev lo nodad")
+def sends(to, device):
+    family = socket.AF_INET6 if ":" in to else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as packet:
+        if device:
+            packet.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
+        try:
+            return packet.sendto(b"x", (to, 53)) == 1
+        except PermissionError:
+            return False
+def reaches(where, *addresses):
     child = os.fork()
     if not child:
-        try:
-            os.setgroups([]); os.setgid(user); os.setuid(user)
-            socket.create_connection((there, 80), timeout=5)
-            os._exit(0)
-        except BaseException as error:
-            print(user, type(error).__name__, flush=True)
-            os._exit(1)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-run("ip link set lo up")
-print("no way there, and open:", not doors.is_shut(there))
-run(f"ip addr add {there}/32 dev lo")
-# Addresses of the machine's own are in a table of their own, before all others.
-run("ip rule add pref 5000 lookup local")
-run("ip rule del pref 0")
-listener = socket.create_server((there, 80))
-print("open:", reached(UID), not doors.is_shut(there))
+        (where / "cgroup.procs").write_text(str(os.getpid()))
+        print(*(sends(to, device) for to in addresses for device in (False, True)), flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+reaches(slice_ / "an-agent", V4, V6, f"::ffff:{V4}")
 for _ in range(2):
-    doors.shut_metadata()
-print("shut:", not reached(UID), *map(doors.is_shut, doors.METADATA))
-print("nobody else:", reached(UID + 1), reached(UID - 1), reached(0))
-rules = subprocess.run(["ip", "rule"], capture_output=True, text=True).stdout
-print("rules:", rules.count("prohibit"))
-run("ip rule del pref 610")
-print("open again:", not doors.is_shut(there))
-os.environ["PATH"] = "/nowhere"
-try:
-    doors.shut_metadata()
-except NotReadyError as error:
-    print(error)
+    doors.shut_metadata(place)
+reaches(slice_ / "an-agent", V4, V6, f"::ffff:{V4}")
+reaches(slice_ / "an-agent", "169.254.169.253", "fd20:ce::253")
+reaches(slice_.parent, V4, V6)
+print(len(doors.bpf._names(os.open(slice_, os.O_RDONLY))))
+# A cgroup that was made anew has none.
+(slice_ / "an-agent").rmdir()
+slice_.rmdir()
+(slice_ / "an-agent").mkdir(parents=True)
+reaches(slice_ / "an-agent", V4)
+doors.shut_metadata(place)
+reaches(slice_ / "an-agent", V4)
 """
 
 
-def test_the_metadata_server_is_shut_to_agents_and_to_nobody_else() -> None:
+def test_the_metadata_server_is_shut_to_agents_and_to_nobody_else(tmp_path: Path) -> None:
     if os.geteuid() or not shutil.which("ip"):
         pytest.skip("needs root and iproute2")
-    done = subprocess.run(
-        ["unshare", "--net", sys.executable, "-Iuc", _SHUT, str(ROOT)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    mounts = [line.split() for line in Path("/proc/mounts").read_text("utf-8").splitlines()]
+    found = [Path(where) for _, where, kind, *_ in mounts if kind == "cgroup2"]
+    if not found:
+        pytest.skip("this machine has no cgroup v2")
+    cgroup = found[0] / f"pilot-test-{os.getpid()}"
+    cgroup.mkdir()
+    (tmp_path / "sys/fs").mkdir(parents=True)
+    (tmp_path / "sys/fs/cgroup").symlink_to(cgroup)
+    try:
+        done = subprocess.run(
+            ["unshare", "--net", sys.executable, "-Iuc", _SHUT, str(ROOT), str(tmp_path)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    finally:
+        for each in (cgroup / "pilot.slice/an-agent", cgroup / "pilot.slice", cgroup):
+            if each.exists():
+                each.rmdir()
     assert done.stderr == ""
-    *said, problem = done.stdout.splitlines()
-    assert said == [
-        "no way there, and open: True",
-        "open: True True",
-        f"{UID} PermissionError",
-        "shut: True True True",
-        "nobody else: True True True",
-        "rules: 1",
-        "open again: True",
+    assert done.stdout.splitlines() == [
+        "True True True True True True",
+        "False False False False False False",
+        "True True True True",
+        "True True True True",
+        "1",
+        "True True",
+        "False False",
     ]
-    assert problem.startswith("agents could take the VM's service account from 169.254.169.254, so")
-    assert "No such file or directory: 'ip'" in problem
+
+
+def test_a_slice_that_takes_no_program_keeps_agents_from_being_started(tmp_path: Path) -> None:
+    # A directory like any other.
+    (tmp_path / "sys/fs/cgroup/pilot.slice").mkdir(parents=True)
+    with pytest.raises(
+        NotReadyError, match=r"so none is started: pilot\.slice takes no BPF program"
+    ):
+        doors.shut_metadata(Place(root=tmp_path))
+
+
+def test_a_slice_that_is_not_there_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "systemctl").write_text(f'#!/bin/sh\necho "$@" >{tmp_path}/told\n', "utf-8")
+    (folder / "systemctl").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    with pytest.raises(NotReadyError, match=r"`systemctl start pilot\.slice` made no cgroup"):
+        doors.shut_metadata(Place(root=tmp_path))
+    assert (tmp_path / "told").read_text("utf-8") == "start pilot.slice\n"

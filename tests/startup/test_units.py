@@ -443,6 +443,15 @@ def test_other_lines_of_an_nsswitch_stay(text: str, expected: str) -> None:
     assert units.nsswitch(text) == expected
 
 
+def test_an_nsswitch_that_cannot_be_written_keeps_no_vm_from_coming_up(vm: Vm) -> None:
+    vm.use_swarm()
+    (vm.root / "etc/nsswitch.conf").mkdir(parents=True)
+    status, output = vm.call("ROLE=swarm; ensure_node spec swarm limits; node units")
+    assert status == 0, output
+    assert "/etc/nsswitch.conf is left as it is, each start asks more for it: " in output
+    assert "Slice=pilot.slice" in vm.read("/etc/systemd/system/pilot-agent@.service")
+
+
 def test_a_number_that_someone_else_has_is_a_failure(vm: Vm) -> None:
     vm.stub(
         "systemd-sysusers",
