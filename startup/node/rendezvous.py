@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -57,6 +58,8 @@ WATCH = 30
 # How often it is asked for its health, and for its numbers (which it counts node by node).
 HEALTH = 5.0
 NUMBERS = 60.0
+# How often what nobody needs is removed.
+PRUNE = 60.0
 # The first start waits so long for the tokens: IAM lets a new binding in after minutes.
 PATIENCE = 30.0
 STATUS = 1.0
@@ -154,6 +157,8 @@ class Rendezvous(Loop):
         self._keep(state, now)
         self._serve_maintenance()
         self._attempt(partial(self._show_banner, self._wanted_banner()))
+        if self.is_due("prune", PRUNE):
+            self._attempt(partial(self._prune, state))
 
     def _attempt(self, step: Callable[[], object]) -> None:
         """What is no reason to keep a process, or none: where the disk refuses it, it is said."""
@@ -261,6 +266,16 @@ class Rendezvous(Loop):
             self.roll, self._unwritten = new, True
         else:
             self._unwritten = False
+
+    def _prune(self, state: rolls.RollState) -> None:
+        """Remove the releases that nothing runs and nothing goes back to. Raises OSError."""
+        keep = {*rolls.kept(state), self.target(self.spec).sha256}
+        keep |= {run.release for run in (self._running(), self._trial()) if run}
+        with suppress(FileNotFoundError):
+            # What systemd starts again, whatever is known of it.
+            keep.add((self.place.opt / "current").readlink().name)
+        for sha256 in release.prune(self.place.opt, keep):
+            self.say(f"release {sha256[:12]} removed: nothing runs it, and nothing goes back to it")
 
     # The process
 

@@ -592,6 +592,40 @@ def test_a_restart_of_pilot_node_hides_no_emptied_store(fleet: Fleet) -> None:
     assert fleet.health().total == 8
 
 
+def aged(fleet: Fleet) -> set[str]:
+    """The releases on disk, an hour old from here on."""
+    then = time.time() - 3600
+    for path in (fleet.place.opt / "releases").iterdir():
+        os.utime(path, (then, then))
+    return {path.name for path in (fleet.place.opt / "releases").iterdir()}
+
+
+def test_releases_that_nobody_needs_are_removed(fleet: Fleet) -> None:
+    gone = [fleet.binary(b"older %d" % number) for number in range(3)]
+    fleet.until(fleet.serving, "serving")
+    new = fleet.declare_binary(archive() + b"\n", "2.0")
+    fleet.until(lambda: fleet.unit.starts == 2 and fleet.serving(), "on trial")
+    assert aged(fleet) == {*gone, fleet.good, new}
+    fleet.it.at_once("prune")
+    fleet.round()
+    # What is on trial, and the way back from it.
+    assert aged(fleet) == {fleet.good, new}
+    accepted = rolls.Release(version="2.0", sha256=new)
+    fleet.until(lambda: fleet.it.accepted(fleet.spec) == accepted, "accepted")
+    newer = fleet.declare_binary(archive() + b"\n\n", "3.0")
+    fleet.until(lambda: fleet.it.accepted(fleet.spec).sha256 == newer, "the next one accepted")
+    aged(fleet)
+    fleet.it.at_once("prune")
+    fleet.round()
+    # The one before, as on swarm VMs, and no more.
+    assert aged(fleet) == {new, newer}
+    fleet.now += 61
+    late = fleet.binary(b"late")
+    aged(fleet)
+    fleet.round()
+    assert late not in aged(fleet)
+
+
 @pytest.mark.parametrize("how", ["timer", "maintenance", "restart of pilot-node", "reboot"])
 @pytest.mark.parametrize("what", ["another format", "fewer keys"])
 def test_nothing_is_copied_in_a_trial(
