@@ -48,6 +48,17 @@ def most_descriptors(pid: int) -> float:
     return float("inf") if found == "unlimited" else int(found)
 
 
+def descriptors(pid: int) -> int | None:
+    """How many descriptors a process has; None where that may not be known, which takes a
+    capability as well. ProcessLookupError: it is gone."""
+    try:
+        return len(os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH208
+    except FileNotFoundError as error:
+        raise ProcessLookupError(error.errno, f"process {pid} is gone") from error
+    except PermissionError:
+        return None
+
+
 def apply(place: Place, numbers: Mapping[str, str], *, container: bool) -> list[str]:
     """Give the kernel `numbers` and read each back. Those left to the host, `NAME (REASON)` each.
 

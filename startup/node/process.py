@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import subprocess
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
@@ -50,6 +51,7 @@ class Unit(Protocol):
     """The unit of the rendezvous; nothing waits. Raises SystemdError."""
 
     def process(self) -> Process: ...
+    def last_line(self) -> str: ...
     def start(self) -> None: ...
     def stop(self) -> None: ...
 
@@ -77,6 +79,22 @@ class SystemdUnit:
             job=state.job,
             why=f"{state.result}, exit status {state.exit_status}",
         )
+
+    def last_line(self) -> str:
+        """What the rendezvous said last, at most 200 printable characters; "" where it said nothing
+        for START seconds (an earlier one's word is no reason), or the journal cannot be had."""
+        command = ["journalctl", "--quiet", "--no-pager", "--output=cat", "--lines=1"]
+        command += [f"--since=-{START:.0f}s", f"_SYSTEMD_UNIT={UNIT}"]
+        # Not what `pilot-node store` says in the same unit, before each start.
+        command.append(f"SYSLOG_IDENTIFIER={UNIT.removesuffix('.service')}")
+        try:
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, capture_output=True, timeout=10, check=False
+            )
+        except (OSError, subprocess.SubprocessError):
+            return ""
+        lines = done.stdout.decode(errors="replace").strip().split("\n")
+        return "".join(c for c in lines[-1] if c.isprintable())[-200:]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeGuard
@@ -182,6 +182,9 @@ class Rendezvous(Loop):
             # An earlier pilot-node has seen it up: its silence is no other than if this one had.
             pid, restarts = self.process.pid, self.process.restarts
             before = Judged(since=now, up=now, pid=pid, restarts=restarts)
+        if self.process.restarts > before.restarts or self.process.active == "failed":
+            said = ": ".join(filter(None, (self.process.why, self.unit.last_line())))
+            self.process = replace(self.process, why=walls.explain(said, self.place))
         self.judged = judge(before, self.process, self.health, now, self._expected, trial=trial)
         if self.judged.failures > before.failures:
             self.fault(f"the rendezvous {self.judged.why}")
@@ -493,6 +496,12 @@ class Rendezvous(Loop):
             return
         try:
             hard = kernel.most_descriptors(pid)
+            if (kernel.descriptors(pid) or 0) > hard * walls.NEAR:
+                # Without the number, which is another one each time.
+                self.fault(
+                    f"LimitNOFILE of {UNIT}: more than {walls.NEAR:.0%} of {hard:.0f}: it will "
+                    "exit when it is full; the spec's number of agents raises it"
+                )
             if hard >= wanted or wanted == self._refused:
                 return
             try:

@@ -31,7 +31,7 @@ from startup.node.follow import Follower, Known
 from startup.node.limits import Machine
 from startup.node.orders import REJECT, Orders, Standing, Verdict
 from startup.node.place import Place
-from startup.node.process import Health, Judged, Process, ask, judge
+from startup.node.process import Health, Judged, Process, SystemdUnit, ask, judge
 from startup.node.release import Fetcher
 from startup.node.rendezvous import WATCH, Rendezvous, prepare_store
 from startup.node.secrets import Tokens
@@ -135,6 +135,9 @@ class FakeUnit:
             return Process(why=self.why, restarts=self.restarts)
         active = "active" if self.wanted else "deactivating"
         return Process(active=active, pid=self.child.pid, restarts=self.restarts, why=self.why)
+
+    def last_line(self) -> str:
+        return (self.log.read_text().splitlines() or [""])[-1]
 
     def start(self) -> None:
         # systemd keeps the count while the unit is down, and begins anew at a start.
@@ -398,6 +401,65 @@ def test_a_host_that_gives_no_more_descriptors_is_said_once(
     (said,) = [line for line in fleet.said if "descriptors" in line]
     assert said.startswith(f"the rendezvous has {has} descriptors and cannot have 4496: ")
     assert (fleet.status()["last_error"] is not None) == error
+
+
+def test_few_descriptors_that_are_left_are_said_once(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet.until(fleet.serving, "a rendezvous that serves")
+    fleet.said.clear()
+    monkeypatch.setattr(kernel, "most_descriptors", lambda pid: 5000.0)
+    monkeypatch.setattr(kernel, "descriptors", lambda pid: 4000)
+    for _ in range(40):
+        fleet.round()
+    assert fleet.it.last_error is None
+    counts = iter(range(4001, 4900))
+    monkeypatch.setattr(kernel, "descriptors", lambda pid: next(counts))
+    for _ in range(100):
+        fleet.round()
+    (said,) = [line for line in fleet.said if "LimitNOFILE" in line]
+    assert said.startswith("LimitNOFILE of pilot-rendezvous.service: more than 80% of 5000: ")
+    assert fleet.status()["last_error"]["text"] == said
+
+
+def test_descriptors_are_counted() -> None:
+    before = kernel.descriptors(os.getpid())
+    assert before
+    with Path("/dev/null").open(encoding="ascii"):
+        assert kernel.descriptors(os.getpid()) == before + 1
+    with pytest.raises(ProcessLookupError):
+        kernel.descriptors(1 << 30)
+
+
+def test_an_exit_says_its_last_line_and_the_wall(fleet: Fleet) -> None:
+    fleet.until(fleet.serving, "serving")
+    path = fleet.place.at("/proc/sys/fs/file-nr")
+    path.parent.mkdir(parents=True)
+    path.write_text("1990 0 2000\n")
+    fleet.declare_binary(
+        b"#!/bin/sh\necho accept: too many open files in system >&2\nexit 3\n", "2"
+    )
+    fleet.until(lambda: rejected(fleet), "rejected")
+    assert fleet.it.roll is not None
+    said = "exits: exit-code, exit status 3: accept: too many open files in system [hit file-max: "
+    assert said in fleet.it.roll.reason
+    assert any(line.startswith(f"the rendezvous {said}1990 of 2000]") for line in fleet.said)
+
+
+def test_the_last_line_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = tmp_path / "given"
+    journalctl = tmp_path / "journalctl"
+    journalctl.write_text(f'#!/bin/sh\necho "$@" >{given}\nprintf "one\\ntwo\\033[1m%0300d\\n" 1\n')
+    journalctl.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    found = SystemdUnit().last_line()
+    assert len(found) == 200
+    assert found.isprintable()
+    words = given.read_text().split()
+    assert {"--since=-90s", "--lines=1", "SYSLOG_IDENTIFIER=pilot-rendezvous"} < {*words}
+    journalctl.unlink()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert not SystemdUnit().last_line()
 
 
 def test_hold_saves_and_stops_and_going_on_starts(fleet: Fleet) -> None:
