@@ -350,15 +350,15 @@ class Rendezvous(Loop):
             return False
 
     def _stop(self, why: str, *, save: bool, then: Run | None = None) -> None:
-        self.say(f"the rendezvous is stopped: {why}")
-        banner = self.follower.standing.orders.banner or RESTARTING
-        self._attempt(partial(self._show_banner, banner))
         if save:
             self.save()
         if self._is_on_trial(then) and self._trial() is None:
             # Where either cannot be kept what is running stays: no trial without a way back.
             self.copy()
             self._begin_trial(then)
+        self.say(f"the rendezvous is stopped: {why}")
+        banner = self.follower.standing.orders.banner or RESTARTING
+        self._attempt(partial(self._show_banner, banner))
         self.unit.stop()
 
     def _start(self, wanted: Run, before: Run | None) -> None:

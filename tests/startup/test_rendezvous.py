@@ -801,6 +801,7 @@ def test_there_is_no_trial_without_a_copy(fleet: Fleet, monkeypatch: pytest.Monk
     assert fleet.unit.starts == 1
     assert fleet.unit.wanted
     assert not (fleet.place.node_state / "trial.json").exists()
+    assert not any("is stopped" in line for line in fleet.said)
     assert "No space left" in str(fleet.status()["last_error"])
     monkeypatch.undo()
     fleet.now += 60
