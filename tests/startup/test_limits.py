@@ -218,6 +218,35 @@ def test_applied_numbers_are_in_the_kernel(vm: Vm) -> None:
     assert limits.sysctls(kernel.machine(place), swarm()) == numbers
 
 
+_HUGE = "sys/kernel/mm/transparent_hugepage/enabled"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("[always] madvise never\n", "madvise\n"),
+        ("always [madvise] never\n", "always [madvise] never\n"),
+        # Somebody's own choice, and less still.
+        ("always madvise [never]\n", "always madvise [never]\n"),
+    ],
+)
+def test_huge_pages_are_for_who_asks(vm: Vm, before: str, after: str) -> None:
+    (vm.root / _HUGE).parent.mkdir(parents=True)
+    (vm.root / _HUGE).write_text(before)
+    assert kernel.ask_for_huge_pages(Place(root=vm.root)) == ""
+    assert vm.read(_HUGE) == after
+
+
+def test_huge_pages_that_cannot_be_had_otherwise_are_no_failure(vm: Vm) -> None:
+    assert kernel.ask_for_huge_pages(Place(root=vm.root)) == ""
+    assert not (vm.root / _HUGE).exists()
+    vm.use_swarm()
+    (vm.root / _HUGE).mkdir(parents=True)
+    status, output = vm.call("ROLE=swarm; ensure_node spec swarm limits; node limits")
+    assert status == 0, output
+    assert "huge pages go to agents as well, each takes more memory for it: " in output
+
+
 def test_the_machine(vm: Vm) -> None:
     page = os.sysconf("SC_PAGESIZE")
     assert kernel.machine(Place(root=vm.root)) == Machine(ram=4 * GIB, page=page, threads_max=31000)

@@ -44,6 +44,9 @@ def test_the_kernels_numbers_are_the_designs(fleet: Fleet) -> None:
         "net.ipv4.ip_local_reserved_ports": f"10001-{10064 + AGENTS}",
     }
     assert _sysctls(fleet, VM, list(wanted)) == wanted
+    huge = "cat /sys/kernel/mm/transparent_hugepage/enabled"
+    assert fleet.run(VM, huge) == "always [madvise] never"
+    assert fleet.run(RENDEZVOUS, huge) == "[always] madvise never"
     common = [name for name in wanted if "udp_mem" not in name and "reserved" not in name]
     assert _sysctls(fleet, RENDEZVOUS, common) == {
         name: "32768" if name == "kernel.threads-max" else wanted[name] for name in common
