@@ -565,8 +565,8 @@ def _all_released(fleet: Fleet) -> None:
 
 # The PID walls
 
-# Six or seven tasks each: more than 15 % of what a kernel with 1 GiB allows, 1,138 to 1,152.
-CROWD = 180
+# Seven tasks each: more than 15 % of what a kernel with 1 GiB allows, 1,138 to 1,152.
+CROWD = 172
 # Their memory has to fit beside, so the control has its huge pages as our VMs have them: with
 # Debian's own setting 150 agents fill a GiB, and no limit of tasks is reached.
 CROWD_GOGC = "25"
@@ -637,6 +637,8 @@ def pid_walls(fleet: Fleet, vm: str, chance: Random) -> Measured:
         assert fleet.running("crowd") == CROWD
         tasks = int(fleet.run("crowd", "cat /sys/fs/cgroup/pilot.slice/pids.current"))
         ours = fleet.run("crowd", "cat /sys/fs/cgroup/pilot.slice/pids.max")
+        # A start that an emulated processor was too slow for is no wall, and was made again.
+        walls = fleet.run("crowd", "journalctl -u pilot-node -o cat | grep -F '[hit ' || true")
         _cut_off(fleet, "crowd")
     # Who is gone would be counted for half an hour.
     fleet.order(RENDEZVOUS, restart=f"walls-{chance.randrange(1 << 30)}", clean=True)
@@ -644,13 +646,14 @@ def pid_walls(fleet: Fleet, vm: str, chance: Random) -> Measured:
     fleet.order(RENDEZVOUS)
     assert ours == "max"
     assert tasks > most, f"{tasks} tasks are no more than the control's limit of {most}"
-    assert told["totals"]["failures"] == 0, told
+    assert walls == ""
     return {
         "agents": CROWD,
         "control_tasks_max": most,
         "control_spawned": spawned,
         "control_hits": hits,
         "our_tasks": tasks,
+        "our_failed_starts": told["totals"]["failures"],
     }
 
 
@@ -668,8 +671,8 @@ export GOGC={gogc}
 exec 9<> <(:)
 curl -sS -H 'Authorization: Bearer x' '{storage}/storage/v1/b/{bucket}/o/{object}?alt=media' \\
   -o pilot-daemon && chmod +x pilot-daemon
+mkdir -p a/{{1..{count}}}
 for i in $(seq {count}); do
-  mkdir -p "a/$i"
   HOME=/srv/a/$i nohup /srv/pilot-daemon -registry {registry} -beacon {beacon} \\
     -listen ":$((20000 + i))" -socket "/srv/a/$i/s" -identity "/srv/a/$i/id.json" \\
     -email "by-hand-$i@by-hand.invalid" -telemetry-url '' -motd-feed-url '' -no-skillinject \\
