@@ -29,7 +29,7 @@ def apply_limits(place: Place, spec: SwarmSpec | RendezvousSpec, say: Say) -> No
     left = kernel.apply(place, numbers, container=_in_container())
     if left:
         say(f"in a container, left to the host: {', '.join(left)}")
-    if isinstance(spec, SwarmSpec) and (problem := kernel.ask_for_huge_pages(place)):
+    if isinstance(spec, SwarmSpec) and (problem := kernel.huge_pages_on_request(place)):
         say(f"huge pages go to agents as well, each takes more memory for it: {problem}")
     say(f"{len(numbers)} kernel numbers, written {', '.join(changed) or 'nothing'}")
 

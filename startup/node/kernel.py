@@ -82,7 +82,7 @@ def apply(place: Place, numbers: Mapping[str, str], *, container: bool) -> list[
     return left
 
 
-def ask_for_huge_pages(place: Place) -> str:
+def huge_pages_on_request(place: Place) -> str:
     """Have the kernel give huge pages only to who asks for them; what keeps it from that, or "".
 
     Debian's kernel gives them to all. Go takes memory in large pieces and uses little of each: the

@@ -233,12 +233,12 @@ _HUGE = "sys/kernel/mm/transparent_hugepage/enabled"
 def test_huge_pages_are_for_who_asks(vm: Vm, before: str, after: str) -> None:
     (vm.root / _HUGE).parent.mkdir(parents=True)
     (vm.root / _HUGE).write_text(before)
-    assert kernel.ask_for_huge_pages(Place(root=vm.root)) == ""
+    assert kernel.huge_pages_on_request(Place(root=vm.root)) == ""
     assert vm.read(_HUGE) == after
 
 
 def test_huge_pages_that_cannot_be_had_otherwise_are_no_failure(vm: Vm) -> None:
-    assert kernel.ask_for_huge_pages(Place(root=vm.root)) == ""
+    assert kernel.huge_pages_on_request(Place(root=vm.root)) == ""
     assert not (vm.root / _HUGE).exists()
     vm.use_swarm()
     (vm.root / _HUGE).mkdir(parents=True)
