@@ -323,6 +323,8 @@ class Fleet:
         try:
             answer = self.dashboard.call("GET", "/api/stats")
         except OSError:
+            # It may be forwarded from elsewhere now: its port was free while the VM was off.
+            self.__dict__.pop("dashboard", None)
             return None
         if answer.status != 200 or answer.json is None:
             return None
