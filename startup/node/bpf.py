@@ -14,7 +14,8 @@ import ipaddress
 import os
 import platform
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -63,24 +64,26 @@ def refusing(addresses: Sequence[str]) -> bytes:
 
 def is_on(cgroup: Path, code: bytes) -> bool:
     """Whether `code` is on `cgroup`, also where another process put it there. Raises OSError."""
-    folder = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with _held(_opened(cgroup)) as folder:
         return _name(code) in _names(folder)
-    finally:
-        os.close(folder)
 
 
 def put_on(cgroup: Path, code: bytes) -> None:
     """Put `code` on `cgroup`, where it stays as long as that does. Raises OSError."""
-    folder = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    with _held(_opened(cgroup)) as folder, _held(_load(code)) as program:
+        _bpf(_PROG_ATTACH, struct.pack("=IIII", folder, program, _EGRESS, _ALLOW_MULTI))
+
+
+def _opened(cgroup: Path) -> int:
+    return os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+@contextmanager
+def _held(descriptor: int) -> Iterator[int]:
     try:
-        program = _load(code)
-        try:
-            _bpf(_PROG_ATTACH, struct.pack("=IIII", folder, program, _EGRESS, _ALLOW_MULTI))
-        finally:
-            os.close(program)
+        yield descriptor
     finally:
-        os.close(folder)
+        os.close(descriptor)
 
 
 def _op(code: int, dst: int = 0, src: int = 0, off: int = 0, imm: int = 0) -> bytes:
@@ -104,9 +107,9 @@ def _load(code: bytes) -> int:
         ctypes.addressof(licence),
     )
     log_and_flags = bytes(24)
-    return _bpf(_PROG_LOAD, begin + log_and_flags + struct.pack("=16sII", _name(code), 0, _EGRESS))[
-        0
-    ]
+    end = struct.pack("=16sII", _name(code), 0, _EGRESS)
+    program, _ = _bpf(_PROG_LOAD, begin + log_and_flags + end)
+    return program
 
 
 def _names(folder: int) -> set[bytes]:
@@ -118,16 +121,14 @@ def _names(folder: int) -> set[bytes]:
     found = set()
     for each in ids[:count]:
         try:
-            program = _bpf(_FD_BY_ID, struct.pack("=III", each, 0, 0))[0]
+            program, _ = _bpf(_FD_BY_ID, struct.pack("=III", each, 0, 0))
         except FileNotFoundError:
             # Taken away meanwhile.
             continue
-        try:
+        with _held(program):
             info = ctypes.create_string_buffer(_INFO)
             _bpf(_INFO_BY_FD, struct.pack("=IIQ", program, _INFO, ctypes.addressof(info)))
             found.add(info.raw[_NAME_AT : _NAME_AT + _NAME_BYTES].rstrip(b"\0"))
-        finally:
-            os.close(program)
     return found
 
 

@@ -431,7 +431,7 @@ class Rendezvous(Loop):
     def _end_trial(self) -> None:
         self._trial_record.unlink(missing_ok=True)
 
-    def _is_of_a_trial(self) -> bool:
+    def _store_is_suspect(self) -> bool:
         """Whether the registry's file may be the work of a release that is not accepted: one was
         on trial, and what was started last is not known to be the accepted one."""
         if self._trial() is None:
@@ -534,7 +534,7 @@ class Rendezvous(Loop):
     def copy(self) -> None:
         """A copy of the registry's file where it is good. None in a trial: the newest is the way
         back from it. Raises OSError."""
-        if self._is_of_a_trial():
+        if self._store_is_suspect():
             return
         try:
             taken = registry.take_copy(self.place, self.wall_clock())

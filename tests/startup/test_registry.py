@@ -214,12 +214,17 @@ def test_a_block_that_cannot_be_read_is_that_of_a_bad_file(
     assert [copy.name for copy in registry.copies(place)] == names[:-1]
 
 
-def test_a_disk_that_cannot_be_written_is_no_bad_copy(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def lose(place: Place) -> None:
+    """The registry's file is gone, and a good copy of it is there."""
     put(place, snapshot(5))
     registry.take_copy(place, NOW)
     (place.registry / registry.NAME).unlink()
+
+
+def test_a_disk_that_cannot_be_written_is_no_bad_copy(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lose(place)
 
     def refuse(handle: int) -> None:
         raise OSError(errno.EIO, "Input/output error")
@@ -422,9 +427,7 @@ def test_copies_that_came_to_harm_are_few(place: Place, monkeypatch: pytest.Monk
 def test_what_a_power_cut_left_of_a_copy_put_back_goes(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put(place, snapshot(5))
-    registry.take_copy(place, NOW)
-    (place.registry / registry.NAME).unlink()
+    lose(place)
 
     def cut(*_: object, **__: object) -> None:
         raise SystemExit
