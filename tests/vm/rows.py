@@ -262,19 +262,25 @@ def power_cut_while_it_writes(fleet: Fleet, vm: str, chance: Random) -> Measured
     """Power is cut while the registry writes its file: it starts, with all that it knew."""
     before = fleet.identities()
     total = sum(fleet.wanted.values())
-    save = f"curl -sS -X POST http://127.0.0.1:{DASHBOARD}/api/snapshot"
+    save = f"curl -fsS -X POST http://127.0.0.1:{DASHBOARD}/api/snapshot"
+    moment = chance.uniform(0, 4)
+    fleet.run(RENDEZVOUS, "true")
     writing = subprocess.Popen(
-        fleet.ssh(RENDEZVOUS, f"while :; do {save} >/dev/null; done"),
+        fleet.ssh(RENDEZVOUS, f"while :; do {save} >/dev/null && echo; done"),
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
     )
-    moment = chance.uniform(2, 6)
+    assert writing.stdout
     try:
+        # Not before the first: a login takes seconds, and there would be nothing to cut.
+        assert writing.stdout.readline(), "no snapshot was written"
         time.sleep(moment)
         fleet.act(RENDEZVOUS, "reset")
     finally:
         writing.kill()
         writing.wait()
+    writes = 1 + writing.stdout.read().count(b"\n")
+    writing.stdout.close()
     start = time.monotonic()
     fleet.until(
         lambda: (fleet.stats() or (0, 0))[0] == total,
@@ -287,6 +293,7 @@ def power_cut_while_it_writes(fleet: Fleet, vm: str, chance: Random) -> Measured
     told = fleet.until_status(RENDEZVOUS, lambda told: told["phase"] == "serving", "serving")
     return {
         "cut_after_s": round(moment, 2),
+        "writes": writes,
         "serving_after_s": round(back, 1),
         "restored": str(told["registry"]["restored"]),
         "set_aside": len(told["registry"]["set_aside"]),
