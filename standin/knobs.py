@@ -10,6 +10,7 @@ from standin.limiter import NEW_KEYS_A_MINUTE
 
 # no: registered. error: refused in words. disconnect: the connection is closed. hang: no answer.
 REFUSALS: Final = ("no", "error", "disconnect", "hang")
+MOST_PADDING: Final = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +20,8 @@ class Knobs:
     `delay`: seconds before a registration is looked at and answered. `refuse`: what becomes of
     registrations. `new_keys_per_minute`: per source address. `ignore_whitelist`: the whitelist
     file exempts nobody. `away`: the registry's port is closed and every connection dropped.
+    `padding`: MiB by which the store is larger. `in_place`: it is written over, without a temporary
+    file.
     """
 
     delay: float = 0.0
@@ -26,6 +29,8 @@ class Knobs:
     new_keys_per_minute: int = NEW_KEYS_A_MINUTE
     ignore_whitelist: bool = False
     away: bool = False
+    padding: int = 0
+    in_place: bool = False
 
     def changed(self, wanted: Mapping[str, object]) -> Knobs:
         """These, with some turned. ValueError names every one that cannot be, and why."""
@@ -53,7 +58,10 @@ def _problem(name: str, value: object) -> str | None:
         case "new_keys_per_minute":
             fits = number and isinstance(value, int) and value >= 0
             return None if fits else "must be a whole number from 0 on"
-        case "ignore_whitelist" | "away":
+        case "padding":
+            fits = number and isinstance(value, int) and 0 <= value <= MOST_PADDING
+            return None if fits else f"must be whole MiB, from 0 to {MOST_PADDING}"
+        case "ignore_whitelist" | "away" | "in_place":
             return None if isinstance(value, bool) else "must be true or false"
         case _:
             return "there is no such knob"

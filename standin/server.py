@@ -144,9 +144,10 @@ class Server:
             return 0
         async with self._saving:
             self.registry.dirty = False
-            document = self.registry.state.snapshot()
+            knobs = self.registry.knobs
+            document = self.registry.state.snapshot(knobs.padding)
             try:
-                return await asyncio.to_thread(store.save, file, document)
+                return await asyncio.to_thread(store.save, file, document, in_place=knobs.in_place)
             except OSError:
                 self.registry.dirty = True
                 raise

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Final
 
 from standin.log import Log
 from standin.state import CorruptSnapshotError, State, read_snapshot, sealed
+
+_PIECE: Final = 1 << 16
 
 
 def load(file: Path, log: Log, *, started: float) -> State:
@@ -38,13 +41,21 @@ def load(file: Path, log: Log, *, started: float) -> State:
     return state
 
 
-def save(file: Path, document: bytes) -> int:
-    """Replace the store by this snapshot; returns its bytes. OSError leaves the old one.
+def save(file: Path, document: bytes, *, in_place: bool = False) -> int:
+    """Replace the store by this snapshot; returns its bytes. OSError leaves the old one, unless it
+    is written `in_place`.
 
     A temporary file, fsynced, renamed; the directory is not fsynced: as the real one does it
     (FACTS), so that what guards the fleet against its gaps has them to guard against.
     """
     content = sealed(document)
+    if in_place:
+        with file.open("wb") as out:
+            for at in range(0, len(content), _PIECE):
+                out.write(content[at : at + _PIECE])
+                out.flush()
+                os.fsync(out.fileno())
+        return len(content)
     temporary = file.with_name(file.name + ".tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with open(descriptor, "wb") as out:  # noqa: PTH123 - a descriptor with its mode

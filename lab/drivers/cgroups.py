@@ -1,7 +1,8 @@
 """Cgroups of containers: each needs its own, and its memory limit is set there.
 
 Where this machine has version 2 beside version 1, the container gets version 2, as Debian 12 has
-it, with what needs no controller: freezing, killing, programs that filter packets.
+it, with what needs no controller: freezing, killing, programs that filter packets. Where the pids
+controller is there, a container may have as many tasks as the kernel of a machine of its size.
 """
 
 import contextlib
@@ -12,6 +13,9 @@ from typing import Final
 from lab.drivers.processes import until
 
 _MIB: Final = 1024**2
+# Linux lets the kernel's stacks take an eighth of memory (kernel/fork.c), and one is 16 KiB on
+# x86-64: 8,192 tasks a GiB.
+_TASKS_A_MIB: Final = _MIB // 8 // (16 * 1024)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,18 +30,24 @@ class Hierarchies:
         """What a container has of it."""
         if self.unified is None:
             return "cgroup v1"
-        if self.legacy:
-            return "cgroup v2 without controllers"
-        return "cgroup v2"
+        if not self.legacy:
+            return "cgroup v2"
+        return f"cgroup v2 {'with pids alone' if self.limits_tasks else 'without controllers'}"
 
     @property
     def limits_memory(self) -> bool:
         """Tell whether a container's memory can be limited."""
-        if "memory" in self.legacy:
-            return True
+        return "memory" in self.legacy or self._has("memory")
+
+    @property
+    def limits_tasks(self) -> bool:
+        """Tell whether a container's tasks can be limited, and its services limit theirs."""
+        return self._has("pids")
+
+    def _has(self, controller: str) -> bool:
         if self.unified is None:
             return False
-        return "memory" in (self.unified / "cgroup.controllers").read_text().split()
+        return controller in (self.unified / "cgroup.controllers").read_text().split()
 
 
 def hierarchies(mounts: str) -> Hierarchies:
@@ -68,18 +78,26 @@ class Group:
         self.directories = [root / name for root in roots]
 
     def make(self, memory_mb: int) -> None:
-        """Make it, with at most `memory_mb` MiB of memory where that can be limited."""
+        """Make it, with at most `memory_mb` MiB of memory and the tasks of a machine of that size,
+        where they can be limited."""
         for directory in self.directories:
             directory.mkdir(parents=True, exist_ok=True)
         limit = str(memory_mb * _MIB)
         if "memory" in self._found.legacy:
             (self._found.legacy["memory"] / self._name / "memory.limit_in_bytes").write_text(limit)
-        elif self._found.unified is not None and self._found.limits_memory:
-            directory = self._found.unified / self._name
-            for parent in (self._found.unified, directory.parent):
-                with contextlib.suppress(OSError):
-                    (parent / "cgroup.subtree_control").write_text("+memory +pids")
-            (directory / "memory.max").write_text(limit)
+        elif self._found.limits_memory:
+            self._set("memory", limit)
+        if self._found.limits_tasks:
+            self._set("pids", str(memory_mb * _TASKS_A_MIB))
+
+    def _set(self, controller: str, limit: str) -> None:
+        """Set a limit in version 2."""
+        assert self._found.unified is not None
+        directory = self._found.unified / self._name
+        for parent in (self._found.unified, directory.parent):
+            with contextlib.suppress(OSError):
+                (parent / "cgroup.subtree_control").write_text(f"+{controller}")
+        (directory / f"{controller}.max").write_text(limit)
 
     def remove(self, seconds: float = 5.0) -> bool:
         """Remove it with all below, once its processes are gone; tell whether that worked."""

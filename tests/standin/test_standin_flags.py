@@ -24,6 +24,8 @@ def test_without_flags_it_is_the_real_ones_defaults() -> None:
         "new_keys_per_minute": 10,
         "ignore_whitelist": False,
         "away": False,
+        "padding": 0,
+        "in_place": False,
     }
 
 

@@ -141,6 +141,33 @@ def test_a_failed_save_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.Mo
     assert file.read_bytes() == before
 
 
+def test_one_that_is_written_over_is_cut_short_wherever_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "registry.json"
+    store.save(file, filled(1).snapshot())
+    pieces: list[int] = []
+
+    def gone(_: int) -> None:
+        pieces.append(file.stat().st_size)
+        if len(pieces) == 3:
+            raise OSError(5, "no power")
+
+    monkeypatch.setattr(os, "fsync", gone)
+    with pytest.raises(OSError, match="no power"):
+        store.save(file, filled(1).snapshot(padding=8), in_place=True)
+    assert pieces == [1 << 16, 2 << 16, 3 << 16]
+    with pytest.raises(CorruptSnapshotError):
+        read_snapshot(file.read_bytes(), started=1)
+
+
+def test_a_larger_one_holds_the_same(tmp_path: Path) -> None:
+    file = tmp_path / "registry.json"
+    assert store.save(file, filled(3).snapshot(padding=2), in_place=True) > 2 << 20
+    found = read_snapshot(file.read_bytes(), started=1)
+    assert (list(found.nodes), found.ids) == (list(filled(3).nodes), filled(3).ids)
+
+
 def test_who_reads_while_it_is_saved_finds_the_old_one_or_the_new(tmp_path: Path) -> None:
     file = tmp_path / "registry.json"
     documents = [filled(count).snapshot() for count in (2000, 2001)]

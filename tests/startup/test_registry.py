@@ -127,25 +127,43 @@ def test_what_is_no_file_is_not_waited_for(place: Place) -> None:
         assert not os.path.lexists(path)
 
 
-def test_two_hundred_truncations(place: Place) -> None:
-    """The file cut off anywhere, zeros to its end, a bit turned: never started from."""
-    good = snapshot(60, requests=1)
-    put(place, good)
-    registry.take_copy(place, NOW)
-    newest = snapshot(60, requests=2)
+@pytest.mark.parametrize(
+    ("nodes", "rounds"),
+    # 9,500 agents' file had 45 MB, with what a fleet's life adds; of nodes alone it takes these.
+    [(60, 200), pytest.param(150_000, 30, marks=pytest.mark.engine)],
+    ids=["small", "45 MB"],
+)
+def test_two_hundred_truncations(place: Place, nodes: int, rounds: int) -> None:
+    """The file cut off anywhere, zeros to its end, a bit turned, all zeros, deleted: never started
+    from, kept aside as it was, and the newest of the good copies is there instead."""
+    older, good, newest = (snapshot(nodes, requests=number) for number in (1, 2, 3))
+    assert nodes < 1000 or 40e6 < len(newest) < 50e6
+    for number, content in enumerate((older, good)):
+        put(place, content, at=NOW + number)
+        registry.take_copy(place, NOW + number)
+    newest_copy = registry.copies(place)[-1].name
     chance = random.Random(20)
-    for number in range(200):
+    for number in range(rounds):
         at = chance.randrange(len(newest))
         bad = {
             0: newest[:at],
             1: newest[:at] + bytes(len(newest) - at),
             2: newest[:at] + bytes([newest[at] ^ 1 << chance.randrange(8)]) + newest[at + 1 :],
-        }[number % 3 if number >= 100 else 0]
-        path = put(place, bad)
-        start = registry.prepare(place, NOW + number, print)
-        assert (start.restored, start.nodes) != ("", 0), f"at {at}"
-        assert read_snapshot(path.read_bytes(), started=NOW).total_requests == 1
+            3: bytes(len(newest)),
+            4: None,
+        }[number % 5 if number >= rounds // 2 else 0]
+        path = place.registry / registry.NAME
+        if bad is None:
+            path.unlink()
+        else:
+            put(place, bad)
+        start = registry.prepare(place, NOW + 9 + number, lambda _: None)
+        assert (start.restored, start.nodes) == (newest_copy, nodes), f"at {at}"
         assert path.read_bytes() == good
+        if bad is None:
+            assert not start.set_aside
+        else:
+            assert (place.registry / start.set_aside).read_bytes() == bad
     assert len(registry.set_aside_names(place)) == registry.BAD_FILES
 
 

@@ -212,13 +212,17 @@ class Fleet:
         options += ["-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=10"]
         return ["ssh", *options, "-p", str(self.forward(vm, 22)), "root@127.0.0.1", command]
 
-    def attempt(self, vm: str, command: str) -> subprocess.CompletedProcess[str]:
+    def once(self, vm: str, command: str) -> subprocess.CompletedProcess[str]:
+        """One login, which works or does not."""
         line = self.ssh(vm, command)
+        return subprocess.run(
+            line, capture_output=True, text=True, timeout=self.patience, check=False
+        )
+
+    def attempt(self, vm: str, command: str) -> subprocess.CompletedProcess[str]:
         end = time.monotonic() + self.patience
         while True:
-            done = subprocess.run(
-                line, capture_output=True, text=True, timeout=self.patience, check=False
-            )
+            done = self.once(vm, command)
             # 255 is ssh's own: not connected.
             if done.returncode != 255 or time.monotonic() > end:
                 return done

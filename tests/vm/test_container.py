@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 import pytest
 
+from lab import maintenance
 from tests.monitoring.names import metric_names
 from tests.vm.conftest import Boot
 from tests.vm.fleet import CLOUD, RENDEZVOUS, ZONE, Fleet, said
@@ -302,6 +303,59 @@ def test_a_change_of_agents_and_of_the_environment_is_live(fleet: Fleet) -> None
     change(40, {"GOGC": "60"})
     assert fleet.identities() == others
     assert fleet.run(vm, "cat /proc/sys/kernel/random/boot_id") == boot
+
+
+def test_another_pilot_node_by_pulumi_up_touches_no_agent(fleet: Fleet) -> None:
+    vms = [*fleet.wanted, RENDEZVOUS]
+
+    def kept() -> dict[str, Any]:
+        running = {vm: fleet.processes(vm) for vm in fleet.wanted}
+        rendezvous = fleet.run(RENDEZVOUS, "systemctl show -P MainPID pilot-rendezvous.service")
+        boots = {vm: fleet.run(vm, "cat /proc/sys/kernel/random/boot_id") for vm in vms}
+        return {"agents": running, "rendezvous": rendezvous, "boots": boots}
+
+    before = kept()
+    old = {vm: (fleet.status(vm) or {})["node"] for vm in vms}
+    file = fleet.project.folder / "startup" / "node" / "__init__.py"
+    file.write_text(f"{file.read_text()}\n# Another one.\n")
+    with said("pulumi up"):
+        done = fleet.project.up().no_traceback()
+    assert done.code == 0, done.text
+    for vm in vms:
+        told = fleet.until_status(
+            vm,
+            lambda told, vm=vm: (  # type: ignore[misc]
+                told["script"]["state"] == "current"
+                and told["node"]["script"] != old[vm]["script"]
+                and told["phase"] in ("whole", "serving")
+            ),
+            "another script is applied",
+        )
+        assert told["node"]["started"] > old[vm]["started"]
+        assert told["node"]["script"] == told["script"]["expected"]
+    assert kept() == before
+
+
+def test_a_maintenance_that_stops_a_vm_drains_it_first_and_one_of_the_rendezvous_saves(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(maintenance, "NOTICE_SECONDS", 20.0)
+    identities, vm = fleet.identities(), "swarm-1"
+    fleet.act(vm, "setScheduling", {"onHostMaintenance": "TERMINATE", "automaticRestart": True})
+    fleet.act(vm, "simulateMaintenanceEvent")
+    fleet.until(lambda: fleet.running(vm) == 0, "drained")
+    # The notice ends by itself; on Google the VM would have been stopped then.
+    fleet.until(lambda: fleet.running(vm) == fleet.wanted[vm], "all back")
+    fleet.act(vm, "setScheduling", {"onHostMaintenance": "MIGRATE", "automaticRestart": True})
+    copies = (fleet.status(RENDEZVOUS) or {})["registry"]["newest_copy"]
+    fleet.act(RENDEZVOUS, "simulateMaintenanceEvent")
+    fleet.until_status(
+        RENDEZVOUS,
+        lambda told: bool(told["registry"]["newest_copy"] > copies),
+        "a copy before the maintenance",
+    )
+    fleet.all_online()
+    assert fleet.identities() == identities
 
 
 def _with(fleet: Fleet, vm: str, environment: dict[str, str]) -> int:

@@ -119,10 +119,6 @@ def test_a_power_cut_brings_back_the_same_agents(fleet: Fleet) -> None:
 @pytest.mark.parametrize("row", QEMU, ids=lambda row: row.name)
 def test_it_does_not_happen(fleet: Fleet, row: Row) -> None:
     """A few rounds of each row that needs a kernel; `make campaign` makes the full counts."""
-    if not row.short:
-        pytest.skip(
-            f"{row.name}: two guests full of agents take 12 minutes; `make campaign` has it"
-        )
     chance = Random(row.name)
     for _ in range(row.short):
         print(row.name, row.round(fleet, VM, chance))

@@ -16,7 +16,7 @@ import pytest
 
 from lab import image
 from lab.drivers import container, host, places, processes, relay
-from lab.drivers.cgroups import hierarchies
+from lab.drivers.cgroups import Group, Hierarchies, hierarchies
 from lab.drivers.container import Container
 from lab.drivers.places import Places, slug
 from lab.drivers.qemu import Qemu
@@ -494,20 +494,39 @@ tmpfs /sys/fs/cgroup tmpfs rw 0 0
 cgroup /sys/fs/cgroup/memory cgroup rw,memory 0 0
 cgroup /sys/fs/cgroup/cpu cgroup rw,cpu,cpuacct 0 0
 cgroup /sys/fs/cgroup/systemd cgroup rw,xattr,name=systemd 0 0
-cgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0
+cgroup2 {unified} cgroup2 rw 0 0
 """
 
 
-def test_hierarchies_of_cgroups() -> None:
-    hybrid = hierarchies(HYBRID)
-    assert hybrid.unified == Path("/sys/fs/cgroup/unified")
+def test_hierarchies_of_cgroups(tmp_path: Path) -> None:
+    hybrid = hierarchies(HYBRID.format(unified=tmp_path))
+    assert hybrid.unified == tmp_path
     assert sorted(hybrid.legacy) == ["memory", "name=systemd"]
+    (tmp_path / "cgroup.controllers").write_text("hugetlb\n")
     assert hybrid.description == "cgroup v2 without controllers"
+    assert not hybrid.limits_tasks
+    # One that version 1 does not have comes by itself.
+    (tmp_path / "cgroup.controllers").write_text("hugetlb pids\n")
+    given = hierarchies(HYBRID.format(unified=tmp_path))
+    assert given.description == "cgroup v2 with pids alone"
+    assert given.limits_tasks
     assert hybrid.limits_memory
     assert hierarchies("cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n").description == "cgroup v2"
     legacy = hierarchies("cgroup /sys/fs/cgroup/systemd cgroup rw,name=systemd 0 0\n")
     assert legacy.description == "cgroup v1"
     assert not legacy.limits_memory
+    assert not legacy.limits_tasks
+
+
+def test_a_container_may_have_the_tasks_of_a_machine_of_its_size(tmp_path: Path) -> None:
+    (tmp_path / "cgroup.controllers").write_text("hugetlb pids\n")
+    memory = tmp_path / "memory"
+    group = Group(Hierarchies(unified=tmp_path, legacy={"memory": memory}), "lab/vm")
+    group.make(1024)
+    # What a kernel with a GiB says of `threads-max`, but for what it keeps for itself.
+    assert (tmp_path / "lab/vm/pids.max").read_text() == "8192"
+    assert (memory / "lab/vm/memory.limit_in_bytes").read_text() == str(1 << 30)
+    assert not (tmp_path / "lab/vm/memory.max").exists()
 
 
 # This machine
