@@ -151,6 +151,9 @@ class Rendezvous(Loop):
                 # An earlier pilot-node may have started what runs.
                 self._expected = self._nodes_to_read(self.wall_clock())
             self.roll = rolls.recall(self.place, self.say)
+            # What runs has tokens that Secret Manager has not told this pilot-node yet.
+            self._config = secrets.recall(self.place.rendezvous_config)
+            self._held = secrets.held(self._config)
         self._take_tokens()
         self._look(now)
         state = self._advance(self.roll, now)

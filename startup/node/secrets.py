@@ -77,6 +77,21 @@ def config(tokens: Tokens) -> dict[str, str]:
     return found
 
 
+def recall(path: Path) -> dict[str, str]:
+    """What `write` wrote in this boot; nothing where it did not, or where that is no more whole."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
+    items = found.items() if isinstance(found, dict) else ()
+    return {str(flag): str(value) for flag, value in items}
+
+
+def held(content: Mapping[str, str]) -> Tokens:
+    """The tokens in the content of `-config`."""
+    return Tokens(values={what: content[flag] for what, flag in FLAGS.items() if flag in content})
+
+
 def write(path: Path, content: Mapping[str, str]) -> None:
     """`content` for root and the rendezvous alone (root:pilot 0640). Raises OSError."""
     files.write(path, json.dumps(content, sort_keys=True) + "\n", 0o640)

@@ -1096,6 +1096,22 @@ def test_a_token_that_cannot_be_had_closes_the_dashboard_and_not_the_registry(
     assert not re.search("t0ken", Path(f"/proc/{fleet.pid()}/cmdline").read_text())
 
 
+def test_another_pilot_node_that_has_no_tokens_yet_leaves_what_runs_alone(fleet: Fleet) -> None:
+    names = {what: f"projects/p/secrets/{what}/versions/latest" for what in ("admin", "dashboard")}
+    known = {"admin": "adm1n", "dashboard": "t0ken"}
+    fleet.follower.declare(secrets=names)
+    fleet.tokens = Tokens(values=known)
+    fleet.until(fleet.serving, "serving")
+    pid, away = fleet.pid(), Tokens(missing=dict.fromkeys(names, "503"))
+    for tokens in (None, away, Tokens(values=known)):
+        fleet.tokens, fleet.it = tokens, fleet.service()
+        for _ in range(5):
+            fleet.round()
+        assert fleet.pid() == pid, f"it was started again with {tokens}"
+    fleet.tokens = Tokens(values={**known, "dashboard": "an0ther"})
+    fleet.until(lambda: fleet.serving() and fleet.pid() != pid, "with another token")
+
+
 class SecretManager:
     """Answers `:access` of `held`; 404 for others, 401 without the VM's token."""
 
