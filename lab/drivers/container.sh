@@ -22,6 +22,44 @@ enter_cgroups() {
   while read -r directory; do
     [[ -z $directory ]] || echo "$$" >"$directory/cgroup.procs"
   done <<<"$CGROUPS"
+  # The last is version 2's. Beside version 1 nspawn hands no controllers down; pids are, here.
+  directory=${CGROUPS##*$'\n'}
+  if [[ $CGROUPS == *$'\n'* && -e $directory/pids.max ]]; then
+    limited=$directory
+    mkdir -p "$limited/launcher"
+    echo "$$" >"$limited/launcher/cgroup.procs"
+  fi
+}
+
+# No process may be in a cgroup that hands a controller down: this script is in one of its own, and
+# the container, in nspawn's `payload`, stands still until nspawn has gone to its `supervisor`.
+hand_pids_down() {
+  until [[ -n $(<"$limited/payload/cgroup.procs") && -z $(<"$limited/cgroup.procs") ]]; do
+    sleep 0.01
+  done
+  echo +pids >"$limited/cgroup.subtree_control"
+  # Where its systemd looks for the machine's limit, of which a unit may have 15 %.
+  cat "$limited/pids.max" >"$limited/payload/pids.max"
+  echo 0 >"$limited/payload/cgroup.freeze"
+}
+
+nspawn() {
+  if [[ -z $limited ]]; then
+    systemd-nspawn "$@"
+    return
+  fi
+  local handing ended=0
+  # What a boot before this one left.
+  find "$limited" -depth -mindepth 1 -type d ! -name launcher -exec rmdir {} +
+  echo -pids >"$limited/cgroup.subtree_control"
+  mkdir "$limited/payload"
+  echo 1 >"$limited/payload/cgroup.freeze"
+  hand_pids_down &
+  handing=$!
+  (echo "$BASHPID" >"$limited/cgroup.procs" && exec systemd-nspawn "$@") || ended=$?
+  kill "$handing" 2>/dev/null || true
+  wait "$handing" || true
+  return "$ended"
 }
 
 mount_root() {
@@ -73,6 +111,7 @@ plug_nics() {
   done <<<"$NICS"
 }
 
+limited=""
 echo "$$" >"$FOLDER/pid.part"
 mv "$FOLDER/pid.part" "$FOLDER/pid"
 enter_cgroups
@@ -84,6 +123,6 @@ status=$REBOOT
 while ((status == REBOOT)); do
   plug_nics
   status=0
-  systemd-nspawn "${binds[@]}" "${interfaces[@]}" "$@" || status=$?
+  nspawn "${binds[@]}" "${interfaces[@]}" "$@" || status=$?
 done
 exit "$status"
