@@ -24,7 +24,7 @@ enter_cgroups() {
   done <<<"$CGROUPS"
   # The last is version 2's. Beside version 1 nspawn hands no controllers down; pids are, here.
   directory=${CGROUPS##*$'\n'}
-  if [[ $CGROUPS == *$'\n'* && -e $directory/pids.max ]]; then
+  if [[ $CGROUPS == *$'\n'* && -e $directory/cgroup.subtree_control && -e $directory/pids.max ]]; then
     limited=$directory
     mkdir -p "$limited/launcher"
     echo "$$" >"$limited/launcher/cgroup.procs"
@@ -34,13 +34,31 @@ enter_cgroups() {
 # No process may be in a cgroup that hands a controller down: this script is in one of its own, and
 # the container, in nspawn's `payload`, stands still until nspawn has gone to its `supervisor`.
 hand_pids_down() {
+  local end=$((SECONDS + 20))
   until [[ -n $(<"$limited/payload/cgroup.procs") && -z $(<"$limited/cgroup.procs") ]]; do
+    if ((SECONDS > end)) || ! kill -0 "$$"; then
+      echo "no pids controller for this container: nspawn has not left $limited" >&2
+      break
+    fi
     sleep 0.01
   done
-  echo +pids >"$limited/cgroup.subtree_control"
+  echo +pids >"$limited/cgroup.subtree_control" || true
   # Where its systemd looks for the machine's limit, of which a unit may have 15 %.
-  cat "$limited/pids.max" >"$limited/payload/pids.max"
+  cat "$limited/pids.max" >"$limited/payload/pids.max" || true
   echo 0 >"$limited/payload/cgroup.freeze"
+}
+
+# What a boot before this one left; its last processes may still be on their way out.
+clear_cgroups() {
+  local end=$((SECONDS + 5))
+  until find "$limited" -depth -mindepth 1 -type d ! -name launcher -exec rmdir {} + &&
+    echo -pids >"$limited/cgroup.subtree_control"; do
+    if ((SECONDS > end)); then
+      echo "processes of the boot before are left in $limited" >&2
+      return 1
+    fi
+    sleep 0.05
+  done
 }
 
 nspawn() {
@@ -48,17 +66,14 @@ nspawn() {
     systemd-nspawn "$@"
     return
   fi
-  local handing ended=0
-  # What a boot before this one left.
-  find "$limited" -depth -mindepth 1 -type d ! -name launcher -exec rmdir {} +
-  echo -pids >"$limited/cgroup.subtree_control"
+  local each ended=0
+  clear_cgroups || return 1
   mkdir "$limited/payload"
   echo 1 >"$limited/payload/cgroup.freeze"
   hand_pids_down &
-  handing=$!
   (echo "$BASHPID" >"$limited/cgroup.procs" && exec systemd-nspawn "$@") || ended=$?
-  kill "$handing" 2>/dev/null || true
-  wait "$handing" || true
+  # As a rule it is over, and its number another's.
+  for each in $(jobs -pr); do kill "$each"; done
   return "$ended"
 }
 

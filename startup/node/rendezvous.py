@@ -111,6 +111,8 @@ class Rendezvous(Loop):
     began: float | None = None
     _held: Tokens = field(default_factory=Tokens)
     _config: Mapping[str, str] = field(default_factory=dict)
+    # The tokens that only an earlier pilot-node has fetched.
+    _recalled: set[str] = field(default_factory=set)
     _banner: tuple[str, str] | None = None
     _event: str = ""
     _expected: int = 0
@@ -150,10 +152,11 @@ class Rendezvous(Loop):
             if self._trial():
                 # An earlier pilot-node may have started what runs.
                 self._expected = self._nodes_to_read(self.wall_clock())
-            self.roll = rolls.recall(self.place, self.say)
             # What runs has tokens that Secret Manager has not told this pilot-node yet.
             self._config = secrets.recall(self.place.rendezvous_config)
             self._held = secrets.held(self._config)
+            self._recalled = set(self._held.values)
+            self.roll = rolls.recall(self.place, self.say)
         self._take_tokens()
         self._look(now)
         state = self._advance(self.roll, now)
@@ -569,6 +572,11 @@ class Rendezvous(Loop):
         if new is None:
             missing = dict.fromkeys(self.spec.secrets, "Secret Manager has not answered yet")
             new = Tokens(missing=missing)
+        # One that it refuses now is no longer known, but to an earlier pilot-node.
+        for what in self._recalled & new.refused:
+            self._held = replace(self._held, values=_without(self._held.values, what))
+            self._config = _without(self._config, secrets.FLAGS[what])
+        self._recalled -= {*new.values, *new.refused}
         new = secrets.kept(new, self._held)
         if new != self._held or not self._config:
             known = dict(self._config)
@@ -580,7 +588,9 @@ class Rendezvous(Loop):
             self._held = new
         # In the moment before the first answer, whatever that is, nothing has gone wrong.
         if new.problem and answered:
-            self.fault(f"{new.problem}: closed until it can be had")
+            stays = set(new.missing) <= set(new.values)
+            rest = "the one that is known stays" if stays else "closed until it can be had"
+            self.fault(f"{new.problem}: {rest}")
 
     def _waits_for_tokens(self, now: float) -> bool:
         """The first start waits a moment for them: each that comes later is a restart."""
@@ -709,6 +719,10 @@ def _restored(place: Place) -> str:
         return str(json.loads((place.run / "store.json").read_bytes())["restored"])
     except (OSError, ValueError, LookupError, TypeError):
         return ""
+
+
+def _without(known: Mapping[str, str], name: str) -> dict[str, str]:
+    return {each: value for each, value in known.items() if each != name}
 
 
 def _difference(before: Run | None, wanted: Run) -> str:

@@ -14,7 +14,7 @@ import json
 import os
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -36,14 +36,18 @@ _LIMIT: Final = 128 << 10
 _MOST: Final = 512
 # Seconds from one question to the next.
 EVERY = 60.0
+# How a token begins that stands for one that is missing.
+_NOBODY: Final = "nobody-knows-"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
-    """What was fetched, by what it is for, and why the others could not be."""
+    """What was fetched, by what it is for, and why the others could not be. `refused`: those of
+    them that Secret Manager itself refused."""
 
     values: Mapping[str, str] = field(default_factory=dict, repr=False)
     missing: Mapping[str, str] = field(default_factory=dict)
+    refused: frozenset[str] = frozenset()
 
     @property
     def problem(self) -> str:
@@ -55,25 +59,29 @@ def fetch(names: Mapping[str, str], *, endpoint: str, token: Callable[[], str]) 
     (`projects/P/secrets/N/versions/V`). Never raises for what a server says."""
     values: dict[str, str] = {}
     missing: dict[str, str] = {}
+    refused: set[str] = set()
     for what, name in sorted(names.items()):
         try:
             values[what] = _access(name, endpoint, token())
-        except (TemporaryError, FinalError) as error:
+        except TemporaryError as error:
             missing[what] = str(error)
-    return Tokens(values=values, missing=missing)
+        except FinalError as error:
+            missing[what] = str(error)
+            refused.add(what)
+    return Tokens(values=values, missing=missing, refused=frozenset(refused))
 
 
 def kept(new: Tokens, old: Tokens) -> Tokens:
     """`new`, with what `old` knew of those that could not be fetched again."""
     again = {what: old.values[what] for what in new.missing if what in old.values}
-    return Tokens(values={**again, **new.values}, missing=new.missing)
+    return replace(new, values={**again, **new.values})
 
 
 def config(tokens: Tokens) -> dict[str, str]:
     """The content of `-config`. A dashboard token that is missing is one that nobody knows."""
     found = {FLAGS[what]: value for what, value in sorted(tokens.values.items())}
     if "dashboard" in tokens.missing and "dashboard" not in tokens.values:
-        found[FLAGS["dashboard"]] = secrets.token_urlsafe(32)
+        found[FLAGS["dashboard"]] = _NOBODY + secrets.token_urlsafe(32)
     return found
 
 
@@ -88,8 +96,11 @@ def recall(path: Path) -> dict[str, str]:
 
 
 def held(content: Mapping[str, str]) -> Tokens:
-    """The tokens in the content of `-config`."""
-    return Tokens(values={what: content[flag] for what, flag in FLAGS.items() if flag in content})
+    """The tokens in the content of `-config`, but for one that nobody knows."""
+    known = {what: content.get(flag, _NOBODY) for what, flag in FLAGS.items()}
+    return Tokens(
+        values={what: token for what, token in known.items() if not token.startswith(_NOBODY)}
+    )
 
 
 def write(path: Path, content: Mapping[str, str]) -> None:

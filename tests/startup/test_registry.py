@@ -133,7 +133,7 @@ def test_what_is_no_file_is_not_waited_for(place: Place) -> None:
     [(60, 200), pytest.param(150_000, 30, marks=pytest.mark.engine)],
     ids=["small", "45 MB"],
 )
-def test_two_hundred_truncations(place: Place, nodes: int, rounds: int) -> None:
+def test_no_start_from_a_file_that_is_not_whole(place: Place, nodes: int, rounds: int) -> None:
     """The file cut off anywhere, zeros to its end, a bit turned, all zeros, deleted: never started
     from, kept aside as it was, and the newest of the good copies is there instead."""
     older, good, newest = (snapshot(nodes, requests=number) for number in (1, 2, 3))

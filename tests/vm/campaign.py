@@ -47,7 +47,7 @@ KEPT = ROOT / ".state" / "campaign"
 # On two processors guests beside 2,000 agents in containers did not boot within ten minutes.
 ENOUGH_PROCESSORS = 4
 # No round takes as long; one that does hangs, whatever it waits for.
-_ROUND_MINUTES = 30
+_ROUND_MINUTES = 45
 # Seconds until the kernel has moved a controller: about one where nothing holds it.
 _MOVES = 15.0
 # Seconds that a fleet's end waits for its drain: 2,000 agents took 53 to 146.
@@ -280,6 +280,7 @@ def _run(shape: Shape, kept: Kept, *, seed: int, only: set[str], until: float) -
     while todo:
         _in_time(until)
         with ExitStack() as around:
+            around.callback(_listen, signal.default_int_handler)
             folder = around.enter_context(tempfile.TemporaryDirectory(prefix="campaign-"))
             if shape.tasks:
                 around.enter_context(_tasks_limited())
@@ -310,22 +311,27 @@ def _end(fleet: Fleet, *, drain: bool) -> None:
     as long as anybody waits: Linux 6.18 can hang where thousands of processes with filters end at
     once (docs/GOTCHAS.md)."""
     try:
+        end = time.monotonic() + (_DRAIN_S if drain else 0)
         if drain:
             fleet.patience = _DRAIN_S
             for each in fleet.wanted:
                 fleet.order(each, hold=True)
             for each in fleet.wanted:
+                fleet.patience = max(1.0, end - time.monotonic())
                 fleet.until_status(each, lambda told: told["phase"] == "held", "held")
     except Exception as problem:  # noqa: BLE001 - whatever it is, there is an end to be made
         _say(f"ended without a drain: {str(problem)[:200]}")
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
+        _listen(signal.SIG_IGN)
         left = fleet.end()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.default_int_handler)
         if left:
             _say(f"left on this machine: {', '.join(sorted(left))}")
+
+
+def _listen(handler: Any) -> None:
+    """What becomes of who interrupts."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
 
 
 @contextmanager
@@ -333,11 +339,13 @@ def _tasks_limited() -> Iterator[None]:
     """Have the pids controller where containers get it: in version 2 of cgroups. A machine that
     has it in version 1 gives it up for so long, if nothing there uses it."""
     found = hierarchies(Path("/proc/mounts").read_text())
+    if found.unified is None or not found.legacy:
+        raise NoFleetError("containers are handed the pids controller beside version 1 only")
     if found.limits_tasks:
         yield
         return
     where = found.legacy.get("pids")
-    if found.unified is None or where is None:
+    if where is None:
         raise NoFleetError("no pids controller on this machine: nothing limits a container's tasks")
     if any(each.is_dir() for each in where.iterdir()):
         raise NoFleetError(f"{where} is in use: nothing limits a container's tasks here")

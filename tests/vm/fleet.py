@@ -210,6 +210,8 @@ class Fleet:
         key = self.serving.lab.driver.ssh_key()  # type: ignore[attr-defined]
         options = ["-q", "-i", str(key), "-o", "StrictHostKeyChecking=no", "-o", "BatchMode=yes"]
         options += ["-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=10"]
+        # A VM that lost its power says nothing more.
+        options += ["-o", "ServerAliveInterval=20", "-o", "ServerAliveCountMax=6"]
         return ["ssh", *options, "-p", str(self.forward(vm, 22)), "root@127.0.0.1", command]
 
     def once(self, vm: str, command: str) -> subprocess.CompletedProcess[str]:

@@ -18,6 +18,7 @@ from lab import maintenance
 from tests.monitoring.names import metric_names
 from tests.vm.conftest import Boot
 from tests.vm.fleet import CLOUD, RENDEZVOUS, ZONE, Fleet, said
+from tests.vm.rows import STORE
 
 with warnings.catch_warnings():
     # On import it announces when it will drop this Python, which is Debian 12's.
@@ -347,11 +348,13 @@ def test_a_maintenance_that_stops_a_vm_drains_it_first_and_one_of_the_rendezvous
     # The notice ends by itself; on Google the VM would have been stopped then.
     fleet.until(lambda: fleet.running(vm) == fleet.wanted[vm], "all back")
     fleet.act(vm, "setScheduling", {"onHostMaintenance": "MIGRATE", "automaticRestart": True})
-    copies = (fleet.status(RENDEZVOUS) or {})["registry"]["newest_copy"]
+    copies = (fleet.status(RENDEZVOUS) or {})["registry"]["newest_copy"] or ""
     fleet.act(RENDEZVOUS, "simulateMaintenanceEvent")
+    banner = f"cat {STORE}/banner.txt"
+    fleet.until(lambda: fleet.attempt(RENDEZVOUS, banner).stdout.strip() != "", "a banner")
     fleet.until_status(
         RENDEZVOUS,
-        lambda told: bool(told["registry"]["newest_copy"] > copies),
+        lambda told: bool((told["registry"]["newest_copy"] or "") > copies),
         "a copy before the maintenance",
     )
     fleet.all_online()
