@@ -715,8 +715,8 @@ def _all_released(fleet: Fleet) -> None:
 
 # The PID walls
 
-# Nine tasks each, as Go makes them on eight processors (on two it makes seven): more than 15 % of
-# what a kernel with 1 GiB allows, 1,138 to 1,152. Each costs an emulated processor seconds.
+# Eight tasks each at least, as Go makes them on eight processors (on two it makes seven): more than
+# 15 % of what a kernel with 1 GiB allows, 1,138 to 1,152. Each costs an emulated processor seconds.
 CROWD = 146
 # Their memory has to fit beside, so the control has its huge pages as our VMs have them: with
 # Debian's own setting 150 agents fill a GiB, and no limit of tasks is reached.
@@ -736,19 +736,6 @@ FREEZE = (
 def pid_walls(fleet: Fleet, vm: str, chance: Random) -> Measured:
     """The control: agents spawned by a VM's own startup script with nohup, as upstream's were, hit
     the limit of that unit's tasks. The same number under our units hits none."""
-    # The fleet's own agents stand still as well: the processors are the crowd's.
-    still = "echo {} >/sys/fs/cgroup/pilot.slice/cgroup.freeze"
-    fleet.run(vm, still.format(1))
-    try:
-        found = _pid_walls(fleet, vm)
-    finally:
-        fleet.run(vm, still.format(0))
-    _forgotten(fleet, chance)
-    whole(fleet, vm)
-    return found
-
-
-def _pid_walls(fleet: Fleet, vm: str) -> Measured:
     spec = json.loads(fleet.metadata(vm)["pilot-spec"])
     with _by_hand(fleet, vm, CROWD, GUEST_1_GIB, CROWDED) as control:
         _cut_off(fleet, BY_HAND)
@@ -773,6 +760,7 @@ def _pid_walls(fleet: Fleet, vm: str) -> Measured:
         fleet.until_status("crowd", lambda told: told["phase"] == "whole", "whole")
         ours = _none_hit(fleet, "crowd", CROWD, control)
         _cut_off(fleet, "crowd")
+    _forgotten(fleet, chance)
     return control | ours
 
 
