@@ -10,6 +10,7 @@ from typing import Final
 from standin.log import Log
 from standin.state import CorruptSnapshotError, State, read_snapshot, sealed
 
+# Of a store that is written over: bytes at a time, and seconds from one to the next.
 _PIECE: Final = 1 << 16
 _PAUSE: Final = 0.01
 

@@ -32,7 +32,9 @@ class Hierarchies:
             return "cgroup v1"
         if not self.legacy:
             return "cgroup v2"
-        return f"cgroup v2 {'with pids alone' if self.limits_tasks else 'without controllers'}"
+        if self.limits_tasks:
+            return "cgroup v2 with pids alone"
+        return "cgroup v2 without controllers"
 
     @property
     def limits_memory(self) -> bool:

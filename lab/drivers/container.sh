@@ -16,6 +16,8 @@ readonly FOLDER=$1 NAMESPACE=$2 CGROUPS=$3 LAYERS=$4 NICS=$5 DISKS=$6
 shift 6
 readonly REBOOT=133 # what nspawn --keep-unit says when the container rebooted
 
+limited="" # the cgroup of version 2 whose pids are handed down, if they are
+
 # A session's limits are the machine's own affair: nobody else's cgroup may count this container.
 enter_cgroups() {
   local directory
@@ -126,7 +128,6 @@ plug_nics() {
   done <<<"$NICS"
 }
 
-limited=""
 echo "$$" >"$FOLDER/pid.part"
 mv "$FOLDER/pid.part" "$FOLDER/pid"
 enter_cgroups

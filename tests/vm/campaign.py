@@ -47,7 +47,7 @@ KEPT = ROOT / ".state" / "campaign"
 # On two processors guests beside 2,000 agents in containers did not boot within ten minutes.
 ENOUGH_PROCESSORS = 4
 # No round takes as long; one that does hangs, whatever it waits for.
-_ROUND_MINUTES = 45
+_ROUND_MINUTES = 30
 # Seconds until the kernel has moved a controller: about one where nothing holds it.
 _MOVES = 15.0
 # Seconds that a fleet's end waits for its drain: 2,000 agents took 53 to 146.
@@ -307,18 +307,10 @@ def _run(shape: Shape, kept: Kept, *, seed: int, only: set[str], until: float) -
 
 
 def _end(fleet: Fleet, *, drain: bool) -> None:
-    """End a fleet, whatever interrupts it. `drain`: its agents first, at their window's pace, for
-    as long as anybody waits: Linux 6.18 can hang where thousands of processes with filters end at
-    once (docs/GOTCHAS.md)."""
+    """End a fleet, whatever interrupts it."""
     try:
-        end = time.monotonic() + (_DRAIN_S if drain else 0)
         if drain:
-            fleet.patience = _DRAIN_S
-            for each in fleet.wanted:
-                fleet.order(each, hold=True)
-            for each in fleet.wanted:
-                fleet.patience = max(1.0, end - time.monotonic())
-                fleet.until_status(each, lambda told: told["phase"] == "held", "held")
+            _drain(fleet)
     except Exception as problem:  # noqa: BLE001 - whatever it is, there is an end to be made
         _say(f"ended without a drain: {str(problem)[:200]}")
     finally:
@@ -326,6 +318,17 @@ def _end(fleet: Fleet, *, drain: bool) -> None:
         left = fleet.end()
         if left:
             _say(f"left on this machine: {', '.join(sorted(left))}")
+
+
+def _drain(fleet: Fleet) -> None:
+    """Stop a fleet's agents at their window's pace: Linux 6.18 can hang where thousands of
+    processes with filters end at once (docs/GOTCHAS.md)."""
+    end = time.monotonic() + _DRAIN_S
+    for each in fleet.wanted:
+        fleet.order(each, hold=True)
+    for each in fleet.wanted:
+        fleet.patience = max(1.0, end - time.monotonic())
+        fleet.until_status(each, lambda told: told["phase"] == "held", "held")
 
 
 def _listen(handler: Any) -> None:

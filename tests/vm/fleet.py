@@ -34,6 +34,8 @@ CLOUD = "lab-project"
 ZONE = "us-central1-a"
 PATH = f"projects/{CLOUD}/zones/{ZONE}/instances"
 DASHBOARD = 3000
+BOOT_ID = "cat /proc/sys/kernel/random/boot_id"
+STORE = "/var/lib/pilot/registry"  # on the rendezvous
 # Of each agent: port, process id, start time.
 _PROCESSES = (
     "for p in $(pgrep -x pilot-daemon); do"
@@ -41,6 +43,7 @@ _PROCESSES = (
     ' s=$(cut -d \' \' -f 22 "/proc/$p/stat"); [ -z "$a$s" ] || echo "$a $p $s";'
     " done 2>/dev/null; true"
 )
+Measured = dict[str, float | int | str]
 # Google's runner on the console, when the script has ended.
 _ENDED = re.compile(r"startup-script exit status (\d+)")
 
@@ -153,9 +156,15 @@ class Fleet:
         fingerprint = self.instance(vm)["metadata"]["fingerprint"]
         self.act(vm, "setMetadata", {"fingerprint": fingerprint, "items": _items(items)})
 
+    def declared(self, vm: str) -> dict[str, Any]:
+        """The spec of a VM."""
+        found = json.loads(self.metadata(vm)["pilot-spec"])
+        assert isinstance(found, dict)
+        return found
+
     def spec(self, vm: str, **changes: Any) -> str:
         """The spec of a VM with changes, as the metadata's text."""
-        return json.dumps(json.loads(self.metadata(vm)["pilot-spec"]) | changes)
+        return json.dumps(self.declared(vm) | changes)
 
     @contextmanager
     def beside(
@@ -233,6 +242,10 @@ class Fleet:
     def forward(self, vm: str, port: int) -> int:
         return int(self.api.do("POST", f"/lab/{PATH}/{vm}/forward", {"port": port})["port"])
 
+    def boot(self, vm: str) -> str:
+        """The kernel's id of the boot that a VM is in."""
+        return self.run(vm, BOOT_ID)
+
     def running(self, vm: str) -> int:
         """How many agents run on a VM, by its processes."""
         return int(self.run(vm, "pgrep -cx pilot-daemon || true"))
@@ -270,7 +283,7 @@ class Fleet:
 
         It may be older than this call: one that says nothing new is a minute old.
         """
-        boot = self.run(vm, "cat /proc/sys/kernel/random/boot_id")
+        boot = self.boot(vm)
         seen: dict[str, Any] = {}
 
         def fulfilled() -> bool:
@@ -281,9 +294,23 @@ class Fleet:
         self.until(fulfilled, f"{vm}: {what}", lambda: f"its status: {json.dumps(seen)}")
         return seen
 
+    def whole(self, vm: str) -> None:
+        """Wait until a VM says of itself that nothing is left to do, and all its agents run."""
+
+        def done(told: dict[str, Any]) -> bool:
+            agents = told["agents"]
+            return bool(told["phase"] == "whole" and agents["running"] == agents["wanted"])
+
+        self.until_status(vm, done, "whole")
+        self.until(
+            lambda: self.running(vm) == self.wanted[vm],
+            f"{self.wanted[vm]} agents run on {vm}",
+            lambda: f"{self.running(vm)} do",
+        )
+
     @property
     def bucket(self) -> str:
-        return str(json.loads(self.metadata(RENDEZVOUS)["pilot-spec"])["bucket"])
+        return str(self.declared(RENDEZVOUS)["bucket"])
 
     def order(self, vm: str, **fields: Any) -> None:
         """Order something of a VM, as an operator does; nothing: the order is taken back."""

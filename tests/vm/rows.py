@@ -19,28 +19,12 @@ from datetime import datetime, timedelta
 from random import Random
 from typing import Any
 
-from tests.vm.fleet import DASHBOARD, RENDEZVOUS, Fleet
+from tests.vm.fleet import BOOT_ID, DASHBOARD, RENDEZVOUS, STORE, Fleet, Measured
+from tests.vm.walls import pid_walls, pid_walls_of_a_container
 
-Measured = dict[str, float | int | str]
 RUNNER = "google_metadata_script_runner startup"
-BOOT_ID = "cat /proc/sys/kernel/random/boot_id"
 # Seconds that anybody waits for an answer of the registry's dashboard, or of an sshd that is up.
 ANSWERS = 10.0
-
-
-def whole(fleet: Fleet, vm: str) -> None:
-    """Wait until a VM says of itself that nothing is left to do, and all its agents run."""
-
-    def done(told: dict[str, Any]) -> bool:
-        agents = told["agents"]
-        return bool(told["phase"] == "whole" and agents["running"] == agents["wanted"])
-
-    fleet.until_status(vm, done, "whole")
-    fleet.until(
-        lambda: fleet.running(vm) == fleet.wanted[vm],
-        f"{fleet.wanted[vm]} agents run on {vm}",
-        lambda: f"{fleet.running(vm)} do",
-    )
 
 
 # 1. A mass stop takes network or session down
@@ -79,7 +63,7 @@ def drained_by_a_session_that_ends(fleet: Fleet, vm: str, chance: Random) -> Mea
     assert slowest < 2 * ANSWERS, f"an answer took {slowest:.1f} s"
     fleet.until_status(vm, lambda told: told["phase"] == "held", "held")
     fleet.run(vm, "pilot-node resume")
-    whole(fleet, vm)
+    fleet.whole(vm)
     fleet.all_online()
     return {
         "drained_s": round(drained, 1),
@@ -150,7 +134,7 @@ def kill_pilot_node(fleet: Fleet, vm: str, chance: Random) -> Measured:
     with never_more(fleet, vm) as looks:
         time.sleep(chance.uniform(0, 3))
         _kill(fleet, vm)
-        whole(fleet, vm)
+        fleet.whole(vm)
     assert fleet.processes(vm) == before, "agents were touched"
     fleet.order(vm, hold=True)
     fleet.until_status(vm, lambda told: told["phase"] == "held", "held")
@@ -158,7 +142,7 @@ def kill_pilot_node(fleet: Fleet, vm: str, chance: Random) -> Measured:
     with never_more(fleet, vm) as more:
         fleet.order(vm)
         at = _kill(fleet, vm, some)
-        whole(fleet, vm)
+        fleet.whole(vm)
         fleet.all_online()
     assert at < fleet.wanted[vm], "all had started before pilot-node was killed"
     assert fleet.identities() == identities, "node ids changed"
@@ -197,7 +181,7 @@ def scripts_in_parallel(fleet: Fleet, vm: str, chance: Random) -> Measured:
         ]
         said = [run.communicate(timeout=fleet.patience)[0] for run in runs]
         assert all("exit status 0" in each for each in said), said
-        whole(fleet, vm)
+        fleet.whole(vm)
     assert fleet.processes(vm) == before, "agents were touched"
     return {"looks": looks()}
 
@@ -216,7 +200,7 @@ def _reset(fleet: Fleet, vm: str, again: float | None, *, orderly: bool) -> Meas
     before = fleet.identities()
     with never_more(fleet, vm) as looks:
         if orderly:
-            boot = fleet.run(vm, BOOT_ID)
+            boot = fleet.boot(vm)
             # Once, however often it is asked for: it ends its own session.
             fleet.attempt(vm, f'[ "$({BOOT_ID})" != {boot} ] || systemctl reboot')
             fleet.until(
@@ -231,7 +215,7 @@ def _reset(fleet: Fleet, vm: str, again: float | None, *, orderly: bool) -> Meas
         moment = time.monotonic()
         fleet.heard_since(moment, vm)
         back = time.monotonic() - moment
-        whole(fleet, vm)
+        fleet.whole(vm)
     assert fleet.running(vm) == fleet.wanted[vm]
     assert fleet.identities() == before, "node ids changed"
     told: Measured = {"looks": looks(), "orderly": int(orderly), "back_s": round(back, 1)}
@@ -253,7 +237,7 @@ HOG = (
 def memory_runs_out(fleet: Fleet, vm: str, chance: Random) -> Measured:
     """A hog in the benchmarks' slice and 30 % of the agents growing: benchmarks are frozen and
     thawed, sshd and pilot-node live, the agents are back at their number."""
-    whole(fleet, vm)
+    fleet.whole(vm)
     ours = "systemctl show -P MainPID ssh.service pilot-node.service"
     before = fleet.run(vm, ours)
     fleet.run(vm, f"cat >/run/hog.py <<'END'\n{HOG}END")
@@ -296,7 +280,7 @@ def memory_runs_out(fleet: Fleet, vm: str, chance: Random) -> Measured:
             vm, "systemctl stop 'pilotbench-*.service' ballast.service; pkill -9 -u 610 python3"
         )
     fleet.until_status(vm, lambda told: told["benchmarks"] == "none", "no benchmarks")
-    whole(fleet, vm)
+    fleet.whole(vm)
     fleet.all_online()
     assert fleet.run(vm, ours) == before, "sshd or pilot-node was ended"
     now = fleet.processes(vm)
@@ -313,7 +297,6 @@ def memory_runs_out(fleet: Fleet, vm: str, chance: Random) -> Measured:
 # 4. The registry file is lost
 
 SAVE = f"curl -fsS -X POST http://127.0.0.1:{DASHBOARD}/api/snapshot >/dev/null"
-STORE = "/var/lib/pilot/registry"
 # MiB: so large that most of the time is spent in writing it. 9,500 agents have 45.
 LARGE = 16
 
@@ -467,7 +450,7 @@ def sockets_run_out(fleet: Fleet, vm: str, chance: Random) -> Measured:
     finally:
         fleet.attempt(vm, "systemctl stop flood.service; rm -f /etc/resolv.conf /run/flood.json")
         fleet.attempt(RENDEZVOUS, "systemctl stop names.service")
-    whole(fleet, vm)
+    fleet.whole(vm)
     fleet.all_online()
     return {
         "bound": SOCKETS,
@@ -500,7 +483,7 @@ def registry_starts_empty(fleet: Fleet, vm: str, chance: Random) -> Measured:
     back = time.monotonic() - start
     assert {owner: agent.key for owner, agent in fleet.agents().items()} == known
     for each in fleet.wanted:
-        whole(fleet, each)
+        fleet.whole(each)
     after = {each: fleet.processes(each) for each in fleet.wanted}
     restarted = sum(
         after[each][port] != process
@@ -537,8 +520,8 @@ def growing(accepted: str) -> bytes:
 def bad_release(fleet: Fleet, vm: str, chance: Random, kind: str) -> Measured:
     """A release that exits, hangs or grows: at most a batch is affected, all go back to the old
     one, and it stays rejected over a reboot."""
-    whole(fleet, vm)
-    before = json.loads(fleet.metadata(vm)["pilot-spec"])
+    fleet.whole(vm)
+    before = fleet.declared(vm)
     good = before["release"]["daemon"]["sha256"]
     batch = before["roll"]["batch"]
     mark = f"# {chance.randrange(1 << 60)}\n".encode()  # each is one that no VM has rejected yet
@@ -592,7 +575,7 @@ def bad_release(fleet: Fleet, vm: str, chance: Random, kind: str) -> Measured:
         assert totals["starts"] - totals["failures"] == fleet.wanted[vm], totals
     finally:
         fleet.change_spec(vm, release=before["release"], roll=before["roll"])
-    whole(fleet, vm)
+    fleet.whole(vm)
     fleet.all_online()
     reason = str(told["roll"]["reason"])
     return {
@@ -683,7 +666,7 @@ def new_keys_limited(fleet: Fleet, vm: str, chance: Random) -> Measured:
         _all_released(fleet)
         fleet.order(RENDEZVOUS)
     for each in fleet.wanted:
-        whole(fleet, each)
+        fleet.whole(each)
     # The first ten are taken at once.
     least = (max(fleet.wanted.values()) / A_MINUTE - 1) * 60
     assert took > least * 0.9, f"{total} new keys in {took:.0f} s: the limit was none"
@@ -694,7 +677,7 @@ def _most_open(fleet: Fleet) -> int:
     """The most registrations that were open at once, in all; no VM had more than its window."""
     seen = fleet.knobs()["registrations"]
     for each in fleet.wanted:
-        window = json.loads(fleet.metadata(each)["pilot-spec"])["window"]
+        window = fleet.declared(each)["window"]
         address = fleet.instance(each)["networkInterfaces"][0]["networkIP"]
         open_here = seen["peak_by_source"].get(address, 0)
         assert 0 < open_here <= window, f"{each}: {open_here} open at once, its window is {window}"
@@ -711,161 +694,6 @@ def _all_held(fleet: Fleet) -> None:
 def _all_released(fleet: Fleet) -> None:
     for each in fleet.wanted:
         fleet.order(each)
-
-
-# The PID walls
-
-# Eight tasks each at least, as Go makes them on eight processors (on two it makes seven): more than
-# 15 % of what a kernel with 1 GiB allows, 1,138 to 1,152. Each costs an emulated processor seconds.
-CROWD = 146
-# Their memory has to fit beside, so the control has its huge pages as our VMs have them: with
-# Debian's own setting 150 agents fill a GiB, and no limit of tasks is reached.
-CROWDED = {"GOGC": "25", "GOMAXPROCS": "8"}
-GUEST_1_GIB = "e2-custom-2-1024"
-BY_HAND = "by-hand"
-# An agent that is there is made to stand still, by hand and in a unit alike: its tasks count as
-# before, and so many that ran would keep an emulated processor busy for longer than anybody waits.
-# In a unit by its cgroup, which pilot-node does not notice; a SIGSTOP it does.
-FREEZE = (
-    "cd /sys/fs/cgroup/pilot.slice; while sleep 1; do for s in /run/pilot/agents/*.sock; do"
-    ' p=${s##*/}; f="pilot-agent@${p%.sock}.service/cgroup.freeze";'
-    ' [ -e "$f" ] && echo 1 >"$f"; done; done'
-)
-
-
-def pid_walls(fleet: Fleet, vm: str, chance: Random) -> Measured:
-    """The control: agents spawned by a VM's own startup script with nohup, as upstream's were, hit
-    the limit of that unit's tasks. The same number under our units hits none."""
-    spec = json.loads(fleet.metadata(vm)["pilot-spec"])
-    with _by_hand(fleet, vm, CROWD, GUEST_1_GIB, CROWDED) as control:
-        _cut_off(fleet, BY_HAND)
-    items = fleet.metadata(vm)
-    crowd = {
-        "name": "crowd",
-        "agents": CROWD,
-        # A few at a time: two emulated processors start no more before they are too late.
-        "window": 4,
-        "environment": spec["environment"] | CROWDED,
-        "memory": spec["memory"] | {"reserveMb": 192},
-    }
-    items["pilot-spec"] = json.dumps(spec | crowd)
-    with fleet.beside(vm, "crowd", items, GUEST_1_GIB):
-        fleet.run("crowd", f"systemd-run --quiet --unit=freeze sh -c {shlex.quote(FREEZE)}")
-        for count in range(10, CROWD, 10):
-            fleet.until_status(
-                "crowd",
-                lambda told, count=count: told["agents"]["running"] >= count,  # type: ignore[misc]
-                f"{count} agents run",
-            )
-        fleet.until_status("crowd", lambda told: told["phase"] == "whole", "whole")
-        ours = _none_hit(fleet, "crowd", CROWD, control)
-        _cut_off(fleet, "crowd")
-    _forgotten(fleet, chance)
-    return control | ours
-
-
-def pid_walls_of_a_container(fleet: Fleet, vm: str, chance: Random) -> Measured:
-    """The same where thousands fit: the VM's own agents are the ones under our units."""
-    whole(fleet, vm)
-    wanted = fleet.wanted[vm]
-    environment = json.loads(fleet.metadata(vm)["pilot-spec"])["environment"]
-    with _by_hand(fleet, vm, wanted, fleet.machine, environment) as control:
-        fleet.run(BY_HAND, "pkill -KILL -x pilot-daemon || true")
-    ours = _none_hit(fleet, vm, wanted, control)
-    _forgotten(fleet, chance)
-    whole(fleet, vm)
-    return control | ours
-
-
-@contextmanager
-def _by_hand(
-    fleet: Fleet, vm: str, count: int, machine: str, environment: dict[str, str]
-) -> Iterator[Measured]:
-    """A VM beside `vm` whose script spawns `count` agents, until it has ended; it has to hit."""
-    spec = json.loads(fleet.metadata(vm)["pilot-spec"])
-    items = fleet.metadata(vm)
-    items["pilot-spec"] = json.dumps(spec | {"name": BY_HAND})
-    items["startup-script"] = SPAWN.format(
-        bucket=spec["bucket"],
-        storage=spec["endpoints"]["storage"],
-        object=spec["release"]["daemon"]["object"].replace("/", "%2F"),
-        count=count,
-        environment=" ".join(f"{name}={shlex.quote(v)}" for name, v in environment.items()),
-        registry=spec["registry"],
-        beacon=spec["beacon"],
-    )
-    unit = "google-startup-scripts.service"
-    with fleet.beside(vm, BY_HAND, items, machine):
-        # At the limit the script cannot even begin another process: it ends, its agents do not.
-        while not fleet.ended(BY_HAND):
-            spawned = fleet.console(BY_HAND).count("spawned")
-            fleet.until(
-                lambda spawned=spawned: (  # type: ignore[misc]
-                    bool(fleet.ended(BY_HAND)) or fleet.console(BY_HAND).count("spawned") > spawned
-                ),
-                f"the script ends, or more than {spawned * 10} agents",
-            )
-        most = int(fleet.run(BY_HAND, f"systemctl show -P TasksMax {unit}"))
-        events = f"/sys/fs/cgroup/system.slice/{unit}/pids.events"
-        hits = int(fleet.run(BY_HAND, f"sed -n 's/^max //p' {events}"))
-        spawned = fleet.running(BY_HAND)
-        errors = fleet.run(BY_HAND, "tail -n 3 /srv/errors")
-        assert hits > 0, f"{spawned} agents did not hit the control's limit of {most}: {errors}"
-        yield {"control_tasks_max": most, "control_spawned": spawned, "control_hits": hits}
-
-
-def _none_hit(fleet: Fleet, vm: str, count: int, control: Measured) -> Measured:
-    """So many agents under our units have more tasks than the control's limit, and no wall."""
-    told = fleet.status(vm)
-    assert told is not None
-    assert fleet.running(vm) == count
-    tasks = int(fleet.run(vm, "cat /sys/fs/cgroup/pilot.slice/pids.current"))
-    most = fleet.run(vm, "cat /sys/fs/cgroup/pilot.slice/pids.max")
-    # A start that an emulated processor was too slow for is no wall, and was made again.
-    signs = "'\\[hit |\\[no wall is full|temporarily unavailable'"
-    walls = fleet.run(vm, f"journalctl -u pilot-node -o cat | grep -E {signs} || true")
-    assert most == "max"
-    limit = int(control["control_tasks_max"])
-    assert tasks > limit, f"{tasks} tasks are no more than the control's limit of {limit}"
-    assert walls == ""
-    return {"agents": count, "our_tasks": tasks, "our_failed_starts": told["totals"]["failures"]}
-
-
-def _forgotten(fleet: Fleet, chance: Random) -> None:
-    """Have the registry forget who is gone: it would count them for half an hour."""
-    fleet.order(RENDEZVOUS, restart=f"walls-{chance.randrange(1 << 30)}", clean=True)
-    fleet.all_online()
-    fleet.order(RENDEZVOUS)
-
-
-def _cut_off(fleet: Fleet, vm: str) -> None:
-    """End a VM at once: what stands still hears no SIGTERM, and would be waited for."""
-    fleet.run(vm, "(sleep 1; echo o >/proc/sysrq-trigger) >/dev/null 2>&1 &")
-
-
-# One after the other; each stopped when its socket is there.
-SPAWN = """#!/bin/bash
-cd /srv || exit
-echo madvise >/sys/kernel/mm/transparent_hugepage/enabled
-export HOME {environment}
-# Waiting without a process of its own for it.
-exec 9<> <(:)
-curl -sS -H 'Authorization: Bearer x' '{storage}/storage/v1/b/{bucket}/o/{object}?alt=media' \\
-  -o pilot-daemon && chmod +x pilot-daemon
-mkdir -p a/{{1..{count}}}
-for i in $(seq {count}); do
-  HOME=/srv/a/$i nohup /srv/pilot-daemon -registry {registry} -beacon {beacon} \\
-    -listen ":$((20000 + i))" -socket "/srv/a/$i/s" -identity "/srv/a/$i/id.json" \\
-    -email "by-hand-$i@by-hand.invalid" -telemetry-url '' -motd-feed-url '' -no-skillinject \\
-    >/dev/null 2>>/srv/errors &
-  until [ -S "a/$i/s" ]; do
-    kill -0 $! 2>/dev/null || break 2
-    read -rt 0.1 -u 9
-  done
-  kill -STOP $!
-  if ((i % 10 == 0)); then echo spawned; fi
-done
-"""
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,7 @@ import pytest
 from lab import maintenance
 from tests.monitoring.names import metric_names
 from tests.vm.conftest import Boot
-from tests.vm.fleet import CLOUD, RENDEZVOUS, ZONE, Fleet, said
-from tests.vm.rows import STORE
+from tests.vm.fleet import CLOUD, RENDEZVOUS, STORE, ZONE, Fleet, said
 
 with warnings.catch_warnings():
     # On import it announces when it will drop this Python, which is Debian 12's.
@@ -70,7 +69,7 @@ def test_all_are_online_and_live_in_their_slice(fleet: Fleet) -> None:
 
 def test_a_reset_brings_back_the_same_agents(fleet: Fleet) -> None:
     before, runs = fleet.identities(), fleet.console("swarm-1").count(DONE)
-    boots = {fleet.run("swarm-1", "cat /proc/sys/kernel/random/boot_id")}
+    boots = {fleet.boot("swarm-1")}
     for again in (1, 2):
         fleet.act("swarm-1", "reset")
         moment = time.monotonic()
@@ -258,7 +257,7 @@ def test_the_cloud_is_what_the_program_says(fleet: Fleet) -> None:
     for name, each in listed.items():
         assert each.status == "RUNNING"
         assert {item.key: item.value for item in each.metadata.items} == fleet.metadata(name)
-        assert json.loads(fleet.metadata(name)["pilot-spec"])["name"] == name
+        assert fleet.declared(name)["name"] == name
 
 
 def test_agents_are_asked_for_their_connections(fleet: Fleet) -> None:
@@ -283,7 +282,7 @@ def test_every_metric_that_monitoring_names_is_served(fleet: Fleet) -> None:
 
 def test_a_change_of_agents_and_of_the_environment_is_live(fleet: Fleet) -> None:
     vm, numbers = "swarm-2", WANTED
-    boot = fleet.run(vm, "cat /proc/sys/kernel/random/boot_id")
+    boot = fleet.boot(vm)
 
     def change(agents: int, environment: dict[str, str]) -> None:
         fleet.update(numbers | {vm: agents}, environment)
@@ -303,7 +302,7 @@ def test_a_change_of_agents_and_of_the_environment_is_live(fleet: Fleet) -> None
     others = fleet.identities()
     change(40, {"GOGC": "60"})
     assert fleet.identities() == others
-    assert fleet.run(vm, "cat /proc/sys/kernel/random/boot_id") == boot
+    assert fleet.boot(vm) == boot
 
 
 def test_another_pilot_node_by_pulumi_up_touches_no_agent(fleet: Fleet) -> None:
@@ -312,7 +311,7 @@ def test_another_pilot_node_by_pulumi_up_touches_no_agent(fleet: Fleet) -> None:
     def kept() -> dict[str, Any]:
         running = {vm: fleet.processes(vm) for vm in fleet.wanted}
         rendezvous = fleet.run(RENDEZVOUS, "systemctl show -P MainPID pilot-rendezvous.service")
-        boots = {vm: fleet.run(vm, "cat /proc/sys/kernel/random/boot_id") for vm in vms}
+        boots = {vm: fleet.boot(vm) for vm in vms}
         return {"agents": running, "rendezvous": rendezvous, "boots": boots}
 
     before = kept()

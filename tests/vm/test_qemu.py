@@ -106,10 +106,10 @@ def test_a_login_has_no_task_limit(fleet: Fleet) -> None:
 def test_a_power_cut_brings_back_the_same_agents(fleet: Fleet) -> None:
     before = fleet.identities()
     assert len(before) == AGENTS
-    boot = fleet.run(VM, "cat /proc/sys/kernel/random/boot_id")
+    boot = fleet.boot(VM)
     fleet.act(VM, "reset")  # kill -9 of its process, and a new one
     fleet.heard_since(time.monotonic(), VM)
-    assert fleet.run(VM, "cat /proc/sys/kernel/random/boot_id") != boot
+    assert fleet.boot(VM) != boot
     assert fleet.running(VM) == AGENTS
     assert fleet.identities() == before
     assert fleet.stats() == (AGENTS, AGENTS)

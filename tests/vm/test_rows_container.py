@@ -10,7 +10,7 @@ import pytest
 
 from tests.vm.conftest import Boot
 from tests.vm.fleet import Fleet
-from tests.vm.rows import CONTAINER, Row, whole
+from tests.vm.rows import CONTAINER, Row
 
 pytestmark = pytest.mark.engine
 
@@ -31,6 +31,6 @@ def test_it_does_not_happen(fleet: Fleet, row: Row) -> None:
     if fleet.wanted != wanted:
         fleet.update(wanted, {})
         for vm in VMS:
-            whole(fleet, vm)
+            fleet.whole(vm)
     for _ in range(row.short):
         print(row.name, row.round(fleet, "swarm-1", chance))

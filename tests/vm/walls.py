@@ -1,0 +1,165 @@
+"""The PID walls, as rounds on booted VMs: agents by hand hit a limit of tasks, ours hit none."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from random import Random
+
+from tests.vm.fleet import RENDEZVOUS, Fleet, Measured
+
+# Eight tasks each at least, as Go makes them on eight processors (on two it makes seven): more than
+# 15 % of what a kernel with 1 GiB allows, 1,138 to 1,152. Each costs an emulated processor seconds.
+CROWD = 146
+# Their memory has to fit beside, so the control has its huge pages as our VMs have them: with
+# Debian's own setting 150 agents fill a GiB, and no limit of tasks is reached.
+CROWDED = {"GOGC": "25", "GOMAXPROCS": "8"}
+GUEST_1_GIB = "e2-custom-2-1024"
+BY_HAND = "by-hand"
+# An agent that is there is made to stand still, by hand and in a unit alike: its tasks count as
+# before, and so many that ran would keep an emulated processor busy for longer than anybody waits.
+# In a unit by its cgroup, which pilot-node does not notice; a SIGSTOP it does.
+FREEZE = (
+    "cd /sys/fs/cgroup/pilot.slice; while sleep 1; do for s in /run/pilot/agents/*.sock; do"
+    ' p=${s##*/}; f="pilot-agent@${p%.sock}.service/cgroup.freeze";'
+    ' [ -e "$f" ] && echo 1 >"$f"; done; done'
+)
+
+
+def pid_walls(fleet: Fleet, vm: str, chance: Random) -> Measured:
+    """The control: agents spawned by a VM's own startup script with nohup, as upstream's were, hit
+    the limit of that unit's tasks. The same number under our units hits none."""
+    spec = fleet.declared(vm)
+    with _by_hand(fleet, vm, CROWD, GUEST_1_GIB, CROWDED) as control:
+        _cut_off(fleet, BY_HAND)
+    items = fleet.metadata(vm)
+    crowd = {
+        "name": "crowd",
+        "agents": CROWD,
+        # A few at a time: two emulated processors start no more before they are too late.
+        "window": 4,
+        "environment": spec["environment"] | CROWDED,
+        "memory": spec["memory"] | {"reserveMb": 192},
+    }
+    items["pilot-spec"] = json.dumps(spec | crowd)
+    with fleet.beside(vm, "crowd", items, GUEST_1_GIB):
+        fleet.run("crowd", f"systemd-run --quiet --unit=freeze sh -c {shlex.quote(FREEZE)}")
+        for count in range(10, CROWD, 10):
+            fleet.until_status(
+                "crowd",
+                lambda told, count=count: told["agents"]["running"] >= count,  # type: ignore[misc]
+                f"{count} agents run",
+            )
+        fleet.until_status("crowd", lambda told: told["phase"] == "whole", "whole")
+        ours = _none_hit(fleet, "crowd", CROWD, control)
+        _cut_off(fleet, "crowd")
+    _forgotten(fleet, chance)
+    return control | ours
+
+
+def pid_walls_of_a_container(fleet: Fleet, vm: str, chance: Random) -> Measured:
+    """The same where thousands fit: the VM's own agents are the ones under our units."""
+    fleet.whole(vm)
+    wanted = fleet.wanted[vm]
+    environment = fleet.declared(vm)["environment"]
+    with _by_hand(fleet, vm, wanted, fleet.machine, environment) as control:
+        fleet.run(BY_HAND, "pkill -KILL -x pilot-daemon || true")
+    ours = _none_hit(fleet, vm, wanted, control)
+    _forgotten(fleet, chance)
+    fleet.whole(vm)
+    return control | ours
+
+
+@contextmanager
+def _by_hand(
+    fleet: Fleet, vm: str, count: int, machine: str, environment: dict[str, str]
+) -> Iterator[Measured]:
+    """A VM beside `vm` whose script spawns `count` agents, until it has ended; it has to hit."""
+    spec = fleet.declared(vm)
+    items = fleet.metadata(vm)
+    items["pilot-spec"] = json.dumps(spec | {"name": BY_HAND})
+    items["startup-script"] = SPAWN.format(
+        bucket=spec["bucket"],
+        storage=spec["endpoints"]["storage"],
+        object=spec["release"]["daemon"]["object"].replace("/", "%2F"),
+        count=count,
+        environment="\n".join(
+            f"export {name}={shlex.quote(value)}" for name, value in environment.items()
+        ),
+        registry=spec["registry"],
+        beacon=spec["beacon"],
+    )
+    unit = "google-startup-scripts.service"
+    with fleet.beside(vm, BY_HAND, items, machine):
+        # At the limit the script cannot even begin another process: it ends, its agents do not.
+        while not fleet.ended(BY_HAND):
+            spawned = fleet.console(BY_HAND).count("spawned")
+            fleet.until(
+                lambda spawned=spawned: (  # type: ignore[misc]
+                    bool(fleet.ended(BY_HAND)) or fleet.console(BY_HAND).count("spawned") > spawned
+                ),
+                f"the script ends, or more than {spawned * 10} agents",
+            )
+        most = int(fleet.run(BY_HAND, f"systemctl show -P TasksMax {unit}"))
+        events = f"/sys/fs/cgroup/system.slice/{unit}/pids.events"
+        hits = int(fleet.run(BY_HAND, f"sed -n 's/^max //p' {events}"))
+        spawned = fleet.running(BY_HAND)
+        errors = fleet.run(BY_HAND, "tail -n 3 /srv/errors")
+        assert hits > 0, f"{spawned} agents did not hit the control's limit of {most}: {errors}"
+        yield {"control_tasks_max": most, "control_spawned": spawned, "control_hits": hits}
+
+
+def _none_hit(fleet: Fleet, vm: str, count: int, control: Measured) -> Measured:
+    """So many agents under our units have more tasks than the control's limit, and no wall."""
+    told = fleet.status(vm)
+    assert told is not None
+    assert fleet.running(vm) == count
+    tasks = int(fleet.run(vm, "cat /sys/fs/cgroup/pilot.slice/pids.current"))
+    most = fleet.run(vm, "cat /sys/fs/cgroup/pilot.slice/pids.max")
+    # A start that an emulated processor was too slow for is no wall, and was made again.
+    signs = "'\\[hit |\\[no wall is full|temporarily unavailable'"
+    walls = fleet.run(vm, f"journalctl -u pilot-node -o cat | grep -E {signs} || true")
+    assert most == "max"
+    limit = int(control["control_tasks_max"])
+    assert tasks > limit, f"{tasks} tasks are no more than the control's limit of {limit}"
+    assert walls == ""
+    return {"agents": count, "our_tasks": tasks, "our_failed_starts": told["totals"]["failures"]}
+
+
+def _forgotten(fleet: Fleet, chance: Random) -> None:
+    """Have the registry forget who is gone: it would count them for half an hour."""
+    fleet.order(RENDEZVOUS, restart=f"walls-{chance.randrange(1 << 30)}", clean=True)
+    fleet.all_online()
+    fleet.order(RENDEZVOUS)
+
+
+def _cut_off(fleet: Fleet, vm: str) -> None:
+    """End a VM at once: what stands still hears no SIGTERM, and would be waited for."""
+    fleet.run(vm, "(sleep 1; echo o >/proc/sysrq-trigger) >/dev/null 2>&1 &")
+
+
+# One after the other; each stopped when its socket is there.
+SPAWN = """#!/bin/bash
+cd /srv || exit
+echo madvise >/sys/kernel/mm/transparent_hugepage/enabled
+{environment}
+# Waiting without a process of its own for it.
+exec 9<> <(:)
+curl -sS -H 'Authorization: Bearer x' '{storage}/storage/v1/b/{bucket}/o/{object}?alt=media' \\
+  -o pilot-daemon && chmod +x pilot-daemon
+mkdir -p a/{{1..{count}}}
+for i in $(seq {count}); do
+  HOME=/srv/a/$i nohup /srv/pilot-daemon -registry {registry} -beacon {beacon} \\
+    -listen ":$((20000 + i))" -socket "/srv/a/$i/s" -identity "/srv/a/$i/id.json" \\
+    -email "by-hand-$i@by-hand.invalid" -telemetry-url '' -motd-feed-url '' -no-skillinject \\
+    >/dev/null 2>>/srv/errors &
+  until [ -S "a/$i/s" ]; do
+    kill -0 $! 2>/dev/null || break 2
+    read -rt 0.1 -u 9
+  done
+  kill -STOP $!
+  if ((i % 10 == 0)); then echo spawned; fi
+done
+"""
