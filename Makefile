@@ -9,7 +9,10 @@ TOOLCHAIN := toolchain/python toolchain/toolchain.py
 BIN := .venv/bin
 # How many of how many, so that one who waits sees it go on.
 # By file: a fleet of booted VMs is made once for a file (docs/GOTCHAS.md: groups are not kept).
-PYTEST = $(BIN)/python -m pytest -n auto --dist loadfile -o console_output_style=count
+# In the order that tests/conftest.py gives them: by itself pytest-xdist begins with the files of
+# the most tests, and those of the few that boot guests are left for the end.
+PYTEST = $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder \
+	-o console_output_style=count
 
 .DEFAULT_GOAL := help
 .PHONY: help preview up lab lab-status lab-down test check bench campaign venv toolchain artifacts requirements clean _dev _lint
