@@ -26,6 +26,10 @@ CHOSEN_BY_THE_USER = (
     "GCLOUD_KEYFILE_JSON",
     "GOOGLE_OAUTH_ACCESS_TOKEN",
     "GOOGLE_APPLICATION_CREDENTIALS",
+    # What `make test` was given is for pytest.
+    "ARGS",
+    "STACK",
+    "MAKEFLAGS",
 )
 
 

@@ -1,10 +1,11 @@
 """What a driver needs of this machine: programs, their packages, and its kernel."""
 
+import fcntl
 import os
 import shutil
 import subprocess
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +29,8 @@ _DRIVERS: Final[dict[str, dict[str, str]]] = {
         "bash": "bash",
     },
 }
+_TURN: Final = Path("/run/pilot-fleet-packages.lock")
+_LOCKED_S: Final = 300
 _PLACES: Final = ("/usr/local/sbin", "/usr/sbin", "/sbin")  # not on everybody's PATH
 
 # A kernel runs so many deferred works on a processor at a time (WQ_DFL_ACTIVE is 1024), and what
@@ -71,10 +74,19 @@ def missing_packages(driver: str, *, root: bool) -> list[str]:
 def ensure_packages(driver: str) -> list[str]:
     """Install what the driver needs, as root; return what was installed.
 
-    MachineError with the line to type where this is not root, or apt fails.
+    Processes that come at the same time do it one after the other: apt refuses who finds its lists
+    locked. MachineError with the line to type where this is not root, or apt fails.
     """
     root = os.geteuid() == 0
-    missing = missing_packages(driver, root=root)
+    if not missing_packages(driver, root=root):
+        return []
+    with ExitStack() as turn:
+        if root:
+            fcntl.flock(turn.enter_context(_TURN.open("w")), fcntl.LOCK_EX)
+        return _install(driver, missing_packages(driver, root=root), root=root)
+
+
+def _install(driver: str, missing: list[str], *, root: bool) -> list[str]:
     if not missing:
         return []
     install = ["apt-get", "install", "--yes", "--no-install-recommends", *missing]
@@ -83,6 +95,8 @@ def ensure_packages(driver: str) -> list[str]:
         message = f"the {driver} driver needs packages; as root, type: {line}"
         raise MachineError(message)
     environ = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    # Who else may have apt's lock is waited for: a new machine upgrades itself.
+    install[1:1] = ["-o", f"DPkg::Lock::Timeout={_LOCKED_S}"]
     for command in (["apt-get", "update", "--quiet"], install):
         try:
             subprocess.run(command, env=environ, check=True, capture_output=True, text=True)

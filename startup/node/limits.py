@@ -45,8 +45,8 @@ def sysctls(machine: Machine, spec: SwarmSpec | RendezvousSpec) -> dict[str, str
     """Every kernel number, by its sysctl name, in the order in which they are written.
 
     `kernel.pid_max`, `fs.file-max` and `net.core.*` (bytes) are upstream's. `kernel.threads-max`
-    (tasks), `net.ipv4.udp_mem` (pages) and the port ranges are derived, `kernel.shm_rmid_forced` is
-    ours.
+    (tasks), `net.ipv4.udp_mem` (pages) and the port ranges are derived. Those of System V's shared
+    memory, semaphores and queues are ours.
     """
     numbers = {
         "kernel.pid_max": "4194304",
@@ -58,6 +58,10 @@ def sysctls(machine: Machine, spec: SwarmSpec | RendezvousSpec) -> dict[str, str
         "net.core.wmem_default": "1048576",
         # System V shared memory goes with the last process that has it: agents leave none behind.
         "kernel.shm_rmid_forced": "1",
+        # Semaphores and queues stay when who made them has ended. The kernel's own limits are a
+        # billion semaphores of 64 bytes, and 32,000 queues of 16 KiB; these are 256 and 512 KiB.
+        "kernel.sem": "250 4096 100 128",
+        "kernel.msgmni": "32",
         "net.ipv4.udp_mem": " ".join(map(str, udp_mem(machine))),
     }
     if isinstance(spec, SwarmSpec):

@@ -15,9 +15,10 @@ from lab.drivers import processes
 from tests.lab.fake_drivers import PATIENCE
 
 HARNESS = """\
-import fcntl, sys
+import fcntl, signal, sys
 from demo import __main__ as demo
 from demo import sessions
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup make test` has it ignored
 lock = open(sys.argv[1], "a+")
 fcntl.flock(lock, fcntl.LOCK_EX)
 demo.up = lambda: sessions.run([sys.executable, *sys.argv[2:]], holding=lock)

@@ -26,6 +26,8 @@ PROC = {
     "sys/net/core/rmem_default": "212992\n",
     "sys/net/core/wmem_default": "212992\n",
     "sys/kernel/shm_rmid_forced": "0\n",
+    "sys/kernel/sem": "32000\t1024000000\t500\t32000\n",
+    "sys/kernel/msgmni": "32000\n",
     "sys/net/ipv4/udp_mem": "15483\t20644\t30966\n",
     "sys/net/ipv4/ip_local_reserved_ports": "\n",
     "sys/net/ipv4/ip_local_port_range": "32768\t60999\n",

@@ -51,6 +51,8 @@ def test_the_table_of_design() -> None:
         "net.core.rmem_default": "1048576",
         "net.core.wmem_default": "1048576",
         "kernel.shm_rmid_forced": "1",
+        "kernel.sem": "250 4096 100 128",
+        "kernel.msgmni": "32",
         # 32 GiB are 8,388,608 pages.
         "net.ipv4.udp_mem": "524288 1048576 1572864",
         "net.ipv4.ip_local_reserved_ports": "10001-11875",

@@ -39,6 +39,8 @@ def test_the_kernels_numbers_are_the_designs(fleet: Fleet) -> None:
         "net.core.rmem_default": "1048576",
         "net.core.wmem_default": "1048576",
         "kernel.shm_rmid_forced": "1",
+        "kernel.sem": "250 4096 100 128",
+        "kernel.msgmni": "32",
         # A sixteenth, an eighth and three sixteenths of RAM, in pages.
         "net.ipv4.udp_mem": f"{pages // 16} {pages // 8} {pages * 3 // 16}",
         "net.ipv4.ip_local_reserved_ports": f"10001-{10064 + AGENTS}",

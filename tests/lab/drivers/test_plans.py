@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -549,3 +550,30 @@ def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for name in ("qemu-system-x86_64", "qemu-img"):
         (tmp_path / name).symlink_to("/bin/true")
     assert host.ensure_packages("qemu") == []
+
+
+APT = """#!/bin/sh
+[ "$1" = update ] || shift 2
+mkdir "$HERE/locked" || { echo "E: Could not get lock" >&2; exit 100; }
+sleep 0.3
+[ "$1" = update ] || for each in qemu-system-x86_64 qemu-img; do ln -s /bin/true "$HERE/$each"; done
+rmdir "$HERE/locked"
+"""
+
+
+def test_packages_are_installed_by_one_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, "_PLACES", ())
+    monkeypatch.setattr(host, "_TURN", tmp_path / "turn")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(host, "_IMAGE", {})
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("HERE", str(tmp_path))
+    for name in ("sh", "sleep", "ln", "mkdir", "rmdir"):
+        (tmp_path / name).symlink_to(f"/bin/{name}")
+    (tmp_path / "apt-get").write_text(APT)
+    (tmp_path / "apt-get").chmod(0o755)
+    with ThreadPoolExecutor() as pool:
+        installed = [*pool.map(host.ensure_packages, ["qemu"] * 3)]
+    assert sorted(installed) == [[], [], ["qemu-system-x86", "qemu-utils"]]
