@@ -13,6 +13,7 @@ import os
 import secrets
 import signal
 import stat
+import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -46,6 +47,10 @@ _TOLD = 0.8
 _DEAF = 5.0
 # Seconds between two looks at all of them: of 5,000 one takes 0.1 s of the processor.
 _LISTED = 1.0
+# Share of the inodes beside the agents' sockets that is free until they are swept, and the seconds
+# that it may take: 36,864 entries take less than one.
+_FREE = 0.1
+_SWEEP_S = 20.0
 # Looks in which each agent's process is looked at once: of 5,000, 34 in one look, two files each.
 TURNS = 150
 # Agents that have died of which systemd is asked why in one look: it is one call for each.
@@ -191,6 +196,7 @@ class Keeper:
             if now - self._cut >= CUT:
                 self._cut = now
                 self._cut_logs()
+                self._sweep()
             running = self._running()
             self._stopped = self._find_stopped(running)
             sockets = self._sockets() - self._stopped
@@ -295,6 +301,32 @@ class Keeper:
         except IsADirectoryError:
             # Another agent's joke, and it can be deep: out of the way in one step.
             path.rename(path.with_name(f"{path.name}.{secrets.token_hex(8)}"))
+
+    def _sweep(self) -> None:
+        """Where the directory of the sockets is nearly full, remove what is none of a port's. An
+        agent can fill it, and what it leaves would keep every other from its socket."""
+        room = os.statvfs(self.place.sockets)
+        if room.f_favail >= room.f_files * _FREE:
+            return
+        kept = {f"{port}.sock" for port in {*self.goal.variants, *self._running()}}
+        with os.scandir(self.place.sockets) as entries:
+            names = [entry.name for entry in entries if entry.name not in kept]
+        if not names:
+            return
+        said = f"{self.place.sockets} is full: {len(names)} entries that are no agent's removed"
+        # It may be a tree deeper than Python goes.
+        try:
+            subprocess.run(
+                ["xargs", "-0", "rm", "-rf", "--one-file-system", "--"],
+                input=b"\0".join(b"./" + os.fsencode(name) for name in names),
+                cwd=self.place.sockets,
+                capture_output=True,
+                timeout=_SWEEP_S,
+                check=True,
+            )
+        except subprocess.SubprocessError as error:
+            said += f", not all ({error})"
+        self.say(said)
 
     def _home(self, port: int) -> None:
         # Durable without our doing: the daemon fsyncs its identity and then the home itself before

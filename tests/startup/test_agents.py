@@ -11,6 +11,7 @@ import stat
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -228,6 +229,38 @@ def a_file(path: Path) -> None:
 
 def a_link(path: Path) -> None:
     path.symlink_to("/dev/log")
+
+
+def test_a_full_directory_of_sockets_is_swept(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An agent can use up its inodes, and what it leaves would keep others from a socket."""
+    world.until(lambda: len(world.keeper.view().ready) == 40)
+    kept = sorted(path.name for path in world.place.sockets.iterdir())
+    outside = world.place.at("/outside")
+    a_directory(outside)
+    # Deeper than Python's own rmtree goes.
+    folder = os.open(world.place.sockets, os.O_RDONLY)
+    for _ in range(1100):
+        os.mkdir("deep", dir_fd=folder)
+        below = os.open("deep", os.O_RDONLY, dir_fd=folder)
+        os.close(folder)
+        folder = below
+    os.close(folder)
+    (world.place.sockets / "-r").touch()
+    (world.place.sockets / "a\nb").touch()
+    (world.place.sockets / "10999.sock").touch()
+    (world.place.sockets / "link").symlink_to(outside)
+    room = SimpleNamespace(f_files=1000, f_favail=100)
+    monkeypatch.setattr(os, "statvfs", lambda _: room)
+    world.until(lambda: world.now > 100)
+    assert len(list(world.place.sockets.iterdir())) == 40 + 5
+    room.f_favail = 99
+    world.until(lambda: world.now > 200)
+    assert sorted(path.name for path in world.place.sockets.iterdir()) == kept
+    assert (outside / "kept").is_dir()
+    said = [line for line in world.said if "is full" in line]
+    assert said == [f"{world.place.sockets} is full: 5 entries that are no agent's removed"]
 
 
 @pytest.mark.parametrize("plant", [a_directory, a_file, a_link])

@@ -24,6 +24,8 @@ SOCKETS = (
     "systemd/journal/dev-log",
     "systemd/notify",
     "systemd/private",
+    "systemd/io.system.ManagedOOM",
+    "systemd/io.systemd.ManagedOOM",
     "dbus/system_bus_socket",
 )
 TRY = """
@@ -88,8 +90,8 @@ def test_closed_to_agents_and_to_nobody_else(place: Place) -> None:
         assert done.stderr == ""
         return done.stdout.split()
 
-    assert seen(UID) == ["False"] * 7 + ["True", "False"] * 2
-    assert seen(UID + 1) == ["True"] * 11
+    assert seen(UID) == ["False"] * (len(SOCKETS) + 1) + ["True", "False"] * 2
+    assert seen(UID + 1) == ["True"] * (len(SOCKETS) + 5)
     assert (place.root / "dev/shm").stat().st_mode & 0o7777 == 0o1777
     assert (place.root / "run/systemd/notify").stat().st_mode & 0o7777 == 0o666
 
