@@ -404,6 +404,149 @@ def test_a_spec_that_cannot_be_used(
     assert vm.read("/run/pilot/guard") == "working\n"
 
 
+def with_systemd(vm: Vm) -> None:
+    """As booted with systemd, which takes timers; pilot-node does not run."""
+    (vm.root / "run/systemd/system").mkdir(parents=True)
+    vm.stub("systemctl", '[ "$1" != is-active ] && [ "$1" != stop ]')
+    vm.stub("systemd-run", f'printf "%s\\0" "$@" > "{vm.root.parent}/scheduled"')
+
+
+def bucket_refuses(vm: Vm) -> None:
+    vm.google.failures = {"/storage/": [403] * 100}
+
+
+def bucket_is_away(vm: Vm) -> None:
+    vm.google.failures = {"/storage/": [503] * 100}
+
+
+def metadata_is_away(vm: Vm) -> None:
+    vm.google.failures = {"pilot-role": [503] * 100}
+
+
+def another_schema(vm: Vm) -> None:
+    spec = json.loads(vm.google.attributes["pilot-spec"])
+    vm.google.attributes["pilot-spec"] = json.dumps(spec | {"schema": 99})
+
+
+def another_role(vm: Vm) -> None:
+    vm.google.attributes["pilot-role"] = "swarms"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "status"),
+    [
+        (bucket_refuses, 1),
+        (bucket_is_away, 1),
+        (metadata_is_away, 75),
+        (another_schema, 1),
+        (another_role, 1),
+    ],
+)
+def test_a_boot_that_failed_is_tried_again(
+    vm: Vm, spoil: Callable[[Vm], None], status: int
+) -> None:
+    """The unit for startup scripts runs once a boot, and pilot-node does not run yet."""
+    fresh(vm)
+    with_systemd(vm)
+    spoil(vm)
+    short = {"PILOT_RETRY_SECONDS": "1", "PILOT_RETRY_PAUSE": "0.3"}
+    found, output = vm.run(**short)
+    assert found == status, output
+    assert output.endswith("pilot: it is run again in 10 minutes\n")
+    (call,) = vm.calls("systemd-run")
+    assert " --collect --unit=pilot-script-again " in call
+    assert " --on-active=10 minutes " in call
+    # The next one, which is the timer's, fails too.
+    found, output = vm.run(**short, PILOT_AGAIN_IN="2 s")
+    assert found == status, output
+    assert output.endswith("pilot: it is run again in 2 s\n")
+    assert " --on-active=2 s " in vm.calls("systemd-run")[1]
+    # In place of the first, where that still waits.
+    stop = "systemctl stop pilot-script-again.timer pilot-script-again.service"
+    assert vm.calls("systemctl").count(stop) == 2
+
+
+def no_curl(vm: Vm) -> None:
+    vm.stub("curl", "exit 127")
+
+
+def not_googles(vm: Vm) -> None:
+    vm.google.failures = {"pilot-role": [403]}
+
+
+@pytest.mark.parametrize("spoil", [no_curl, not_googles])
+def test_what_may_be_a_strangers_vm_gets_no_timer(vm: Vm, spoil: Callable[[Vm], None]) -> None:
+    with_systemd(vm)
+    spoil(vm)
+    status, output = vm.run()
+    assert status == 1
+    assert "again" not in output
+    assert vm.calls("systemctl") + vm.calls("systemd-run") == []
+
+
+@pytest.mark.parametrize("spoil", [another_schema, metadata_is_away])
+def test_a_timer_that_cannot_be_had_is_said_and_changes_nothing(
+    vm: Vm, spoil: Callable[[Vm], None]
+) -> None:
+    fresh(vm)
+    with_systemd(vm)
+    vm.stub("systemctl", "exit 4")
+    vm.stub("systemd-run", "echo 'Failed to connect to bus: gone' >&2; exit 9")
+    spoil(vm)
+    status, output = vm.run(PILOT_RETRY_SECONDS="1", PILOT_RETRY_PAUSE="0.3")
+    assert status == (75 if spoil is metadata_is_away else 1)
+    assert output.endswith(
+        "pilot: it cannot be run again in 10 minutes (Failed to connect to bus: gone): restart"
+        " the VM\n"
+    )
+
+
+def test_where_there_is_no_systemd_there_is_no_timer(vm: Vm) -> None:
+    fresh(vm)
+    with_systemd(vm)
+    (vm.root / "run/systemd/system").rmdir()
+    another_schema(vm)
+    status, output = vm.run()
+    assert status == 1
+    assert "run again" not in output
+    assert vm.calls("systemctl") + vm.calls("systemd-run") == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "node", "status", "runs"),
+    [
+        ("echo pilot-role; echo pilot-spec", 3, 0, True),
+        ("echo pilot-role; echo not-startup-script", 3, 0, True),
+        ("echo pilot-role; echo startup-script", 3, 1, False),
+        ("echo startup-script-url", 3, 1, False),
+        ("exit 7", 3, 7, False),
+        ("echo pilot-role", 0, 0, False),
+    ],
+    ids=["ours", "other", "ghost", "ghost-url", "away", "pilot-node runs"],
+)
+def test_what_the_timer_starts(vm: Vm, answer: str, node: int, status: int, runs: bool) -> None:
+    """Google's runner as pilot-node starts it, unless that runs; a failure, and so another look,
+    where the runner would run a ghost or nobody knows."""
+    fresh(vm)
+    with_systemd(vm)
+    another_schema(vm)
+    assert vm.run()[0] == 1
+    words = (vm.root.parent / "scheduled").read_text(encoding="utf-8").split("\0")[:-1]
+    command = words[words.index("/bin/bash") :]
+    assert "--property=Restart=on-failure" in words
+    # PID 1 would put something in their place.
+    assert not [word for word in command if "$" in word]
+    vm.stub("systemctl", f"exit {node}")
+    vm.stub("curl", answer)
+    done = subprocess.run(command, env=vm.environment, check=False)
+    assert done.returncode == status
+    calls = vm.calls("systemd-run")[1:]
+    assert len(calls) == runs
+    for call in calls:
+        assert call.startswith("systemd-run --no-block --collect --unit=pilot-script --desc")
+        assert call.endswith(" google_metadata_script_runner startup")
+
+
 def test_the_token_is_on_no_command_line(vm: Vm) -> None:
     """Every process's arguments and environment, while a request with the token is served."""
     fresh(vm)

@@ -29,6 +29,7 @@ pytestmark = pytest.mark.engine
 
 WANTED = {"swarm-1": 8, "swarm-2": 5}
 GHOST = "#!/bin/bash\necho the ghost was here\n"
+AGAIN = "pilot-script-again.timer"
 DONE = "pilot: done: swarm"
 WAITS = "google-guest-agent.service/start running"
 # Of what monitoring names, what a healthy container may lack (docs/CONTRACT.md: absent where it
@@ -163,10 +164,22 @@ def test_a_binary_that_is_not_the_declared_one_stops_the_boot(
         assert fleet.run(name, left) == ""
         look = "cat /run/pilot/guard; pgrep -cx pilot-daemon; pgrep -cu 610; true"
         assert fleet.run(name, look).split() == ["working", "0", "0"]
+        _is_run_again(fleet, name)
     assert fleet.stats() == (13, 13)
     if uploaded is not None:
         place = f"/storage/v1/b/{spec['bucket']}/o/{quote(path, safe='')}"
         assert fleet.api.call("DELETE", place).status == 204
+
+
+def _is_run_again(fleet: Fleet, vm: str) -> None:
+    """By a timer, and when that run fails by another; what it starts is started here at once."""
+    assert fleet.run(vm, f"systemctl is-active {AGAIN}") == "active"
+    first = fleet.run(vm, f"systemctl show -P ActiveEnterTimestampMonotonic {AGAIN}")
+    fleet.run(vm, "systemctl start pilot-script-again.service")
+    later = f'[ "$(systemctl show -P ActiveEnterTimestampMonotonic {AGAIN})" -gt {first} ]'
+    fleet.until_there(vm, f"systemctl is-active {AGAIN} && {later}", "a timer of the next run")
+    said = fleet.run(vm, "journalctl --boot --output cat | grep -c 'run again in 10 minutes'")
+    assert int(said) == 2
 
 
 def test_a_metadata_server_that_is_away_at_boot_only_delays(fleet: Fleet) -> None:
