@@ -175,7 +175,8 @@ class Follower:
         self._clock = clock
         self._run_script = run_script
         self._recalled = False
-        self._applied: AnySpec | None = None
+        # Whether the machine is known to be what `known.spec` says.
+        self._is_applied = False
         self._apply_again = 0.0
         self._said: dict[str, str] = {}
         self._failed: Exception | None = None
@@ -261,11 +262,13 @@ class Follower:
 
     def _look_at_spec(self, instance: Reading[Mapping[str, str]]) -> bool:
         new = follow_spec(self.known, instance, lambda spec: apply.check(self.place, spec))
-        if new.spec != self.known.spec or self._applied is None:
+        if new.spec != self.known.spec or not self._is_applied:
             if self._clock() < self._apply_again:
                 self.known = replace(self.known, expected=new.expected)
                 return False
             self._apply_again = self._clock() + _AGAIN
+            # Where it fails halfway and the old one comes back, that is applied again.
+            self._is_applied = False
             try:
                 self._apply(new.spec)
             except LimitsError as error:
@@ -276,7 +279,7 @@ class Follower:
                 return False
             else:
                 self._apply_again = 0.0
-                self._applied = new.spec
+                self._is_applied = True
         changed = new.spec != self.known.spec
         if changed:
             what = f"{new.spec.agents} agents, release {new.spec.version}"

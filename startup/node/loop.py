@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
@@ -56,6 +56,8 @@ class Loop:
     _due: dict[str, float] = field(default_factory=dict)
     # When each failure was last met.
     _failures: dict[str, float] = field(default_factory=dict)
+    # What became of the roll is not on disk yet.
+    _unwritten: bool = False
 
     def fault(self, text: str, *, said: bool = False) -> None:
         """Something failed: said when it is new (and was not `said` before), and part of the
@@ -89,12 +91,26 @@ class Loop:
         return (self.roll and self.roll.accepted) or self.target(spec)
 
     def rolled(self, new: rolls.RollState) -> None:
-        """The roll is at `new`. Before anything follows from it: what is tried must be known after
-        a crash. Raises OSError, and then it is not."""
-        if new != self.roll:
+        """The roll is at `new`, and on disk before anything follows from it: what is tried must be
+        known after a crash. What tries nothing more, the way back first of all, is in force where
+        the disk does not take it as well, and is written as soon as it does. Raises OSError, and
+        then the roll is where it was, but for another release on trial, whose trial is over."""
+        if new == self.roll and not self._unwritten:
+            return
+        # Also after an error: one of the two files may have been written.
+        self._unwritten = True
+        try:
             self.follower.ensure_state()
             rolls.remember(self.place, new)
-            self.roll = new
+        except OSError as error:
+            if _tries_more(self.roll, new):
+                if self.roll and self.roll.target != new.target:
+                    self.roll = _waiting(self.roll, new.target)
+                raise
+            self.fault(str(error))
+        else:
+            self._unwritten = False
+        self.roll = new
 
     def want(self, spec: AnySpec, state: rolls.RollState) -> None:
         """Have on disk what is accepted, first, and what `spec` asks for."""
@@ -106,6 +122,30 @@ class Loop:
                 bucket=spec.bucket,
             )
         )
+
+
+def _waiting(state: rolls.RollState, target: rolls.Release | None) -> rolls.RollState:
+    """`state`, with nothing on trial, and `target` to come."""
+    return replace(
+        state,
+        target=target,
+        state=rolls.WAITING,
+        done=0,
+        exempt=frozenset(),
+        culprits=frozenset(),
+        reason="",
+        watch=None,
+    )
+
+
+def _tries_more(old: rolls.RollState | None, new: rolls.RollState) -> bool:
+    """Whether with `new` more agents have a release on trial than with `old`."""
+    trial = (rolls.ROLLING, rolls.WATCHING)
+    if new.state not in trial:
+        return False
+    if old is None or old.state not in trial or old.target != new.target:
+        return True
+    return new.done > old.done
 
 
 def roll_status(state: rolls.RollState, agents: int) -> RollStatus:

@@ -116,8 +116,6 @@ class Rendezvous(Loop):
     _banner: tuple[str, str] | None = None
     _event: str = ""
     _expected: int = 0
-    # What became of the roll is not on disk yet.
-    _unwritten: bool = False
     # A number of descriptors that the host does not allow.
     _refused: int = 0
 
@@ -159,7 +157,13 @@ class Rendezvous(Loop):
             self.roll = rolls.recall(self.place, self.say)
         self._take_tokens()
         self._look(now)
-        state = self._advance(self.roll, now)
+        try:
+            state = self._advance(self.roll, now)
+        except OSError as error:
+            # What cannot be remembered is not begun; what was begun before goes on.
+            self.fault(str(error))
+            state = self.roll
+        self.want(self.spec, state)
         self._keep(state, now)
         self._serve_maintenance()
         self._attempt(partial(self._show_banner, self._wanted_banner()))
@@ -252,29 +256,13 @@ class Rendezvous(Loop):
                 epoch=standing.restart,
             ),
         )
-        self._remember(new)
+        self.rolled(new)
         if new.accepted != state.accepted:
             self._attempt(self._end_trial)
             self.at_once("copy")
         for line in said:
             self.say(line)
-        self.want(spec, new)
         return new
-
-    def _remember(self, new: rolls.RollState) -> None:
-        """As `rolled`; but what tries nothing, the way back first of all, is in force where the
-        disk does not take it as well, and is written as soon as it does. Raises OSError."""
-        try:
-            if self._unwritten:
-                rolls.remember(self.place, new)
-            self.rolled(new)
-        except OSError as error:
-            if new.state in (rolls.ROLLING, rolls.WATCHING):
-                raise
-            self.fault(str(error))
-            self.roll, self._unwritten = new, True
-        else:
-            self._unwritten = False
 
     def _prune(self, state: rolls.RollState) -> None:
         """Remove the releases that nothing runs and nothing goes back to. Raises OSError."""

@@ -968,6 +968,50 @@ def test_the_way_back_needs_no_disk(
     assert bad in {each.sha256 for each in rolls.recall(fleet.place, print).rejected}
 
 
+def test_a_roll_that_cannot_begin_holds_up_nothing_else(
+    fleet: Fleet, refusing: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet.until(fleet.serving, "serving")
+    fleet.register(5)
+    new = fleet.declare_binary(archive() + b"\n", "2.0")
+    refusing()
+    fleet.follower.order(restart="r1")
+    fleet.until(lambda: fleet.unit.starts == 2 and fleet.serving(), "a second start")
+    fleet.tokens = Tokens(values={"admin": "secret"})
+    fleet.follower.declare(secrets={"admin": "projects/p/secrets/admin"})
+    fleet.until(lambda: fleet.unit.starts == 3 and fleet.serving(), "a third start")
+    saved: list[bool] = []
+    monkeypatch.setattr(fleet.it, "save", lambda: saved.append(True))
+    fleet.follower.maintenance = "MIGRATE_ON_HOST_MAINTENANCE"
+    for _ in range(10):
+        fleet.round()
+    assert saved
+    running = fleet.it._running()
+    assert running is not None
+    assert running.release == fleet.good
+    assert fleet.status()["roll"]["state"] == "waiting"
+    assert "No space left on device" in "\n".join(fleet.said)
+    monkeypatch.undo()
+    fleet.until(lambda: fleet.it.accepted(fleet.spec).sha256 == new, "the new release")
+
+
+def test_a_trial_that_has_begun_is_watched_without_a_disk(
+    fleet: Fleet, refusing: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet.until(fleet.serving, "serving")
+    new = fleet.declare_binary(archive() + b"\n", "2.0")
+    fleet.until(lambda: fleet.unit.starts == 2, "on trial")
+    refusing()
+    fleet.until(lambda: fleet.status()["roll"]["state"] == "watching", "watched")
+    fleet.until(lambda: fleet.it.accepted(fleet.spec).sha256 == new, "the new release")
+    assert rolls.recall(fleet.place, print).state == "rolling"
+    monkeypatch.undo()
+    fleet.round()
+    accepted = rolls.recall(fleet.place, print).accepted
+    assert accepted is not None
+    assert accepted.sha256 == new
+
+
 def test_a_trial_that_cannot_be_kept_on_disk_does_not_begin(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from startup.node import files, release, units
+from startup.node import roll as rolls
 from startup.node.agents import Keeper
 from startup.node.decide import Goal
 from startup.node.follow import Follower, recall_spec
@@ -29,6 +31,7 @@ from tests.startup.google import Google
 from tests.startup.test_agents import Pid1
 
 SECONDS = 20.0
+ROLL = {"auto": True, "batch": 3, "watchSeconds": 0}
 
 
 class Service:
@@ -73,7 +76,7 @@ class Service:
         endpoints = {"storage": f"http://{self.google.host}"}
         changes.setdefault("release", {"version": "1.0", "daemon": self.old})
         changes.setdefault("agents", 6)
-        changes.setdefault("roll", {"auto": True, "batch": 3, "watchSeconds": 0})
+        changes.setdefault("roll", ROLL)
         changes.setdefault("window", 2)
         self.google.set("pilot-spec", specs.text(specs.swarm(endpoints=endpoints, **changes)))
 
@@ -481,6 +484,108 @@ def test_a_state_disk_that_takes_no_write_does_not_switch_the_keeper_off(
         assert vm.running() == {vm.old["sha256"]: 6}
         assert sum("No space left" in line for line in vm.said) == 1
     vm.until(lambda: vm.running() == {sha256: 6})
+
+
+@pytest.mark.parametrize("how", ["it dies", "by order"])
+def test_the_way_back_needs_no_disk(vm: Service, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    vm.until(lambda: vm.phase() == "whole")
+    old, bad = vm.old["sha256"], hashlib.sha256(b"bad").hexdigest()
+    dying = False
+    vm.behave = lambda port, sha256: "dies" if dying and sha256 == bad else "ready"
+    reference = vm.google.put("pilot-daemon", b"bad")
+    vm.declare(release={"version": "2.0", "daemon": reference}, roll={**ROLL, "watchSeconds": 600})
+    vm.until(lambda: vm.status()["roll"]["state"] == "watching")
+    assert vm.running() == {old: 3, bad: 3}
+    with monkeypatch.context() as disk:
+        disk.setattr("startup.node.roll.remember", full)
+        if how == "it dies":
+            dying = True
+            for port in (10001, 10002):
+                vm.pid1.kill(port)
+        else:
+            order = {"sha256": bad, "verdict": "reject", "id": "1"}
+            vm.google.order("swarm-1", json.dumps({"schema": 1, "roll": order}))
+        vm.until(lambda: vm.running() == {old: 6} and vm.phase() == "whole")
+        assert vm.status()["roll"]["state"] == "halted"
+        assert "No space left" in str(vm.status()["last_error"])
+        assert rolls.recall(vm.place, vm.said.append).state == "watching"
+    vm.until(lambda: rolls.recall(vm.place, vm.said.append).state == "halted")
+    (rejected,) = rolls.recall(vm.place, vm.said.append).rejected
+    assert rejected.sha256 == bad
+
+
+def test_without_a_disk_another_release_ends_a_trial_and_waits(
+    vm: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm.until(lambda: vm.phase() == "whole")
+    mended = vm.google.put("pilot-daemon", b"mended")
+    old, new = vm.old["sha256"], mended["sha256"]
+    # On disk already: its roll could begin as the other one ends.
+    vm.declare(release={"version": "3.0", "daemon": mended}, roll={**ROLL, "auto": False})
+    vm.until(lambda: new in vm.swarm.fetcher.there())
+    tried = vm.google.put("pilot-daemon", b"tried")
+    watched = {**ROLL, "watchSeconds": 600}
+    vm.declare(release={"version": "2.0", "daemon": tried}, roll=watched)
+    vm.until(lambda: vm.status()["roll"]["state"] == "watching")
+    assert vm.running() == {old: 3, tried["sha256"]: 3}
+    with monkeypatch.context() as disk:
+        disk.setattr("startup.node.roll.remember", full)
+        vm.declare(release={"version": "3.0", "daemon": mended}, roll=watched)
+        vm.until(lambda: vm.running() == {old: 6} and vm.phase() == "whole")
+        assert vm.status()["roll"]["state"] == "waiting"
+        assert vm.status()["roll"]["sha256"] == new
+    vm.declare(release={"version": "3.0", "daemon": mended})
+    vm.until(lambda: vm.running() == {new: 6})
+
+
+def test_without_a_disk_a_batch_is_watched_and_no_other_begins(
+    vm: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm.until(lambda: vm.phase() == "whole")
+    reference = vm.google.put("pilot-daemon", b"new")
+    old, new = vm.old["sha256"], reference["sha256"]
+    vm.declare(release={"version": "2.0", "daemon": reference}, roll={**ROLL, "watchSeconds": 1})
+    vm.until(lambda: vm.status()["roll"]["state"] == "rolling")
+    with monkeypatch.context() as disk:
+        disk.setattr("startup.node.roll.remember", full)
+        vm.until(lambda: vm.status()["roll"]["state"] == "watching")
+        ends = time.monotonic() + 1.5
+        vm.until(lambda: time.monotonic() > ends)
+        assert vm.status()["roll"]["done"] == 3
+        assert vm.running() == {old: 3, new: 3}
+        assert "No space left" in str(vm.status()["last_error"])
+    vm.until(lambda: vm.running() == {new: 6})
+
+
+def test_a_spec_that_was_applied_halfway_and_taken_back_is_undone(
+    vm: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm.until(lambda: vm.phase() == "whole" and vm.status()["spec"]["state"] == "current")
+    monkeypatch.setattr("startup.node.follow._AGAIN", 0.1)
+    before, known = lives(vm), vm.status()["spec"]["sha256"]
+    slice_ = vm.place.units / "pilot.slice"
+    text = slice_.read_text(encoding="utf-8")
+
+    def late(*command: str) -> None:
+        raise subprocess.TimeoutExpired(("systemctl", *command), 120)
+
+    with monkeypatch.context() as systemd:
+        systemd.setattr("startup.node.apply.systemctl", late)
+        vm.declare(agents=8, memory={**specs.swarm()["memory"], "reserveMb": 1500})
+        vm.until(lambda: "timed out" in str(vm.status()["last_error"]))
+        assert slice_.read_text(encoding="utf-8") != text
+        # The agents are kept by the spec that is known.
+        vm.pid1.kill(10003)
+        vm.until(lambda: vm.pid1.started[-1] == 10003 and vm.phase() == "whole")
+        assert lives(vm) == {**before, "pilot-agent@10003.service": 2}
+        assert vm.status()["spec"]["sha256"] == known
+        vm.declare()
+        vm.until(lambda: vm.swarm.follower._attributes.latest().value == vm.google.attributes)
+    reloads = vm.systemctl.count(("daemon-reload",))
+    vm.until(lambda: vm.systemctl.count(("daemon-reload",)) > reloads)
+    assert slice_.read_text(encoding="utf-8") == text
+    vm.until(lambda: vm.phase() == "whole")
+    assert vm.status()["spec"]["sha256"] == known
 
 
 def test_a_state_disk_that_takes_no_write_holds_up_no_script(
