@@ -29,7 +29,7 @@ _DRIVERS: Final[dict[str, dict[str, str]]] = {
         "bash": "bash",
     },
 }
-_TURN: Final = Path("/run/pilot-fleet-packages.lock")
+_TURN: Final = Path("/run/lab-packages.lock")
 _LOCKED_S: Final = 300
 _PLACES: Final = ("/usr/local/sbin", "/usr/sbin", "/sbin")  # not on everybody's PATH
 
