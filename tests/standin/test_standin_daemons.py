@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -28,12 +29,19 @@ STALE = "75s"
 
 
 def free_ports(count: int) -> list[int]:
-    """UDP ports of loopback that nobody has just now."""
+    """UDP ports of loopback that nobody has just now, and that the kernel gives to nobody by
+    itself: other programs take those all the while."""
+    low = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    found: list[int] = []
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket(type=socket.SOCK_DGRAM)) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
+        for port in random.sample(range(low // 2, low), low // 2):
+            one = stack.enter_context(socket.socket(type=socket.SOCK_DGRAM))
+            with contextlib.suppress(OSError):
+                one.bind(("127.0.0.1", port))
+                found.append(port)
+            if len(found) == count:
+                return found
+    raise AssertionError(f"no {count} ports of {low // 2} to {low} are free")
 
 
 class Daemon:
