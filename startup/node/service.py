@@ -46,9 +46,6 @@ STATUS = 2.0
 MEASURE = 5.0
 # Seconds until the next round after one that failed.
 FAILED = 2.0
-# A round is followed by a pause of so many times what it took, a second at most: where a machine is
-# slow or busy, looking at what starts takes no more than a third of a processor from it.
-REST = 2.0
 
 
 @dataclass(kw_only=True)
@@ -70,14 +67,13 @@ class Swarm(Loop):
 
     def round(self, *, woken: bool = False) -> float:
         """One turn; the seconds until the next. `woken`: a source said something."""
-        began = self.clock()
         try:
             pause = self._turn(woken)
         except FAILURES as error:
             # Whatever it is, the agents that run go on; said once, not every two seconds.
             self.fault(str(error))
             pause = FAILED
-        return max(pause, min(REST * (self.clock() - began), 1.0))
+        return pause
 
     def _turn(self, woken: bool) -> float:
         if woken or self.is_due("look", LOOK):

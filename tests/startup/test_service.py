@@ -486,16 +486,6 @@ def test_a_state_disk_that_takes_no_write_does_not_switch_the_keeper_off(
     vm.until(lambda: vm.running() == {sha256: 6})
 
 
-@pytest.mark.parametrize(("took", "rests"), [(0.001, 0.02), (0.1, 0.2), (120.0, 1.0)])
-def test_a_round_that_takes_long_is_followed_by_a_rest(
-    vm: Service, monkeypatch: pytest.MonkeyPatch, took: float, rests: float
-) -> None:
-    moments = iter((5.0, 5.0 + took))
-    monkeypatch.setattr(vm.swarm, "clock", lambda: next(moments))
-    monkeypatch.setattr(vm.swarm, "_turn", lambda woken: 0.02)
-    assert vm.swarm.round() == pytest.approx(rests)
-
-
 @pytest.mark.parametrize("how", ["it dies", "by order"])
 def test_the_way_back_needs_no_disk(vm: Service, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     vm.until(lambda: vm.phase() == "whole")
