@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import time
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -29,8 +29,11 @@ _DRIVERS: Final[dict[str, dict[str, str]]] = {
         "bash": "bash",
     },
 }
+# Held by who installs: apt does not wait for its lists where another one reads them.
 _TURN: Final = Path("/run/lab-packages.lock")
+# Seconds that apt waits for dpkg's lock: a new machine upgrades itself.
 _LOCKED_S: Final = 300
+_INSTALL: Final = ("apt-get", "install", "--yes", "--no-install-recommends")
 _PLACES: Final = ("/usr/local/sbin", "/usr/sbin", "/sbin")  # not on everybody's PATH
 
 # A kernel runs so many deferred works on a processor at a time (WQ_DFL_ACTIVE is 1024), and what
@@ -74,29 +77,32 @@ def missing_packages(driver: str, *, root: bool) -> list[str]:
 def ensure_packages(driver: str) -> list[str]:
     """Install what the driver needs, as root; return what was installed.
 
-    Processes that come at the same time do it one after the other: apt refuses who finds its lists
-    locked. MachineError with the line to type where this is not root, or apt fails.
+    Processes that come at the same time do it one after the other. MachineError with the line to
+    type where this is not root, or apt fails.
     """
     root = os.geteuid() == 0
-    if not missing_packages(driver, root=root):
-        return []
-    with ExitStack() as turn:
-        if root:
-            fcntl.flock(turn.enter_context(_TURN.open("w")), fcntl.LOCK_EX)
-        return _install(driver, missing_packages(driver, root=root), root=root)
-
-
-def _install(driver: str, missing: list[str], *, root: bool) -> list[str]:
+    missing = missing_packages(driver, root=root)
     if not missing:
         return []
-    install = ["apt-get", "install", "--yes", "--no-install-recommends", *missing]
-    line = f"apt-get update && {' '.join(install)}"
     if not root:
-        message = f"the {driver} driver needs packages; as root, type: {line}"
+        message = f"the {driver} driver needs packages; as root, type: {_to_type(missing)}"
         raise MachineError(message)
+    with _TURN.open("w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        # What another process has installed meanwhile is not missing any more.
+        missing = missing_packages(driver, root=root)
+        if missing:
+            _install(driver, missing)
+    return missing
+
+
+def _to_type(missing: list[str]) -> str:
+    return f"apt-get update && {' '.join([*_INSTALL, *missing])}"
+
+
+def _install(driver: str, missing: list[str]) -> None:
     environ = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    # Who else may have apt's lock is waited for: a new machine upgrades itself.
-    install[1:1] = ["-o", f"DPkg::Lock::Timeout={_LOCKED_S}"]
+    install = [*_INSTALL, "-o", f"DPkg::Lock::Timeout={_LOCKED_S}", *missing]
     for command in (["apt-get", "update", "--quiet"], install):
         try:
             subprocess.run(command, env=environ, check=True, capture_output=True, text=True)
@@ -105,6 +111,5 @@ def _install(driver: str, missing: list[str], *, root: bool) -> list[str]:
             raise MachineError(message) from None
         except subprocess.CalledProcessError as error:
             said = error.stderr.strip()[-1000:]
-            message = f"installing {', '.join(missing)} failed; type: {line}\n{said}"
+            message = f"installing {', '.join(missing)} failed; type: {_to_type(missing)}\n{said}"
             raise MachineError(message) from None
-    return missing

@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
@@ -103,9 +103,9 @@ class Loop:
             self.follower.ensure_state()
             rolls.remember(self.place, new)
         except OSError as error:
-            if _tries_more(self.roll, new):
+            if rolls.tries_more(self.roll, new):
                 if self.roll and self.roll.target != new.target:
-                    self.roll = _waiting(self.roll, new.target)
+                    self.roll = rolls.waiting(self.roll, new.target)
                 raise
             self.fault(str(error))
         else:
@@ -122,30 +122,6 @@ class Loop:
                 bucket=spec.bucket,
             )
         )
-
-
-def _waiting(state: rolls.RollState, target: rolls.Release | None) -> rolls.RollState:
-    """`state`, with nothing on trial, and `target` to come."""
-    return replace(
-        state,
-        target=target,
-        state=rolls.WAITING,
-        done=0,
-        exempt=frozenset(),
-        culprits=frozenset(),
-        reason="",
-        watch=None,
-    )
-
-
-def _tries_more(old: rolls.RollState | None, new: rolls.RollState) -> bool:
-    """Whether with `new` more agents have a release on trial than with `old`."""
-    trial = (rolls.ROLLING, rolls.WATCHING)
-    if new.state not in trial:
-        return False
-    if old is None or old.state not in trial or old.target != new.target:
-        return True
-    return new.done > old.done
 
 
 def roll_status(state: rolls.RollState, agents: int) -> RollStatus:

@@ -401,7 +401,7 @@ class Rendezvous(Loop):
         roll = self.roll
         if run is None or roll is None or roll.target is None:
             return False
-        return roll.state in (rolls.ROLLING, rolls.WATCHING) and run.release == roll.target.sha256
+        return roll.state in rolls.ON_TRIAL and run.release == roll.target.sha256
 
     @property
     def _trial_record(self) -> Path:

@@ -25,6 +25,8 @@ WAITING: Final = "waiting"
 ROLLING: Final = "rolling"
 WATCHING: Final = "watching"
 HALTED: Final = "halted"
+# Some agents have the target, and it is not accepted yet.
+ON_TRIAL: Final = (ROLLING, WATCHING)
 
 # One agent in fifty may fail once (a registry that hiccups, the kernel), and at least one: an agent
 # that fails twice, or more of them, is the release's fault.
@@ -159,7 +161,7 @@ def releases(state: RollState, ports: Sequence[int]) -> dict[int, Release]:
     if state.accepted is None:
         return {}
     found = dict.fromkeys(ports, state.accepted)
-    if state.target and state.state in (ROLLING, WATCHING):
+    if state.target and state.state in ON_TRIAL:
         found |= dict.fromkeys(ports[: state.done], state.target)
     return found
 
@@ -183,10 +185,10 @@ def advance(state: RollState, seen: Seen) -> tuple[RollState, tuple[str, ...]]:
     state = _aim(state, seen, said)
     if state.state == WAITING:
         state = _begin(state, seen, said)
-    elif state.state in (ROLLING, WATCHING) and seen.held:
+    elif state.state in ON_TRIAL and seen.held:
         # They are stopped, and have died of nothing.
         state = replace(state, state=ROLLING, watch=None)
-    elif state.state in (ROLLING, WATCHING):
+    elif state.state in ON_TRIAL:
         state = _judge(state, seen, said)
     return state, tuple(said)
 
@@ -203,12 +205,12 @@ def _aim(state: RollState, seen: Seen, said: list[str]) -> RollState:
         said.append(f"release {target}: the first on this VM, accepted")
         return replace(_nothing(state), accepted=target, target=target)
     if target.sha256 == accepted.sha256:
-        if state.state in (ROLLING, WATCHING):
+        if state.state in ON_TRIAL:
             said.append(f"roll: ended, the spec is back at {accepted}")
         return replace(_nothing(state), accepted=target, target=target)
     if state.target is None or state.target.sha256 != target.sha256:
         # Whatever was on its way is not wanted any more.
-        state = replace(_nothing(state), target=target, state=WAITING)
+        state = waiting(state, target)
     verdict = seen.verdict if seen.verdict and seen.verdict.sha256 == target.sha256 else None
     rejected = next((r for r in state.rejected if r.sha256 == target.sha256), None)
     if verdict and verdict.verdict == REJECT and not rejected:
@@ -271,6 +273,20 @@ def _nothing(state: RollState) -> RollState:
         reason="",
         watch=None,
     )
+
+
+def waiting(state: RollState, target: Release | None) -> RollState:
+    """`state` with nothing on trial, and `target` to come."""
+    return replace(_nothing(state), target=target, state=WAITING)
+
+
+def tries_more(old: RollState | None, new: RollState) -> bool:
+    """Whether with `new` more agents have a release on trial than with `old`."""
+    if new.state not in ON_TRIAL:
+        return False
+    if old is None or old.state not in ON_TRIAL or old.target != new.target:
+        return True
+    return new.done > old.done
 
 
 def _begin(state: RollState, seen: Seen, said: list[str]) -> RollState:

@@ -202,7 +202,7 @@ def phase(facts: SwarmFacts) -> str:
         return "stopping"
     if facts.drained:
         return "draining" if there else "held"
-    if facts.roll.state in (rolls.ROLLING, rolls.WATCHING):
+    if facts.roll.state in rolls.ON_TRIAL:
         return "rolling"
     whole = (
         view.ready == frozenset(facts.goal)

@@ -8,7 +8,8 @@ import re
 import shutil
 import signal
 import stat
-from collections.abc import Callable, Sequence
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -231,15 +232,11 @@ def a_link(path: Path) -> None:
     path.symlink_to("/dev/log")
 
 
-def test_a_full_directory_of_sockets_is_swept(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An agent can use up its inodes, and what it leaves would keep others from a socket."""
-    world.until(lambda: len(world.keeper.view().ready) == 40)
-    kept = sorted(path.name for path in world.place.sockets.iterdir())
-    outside = world.place.at("/outside")
-    a_directory(outside)
-    # Deeper than Python's own rmtree goes.
+@pytest.fixture
+def deep(world: World) -> Iterator[Path]:
+    """A tree beside the sockets that is deeper than Python's own rmtree goes. It does not outlive
+    the test: pytest, which cleans up after itself with that, would fail in runs to come."""
+    path = world.place.sockets / "deep"
     folder = os.open(world.place.sockets, os.O_RDONLY)
     for _ in range(1100):
         os.mkdir("deep", dir_fd=folder)
@@ -247,6 +244,18 @@ def test_a_full_directory_of_sockets_is_swept(
         os.close(folder)
         folder = below
     os.close(folder)
+    yield path
+    subprocess.run(["rm", "-rf", path], check=True)
+
+
+def test_a_full_directory_of_sockets_is_swept(
+    world: World, deep: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An agent can use up its inodes, and what it leaves would keep others from a socket."""
+    world.until(lambda: len(world.keeper.view().ready) == 40)
+    kept = sorted(path.name for path in world.place.sockets.iterdir() if path != deep)
+    outside = world.place.at("/outside")
+    a_directory(outside)
     (world.place.sockets / "-r").touch()
     (world.place.sockets / "a\nb").touch()
     (world.place.sockets / "10999.sock").touch()

@@ -486,16 +486,26 @@ def test_a_state_disk_that_takes_no_write_does_not_switch_the_keeper_off(
     vm.until(lambda: vm.running() == {sha256: 6})
 
 
+WATCHED = {**ROLL, "watchSeconds": 600}
+
+
+def on_trial(vm: Service, content: bytes) -> str:
+    """Have a release tried by a batch, which is watched for as long as the test takes; its
+    sha256."""
+    reference = vm.google.put("pilot-daemon", content)
+    vm.declare(release={"version": "2.0", "daemon": reference}, roll=WATCHED)
+    vm.until(lambda: vm.status()["roll"]["state"] == "watching")
+    assert vm.running() == {vm.old["sha256"]: 3, reference["sha256"]: 3}
+    return reference["sha256"]
+
+
 @pytest.mark.parametrize("how", ["it dies", "by order"])
 def test_the_way_back_needs_no_disk(vm: Service, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     vm.until(lambda: vm.phase() == "whole")
     old, bad = vm.old["sha256"], hashlib.sha256(b"bad").hexdigest()
     dying = False
     vm.behave = lambda port, sha256: "dies" if dying and sha256 == bad else "ready"
-    reference = vm.google.put("pilot-daemon", b"bad")
-    vm.declare(release={"version": "2.0", "daemon": reference}, roll={**ROLL, "watchSeconds": 600})
-    vm.until(lambda: vm.status()["roll"]["state"] == "watching")
-    assert vm.running() == {old: 3, bad: 3}
+    assert on_trial(vm, b"bad") == bad
     with monkeypatch.context() as disk:
         disk.setattr("startup.node.roll.remember", full)
         if how == "it dies":
@@ -523,14 +533,10 @@ def test_without_a_disk_another_release_ends_a_trial_and_waits(
     # On disk already: its roll could begin as the other one ends.
     vm.declare(release={"version": "3.0", "daemon": mended}, roll={**ROLL, "auto": False})
     vm.until(lambda: new in vm.swarm.fetcher.there())
-    tried = vm.google.put("pilot-daemon", b"tried")
-    watched = {**ROLL, "watchSeconds": 600}
-    vm.declare(release={"version": "2.0", "daemon": tried}, roll=watched)
-    vm.until(lambda: vm.status()["roll"]["state"] == "watching")
-    assert vm.running() == {old: 3, tried["sha256"]: 3}
+    on_trial(vm, b"tried")
     with monkeypatch.context() as disk:
         disk.setattr("startup.node.roll.remember", full)
-        vm.declare(release={"version": "3.0", "daemon": mended}, roll=watched)
+        vm.declare(release={"version": "3.0", "daemon": mended}, roll=WATCHED)
         vm.until(lambda: vm.running() == {old: 6} and vm.phase() == "whole")
         assert vm.status()["roll"]["state"] == "waiting"
         assert vm.status()["roll"]["sha256"] == new
