@@ -22,39 +22,44 @@ BY_HAND = "by-hand"
 # before, and so many that ran would keep an emulated processor busy for longer than anybody waits.
 # In a unit by its cgroup, which pilot-node does not notice; a SIGSTOP it does.
 FREEZE = (
-    "cd /sys/fs/cgroup/pilot.slice; while sleep 1; do for s in /run/pilot/agents/*.sock; do"
+    "declare -A cold; cd /sys/fs/cgroup/pilot.slice;"
+    " while sleep 1; do for s in /run/pilot/agents/*.sock; do"
+    ' [ "${cold[$s]}" ] && continue;'
     ' p=${s##*/}; f="pilot-agent@${p%.sock}.service/cgroup.freeze";'
-    ' [ -e "$f" ] && echo 1 >"$f"; done; done'
+    ' [ -e "$f" ] && echo 1 >"$f" && cold[$s]=1; done; done'
 )
 
 
 def pid_walls(fleet: Fleet, vm: str, chance: Random) -> Measured:
     """The control: agents spawned by a VM's own startup script with nohup, as upstream's were, hit
-    the limit of that unit's tasks. The same number under our units hits none."""
+    the limit of that unit's tasks. The same number under our units, on the same VM, hits none."""
     spec = fleet.declared(vm)
-    with _by_hand(fleet, vm, CROWD, GUEST_1_GIB, CROWDED) as control:
-        _cut_off(fleet, BY_HAND)
-    items = fleet.metadata(vm)
     crowd = {
-        "name": "crowd",
+        "name": BY_HAND,
         "agents": CROWD,
         # A few at a time: two emulated processors start no more before they are too late.
         "window": 4,
         "environment": spec["environment"] | CROWDED,
         "memory": spec["memory"] | {"reserveMb": 192},
     }
-    items["pilot-spec"] = json.dumps(spec | crowd)
-    with fleet.beside(vm, "crowd", items, GUEST_1_GIB):
-        fleet.run("crowd", f"systemd-run --quiet --unit=freeze sh -c {shlex.quote(FREEZE)}")
+    with _by_hand(fleet, vm, CROWD, GUEST_1_GIB, CROWDED) as control:
+        fleet.run(BY_HAND, "pkill -KILL -x pilot-daemon")
+        # From now on a VM as any other: its own script is gone, and the project's is run.
+        items = fleet.metadata(vm) | {"pilot-spec": json.dumps(spec | crowd)}
+        fleet.set_metadata(BY_HAND, items)
+        unit = "systemd-run --quiet --collect --unit="
+        fleet.run(BY_HAND, f"{unit}freeze bash -c {shlex.quote(FREEZE)}")
+        fleet.run(BY_HAND, f"{unit}script --wait google_metadata_script_runner startup")
         for count in range(10, CROWD, 10):
             fleet.until_status(
-                "crowd",
+                BY_HAND,
                 lambda told, count=count: told["agents"]["running"] >= count,  # type: ignore[misc]
                 f"{count} agents run",
             )
-        fleet.until_status("crowd", lambda told: told["phase"] == "whole", "whole")
-        ours = _none_hit(fleet, "crowd", CROWD, control)
-        _cut_off(fleet, "crowd")
+        fleet.until_status(BY_HAND, lambda told: told["phase"] == "whole", "whole")
+        ours = _none_hit(fleet, BY_HAND, CROWD, control)
+        # At once: what stands still hears no SIGTERM, and would be waited for.
+        fleet.run(BY_HAND, "(sleep 1; echo o >/proc/sysrq-trigger) >/dev/null 2>&1 &")
     _forgotten(fleet, chance)
     return control | ours
 
@@ -133,11 +138,6 @@ def _forgotten(fleet: Fleet, chance: Random) -> None:
     fleet.order(RENDEZVOUS, restart=f"walls-{chance.randrange(1 << 30)}", clean=True)
     fleet.all_online()
     fleet.order(RENDEZVOUS)
-
-
-def _cut_off(fleet: Fleet, vm: str) -> None:
-    """End a VM at once: what stands still hears no SIGTERM, and would be waited for."""
-    fleet.run(vm, "(sleep 1; echo o >/proc/sysrq-trigger) >/dev/null 2>&1 &")
 
 
 # One after the other; each stopped when its socket is there.
