@@ -32,7 +32,10 @@ FREEZE = (
 
 def pid_walls(fleet: Fleet, vm: str, chance: Random) -> Measured:
     """The control: agents spawned by a VM's own startup script with nohup, as upstream's were, hit
-    the limit of that unit's tasks. The same number under our units, on the same VM, hits none."""
+    the limit of that unit's tasks. The same number under our units, on the same VM, hits none.
+
+    The registry counts all of them for half an hour more: the last row of a fleet.
+    """
     spec = fleet.declared(vm)
     crowd = {
         "name": BY_HAND,
@@ -60,7 +63,6 @@ def pid_walls(fleet: Fleet, vm: str, chance: Random) -> Measured:
         ours = _none_hit(fleet, BY_HAND, CROWD, control)
         # At once: what stands still hears no SIGTERM, and would be waited for.
         fleet.run(BY_HAND, "(sleep 1; echo o >/proc/sysrq-trigger) >/dev/null 2>&1 &")
-    _forgotten(fleet, chance)
     return control | ours
 
 
