@@ -314,7 +314,7 @@ class _Work:
         as many as may be down for it now."""
         if self.now < self.window.rest_until:
             return ()
-        # They count as down, so there is nothing to look for: thousands, 20 times a second.
+        # They count as down, so there is nothing to look for: thousands, dozens of times a second.
         if len(self.starting) >= self.window.size:
             return ()
         goal, variant = self.goal.variants, self.variant

@@ -188,7 +188,7 @@ def test_thousands_come_up(tmp_path: Path) -> None:
     world = World(tmp_path, 1500)
     world.until(lambda: len(world.pid1.started) == 1500)
     assert world.pid1.most == 15
-    # 15 each tick of 50 ms, at best: the window is the limit, not the looking.
+    # 15 each tick, at best: the window is the limit, not the looking.
     assert world.now <= 1500 / 15 * agents.TICK + agents.LOOK
 
 
