@@ -26,9 +26,6 @@ from toolchain.failure import INSTALL_PULUMI, Failure, explain
 from toolchain.progress import Steps, about, say
 from toolchain.recipe import COMPONENTS, ENGINE, HERE, HOST, PROVIDER, Component
 
-ROOMY = 16 << 30
-"""Physical memory, in bytes, from which Go's compiler and linker collect garbage more rarely."""
-
 Run = Callable[[Component, Sequence[str], Path], str]
 """Runs a command of a component's build in a folder and returns what it printed."""
 
@@ -155,11 +152,6 @@ def go_too_old(version: str, toolchain: str, wanted: tuple[int, int, int]) -> st
     return f"Go {recipe.dotted(have)} is too old{setting}"
 
 
-def physical_memory() -> int:
-    """Bytes of memory that this machine has."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
 def go_runner(log: Path, proxy: str) -> Run:
     """Runs Go with everything pinned; its output goes to the log, a failure to a sentence."""
     environ = {
@@ -173,7 +165,6 @@ def go_runner(log: Path, proxy: str) -> Run:
             filter(None, [os.environ.get("GONOSUMDB"), recipe.PROVIDER_SOURCE.split("@")[0]])
         ),
         "CGO_ENABLED": "0",
-        "GOGC": os.environ.get("GOGC") or ("400" if physical_memory() >= ROOMY else "100"),
     }
 
     def run(component: Component, command: Sequence[str], folder: Path) -> str:

@@ -34,12 +34,6 @@ UID = 610
 # Seconds between two looks: at what is in flight, and at everything.
 TICK = 0.02
 LOOK = 2.0
-# Share of a processor that looking at what is in flight may take, where one look takes long: on a
-# small VM the time is that of the agents that start.
-BUSY = 0.25
-# Seconds between two questions to systemd about starts that are silent, at least and at most: for
-# as long BUSY holds for them as well.
-ASK, ASK_MOST = 1.0, 10.0
 # Seconds between two looks at the sizes of their logs: with one every LOOK, thousands of stat()
 # took more of the processor than all else of an idle pilot-node.
 CUT = 10.0
@@ -122,7 +116,6 @@ class Keeper:
     mounted: Callable[[Path], bool] = os.path.ismount
     shut: Callable[[], None] = lambda: None
     clock: Callable[[], float] = time.monotonic
-    processor: Callable[[], float] = time.thread_time
     explain: Callable[[str], str] = str
     memory: Memory = field(default_factory=Memory)
     _seen: Observed | None = None
@@ -133,7 +126,7 @@ class Keeper:
     # Those whose process is stopped, and whose turn it is to be looked at.
     _stopped: frozenset[int] = frozenset()
     _turn: int = 0
-    _ask_again: float = 0.0
+    _asked: float = 0.0
     _reported: tuple[int, int] = (-1, -1)
     _starts: int = 0
     _stops: int = 0
@@ -142,7 +135,6 @@ class Keeper:
     def round(self) -> float:
         """One round; the seconds until the next. Raises NotReadyError, SystemdError, OSError."""
         # Before anything is done, or refused: who asks after a failed round is told what was seen.
-        begun = self.processor()
         seen = self.look()
         if self.goal.variants and not self.mounted(self.place.state):
             raise NotReadyError(
@@ -163,7 +155,7 @@ class Keeper:
         self.memory = decision.memory
         self._failures += decision.failures
         self._report(seen)
-        return self._pause(seen.now, self.processor() - begun)
+        return self._pause(seen.now)
 
     def look(self) -> Observed:
         """See what runs, for `view`, and do nothing. Raises SystemdError, OSError."""
@@ -189,11 +181,10 @@ class Keeper:
             failures=self._failures,
         )
 
-    def _pause(self, now: float, took: float) -> float:
-        """`took`: seconds of the processor that this round took."""
+    def _pause(self, now: float) -> float:
         memory = self.memory
         if memory.starting or memory.stopping:
-            return min(max(TICK, _rest(took)), LOOK)
+            return TICK
         due = [each.until for each in memory.trouble.values()] + [memory.window.rest_until]
         soon = min((moment - now for moment in due if moment > now), default=LOOK)
         return min(max(soon, TICK), LOOK)
@@ -215,15 +206,10 @@ class Keeper:
         silent = [port for port, since in memory.starting.items() if now - since >= 0.5]
         dead = sorted(memory.up_since.keys() & self.goal.variants.keys() - seen.running)
         ask = dead[:ASKED]
-        if now < self._ask_again:
-            silent = []
-        if not ask + silent:
-            return seen
-        seen = replace(seen, ended=self._ended(ask + silent))
-        if silent:
-            answered = self.clock()
-            self._ask_again = answered + min(max(ASK, _rest(answered - now)), ASK_MOST)
-        return seen
+        if silent and now - self._asked >= 1.0:
+            self._asked = now
+            ask += silent
+        return replace(seen, ended=self._ended(ask)) if ask else seen
 
     def _look_at(self, ports: Iterable[int], before: Observed, now: float) -> Observed:
         """The picture of before, with a fresh look at `ports` only."""
@@ -419,11 +405,6 @@ def drain_for_shutdown(
     if total:
         say(f"{total - len(left)} of {total} agents ended in {clock() - begun:.1f} s")
     return len(left)
-
-
-def _rest(took: float) -> float:
-    """Seconds until something is done again that took so many, for it to take BUSY of the time."""
-    return took * (1 - BUSY) / BUSY
 
 
 def cgroup(place: Place) -> Path | None:

@@ -42,9 +42,7 @@ class Pid1:
         self.started: list[int] = []
         self.dead: dict[str, UnitState] = {}
         self.most = 0
-        self.asked = self.calls = 0
-        # What else happens while systemd is asked.
-        self.meanwhile: Callable[[], None] = lambda: None
+        self.asked = 0
         self.broken = False
         self.goes_down = False
         # What each port was started as.
@@ -73,8 +71,6 @@ class Pid1:
 
     def states(self, units: Sequence[str]) -> dict[str, UnitState]:
         self.asked += len(units)
-        self.calls += 1
-        self.meanwhile()
         return {unit: self.dead[unit] for unit in units if unit in self.dead}
 
     def hurry(self) -> None: ...
@@ -129,8 +125,6 @@ class World:
         self.said: list[str] = []
         self.mounted = True
         self.open = ""
-        # Seconds of the processor that a round takes, and that all have taken.
-        self.costs = self.used = 0.0
         self.behave: Callable[[int], str] = lambda port: "ready"
         self.pid1 = Pid1(self.place, self._behave)
         self.keeper = Keeper(
@@ -141,12 +135,7 @@ class World:
             mounted=lambda path: self.mounted,
             shut=self._shut,
             clock=lambda: self.now,
-            processor=self._processor,
         )
-
-    def _processor(self) -> float:
-        self.used += self.costs
-        return self.used
 
     def _behave(self, port: int) -> str:
         return self.behave(port)
@@ -190,30 +179,6 @@ def test_thousands_come_up(tmp_path: Path) -> None:
     assert world.pid1.most == 15
     # 15 each tick, at best: the window is the limit, not the looking.
     assert world.now <= 1500 / 15 * agents.TICK + agents.LOOK
-
-
-def test_looking_leaves_most_of_a_slow_processor_to_the_agents(world: World) -> None:
-    assert world.keeper.round() == agents.TICK
-    for costs, pause in ((0.004, agents.TICK), (0.1, 0.3), (30.0, LOOK)):
-        world.costs = costs
-        assert world.keeper.round() == pytest.approx(pause)
-
-
-def test_systemd_is_asked_more_rarely_where_it_takes_long_to_answer(world: World) -> None:
-    world.behave = lambda port: "hangs"
-
-    def calls(answers: float) -> int:
-        def meanwhile() -> None:
-            world.now += answers
-
-        world.pid1.meanwhile, before, end = meanwhile, world.pid1.calls, world.now + 20.0
-        world.until(lambda: world.now >= end)
-        return world.pid1.calls - before
-
-    assert calls(0.0) >= 18
-    assert 4 <= calls(1.0) <= 6
-    # Who is dead is found out all the same.
-    assert calls(9.0) == 2
 
 
 def test_another_keeper_finds_them_and_leaves_them_alone(world: World) -> None:
