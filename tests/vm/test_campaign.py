@@ -8,6 +8,7 @@ import pytest
 from tests.vm import campaign
 from tests.vm.campaign import SHAPES, Kept, Result
 from tests.vm.rows import CONTAINER, QEMU
+from tests.vm.walls import pid_walls
 
 ONE, OTHER = "1" * 40, "2" * 40
 
@@ -27,6 +28,10 @@ ROW = next(row for row in CONTAINER if row.name == "drain")
 def test_every_row_is_shown_on_one_fleet() -> None:
     shown = [row.name for shape in SHAPES for row in shape.rows]
     assert sorted(shown) == sorted(row.name for row in (*CONTAINER, *QEMU))
+
+
+def test_who_leaves_strangers_in_the_registry_is_the_last_row() -> None:
+    assert QEMU[-1].round is pid_walls
 
 
 def test_what_was_made_is_not_made_again_and_what_failed_is(kept: Kept, tmp_path: Path) -> None:
