@@ -34,6 +34,13 @@ UID = 610
 # Seconds between two looks: at what is in flight, and at everything.
 TICK = 0.02
 LOOK = 2.0
+# Share of a processor that rounds may take while something is in flight: where one takes long, the
+# time is that of the agents that start. But no more seconds than so many between two of them: what
+# a start took is known by the looks, and one that took two is not prompt any more (window.py).
+BUSY, RARELY = 0.25, 0.5
+# Seconds between two questions to systemd about starts that are silent, at least and at most: by
+# BUSY as well, of the time that an answer takes, and before they are given up (decide.py, PROBE).
+ASK, ASK_MOST = 1.0, 5.0
 # Seconds between two looks at the sizes of their logs: with one every LOOK, thousands of stat()
 # took more of the processor than all else of an idle pilot-node.
 CUT = 10.0
@@ -116,6 +123,7 @@ class Keeper:
     mounted: Callable[[Path], bool] = os.path.ismount
     shut: Callable[[], None] = lambda: None
     clock: Callable[[], float] = time.monotonic
+    processor: Callable[[], float] = time.thread_time
     explain: Callable[[str], str] = str
     memory: Memory = field(default_factory=Memory)
     _seen: Observed | None = None
@@ -126,7 +134,9 @@ class Keeper:
     # Those whose process is stopped, and whose turn it is to be looked at.
     _stopped: frozenset[int] = frozenset()
     _turn: int = 0
-    _asked: float = 0.0
+    _ask_again: float = 0.0
+    # Why those ended that systemd was asked about, until it is decided on: a look may be no round.
+    _untold: dict[int, str] = field(default_factory=dict)
     _reported: tuple[int, int] = (-1, -1)
     _starts: int = 0
     _stops: int = 0
@@ -135,6 +145,7 @@ class Keeper:
     def round(self) -> float:
         """One round; the seconds until the next. Raises NotReadyError, SystemdError, OSError."""
         # Before anything is done, or refused: who asks after a failed round is told what was seen.
+        begun = self.processor()
         seen = self.look()
         if self.goal.variants and not self.mounted(self.place.state):
             raise NotReadyError(
@@ -153,9 +164,10 @@ class Keeper:
         self._act(decision)
         # Only after acting: where systemd could not be asked, the same is decided again.
         self.memory = decision.memory
+        self._untold = {}
         self._failures += decision.failures
         self._report(seen)
-        return self._pause(seen.now)
+        return self._pause(seen.now, self.processor() - begun)
 
     def look(self) -> Observed:
         """See what runs, for `view`, and do nothing. Raises SystemdError, OSError."""
@@ -181,10 +193,11 @@ class Keeper:
             failures=self._failures,
         )
 
-    def _pause(self, now: float) -> float:
+    def _pause(self, now: float, took: float) -> float:
+        """`took`: seconds of the processor that this round took."""
         memory = self.memory
         if memory.starting or memory.stopping:
-            return TICK
+            return min(max(TICK, _rest(took)), RARELY)
         due = [each.until for each in memory.trouble.values()] + [memory.window.rest_until]
         soon = min((moment - now for moment in due if moment > now), default=LOOK)
         return min(max(soon, TICK), LOOK)
@@ -206,10 +219,15 @@ class Keeper:
         silent = [port for port, since in memory.starting.items() if now - since >= 0.5]
         dead = sorted(memory.up_since.keys() & self.goal.variants.keys() - seen.running)
         ask = dead[:ASKED]
-        if silent and now - self._asked >= 1.0:
-            self._asked = now
-            ask += silent
-        return replace(seen, ended=self._ended(ask)) if ask else seen
+        if now < self._ask_again:
+            silent = []
+        if ask or silent:
+            asked = self.clock()
+            self._untold |= self._ended(ask + silent)
+            answered = self.clock()
+            if silent:
+                self._ask_again = answered + min(max(ASK, _rest(answered - asked)), ASK_MOST)
+        return replace(seen, ended=dict(self._untold)) if self._untold else seen
 
     def _look_at(self, ports: Iterable[int], before: Observed, now: float) -> Observed:
         """The picture of before, with a fresh look at `ports` only."""
@@ -405,6 +423,11 @@ def drain_for_shutdown(
     if total:
         say(f"{total - len(left)} of {total} agents ended in {clock() - begun:.1f} s")
     return len(left)
+
+
+def _rest(took: float) -> float:
+    """Seconds until something is done again that took so many, for it to take BUSY of the time."""
+    return took * (1 - BUSY) / BUSY
 
 
 def cgroup(place: Place) -> Path | None:

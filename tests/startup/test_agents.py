@@ -42,7 +42,9 @@ class Pid1:
         self.started: list[int] = []
         self.dead: dict[str, UnitState] = {}
         self.most = 0
-        self.asked = 0
+        self.asked = self.calls = 0
+        # What else happens while systemd is asked.
+        self.meanwhile: Callable[[], None] = lambda: None
         self.broken = False
         self.goes_down = False
         # What each port was started as.
@@ -71,6 +73,8 @@ class Pid1:
 
     def states(self, units: Sequence[str]) -> dict[str, UnitState]:
         self.asked += len(units)
+        self.calls += 1
+        self.meanwhile()
         return {unit: self.dead[unit] for unit in units if unit in self.dead}
 
     def hurry(self) -> None: ...
@@ -125,6 +129,8 @@ class World:
         self.said: list[str] = []
         self.mounted = True
         self.open = ""
+        # Seconds of the processor that a round takes, and that all have taken.
+        self.costs = self.used = 0.0
         self.behave: Callable[[int], str] = lambda port: "ready"
         self.pid1 = Pid1(self.place, self._behave)
         self.keeper = Keeper(
@@ -135,7 +141,12 @@ class World:
             mounted=lambda path: self.mounted,
             shut=self._shut,
             clock=lambda: self.now,
+            processor=self._processor,
         )
+
+    def _processor(self) -> float:
+        self.used += self.costs
+        return self.used
 
     def _behave(self, port: int) -> str:
         return self.behave(port)
@@ -179,6 +190,68 @@ def test_thousands_come_up(tmp_path: Path) -> None:
     assert world.pid1.most == 15
     # 15 each tick, at best: the window is the limit, not the looking.
     assert world.now <= 1500 / 15 * agents.TICK + agents.LOOK
+
+
+def test_looking_leaves_most_of_a_slow_processor_to_the_agents(world: World) -> None:
+    assert world.keeper.round() == agents.TICK
+    for costs, pause in ((0.004, agents.TICK), (0.1, 0.3), (30.0, agents.RARELY)):
+        world.costs = costs
+        assert world.keeper.round() == pytest.approx(pause)
+
+
+def test_systemd_is_asked_more_rarely_where_it_takes_long_to_answer(world: World) -> None:
+    world.behave = lambda port: "hangs"
+
+    def calls(answers: float) -> int:
+        def meanwhile() -> None:
+            world.now += answers
+
+        world.pid1.meanwhile, before, end = meanwhile, world.pid1.calls, world.now + 30.0
+        world.until(lambda: world.now >= end)
+        return world.pid1.calls - before
+
+    assert calls(0.0) >= 25
+    assert 6 <= calls(1.0) <= 8
+    assert calls(9.0) in (2, 3)
+
+
+def test_who_died_is_asked_about_at_once_though_starts_are_silent(world: World) -> None:
+    world.behave = lambda port: "hangs" if port == 10002 else "ready"
+    world.until(lambda: len(world.keeper.view().up_since) == 39)
+
+    def meanwhile() -> None:
+        world.now += 2.0
+
+    world.pid1.meanwhile = meanwhile
+    before = world.pid1.calls
+    world.until(lambda: world.pid1.calls > before, limit=20)
+    unit = agents.UNIT.format(10007)
+    world.pid1.dead[unit] = UnitState(active="failed", job=False, result="signal", exit_status="9")
+    world.pid1.kill(10007)
+    world.until(lambda: any("10007: ended (signal" in each for each in world.said), limit=LOOK + 1)
+
+
+def test_what_systemd_said_is_kept_until_it_is_decided_on(world: World) -> None:
+    world.behave = lambda port: "dies" if port == 10003 else "ready"
+    world.keeper.round()
+    world.pid1.settle()
+    world.now += 1.0
+    # For somebody else than the round: it asks, and the round does not ask again.
+    assert 10003 in world.keeper.look().ended
+    assert not world.keeper.view().trouble
+    asked = world.pid1.calls
+    world.keeper.round()
+    assert world.pid1.calls == asked
+    assert world.keeper.view().trouble[10003].why.startswith("ended (exit-code")
+    world.now += 1.0
+    assert not world.keeper.look().ended
+
+
+def test_a_slow_processor_is_not_taken_for_a_slow_registry(world: World) -> None:
+    world.costs = 30.0
+    world.until(lambda: len(world.keeper.view().ready) == 40)
+    assert world.keeper.view().window.size == 15
+    assert world.keeper.view().window.why == ""
 
 
 def test_another_keeper_finds_them_and_leaves_them_alone(world: World) -> None:
