@@ -31,13 +31,13 @@ SLICE = "pilot.slice"
 # The user pilot, by number: the state disk outlives the boot disk and its /etc/passwd.
 UID = 610
 
-# Seconds between two looks: at what is in flight, and at everything.
-TICK = 0.02
+# Seconds between two looks at what is in flight, at least and at most, and at everything. At most,
+# because what a start took is known by the looks: after two it is not prompt any more (window.py).
+TICK, TICK_MOST = 0.02, 0.5
 LOOK = 2.0
-# Share of a processor that rounds may take while something is in flight: where one takes long, the
-# time is that of the agents that start. But no more seconds than so many between two of them: what
-# a start took is known by the looks, and one that took two is not prompt any more (window.py).
-BUSY, RARELY = 0.25, 0.5
+# Share of a processor that rounds may take while something is in flight, up to TICK_MOST: where a
+# round takes long, the time is that of the agents that start.
+BUSY = 0.25
 # Seconds between two questions to systemd about starts that are silent, at least and at most: by
 # BUSY as well, of the time that an answer takes, and before they are given up (decide.py, PROBE).
 ASK, ASK_MOST = 1.0, 5.0
@@ -136,7 +136,7 @@ class Keeper:
     _turn: int = 0
     _ask_again: float = 0.0
     # Why those ended that systemd was asked about, until it is decided on: a look may be no round.
-    _untold: dict[int, str] = field(default_factory=dict)
+    _undecided: dict[int, str] = field(default_factory=dict)
     _reported: tuple[int, int] = (-1, -1)
     _starts: int = 0
     _stops: int = 0
@@ -164,7 +164,7 @@ class Keeper:
         self._act(decision)
         # Only after acting: where systemd could not be asked, the same is decided again.
         self.memory = decision.memory
-        self._untold = {}
+        self._undecided = {}
         self._failures += decision.failures
         self._report(seen)
         return self._pause(seen.now, self.processor() - begun)
@@ -197,7 +197,7 @@ class Keeper:
         """`took`: seconds of the processor that this round took."""
         memory = self.memory
         if memory.starting or memory.stopping:
-            return min(max(TICK, _rest(took)), RARELY)
+            return min(max(TICK, _rest(took)), TICK_MOST)
         due = [each.until for each in memory.trouble.values()] + [memory.window.rest_until]
         soon = min((moment - now for moment in due if moment > now), default=LOOK)
         return min(max(soon, TICK), LOOK)
@@ -216,18 +216,17 @@ class Keeper:
             seen = Observed(now=now, running=running, sockets=sockets)
         else:
             seen = self._look_at({*memory.starting, *memory.stopping}, self._seen, now)
-        silent = [port for port, since in memory.starting.items() if now - since >= 0.5]
-        dead = sorted(memory.up_since.keys() & self.goal.variants.keys() - seen.running)
-        ask = dead[:ASKED]
-        if now < self._ask_again:
-            silent = []
-        if ask or silent:
+        dead = sorted(memory.up_since.keys() & self.goal.variants.keys() - seen.running)[:ASKED]
+        silent = []
+        if now >= self._ask_again:
+            silent = [port for port, since in memory.starting.items() if now - since >= 0.5]
+        if dead or silent:
             asked = self.clock()
-            self._untold |= self._ended(ask + silent)
+            self._undecided |= self._ended(dead + silent)
             answered = self.clock()
             if silent:
                 self._ask_again = answered + min(max(ASK, _rest(answered - asked)), ASK_MOST)
-        return replace(seen, ended=dict(self._untold)) if self._untold else seen
+        return replace(seen, ended=dict(self._undecided)) if self._undecided else seen
 
     def _look_at(self, ports: Iterable[int], before: Observed, now: float) -> Observed:
         """The picture of before, with a fresh look at `ports` only."""

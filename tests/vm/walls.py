@@ -20,7 +20,8 @@ GUEST_1_GIB = "e2-custom-2-1024"
 BY_HAND = "by-hand"
 # An agent that is there is made to stand still, by hand and in a unit alike: its tasks count as
 # before, and so many that ran would keep an emulated processor busy for longer than anybody waits.
-# In a unit by its cgroup, which pilot-node does not notice; a SIGSTOP it does.
+# In a unit by its cgroup, which pilot-node does not notice; a SIGSTOP it does. Each once: asking
+# all of them again every second would cost as well.
 SLICE = "/sys/fs/cgroup/pilot.slice"
 FREEZE = f"""
 declare -A cold
