@@ -4,9 +4,10 @@ Guests and containers are tried by a process each, side by side where there are 
 Seeded: a round's chance is the seed, its row and its number.
 Resumable: what a round found is kept in `.state/campaign/` by commit and seed as soon as it is
 known, and a second call makes only what is missing. With `--since` and a commit, what was found
-there stands: for going on after a commit that changes nothing of what was tried. At most
-`--minutes` in one call; then, and at the end, docs/CAMPAIGN.md is written: all rounds with their
-commits, so that another machine can go on as well.
+there stands: for going on after a commit that changes nothing of what was tried. With `--row`, what
+the document has of the other rows stands. At most `--minutes` in one call; then, and at the end,
+docs/CAMPAIGN.md is written: all rounds with their commits, so that another machine can go on as
+well.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -117,9 +118,9 @@ class Result:
 
 
 class Kept:
-    """The results of one seed at `commit`, and at others `since` whose results stand. A line of
-    JSON each: in a file for each commit, to which processes may add side by side, and in the
-    document, which goes from one machine to the next."""
+    """The results of one seed at `commit`, at others `since` whose results stand, and at any
+    commit those of the rows `untouched`. A line of JSON each: in a file for each commit, to which
+    processes may add side by side, and in the document, which goes from one machine to the next."""
 
     def __init__(
         self,
@@ -128,12 +129,14 @@ class Kept:
         seed: int,
         commit: str,
         since: Sequence[str] = (),
+        untouched: Collection[str] = (),
         published: Path | None = None,
     ) -> None:
         self._folder = folder
         self._seed = seed
         self._commit = commit[:12]
         self._commits = {self._commit, *(each[:12] for each in since)}
+        self._untouched = untouched
         self._published = published
         self.results: list[Result] = []
         self.read()
@@ -152,7 +155,8 @@ class Kept:
         self.results = [
             each
             for each in found.values()
-            if each.seed == self._seed and each.commit in self._commits
+            if each.seed == self._seed
+            and (each.commit in self._commits or each.row in self._untouched)
         ]
 
     def add(self, result: Result) -> None:
@@ -465,7 +469,14 @@ def main(arguments: Sequence[str]) -> int:
         since = [_git("rev-parse", "--verify", f"{each}^{{commit}}") for each in options.since]
     except subprocess.CalledProcessError as error:
         parser.error(f"--since: {error.stderr.strip()}")
-    kept = Kept(KEPT, seed=options.seed, commit=commit, since=since, published=DOCUMENT)
+    kept = Kept(
+        KEPT,
+        seed=options.seed,
+        commit=commit,
+        since=since,
+        untouched=set(names) - set(options.row) if options.row else (),
+        published=DOCUMENT,
+    )
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     until = time.monotonic() + options.minutes * 60
     drivers = [options.driver] if options.driver else ["container", "qemu"]

@@ -90,6 +90,17 @@ def test_another_machine_goes_on_from_what_the_document_says(kept: Kept, tmp_pat
     assert len(Kept(elsewhere, seed=5, commit=OTHER, since=[ONE], published=page).results) == 3
 
 
+def test_rows_that_a_call_does_not_touch_stand_at_any_commit(tmp_path: Path) -> None:
+    page = tmp_path / "CAMPAIGN.md"
+    made = [
+        Result(row=name, number=0, seconds=1, seed=5, commit=ONE) for name in ("drain", "kills")
+    ]
+    page.write_text(campaign.document(made, facts={}))
+    kept = Kept(tmp_path / "kept", seed=5, commit=OTHER, untouched=["kills"], published=page)
+    assert kept.results == made[1:]
+    assert kept.missing(ROW) == [0, 1, 2, 3, 4]
+
+
 def test_a_rounds_chance_is_the_seeds_the_rows_and_its_number() -> None:
     one = campaign.chance(5, ROW, 3).random()
     assert one == campaign.chance(5, ROW, 3).random()
