@@ -14,13 +14,10 @@ from pathlib import Path
 # emulated, the services would hold up a boot by half a minute.
 from . import agents, apply, doors, files, kernel, limits, release, roll, units
 from .metadata import MetadataServer
-from .place import Place, place_of
+from .place import AGAIN, Place, place_of
 from .retry import FinalError, Retry, bounds_of
 from .spec import Binary, RendezvousSpec, SpecError, SwarmSpec, parse
 from .systemd import Systemctl
-
-# A run in which nothing is left to do ends at its guard.
-AGAIN = "run `rm /run/pilot/guard; google_metadata_script_runner startup`"
 
 # In the words of the startup script, which says its own steps in the same form.
 TITLES = {"limits": "kernel limits"}
@@ -133,10 +130,7 @@ class Node:
 
     def _store(self, spec: RendezvousSpec) -> None:
         if not self.place.is_mounted(self.place.state):
-            raise FinalError(
-                f"{self.place.state} is not mounted: the registry would be lost with the boot "
-                f"disk; {AGAIN}"
-            )
+            raise FinalError(self.place.unmounted("the registry would be lost with the boot disk"))
         # Root's, and sticky: the rendezvous makes its own files in it, but cannot remove or
         # replace the whitelist.
         self.place.registry.mkdir(mode=0o700, exist_ok=True)

@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from . import variants
+from . import files, variants
 from .decide import Decision, Goal, Memory, Observed, Trouble, decide, without
 from .place import Place
 from .systemd import Systemd
@@ -64,6 +64,8 @@ TURNS = 150
 ASKED = 20
 # Bytes after which an agent's standard error is cut: 5,000 of these are 320 MB at worst.
 LOG_BYTES = 64 << 10
+# The mode of a directory in which the user pilot makes files and removes only its own.
+_SHARED = 0o1770
 
 
 def own(path: Path) -> None:
@@ -73,12 +75,19 @@ def own(path: Path) -> None:
 
 
 def share(path: Path) -> None:
-    """Let the user pilot make files in the directory `path`, which stays root's and sticky."""
+    """Let the user pilot make files in the directory `path`, which stays root's and sticky. Raises
+    OSError with the path, and with what to do where the disk is full or read-only."""
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        if os.geteuid() == 0:
+        # Only what differs: on a disk that has become read-only it is right as a rule, and the
+        # registry is to be read from there.
+        found = os.fstat(handle)
+        if os.geteuid() == 0 and (found.st_uid, found.st_gid) != (0, UID):
             os.fchown(handle, 0, UID)
-        os.fchmod(handle, 0o1770)
+        if stat.S_IMODE(found.st_mode) != _SHARED:
+            os.fchmod(handle, _SHARED)
+    except OSError as error:
+        raise OSError(error.errno, files.explained(error), str(path)) from error
     finally:
         os.close(handle)
 
@@ -127,6 +136,8 @@ class Keeper:
     explain: Callable[[str], str] = str
     memory: Memory = field(default_factory=Memory)
     _seen: Observed | None = None
+    # Nothing that was seen before counts: all is looked at, and what each was started as.
+    _anew: bool = True
     _looked: float = 0.0
     _cut: float = float("-inf")
     # Inode of each port's socket, as last seen.
@@ -149,8 +160,9 @@ class Keeper:
         seen = self.look()
         if self.goal.variants and not self.mounted(self.place.state):
             raise NotReadyError(
-                f"{self.place.state} is not mounted: no agent is started, its identity would be "
-                "lost with the boot disk"
+                self.place.unmounted(
+                    "no agent is started, its identity would be lost with the boot disk"
+                )
             )
         if self.goal.variants:
             self.shut()
@@ -161,7 +173,13 @@ class Keeper:
         decision = without(decision, self._prepare(decision), seen.now)
         for line in decision.said:
             self.say(line)
-        self._act(decision)
+        try:
+            self._act(decision)
+        except Exception:
+            # It may have been done all the same, as by a systemctl that ran out of time: what is
+            # there now, and as what, is looked at before anything else is decided.
+            self._anew = True
+            raise
         # Only after acting: where systemd could not be asked, the same is decided again.
         self.memory = decision.memory
         self._undecided = {}
@@ -171,9 +189,10 @@ class Keeper:
 
     def look(self) -> Observed:
         """See what runs, for `view`, and do nothing. Raises SystemdError, OSError."""
-        if self._seen is None:
+        if self._anew:
             self.memory = replace(self.memory, variant=variants.read(self.place))
         self._seen = seen = self._look()
+        self._anew = False
         return seen
 
     def view(self) -> View:
@@ -204,7 +223,7 @@ class Keeper:
 
     def _look(self) -> Observed:
         now, memory = self.clock(), self.memory
-        if self._seen is None or now - self._looked >= LOOK:
+        if self._seen is None or self._anew or now - self._looked >= LOOK:
             self._looked = now
             if now - self._cut >= CUT:
                 self._cut = now

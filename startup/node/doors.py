@@ -91,7 +91,8 @@ def shut_metadata(place: Place) -> None:
     except (OSError, subprocess.SubprocessError) as error:
         raise NotReadyError(
             f"agents could take the VM's service account from {METADATA[0]}, so none is started: "
-            f"{SLICE} takes no BPF program that refuses it: {error}"
+            f"{SLICE} takes no BPF program that refuses it: {error}; it is tried in every round, "
+            "and where that does not help a restart of the VM does"
         ) from error
 
 

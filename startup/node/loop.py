@@ -113,7 +113,8 @@ class Loop:
         self.roll = new
 
     def want(self, spec: AnySpec, state: rolls.RollState) -> None:
-        """Have on disk what is accepted, first, and what `spec` asks for."""
+        """Have on disk what is accepted, first, and what `spec` asks for. What is accepted and
+        cannot be had is said: who ends now cannot be started."""
         wanted = dict.fromkeys(r.sha256 for r in (state.accepted, self.target(spec)) if r)
         self.fetcher.want(
             release.Wanted(
@@ -122,6 +123,9 @@ class Loop:
                 bucket=spec.bucket,
             )
         )
+        problem = self.fetcher.problems().get(state.accepted.sha256) if state.accepted else None
+        if problem:
+            self.fault(problem, said=True)
 
 
 def roll_status(state: rolls.RollState, agents: int) -> RollStatus:

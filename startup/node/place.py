@@ -12,6 +12,9 @@ from pathlib import Path
 METADATA_HOST = "169.254.169.254"
 METADATA_HOST_VARIABLE = "GCE_METADATA_HOST"
 ROOT_VARIABLE = "PILOT_ROOT"
+# What a person does where the startup script has not done all: a run after one that has done all
+# ends at its guard.
+AGAIN = "run `rm /run/pilot/guard; google_metadata_script_runner startup`"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +115,10 @@ class Place:
         # The fifth field of a line is the mount point: bytes, and anyone's need not be UTF-8.
         lines = self.at("/proc/self/mountinfo").read_bytes().split(b"\n")
         return any(line.split(b" ", 5)[4:5] == [os.fsencode(path)] for line in lines)
+
+    def unmounted(self, therefore: str) -> str:
+        """The sentence for a state disk that is not mounted: what follows, and what to do."""
+        return f"{self.state} is not mounted: {therefore}; {AGAIN}"
 
     def socket(self, port: int) -> Path:
         return self.sockets / f"{port}.sock"

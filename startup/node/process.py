@@ -30,6 +30,10 @@ KNOWN = 0.5
 _TOTAL = re.compile(rb'"total_nodes":\s*(\d{1,18})(?!\d)')
 _ACTIVE = re.compile(rb'"active_nodes":\s*(\d{1,18})(?!\d)')
 _MOST = 10**18
+# Lines of the journal that are looked at; before each start `pilot-node store` adds two or three of
+# what it does, and __main__ begins them so.
+_LINES = 20
+_DOES = "pilot:   "
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,11 +85,11 @@ class SystemdUnit:
         )
 
     def last_line(self) -> str:
-        """What the rendezvous said last, at most 200 printable characters; "" where it said nothing
-        for START seconds (an earlier one's word is no reason), or the journal cannot be had."""
-        command = ["journalctl", "--quiet", "--no-pager", "--output=cat", "--lines=1"]
+        """What the rendezvous said last, or why `pilot-node store` let it not start: at most 200
+        printable characters; "" where neither said anything for START seconds (an earlier one's
+        word is no reason), or the journal cannot be had."""
+        command = ["journalctl", "--quiet", "--no-pager", "--output=cat", f"--lines={_LINES}"]
         command += [f"--since=-{START:.0f}s", f"_SYSTEMD_UNIT={UNIT}"]
-        # Not what `pilot-node store` says in the same unit, before each start.
         command.append(f"SYSLOG_IDENTIFIER={UNIT.removesuffix('.service')}")
         try:
             done = subprocess.run(
@@ -94,6 +98,8 @@ class SystemdUnit:
         except (OSError, subprocess.SubprocessError):
             return ""
         lines = done.stdout.decode(errors="replace").strip().split("\n")
+        # `store` tells in the same unit what it does before each start: no reason for an end.
+        lines = [line for line in lines if not line.startswith(_DOES)] or [""]
         return "".join(c for c in lines[-1] if c.isprintable())[-200:]
 
 

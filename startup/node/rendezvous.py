@@ -67,6 +67,9 @@ ROUND = 1.0
 FAILED = 5.0
 # A forced snapshot writes the whole registry, 45 MB on a slow disk.
 SNAPSHOT = 60.0
+# At a power-off there are some 90 s for all (Compute Engine ends the machine then), and the process
+# writes its registry once more when it is ended.
+LAST_SNAPSHOT = 20.0
 # A file that is younger holds nodes that are not stale: 3 minutes in the oldest binaries
 # (docs/FACTS.md).
 FRESH: Final = 60.0
@@ -137,7 +140,7 @@ class Rendezvous(Loop):
             # The process is kept at what is known.
             self.fault(str(error))
         if not self.follower.is_mounted():
-            raise NotReadyError(f"{self.place.state} is not mounted: the rendezvous has no store")
+            raise NotReadyError(self.place.unmounted("the rendezvous has no store"))
         try:
             self._act(now)
         finally:
@@ -513,12 +516,12 @@ class Rendezvous(Loop):
 
     # The registry
 
-    def save(self) -> None:
-        """Have the registry's file as new as can be, and a copy of it. What cannot be is said: it
-        is no reason not to stop, which writes the file as well."""
+    def save(self, seconds: float = SNAPSHOT) -> None:
+        """Have the registry's file as new as can be within `seconds`, and a copy of it. What cannot
+        be is said: it is no reason not to stop, which writes the file as well."""
         if self.process.active == "active":
             try:
-                answered = post(self._url("/api/snapshot"), SNAPSHOT)
+                answered = post(self._url("/api/snapshot"), seconds)
                 if answered not in (200, 404, 405):
                     self.say(f"forced snapshot: {answered}")
             except (TemporaryError, FinalError) as error:
@@ -767,7 +770,7 @@ def serve(place: Place, *, say: Callable[[str], None]) -> None:
     except SystemdError as error:
         say(f"is the system going down? {error}")
     if rendezvous.stopping:
-        rendezvous.save()
+        rendezvous.save(LAST_SNAPSHOT)
         tell()
     publisher.close()
     exporter.close()

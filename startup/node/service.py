@@ -105,8 +105,9 @@ class Swarm(Loop):
         if self.roll is None:
             if not self.follower.is_mounted():
                 raise NotReadyError(
-                    f"{self.place.state} is not mounted: what was accepted here is not known, and "
-                    "no agent is started"
+                    self.place.unmounted(
+                        "what was accepted here is not known, and no agent is started"
+                    )
                 )
             self.roll = rolls.recall(self.place, self.say)
             if self.roll.accepted is None:
@@ -121,10 +122,6 @@ class Swarm(Loop):
             self.fault(str(error))
             state = self.roll
         self.want(spec, state)
-        problem = self.fetcher.problems().get(state.accepted.sha256) if state.accepted else None
-        if problem:
-            # Who dies now cannot be started.
-            self.fault(problem, said=True)
         if state.accepted is not None:
             self._aim(spec, state)
 

@@ -45,7 +45,7 @@ class Pid1:
         self.asked = self.calls = 0
         # Called while systemd is asked.
         self.meanwhile: Callable[[], None] = lambda: None
-        self.broken = False
+        self.broken = self.mute = False
         self.goes_down = False
         # What each port was started as.
         self.ran: dict[int, list[str]] = {}
@@ -63,6 +63,8 @@ class Pid1:
             self.pending.append(port)
             self.started.append(port)
         self.most = max(self.most, len(self.pending))
+        if self.mute:
+            raise SystemdError("systemctl start: no answer in 90 s")
 
     def stop(self, units: Sequence[str]) -> None:
         for unit in units:
@@ -96,7 +98,7 @@ class Pid1:
             self.dead.pop(unit, None)
             outcome = self.behave(port)
             if outcome == "ready":
-                (self.slice / unit).mkdir(parents=True)
+                (self.slice / unit).mkdir(parents=True, exist_ok=True)
                 os.mknod(self.place.socket(port), stat.S_IFSOCK | 0o600)
             elif outcome == "hangs":
                 (self.slice / unit).mkdir(parents=True, exist_ok=True)
@@ -256,7 +258,7 @@ def test_a_slow_processor_is_not_taken_for_a_slow_registry(world: World) -> None
 def test_another_keeper_finds_them_and_leaves_them_alone(world: World) -> None:
     world.until(lambda: len(world.running()) == 40)
     started = list(world.pid1.started)
-    world.keeper = replace(world.keeper, memory=Memory(), _seen=None)
+    world.keeper = replace(world.keeper, memory=Memory(), _seen=None, _anew=True)
     world.until(lambda: world.now > 100)
     assert world.pid1.started == started
 
@@ -455,6 +457,26 @@ def test_systemd_that_does_not_answer_is_asked_again(world: World) -> None:
     assert world.pid1.most == 15
 
 
+@pytest.mark.parametrize("meanwhile", ["ready", "hangs"])
+def test_what_systemd_did_without_an_answer_is_not_undone(world: World, meanwhile: str) -> None:
+    """A systemctl that runs out of time has told PID 1 all the same."""
+    world.until(lambda: len(world.running()) == 40)
+    world.keeper.goal = goal(43)
+    world.pid1.mute = True
+    with pytest.raises(SystemdError):
+        world.until(lambda: len(world.pid1.started) > 40)
+    assert len(world.keeper.view().ready) == 40, "known all the while"
+    world.pid1.mute = False
+    world.behave = lambda port: meanwhile
+    world.pid1.settle()
+    world.keeper.round()
+    world.behave = lambda port: "ready"
+    world.until(lambda: len(world.running()) == 43)
+    world.until(lambda: world.now > 100)
+    assert {tuple(ran) for ran in world.pid1.ran.values()} == {(OLD,)}
+    assert world.keeper.view().stops == 0
+
+
 def test_another_variant_reaches_all_and_no_more_than_the_window_are_down(world: World) -> None:
     world.until(lambda: len(world.running()) == 40)
     world.keeper.goal = goal(40, NEW)
@@ -474,7 +496,7 @@ def test_another_variant_reaches_all_and_no_more_than_the_window_are_down(world:
 def test_a_keeper_that_starts_anew_knows_what_runs(world: World) -> None:
     world.until(lambda: len(world.running()) == 40)
     started = list(world.pid1.started)
-    world.keeper = replace(world.keeper, memory=Memory(), _seen=None)
+    world.keeper = replace(world.keeper, memory=Memory(), _seen=None, _anew=True)
     world.until(lambda: world.now > 100)
     assert world.pid1.started == started
     assert set(world.keeper.view().variant.values()) == {OLD}

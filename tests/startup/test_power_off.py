@@ -1,7 +1,9 @@
-"""A power-off of a booted system drains the agents before systemd gets to them.
+"""A power-off of a booted system drains the agents, and has the registry written, before systemd
+gets to them.
 
 The units are ours, only what they execute is not: agents that write down when they were told to end
-and when they ended, and a pilot-node that does nothing but what the real one does at its end.
+and when they ended, a rendezvous that writes down what it was told, and a pilot-node that does
+nothing but what the real one does at its end.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from lab.drivers import processes
 from lab.drivers.host import ensure_packages, no_containers
 from startup.node import units
 from startup.node.limits import Machine
-from startup.node.spec import SwarmSpec, parse
+from startup.node.spec import RendezvousSpec, SwarmSpec, parse
 from tests.startup import specs
 
 pytestmark = pytest.mark.engine
@@ -42,44 +44,105 @@ from node.agents import drain_for_shutdown
 from node.place import Place
 from node.systemd import Systemctl
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+open("/var/lib/pilot/keeps", "w").close()
 signal.sigwait({signal.SIGTERM})
 if Systemctl().stopping():
     said = []
     left = drain_for_shutdown(Place(), limit=15, say=said.append)
     open("/var/lib/pilot/said", "w").write("\\n".join(said))
 """
+# One that answers for a moment after it was told to end, as one that still writes its store does:
+# who asks it too late is seen to.
+RENDEZVOUS = """#!/usr/bin/python3 -IS
+import http.server, signal, threading, time
+
+def note(word):
+    with open("/var/lib/pilot/registry/told", "a") as stream:
+        stream.write(word + "\\n")
+
+class Dashboard(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        note(self.path)
+        self.send_response(200)
+        self.end_headers()
+
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+server = http.server.HTTPServer(("127.0.0.1", 3000), Dashboard)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+note("began")
+signal.sigwait({signal.SIGTERM})
+note("SIGTERM")
+time.sleep(3)
+"""
+KEEPER = """#!/usr/bin/python3 -IS
+import os, signal, sys
+sys.path.insert(0, "/usr/local/lib/pilot")
+from node.process import SystemdUnit
+from node.rendezvous import LAST_SNAPSHOT
+from node.systemd import Systemctl
+from node.process import post
+if sys.argv[1] == "store":
+    print("pilot:   registry.json: 5 keys", flush=True)
+    if not os.path.isdir("/var/lib/pilot/registry"):
+        print("pilot: store: no registry here: make it", flush=True)
+        sys.exit(1)
+elif sys.argv[1] == "why":
+    print(SystemdUnit().last_line())
+else:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    open("/var/lib/pilot/keeps", "w").close()
+    signal.sigwait({signal.SIGTERM})
+    if Systemctl().stopping():
+        post("http://127.0.0.1:3000/api/snapshot", LAST_SNAPSHOT)
+"""
+MACHINE = Machine(ram=4 << 30, page=4096, threads_max=31000)
+
+
+def ours(
+    name: str, spec: SwarmSpec | RendezvousSpec, does: str, without: tuple[str, ...]
+) -> dict[str, str]:
+    """The units of a VM, that of `name` with another command."""
+    found = units.unit_files(MACHINE, spec)
+    path = f"/etc/systemd/system/{name}"
+    lines = [
+        f"ExecStart={does}" if line.startswith("ExecStart=") else line
+        for line in found[path].splitlines()
+        if not line.startswith(("User=", "EnvironmentFile=", *without))
+    ]
+    return found | {path: "\n".join(lines) + "\n"}
 
 
 def unit_files() -> dict[str, str]:
-    spec = parse(specs.text(specs.swarm()))
-    assert isinstance(spec, SwarmSpec)
-    machine = Machine(ram=4 << 30, page=4096, threads_max=31000)
-    found = units.unit_files(machine, spec)
-    agent = "/etc/systemd/system/pilot-agent@.service"
-    lines = [
-        "ExecStart=/usr/local/sbin/agent" if line.startswith("ExecStart=") else line
-        for line in found[agent].splitlines()
-        if not line.startswith(("User=", "EnvironmentFile=", "OOMScoreAdjust=", "StandardError="))
-    ]
-    return found | {agent: "\n".join(lines) + "\n"}
+    return ours(
+        "pilot-agent@.service",
+        parse(specs.text(specs.swarm())),
+        "/usr/local/sbin/agent",
+        ("OOMScoreAdjust=", "StandardError="),
+    )
 
 
 @contextmanager
 def system(folder: Path, files: dict[str, str]) -> Iterator[tuple[int, Path]]:
     """A booted container with `AGENTS` agents and a pilot-node: its first process, its files."""
     with booted(folder) as first:
-        for path, text in files.items():
-            inside(first, "mkdir", "-p", str(Path(path).parent))
-            inside(first, "tee", path, text=text)
-            inside(first, "chmod", "755" if "/sbin/" in path else "644", path)
+        put(first, files)
         for name in ("began", "told", "ended"):
             inside(first, "mkdir", "-p", str(ROOT / name))
-        inside(first, "systemctl", "daemon-reload")
         names = [f"pilot-agent@{10001 + i}.service" for i in range(AGENTS)]
         inside(first, "systemctl", "start", "pilot-node.service", *names)
         upper = folder / "upper" / str(ROOT).lstrip("/")
-        assert processes.until(lambda: len(moments(upper, "began")) == AGENTS, 60)
+        assert processes.until(
+            lambda: len(moments(upper, "began")) == AGENTS and (upper / "keeps").is_file(), 60
+        )
         yield first, upper
+
+
+def put(first: int, files: dict[str, str]) -> None:
+    for path, text in files.items():
+        inside(first, "mkdir", "-p", str(Path(path).parent))
+        inside(first, "tee", path, text=text)
+        inside(first, "chmod", "755" if "/sbin/" in path else "644", path)
+    inside(first, "systemctl", "daemon-reload")
 
 
 def moments(upper: Path, name: str) -> list[float]:
@@ -98,13 +161,25 @@ def most_at_once(upper: Path) -> int:
     return most
 
 
-def files() -> dict[str, str]:
-    found = unit_files()
-    found |= {
+def library() -> dict[str, str]:
+    return {
         f"/usr/local/lib/pilot/node/{path.name}": path.read_text(encoding="utf-8")
         for path in sorted((STARTUP_DIR / "node").glob("*.py"))
     }
-    return found | {"/usr/local/sbin/agent": AGENT, "/usr/local/sbin/pilot-node": NODE}
+
+
+def files() -> dict[str, str]:
+    programs = {"/usr/local/sbin/agent": AGENT, "/usr/local/sbin/pilot-node": NODE}
+    return unit_files() | library() | programs
+
+
+RENDEZVOUS_UNIT = "pilot-rendezvous.service"
+
+
+def rendezvous_files() -> dict[str, str]:
+    programs = {"/usr/local/sbin/rendezvous": RENDEZVOUS, "/usr/local/sbin/pilot-node": KEEPER}
+    spec = parse(specs.text(specs.rendezvous()))
+    return ours(RENDEZVOUS_UNIT, spec, "/usr/local/sbin/rendezvous", ()) | library() | programs
 
 
 @pytest.fixture
@@ -151,3 +226,42 @@ def test_a_stop_of_pilot_node_alone_ends_nobody(folder: Path) -> None:
         assert moments(upper, "told") == []
         done = inside(first, "systemctl", "list-units", "--plain", "--no-legend", "pilot-agent@*")
         assert done.count(" active running") == AGENTS
+
+
+def told(first: int, folder: Path, files: dict[str, str]) -> list[str]:
+    """What a rendezvous was told from its start to a power-off, in order."""
+    disk = folder / "upper" / str(ROOT).lstrip("/")
+    notes = disk / "registry" / "told"
+    put(first, files)
+    inside(first, "mkdir", "-p", str(ROOT / "registry"))
+    inside(first, "systemctl", "start", "pilot-node.service", RENDEZVOUS_UNIT)
+    assert processes.until(lambda: notes.is_file() and (disk / "keeps").is_file(), 60)
+    assert notes.read_text() == "began\n"
+    power_off(first)
+    return notes.read_text().split()[1:]
+
+
+def test_a_power_off_has_the_registry_written_first(folder: Path) -> None:
+    with booted(folder) as first:
+        assert told(first, folder, rendezvous_files()) == ["/api/snapshot", "SIGTERM"]
+
+
+def test_without_the_order_the_rendezvous_is_told_to_end_first(folder: Path) -> None:
+    found = rendezvous_files()
+    unit = f"/etc/systemd/system/{RENDEZVOUS_UNIT}"
+    assert "Before=pilot-node.service\n" in found[unit]
+    found[unit] = found[unit].replace("Before=pilot-node.service\n", "")
+    with booted(folder) as first:
+        assert told(first, folder, found)[0] == "SIGTERM"
+
+
+def test_why_store_let_the_rendezvous_not_start_is_known(folder: Path) -> None:
+    def why() -> str:
+        return inside(first, "/usr/local/sbin/pilot-node", "why").strip()
+
+    with booted(folder) as first:
+        put(first, rendezvous_files())
+        inside(first, "systemctl", "start", RENDEZVOUS_UNIT, check=False)
+        assert processes.until(lambda: bool(why()), 60)
+        assert why() == "pilot: store: no registry here: make it"
+        power_off(first)

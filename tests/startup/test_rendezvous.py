@@ -446,17 +446,26 @@ def test_an_exit_says_its_last_line_and_the_wall(fleet: Fleet) -> None:
     assert any(line.startswith(f"the rendezvous {said}1990 of 2000]") for line in fleet.said)
 
 
-def test_the_last_line_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = tmp_path / "given"
+def test_the_last_line_is_its_own_or_why_store_let_it_not_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, told = tmp_path / "given", tmp_path / "told"
     journalctl = tmp_path / "journalctl"
-    journalctl.write_text(f'#!/bin/sh\necho "$@" >{given}\nprintf "one\\ntwo\\033[1m%0300d\\n" 1\n')
+    journalctl.write_text(f'#!/bin/sh\necho "$@" >{given}\n/bin/cat {told}\n')
     journalctl.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    told.write_text(f"one\ntwo\033[1m{1:0300}\n")
     found = SystemdUnit().last_line()
     assert len(found) == 200
     assert found.isprintable()
     words = given.read_text().split()
-    assert {"--since=-90s", "--lines=1", "SYSLOG_IDENTIFIER=pilot-rendezvous"} < {*words}
+    assert {"--since=-90s", "SYSLOG_IDENTIFIER=pilot-rendezvous"} < {*words}
+    told.write_text("one\npilot:   registry.json: 5 keys\n")
+    assert SystemdUnit().last_line() == "one"
+    told.write_text("one\npilot:   registry.json: 5 keys\npilot: store: no room\n")
+    assert SystemdUnit().last_line() == "pilot: store: no room"
+    told.write_text("pilot:   registry.json: 5 keys\n")
+    assert not SystemdUnit().last_line()
     journalctl.unlink()
     monkeypatch.setenv("PATH", str(tmp_path))
     assert not SystemdUnit().last_line()

@@ -361,6 +361,31 @@ def test_the_registrys_directory_is_roots_and_the_rendezvous_works_in_it(vm: Vm)
         assert (found.st_uid, found.st_gid) == (0, agents.UID)
 
 
+def test_on_a_disk_that_became_read_only_there_is_a_registry_all_the_same(vm: Vm) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("mounting a disk needs root")
+    vm.use_rendezvous()
+    vm.mount("/var/lib/pilot")
+    disk = vm.root / "var/lib/pilot"
+    disk.mkdir(parents=True)
+    words = "ROLE=rendezvous; ensure_node; node spec rendezvous; node store"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "pilot-test", disk], check=True)
+    try:
+        status, output = vm.call(words)
+        assert status == 0, output
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        status, output = vm.call(words)
+        assert status == 0, output
+        subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+        (disk / "registry").chmod(0o700)
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        status, output = vm.call(words)
+        assert status == 1, output
+        assert re.search("Read-only file system: `dmesg` .*/var/lib/pilot/registry", output)
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
 def test_without_the_state_disk_there_is_no_registry(vm: Vm) -> None:
     vm.use_rendezvous()
     (vm.root / "var/lib/pilot").mkdir(parents=True)
