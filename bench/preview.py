@@ -9,10 +9,7 @@ size of each plan, and ratios: times differ between machines, the ratios hardly 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,7 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.components.fleet import ROOT, changed, seed
+from tests.components.fleet import changed, seed
+from tests.conftest import pulumi_environment
 from tests.engine.project import Project
 
 _FLEETS: dict[str, Mapping[str, Any]] = {
@@ -33,16 +31,6 @@ _FLEETS: dict[str, Mapping[str, Any]] = {
         ],
     ),
 }
-
-
-def _environment() -> dict[str, str]:
-    answer = subprocess.run(
-        [sys.executable, str(ROOT / "toolchain" / "toolchain.py"), "env", "--json"],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    return {**os.environ, **json.loads(answer.stdout)}
 
 
 def _seconds(project: Project, runs: int, *, policies: bool) -> float:
@@ -63,7 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--runs", type=int, default=3, help="counted runs of each (default 3)")
     runs = parser.parse_args().runs
-    environment = _environment()
+    environment = pulumi_environment()
     measured: dict[str, tuple[float, float]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         for number, (name, values) in enumerate(_FLEETS.items()):

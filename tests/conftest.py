@@ -37,28 +37,56 @@ CHOSEN_BY_THE_USER = (
 _FIRST = ("vm/test_qemu.py", "vm/test_rows_container.py", "vm/")
 
 
+# How a line begins in which a test prints what it measured.
+_MEASURED = "measured: "
+
+
+def measured(what: str) -> None:
+    """Print what a test has measured; all of it is shown when the tests have ended."""
+    print(f"{_MEASURED}{what}", flush=True)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    told = [
+        f"{report.nodeid.rpartition('/')[2]}: {line.removeprefix(_MEASURED)}"
+        for report in terminalreporter.getreports("passed")
+        if report.when == "call"
+        for line in report.capstdout.splitlines()
+        if line.startswith(_MEASURED)
+    ]
+    if told:
+        terminalreporter.section("measured, not judged")
+        for line in told:
+            terminalreporter.write_line(line)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what takes the longest; all else stays in its order."""
 
     def rank(item: pytest.Item) -> int:
-        place = item.path.relative_to(ROOT / "tests").as_posix()
+        place = item.path.as_posix().removeprefix(f"{ROOT}/tests/")
         return next((at for at, some in enumerate(_FIRST) if place.startswith(some)), len(_FIRST))
 
     items.sort(key=rank)
 
 
-@pytest.fixture(scope="session")
-def pulumi_env() -> dict[str, str]:
+def pulumi_environment() -> dict[str, str]:
     """An environment with a working `pulumi` on PATH, no backend and no Google credentials.
 
     The first use may build the toolchain, which takes minutes; workers that run side by side
-    wait for one build. Set PULUMI_BACKEND_URL to a folder of the test's own.
+    wait for one build. Set PULUMI_BACKEND_URL to a folder of the test's own. Raises
+    subprocess.CalledProcessError where there is none and none can be built.
     """
     toolchain = [sys.executable, str(ROOT / "toolchain" / "toolchain.py"), "env", "--json"]
-    answer = subprocess.run(toolchain, stdout=subprocess.PIPE, text=True, check=False)
-    if answer.returncode:
-        pytest.fail("toolchain/toolchain.py env found no Pulumi and could not build one")
+    answer = subprocess.run(toolchain, stdout=subprocess.PIPE, text=True, check=True)
     environ = {**os.environ, **json.loads(answer.stdout), "PULUMI_CONFIG_PASSPHRASE": ""}
-    for name in CHOSEN_BY_THE_USER:
-        environ.pop(name, None)
-    return environ
+    return {name: text for name, text in environ.items() if name not in CHOSEN_BY_THE_USER}
+
+
+@pytest.fixture(scope="session")
+def pulumi_env() -> dict[str, str]:
+    """`pulumi_environment`."""
+    try:
+        return pulumi_environment()
+    except subprocess.CalledProcessError:
+        pytest.fail("toolchain/toolchain.py env found no Pulumi and could not build one")

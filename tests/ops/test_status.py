@@ -20,6 +20,7 @@ from ops.cli import main
 from ops.fleet import Doc, Instance, Registry, listen
 from ops.google import Cloud, Place
 from startup.node.status import RollStatus, Said, document, encode
+from tests.conftest import measured
 from tests.lab.client import ZONE
 from tests.ops.conftest import Ops
 from tests.ops.simulated import RENDEZVOUS, Simulated, rolling, swarm_spec
@@ -402,7 +403,7 @@ def test_a_hundred_vms(tmp_path: Path) -> None:
             cloud = Cloud(Place(project="p1", compute=url, storage=url, monitoring=url))
             found = status.picture(fleets.read(cloud))
             counts[size] = len(fleet.asked)
-            print(f"{size} VMs: {counts[size]} requests, {time.monotonic() - start:.2f} s")
+            measured(f"{size} VMs: {counts[size]} requests, {time.monotonic() - start:.2f} s")
             assert found.running == 2 * (size - 1)
             assert found.is_well
     assert counts == {10: 12, 100: 102}

@@ -22,6 +22,7 @@ from lab.drivers.host import ensure_packages, no_containers
 from startup.node import units
 from startup.node.limits import Machine
 from startup.node.spec import RendezvousSpec, SwarmSpec, parse
+from tests.conftest import measured
 from tests.startup import specs
 
 pytestmark = pytest.mark.engine
@@ -201,7 +202,7 @@ def power_off(first: int) -> float:
 def test_a_power_off_drains(folder: Path) -> None:
     with system(folder, files()) as (first, upper):
         took = power_off(first)
-    print(f"  power-off with {AGENTS} agents: {took:.1f} s")
+    measured(f"power-off with {AGENTS} agents: {took:.1f} s")
     assert len(moments(upper, "ended")) == AGENTS, "some were killed"
     assert 1 < most_at_once(upper) <= WINDOW
     said = (upper / "said").read_text(encoding="ascii")

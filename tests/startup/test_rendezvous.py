@@ -471,6 +471,21 @@ def test_the_last_line_is_its_own_or_why_store_let_it_not_start(
     assert not SystemdUnit().last_line()
 
 
+def test_what_is_accepted_and_cannot_be_had_is_in_the_status(fleet: Fleet) -> None:
+    fleet.until(fleet.serving, "serving")
+    assert fleet.status()["last_error"] is None
+    problem = "releases/pilot-rendezvous: no answer from the bucket"
+    fleet.it.fetcher._problems[fleet.good] = problem
+    fleet.round()
+    assert fleet.status()["last_error"]["text"] == problem
+
+
+def test_what_it_runs_with_is_roots_alone_to_read(fleet: Fleet) -> None:
+    """A hash of its tokens is in it."""
+    fleet.until(fleet.serving, "serving")
+    assert (fleet.place.run / "rendezvous-run.json").stat().st_mode & 0o777 == 0o600
+
+
 def test_hold_saves_and_stops_and_going_on_starts(fleet: Fleet) -> None:
     fleet.until(fleet.serving, "serving")
     fleet.register(5)

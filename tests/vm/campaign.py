@@ -5,9 +5,9 @@ Seeded: a round's chance is the seed, its row and its number.
 Resumable: what a round found is kept in `.state/campaign/` by commit and seed as soon as it is
 known, and a second call makes only what is missing. With `--since` and a commit, what was found
 there stands: for going on after a commit that changes nothing of what was tried. With `--row`, what
-the document has of the other rows stands. At most `--minutes` in one call; then, and at the end,
-docs/CAMPAIGN.md is written: all rounds with their commits, so that another machine can go on as
-well.
+the document has of the other rows stands. At most `--minutes` in one call, also amid a round, which
+is then made by the next; then, and at the end, docs/CAMPAIGN.md is written: all rounds with their
+commits, so that another machine can go on as well.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from lab.drivers.host import ensure_packages, no_containers
 from lab.drivers.processes import until as wait_until
 from lab.image import default_cache, ensure_image
 from tests.components.fleet import ROOT
-from tests.conftest import CHOSEN_BY_THE_USER
+from tests.conftest import pulumi_environment
 from tests.vm.fleet import Fleet
 from tests.vm.rows import CONTAINER, QEMU, Row
 
@@ -51,8 +51,9 @@ ENOUGH_PROCESSORS = 4
 _ROUND_MINUTES = 30
 # Seconds until the kernel has moved a controller: about one where nothing holds it.
 _MOVES = 15.0
-# Seconds that a fleet's end waits for its drain: 2,000 agents took 53 to 146.
+# Seconds that a fleet's end waits for its drain (2,000 agents took 53 to 146), and with all of it.
 _DRAIN_S = 240.0
+_END_S = 300.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,7 +283,8 @@ def _run(shape: Shape, kept: Kept, *, seed: int, only: set[str], until: float) -
         for number in kept.missing(row)
     ]
     while todo:
-        _in_time(until)
+        if time.monotonic() > until:
+            raise OutOfTimeError
         with ExitStack() as around:
             around.callback(_listen, signal.default_int_handler)
             folder = around.enter_context(tempfile.TemporaryDirectory(prefix="campaign-"))
@@ -290,19 +292,21 @@ def _run(shape: Shape, kept: Kept, *, seed: int, only: set[str], until: float) -
                 around.enter_context(_tasks_limited())
             fleet = Fleet(
                 Path(folder),
-                _environment(),
+                pulumi_environment(),
                 driver=shape.driver,
                 patience=shape.patience,
                 machine=shape.machine,
             )
             try:
                 try:
-                    fleet.carry_out(shape.wanted)
+                    with _bounded(until):
+                        fleet.carry_out(shape.wanted)
                 except AssertionError as problem:
                     raise NoFleetError(f"no fleet to try anything on: {problem}") from None
                 while todo:
-                    _in_time(until)
-                    result = _round(fleet, *todo.pop(0), seed=seed)
+                    with _bounded(until):
+                        result = _round(fleet, *todo[0], seed=seed)
+                    del todo[0]
                     kept.add(result)
                     if result.error:
                         break
@@ -381,9 +385,10 @@ def _round(fleet: Fleet, row: Row, number: int, *, seed: int) -> Result:
     _say(f"{row.name}, round {number + 1} of {row.campaign}")
     start = time.monotonic()
     measured, error = {}, ""
-    signal.alarm(_ROUND_MINUTES * 60)
     try:
         measured = dict(row.round(fleet, "swarm-1", chance(seed, row, number)))
+    except OutOfTimeError:
+        raise
     except Exception as problem:  # noqa: BLE001 - whatever it is, it is this round's result
         lines = str(problem).splitlines() or [type(problem).__name__]
         error = lines[0][:500]
@@ -391,32 +396,30 @@ def _round(fleet: Fleet, row: Row, number: int, *, seed: int) -> Result:
         log = KEPT / f"{row.name}-{number}-{int(time.time())}.log"
         log.write_text(f"{traceback.format_exc()}\n{fleet.last_lines()}\n", encoding="utf-8")
         _say(f"FAILED: {error}\n  all of it: {log}")
-    finally:
-        signal.alarm(0)
     seconds = round(time.monotonic() - start, 1)
     _say(f"  {seconds} s {json.dumps(measured)}")
     return Result(row=row.name, number=number, seconds=seconds, measured=measured, error=error)
 
 
-def _in_time(until: float) -> None:
-    if time.monotonic() > until:
+@contextmanager
+def _bounded(until: float) -> Iterator[None]:
+    """OutOfTimeError at `until`, TimeoutError in a round that hangs."""
+
+    left, most = until - time.monotonic(), _ROUND_MINUTES * 60
+    if left <= 0:
         raise OutOfTimeError
 
+    def over(*_: object) -> None:
+        if left <= most:
+            raise OutOfTimeError
+        raise TimeoutError(f"a round takes longer than {_ROUND_MINUTES} minutes")
 
-def _hangs(*_: object) -> None:
-    raise TimeoutError(f"a round takes longer than {_ROUND_MINUTES} minutes")
-
-
-def _environment() -> dict[str, str]:
-    told = subprocess.run(
-        [sys.executable, "toolchain/toolchain.py", "env", "--json"],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    ).stdout
-    environment = {**os.environ, **json.loads(told), "PULUMI_CONFIG_PASSPHRASE": ""}
-    return {name: text for name, text in environment.items() if name not in CHOSEN_BY_THE_USER}
+    signal.signal(signal.SIGALRM, over)
+    signal.setitimer(signal.ITIMER_REAL, min(left, most))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _git(*words: str) -> str:
@@ -501,12 +504,11 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _alone(driver: str, kept: Kept, *, seed: int, only: set[str], until: float) -> int:
-    """The rows of one driver: 0 where nothing is missing for want of time, 130 when interrupted."""
-    signal.signal(signal.SIGALRM, _hangs)
+    """The rows of one driver: 1 where there is no fleet to try them on, 130 when interrupted."""
     try:
         for shape in SHAPES:
             if shape.driver == driver:
-                _run(shape, kept, seed=seed, only=only, until=until)
+                _run(shape, kept, seed=seed, only=only, until=until - _END_S)
     except OutOfTimeError:
         _say(f"{driver}: out of time")
     except NoFleetError as problem:

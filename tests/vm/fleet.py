@@ -25,6 +25,7 @@ from lab import cloud
 from lab.web import Request, Response
 from standin.build import build
 from tests.components.fleet import ROOT
+from tests.conftest import measured
 from tests.engine.project import Project
 from tests.lab.client import Client
 from tests.lab.drivers.conftest import leftovers
@@ -477,10 +478,10 @@ class Fleet:
 
 @contextmanager
 def said(what: str) -> Iterator[None]:
-    """Print how long something took; seen with `pytest -s`."""
+    """Print how long something took."""
     start = time.monotonic()
     yield
-    print(f"  {what}: {time.monotonic() - start:.1f} s", flush=True)
+    measured(f"{what}: {time.monotonic() - start:.1f} s")
 
 
 def _items(values: Mapping[str, str]) -> list[dict[str, str]]:

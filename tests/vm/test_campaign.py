@@ -1,12 +1,19 @@
 """The campaign's bookkeeping, without a VM: what is kept, what is missing, what is written."""
 
+import signal
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from random import Random
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from tests.vm import campaign
 from tests.vm.campaign import SHAPES, Kept, Result
+from tests.vm.fleet import Fleet, Measured
 from tests.vm.rows import CONTAINER, QEMU
 from tests.vm.walls import pid_walls
 
@@ -154,6 +161,29 @@ def test_guests_are_tried_beside_containers_where_there_are_processors_enough(
     # One that broke keeps nobody from the other.
     assert campaign._each(["container", "qemu"], [], until=0) is False
     assert told == order
+
+
+def _waits(fleet: Fleet, vm: str, chance: Random) -> Measured:
+    signal.pause()
+    return {}
+
+
+def test_a_round_ends_when_the_minutes_are_over_and_is_missing(kept: Kept) -> None:
+    until = time.monotonic() + 0.2
+    with pytest.raises(campaign.OutOfTimeError), campaign._bounded(until):
+        campaign._round(cast(Fleet, None), replace(ROW, round=_waits), 0, seed=5)
+    with pytest.raises(campaign.OutOfTimeError), campaign._bounded(until):
+        pytest.fail("there is no time for it")
+    assert kept.missing(ROW) == [0, 1, 2, 3, 4]
+
+
+def test_a_round_that_hangs_is_a_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(campaign, "_ROUND_MINUTES", 0.2 / 60)
+    monkeypatch.setattr(campaign, "KEPT", tmp_path)
+    fleet = cast(Fleet, SimpleNamespace(last_lines=str))
+    with campaign._bounded(time.monotonic() + 60):
+        found = campaign._round(fleet, replace(ROW, round=_waits), 0, seed=5)
+    assert found.error.startswith("a round takes longer than ")
 
 
 def test_a_row_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from random import Random
 
 import pytest
 
+from tests.conftest import measured
 from tests.vm.conftest import Boot
 from tests.vm.fleet import RENDEZVOUS, Fleet
 from tests.vm.rows import QEMU, Row
@@ -123,7 +124,7 @@ def test_it_does_not_happen(fleet: Fleet, row: Row) -> None:
     """A few rounds of each row that needs a kernel; `make campaign` makes the full counts."""
     chance = Random(row.name)
     for _ in range(row.short):
-        print(row.name, row.round(fleet, VM, chance))
+        measured(f"{row.name}: {row.round(fleet, VM, chance)}")
 
 
 def _sysctls(fleet: Fleet, vm: str, names: list[str]) -> dict[str, str]:

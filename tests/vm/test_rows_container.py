@@ -8,6 +8,7 @@ from random import Random
 
 import pytest
 
+from tests.conftest import measured
 from tests.vm.conftest import Boot
 from tests.vm.fleet import Fleet
 from tests.vm.rows import CONTAINER, Row
@@ -33,4 +34,4 @@ def test_it_does_not_happen(fleet: Fleet, row: Row) -> None:
         for vm in VMS:
             fleet.whole(vm)
     for _ in range(row.short):
-        print(row.name, row.round(fleet, "swarm-1", chance))
+        measured(f"{row.name}: {row.round(fleet, 'swarm-1', chance)}")
