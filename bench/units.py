@@ -329,7 +329,9 @@ def main() -> int:
     chosen = [name for name in options.only.split(",") if name] or list(CHANGES)
     if unknown := [name for name in chosen if name not in CHANGES]:
         parser.error(f"no such row: {', '.join(unknown)}; there are {', '.join(CHANGES)}")
-    if why := no_containers():
+    if options.guest and options.only:
+        parser.error("--guest has rows of its own")
+    if not options.guest and (why := no_containers()):
         print(f"bench.units: {why}", file=sys.stderr)
         return 2
     unit = (units.TEMPLATES / "pilot-agent@.service").read_text(encoding="utf-8")

@@ -47,13 +47,14 @@ def measured(what: str) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    told = [
-        f"{report.nodeid.rpartition('/')[2]}: {line.removeprefix(_MEASURED)}"
-        for report in terminalreporter.getreports("passed")
-        if report.when == "call"
-        for line in report.capstdout.splitlines()
-        if line.startswith(_MEASURED)
-    ]
+    told = []
+    for report in terminalreporter.getreports("passed"):
+        file, _, test = report.nodeid.partition("::")
+        told += [
+            f"{Path(file).name}::{test}: {line.removeprefix(_MEASURED)}"
+            for line in report.capstdout.splitlines()
+            if report.when == "call" and line.startswith(_MEASURED)
+        ]
     if told:
         terminalreporter.section("measured, not judged")
         for line in told:

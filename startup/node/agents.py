@@ -15,16 +15,19 @@ import signal
 import stat
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 from . import files, variants
 from .decide import Decision, Goal, Memory, Observed, Trouble, decide, without
 from .place import Place
 from .systemd import Systemd
 from .window import Window
+
+_T = TypeVar("_T")
 
 UNIT = "pilot-agent@{}.service"
 SLICE = "pilot.slice"
@@ -136,7 +139,7 @@ class Keeper:
     explain: Callable[[str], str] = str
     memory: Memory = field(default_factory=Memory)
     _seen: Observed | None = None
-    # Nothing that was seen before counts: all is looked at, and what each was started as.
+    # The next look is at everything, also at what each was started as.
     _anew: bool = True
     _looked: float = 0.0
     _cut: float = float("-inf")
@@ -176,9 +179,7 @@ class Keeper:
         try:
             self._act(decision)
         except Exception:
-            # It may have been done all the same, as by a systemctl that ran out of time: what is
-            # there now, and as what, is looked at before anything else is decided.
-            self._anew = True
+            self._doubt({*decision.stop, *decision.start})
             raise
         # Only after acting: where systemd could not be asked, the same is decided again.
         self.memory = decision.memory
@@ -186,6 +187,21 @@ class Keeper:
         self._failures += decision.failures
         self._report(seen)
         return self._pause(seen.now, self.processor() - begun)
+
+    def _doubt(self, ports: Collection[int]) -> None:
+        """Of `ports` it is not known whether they were stopped or started: a systemctl that ran out
+        of time has told systemd all the same. They are taken for agents of an earlier process,
+        whatever becomes of them: no death is anybody's fault, and who runs is as its link says."""
+
+        def others(known: Mapping[int, _T]) -> dict[int, _T]:
+            return {port: each for port, each in known.items() if port not in ports}
+
+        memory = self.memory
+        self.memory = replace(
+            memory, up_since=others(memory.up_since), starting=others(memory.starting)
+        )
+        self._undecided = others(self._undecided)
+        self._anew = True
 
     def look(self) -> Observed:
         """See what runs, for `view`, and do nothing. Raises SystemdError, OSError."""

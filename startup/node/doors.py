@@ -91,8 +91,8 @@ def shut_metadata(place: Place) -> None:
     except (OSError, subprocess.SubprocessError) as error:
         raise NotReadyError(
             f"agents could take the VM's service account from {METADATA[0]}, so none is started: "
-            f"{SLICE} takes no BPF program that refuses it: {error}; it is tried in every round, "
-            "and where that does not help a restart of the VM does"
+            f"{SLICE} takes no BPF program that refuses it: {error}; it is tried in every round; "
+            "if it lasts, restart the VM"
         ) from error
 
 

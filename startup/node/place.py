@@ -12,8 +12,7 @@ from pathlib import Path
 METADATA_HOST = "169.254.169.254"
 METADATA_HOST_VARIABLE = "GCE_METADATA_HOST"
 ROOT_VARIABLE = "PILOT_ROOT"
-# What a person does where the startup script has not done all: a run after one that has done all
-# ends at its guard.
+# Runs the startup script again. Without removing the guard a run after a complete one does nothing.
 AGAIN = "run `rm /run/pilot/guard; google_metadata_script_runner startup`"
 
 

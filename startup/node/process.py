@@ -30,9 +30,9 @@ KNOWN = 0.5
 _TOTAL = re.compile(rb'"total_nodes":\s*(\d{1,18})(?!\d)')
 _ACTIVE = re.compile(rb'"active_nodes":\s*(\d{1,18})(?!\d)')
 _MOST = 10**18
-# Lines of the journal that are looked at; before each start `pilot-node store` adds two or three of
-# what it does, and __main__ begins them so.
-_LINES = 20
+# Lines of the journal that are looked at: before a start `pilot-node store` says of each bad file
+# and copy what it does, some two dozen at most; __main__ begins these so.
+_LINES = 100
 _DOES = "pilot:   "
 
 
@@ -63,8 +63,8 @@ class Unit(Protocol):
 class SystemdUnit:
     """The real one."""
 
-    def __init__(self) -> None:
-        self._systemctl = Systemctl()
+    def __init__(self, systemctl: Systemctl | None = None) -> None:
+        self._systemctl = systemctl or Systemctl()
 
     def start(self) -> None:
         self._systemctl.start([UNIT])

@@ -67,6 +67,9 @@ ROUND = 1.0
 FAILED = 5.0
 # A forced snapshot writes the whole registry, 45 MB on a slow disk.
 SNAPSHOT = 60.0
+# Lines of its unit that nobody is taken offline for: what runs is given the first, and the next
+# start or stop takes the others.
+_NEEDS_NO_RESTART = ("#", "LimitNOFILE=", "Before=", "SyslogIdentifier=")
 # At a power-off there are some 90 s for all (Compute Engine ends the machine then), and the process
 # writes its registry once more when it is ended.
 LAST_SNAPSHOT = 20.0
@@ -310,7 +313,7 @@ class Rendezvous(Loop):
             line
             for line in unit.read_text(encoding="utf-8").splitlines()
             # The limit of descriptors is raised in the process that runs.
-            if line.strip() and not line.startswith(("#", "LimitNOFILE="))
+            if line.strip() and not line.startswith(_NEEDS_NO_RESTART)
         ]
         return Run(
             release=found.sha256,
@@ -517,8 +520,9 @@ class Rendezvous(Loop):
     # The registry
 
     def save(self, seconds: float = SNAPSHOT) -> None:
-        """Have the registry's file as new as can be within `seconds`, and a copy of it. What cannot
-        be is said: it is no reason not to stop, which writes the file as well."""
+        """Have the registry's file as new as can be, and a copy of it; the answer to the former may
+        begin within twice `seconds`. What cannot be is said: it is no reason not to stop, which
+        writes the file as well."""
         if self.process.active == "active":
             try:
                 answered = post(self._url("/api/snapshot"), seconds)
@@ -734,8 +738,10 @@ def serve(place: Place, *, say: Callable[[str], None]) -> None:
     """
     known = recall_spec(place)
     started, wake, ended = time.time(), Wake(), threading.Event()
+    systemd = Systemctl()
 
     def end(*_: object) -> None:
+        systemd.hurry()
         ended.set()
         wake.set()
 
@@ -748,7 +754,7 @@ def serve(place: Place, *, say: Callable[[str], None]) -> None:
     rendezvous = Rendezvous(
         place=place,
         follower=follower,
-        unit=SystemdUnit(),
+        unit=SystemdUnit(systemd),
         fetcher=release.Fetcher(opt=place.opt, token=follower.server.token, say=say, wake=wake.set),
         tokens=tokens.latest,
         say=say,
@@ -766,7 +772,7 @@ def serve(place: Place, *, say: Callable[[str], None]) -> None:
     follower.stop()
     tokens.stop()
     try:
-        rendezvous.stopping = Systemctl().stopping()
+        rendezvous.stopping = systemd.stopping()
     except SystemdError as error:
         say(f"is the system going down? {error}")
     if rendezvous.stopping:

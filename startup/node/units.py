@@ -14,7 +14,7 @@ from pathlib import Path
 from . import files, limits
 from .limits import Machine
 from .place import Place
-from .spec import RendezvousSpec, SwarmSpec
+from .spec import ROLE_RENDEZVOUS, ROLE_SWARM, RendezvousSpec, SwarmSpec
 
 # Beside the modules, as in the repository.
 TEMPLATES = Path(__file__).resolve().parent.parent / "units"
@@ -22,6 +22,10 @@ TEMPLATES = Path(__file__).resolve().parent.parent / "units"
 # New keys a minute and address that the registry allows the fleet's own subnet: as good as any
 # number, for a whole fleet that registers anew within a minute (docs/FACTS.md).
 WHITELIST_RATE = 100_000
+
+# Seconds that pilot-node may take to end at a power-off, of the some 90 that Compute Engine gives
+# to all: a drain has 60 (agents.py), and a rendezvous needs what is left to write 45 MB by itself.
+_STOP_SECONDS = {ROLE_SWARM: "75", ROLE_RENDEZVOUS: "45"}
 
 # At the end of a line that is written into a file of the system's.
 _OURS = "# pilot-fleet"
@@ -54,7 +58,10 @@ def sysctl_file(numbers: Mapping[str, str]) -> str:
 def unit_files(machine: Machine, spec: SwarmSpec | RendezvousSpec) -> dict[str, str]:
     """Every unit file of this VM's role: path on the VM -> content."""
     memory_max = str(limits.slice_memory(machine, spec))
-    units = {"pilot.slice": {"memory_max": memory_max}, "pilot-node.service": {}}
+    units = {
+        "pilot.slice": {"memory_max": memory_max},
+        "pilot-node.service": {"stop_seconds": _STOP_SECONDS[spec.role]},
+    }
     if isinstance(spec, SwarmSpec):
         units["pilot-agent@.service"] = {}
         tasks_max = str(limits.SYSTEM_TASKS // 2)

@@ -10,6 +10,7 @@ import signal
 import stat
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -45,7 +46,9 @@ class Pid1:
         self.asked = self.calls = 0
         # Called while systemd is asked.
         self.meanwhile: Callable[[], None] = lambda: None
-        self.broken = self.mute = False
+        self.broken = False
+        # What it does and gives no answer to.
+        self.mute = ""
         self.goes_down = False
         # What each port was started as.
         self.ran: dict[int, list[str]] = {}
@@ -63,8 +66,8 @@ class Pid1:
             self.pending.append(port)
             self.started.append(port)
         self.most = max(self.most, len(self.pending))
-        if self.mute:
-            raise SystemdError("systemctl start: no answer in 90 s")
+        if self.mute == "start":
+            raise SystemdError("systemctl start: no answer in 40 s")
 
     def stop(self, units: Sequence[str]) -> None:
         for unit in units:
@@ -72,6 +75,8 @@ class Pid1:
             self.kill(port)
             if self.place.socket(port).is_socket():
                 self.place.socket(port).unlink()
+        if self.mute == "stop":
+            raise SystemdError("systemctl stop: no answer in 40 s")
 
     def states(self, units: Sequence[str]) -> dict[str, UnitState]:
         self.asked += len(units)
@@ -462,11 +467,11 @@ def test_what_systemd_did_without_an_answer_is_not_undone(world: World, meanwhil
     """A systemctl that runs out of time has told PID 1 all the same."""
     world.until(lambda: len(world.running()) == 40)
     world.keeper.goal = goal(43)
-    world.pid1.mute = True
+    world.pid1.mute = "start"
     with pytest.raises(SystemdError):
         world.until(lambda: len(world.pid1.started) > 40)
     assert len(world.keeper.view().ready) == 40, "known all the while"
-    world.pid1.mute = False
+    world.pid1.mute = ""
     world.behave = lambda port: meanwhile
     world.pid1.settle()
     world.keeper.round()
@@ -475,6 +480,43 @@ def test_what_systemd_did_without_an_answer_is_not_undone(world: World, meanwhil
     world.until(lambda: world.now > 100)
     assert {tuple(ran) for ran in world.pid1.ran.values()} == {(OLD,)}
     assert world.keeper.view().stops == 0
+
+
+def test_a_mass_death_at_a_systemd_without_answers_keeps_to_the_window(world: World) -> None:
+    world.until(lambda: len(world.running()) == 40)
+    world.now += 100
+    for port in range(10001, 10031):
+        world.pid1.kill(port)
+    world.pid1.mute, world.behave = "start", lambda port: "hangs"
+    for _ in range(5):
+        with suppress(SystemdError):
+            world.keeper.round()
+        world.now += agents.LOOK
+        world.pid1.settle()
+    assert 0 < len(world.pid1.pending) <= 15
+    world.pid1.mute, world.behave = "", lambda port: "ready"
+    world.until(lambda: len(world.running()) == 40)
+    assert world.pid1.most == 15
+
+
+@pytest.mark.parametrize("mute", ["stop", "start"])
+def test_what_was_stopped_without_an_answer_has_not_failed(world: World, mute: str) -> None:
+    """Also where the stop was answered for and the start after it was not."""
+    world.until(lambda: len(world.running()) == 40)
+    world.now += 100
+    world.keeper.goal = goal(40, NEW)
+    world.pid1.mute = mute
+    for _ in range(200):
+        with suppress(SystemdError):
+            world.keeper.round()
+        world.now += agents.TICK_MOST
+        world.pid1.settle()
+    world.pid1.mute = ""
+    world.until(lambda: all(ran[-1] == NEW for ran in world.pid1.ran.values()))
+    world.until(lambda: len(world.running()) == 40)
+    assert world.keeper.view().failures == 0
+    assert not world.keeper.view().trouble
+    assert world.pid1.most <= 15
 
 
 def test_another_variant_reaches_all_and_no_more_than_the_window_are_down(world: World) -> None:

@@ -22,6 +22,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -54,6 +55,8 @@ _MOVES = 15.0
 # Seconds that a fleet's end waits for its drain (2,000 agents took 53 to 146), and with all of it.
 _DRAIN_S = 240.0
 _END_S = 300.0
+# Seconds that anything is waited for on a fleet whose time is over.
+_LAST_S = 20.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,8 +272,19 @@ class NoFleetError(Exception):
     """A fleet did not come up: there is nothing to try anything on."""
 
 
-class OutOfTimeError(Exception):
+class _OverError(BaseException):
+    """A time is over. No Exception: a row that waits for a VM passes over many of these."""
+
+
+class OutOfTimeError(_OverError):
     """The minutes are over; what is missing is for another call."""
+
+
+class HangsError(_OverError):
+    """This takes longer than _ROUND_MINUTES."""
+
+    def __str__(self) -> str:
+        return f"takes longer than {_ROUND_MINUTES:g} minutes"
 
 
 def _run(shape: Shape, kept: Kept, *, seed: int, only: set[str], until: float) -> None:
@@ -299,14 +313,12 @@ def _run(shape: Shape, kept: Kept, *, seed: int, only: set[str], until: float) -
             )
             try:
                 try:
-                    with _bounded(until):
+                    with _bounded(fleet, until):
                         fleet.carry_out(shape.wanted)
-                except AssertionError as problem:
+                except (AssertionError, HangsError) as problem:
                     raise NoFleetError(f"no fleet to try anything on: {problem}") from None
                 while todo:
-                    with _bounded(until):
-                        result = _round(fleet, *todo[0], seed=seed)
-                    del todo[0]
+                    result = _round(fleet, *todo.pop(0), seed=seed, until=until)
                     kept.add(result)
                     if result.error:
                         break
@@ -381,15 +393,15 @@ def _tasks_limited() -> Iterator[None]:
             _say(f"left on this machine: pids is not mounted at {where}; `{shlex.join(back)}`")
 
 
-def _round(fleet: Fleet, row: Row, number: int, *, seed: int) -> Result:
+def _round(fleet: Fleet, row: Row, number: int, *, seed: int, until: float) -> Result:
+    """What a round found. OutOfTimeError at `until`, whatever the row's own tidying up says."""
     _say(f"{row.name}, round {number + 1} of {row.campaign}")
     start = time.monotonic()
     measured, error = {}, ""
     try:
-        measured = dict(row.round(fleet, "swarm-1", chance(seed, row, number)))
-    except OutOfTimeError:
-        raise
-    except Exception as problem:  # noqa: BLE001 - whatever it is, it is this round's result
+        with _bounded(fleet, until):
+            measured = dict(row.round(fleet, "swarm-1", chance(seed, row, number)))
+    except (Exception, HangsError) as problem:  # noqa: BLE001 - whatever it is, it is its result
         lines = str(problem).splitlines() or [type(problem).__name__]
         error = lines[0][:500]
         KEPT.mkdir(parents=True, exist_ok=True)
@@ -402,22 +414,28 @@ def _round(fleet: Fleet, row: Row, number: int, *, seed: int) -> Result:
 
 
 @contextmanager
-def _bounded(until: float) -> Iterator[None]:
-    """OutOfTimeError at `until`, TimeoutError in a round that hangs."""
-
+def _bounded(fleet: Fleet, until: float) -> Iterator[None]:
+    """OutOfTimeError at `until`, HangsError after _ROUND_MINUTES; from then on nobody waits for the
+    fleet for long."""
     left, most = until - time.monotonic(), _ROUND_MINUTES * 60
     if left <= 0:
         raise OutOfTimeError
+    over = threading.Event()
 
-    def over(*_: object) -> None:
-        if left <= most:
-            raise OutOfTimeError
-        raise TimeoutError(f"a round takes longer than {_ROUND_MINUTES} minutes")
+    def end(*_: object) -> None:
+        over.set()
+        fleet.patience = _LAST_S
+        raise OutOfTimeError if left <= most else HangsError
 
-    signal.signal(signal.SIGALRM, over)
+    signal.signal(signal.SIGALRM, end)
     signal.setitimer(signal.ITIMER_REAL, min(left, most))
     try:
         yield
+    except Exception:
+        # What a row undoes at its end can fail as well, and would be what is told.
+        if over.is_set() and left <= most:
+            raise OutOfTimeError from None
+        raise
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
 

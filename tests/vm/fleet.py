@@ -334,12 +334,12 @@ class Fleet:
         assert isinstance(answer, dict)
         return answer
 
-    def release(self, version: str, daemon: bytes) -> dict[str, Any]:
-        """Upload another pilot-daemon; the spec's `release` that names it."""
-        sha256 = hashlib.sha256(daemon).hexdigest()
-        path = f"releases/{sha256}/pilot-daemon"
-        assert self.api.upload(self.bucket, path, daemon).status == 200
-        return {"version": version, "daemon": {"object": path, "sha256": sha256}}
+    def release(self, version: str, binary: bytes, what: str = "daemon") -> dict[str, Any]:
+        """Upload another pilot-daemon, or what else it is; the spec's `release` that names it."""
+        sha256 = hashlib.sha256(binary).hexdigest()
+        path = f"releases/{sha256}/pilot-{what}"
+        assert self.api.upload(self.bucket, path, binary).status == 200
+        return {"version": version, what: {"object": path, "sha256": sha256}}
 
     def change_spec(self, vm: str, **changes: Any) -> None:
         """Change a running VM's spec, as `pulumi up` does."""

@@ -1,13 +1,11 @@
 """The campaign's bookkeeping, without a VM: what is kept, what is missing, what is written."""
 
-import signal
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
-from types import SimpleNamespace
-from typing import cast
+from typing import ClassVar, cast
 
 import pytest
 
@@ -163,27 +161,59 @@ def test_guests_are_tried_beside_containers_where_there_are_processors_enough(
     assert told == order
 
 
-def _waits(fleet: Fleet, vm: str, chance: Random) -> Measured:
-    signal.pause()
+class Waiting:
+    """A fleet on which nothing comes to an end."""
+
+    told: ClassVar[list[str]] = []
+
+    def __init__(self, folder: Path, environment: object, **named: object) -> None:
+        self.patience = 600.0
+        self.wanted: dict[str, int] = {}
+
+    def carry_out(self, wanted: object) -> None: ...
+
+    def last_lines(self) -> str:
+        return ""
+
+    def end(self) -> set[str]:
+        self.told.append("ended")
+        return set()
+
+
+def _sleeps(fleet: Fleet, vm: str, chance: Random) -> Measured:
+    time.sleep(60)
     return {}
 
 
-def test_a_round_ends_when_the_minutes_are_over_and_is_missing(kept: Kept) -> None:
-    until = time.monotonic() + 0.2
-    with pytest.raises(campaign.OutOfTimeError), campaign._bounded(until):
-        campaign._round(cast(Fleet, None), replace(ROW, round=_waits), 0, seed=5)
-    with pytest.raises(campaign.OutOfTimeError), campaign._bounded(until):
-        pytest.fail("there is no time for it")
-    assert kept.missing(ROW) == [0, 1, 2, 3, 4]
+def _waits(fleet: Fleet, vm: str, chance: Random) -> Measured:
+    try:
+        return _sleeps(fleet, vm, chance)
+    finally:
+        # As what a row undoes at its end.
+        raise AssertionError(f"not within {fleet.patience:.0f} s: undone")
+
+
+def test_a_round_ends_when_the_minutes_are_over_and_is_missing(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(campaign, "Fleet", Waiting)
+    monkeypatch.setattr(campaign, "pulumi_environment", dict)
+    shape = replace(SHAPES[-1], rows=[replace(ROW, round=_waits)])
+    for seconds in (0.5, -1.0):
+        with pytest.raises(campaign.OutOfTimeError):
+            campaign._run(shape, kept, seed=5, only=set(), until=time.monotonic() + seconds)
+    assert Waiting.told == ["ended"]
+    assert kept.results == []
 
 
 def test_a_round_that_hangs_is_a_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(campaign, "_ROUND_MINUTES", 0.2 / 60)
+    monkeypatch.setattr(campaign, "_ROUND_MINUTES", 1 / 60)
     monkeypatch.setattr(campaign, "KEPT", tmp_path)
-    fleet = cast(Fleet, SimpleNamespace(last_lines=str))
-    with campaign._bounded(time.monotonic() + 60):
-        found = campaign._round(fleet, replace(ROW, round=_waits), 0, seed=5)
-    assert found.error.startswith("a round takes longer than ")
+    fleet = cast(Fleet, Waiting(tmp_path, {}))
+    row, until = replace(ROW, round=_waits), time.monotonic() + 600
+    assert campaign._round(fleet, row, 0, seed=5, until=until).error == "not within 20 s: undone"
+    found = campaign._round(fleet, replace(ROW, round=_sleeps), 0, seed=5, until=until)
+    assert found.error.startswith("takes longer than ")
 
 
 def test_a_row_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,7 @@ from lab import maintenance
 from tests.monitoring.names import metric_names
 from tests.vm.conftest import Boot
 from tests.vm.fleet import CLOUD, RENDEZVOUS, STORE, ZONE, Fleet, said
+from tests.vm.rows import EXITS
 
 with warnings.catch_warnings():
     # On import it announces when it will drop this Python, which is Debian 12's.
@@ -347,6 +348,40 @@ def test_another_pilot_node_by_pulumi_up_touches_no_agent(fleet: Fleet) -> None:
         assert told["node"]["started"] > old[vm]["started"]
         assert told["node"]["script"] == told["script"]["expected"]
     assert kept() == before
+
+
+def test_a_bad_release_of_the_rendezvous_goes_back_and_loses_nobody(fleet: Fleet) -> None:
+    identities = fleet.identities()
+    running = {vm: fleet.processes(vm) for vm in fleet.wanted}
+    before = fleet.declared(RENDEZVOUS)["release"]
+    good = before["rendezvous"]["sha256"]
+    release = fleet.release("9.9.9-exits", EXITS, "rendezvous")
+    bad = release["rendezvous"]["sha256"]
+    fleet.change_spec(RENDEZVOUS, release=release)
+    try:
+        with said("until a bad release of the rendezvous is back"):
+            told = fleet.until_status(
+                RENDEZVOUS,
+                lambda told: (told["roll"]["state"], told["phase"]) == ("halted", "serving"),
+                "a halted roll and a rendezvous that serves",
+            )
+        assert told["roll"]["sha256"] == bad
+        assert "exit status 3" in told["roll"]["reason"]
+        assert [each["sha256"] for each in told["roll"]["rejected"]] == [bad]
+        assert told["release"]["sha256"] == good
+        fleet.all_online()
+        fleet.act(RENDEZVOUS, "reset")
+        fleet.heard_since(time.monotonic(), RENDEZVOUS)
+        told = fleet.until_status(
+            RENDEZVOUS, lambda told: told["phase"] == "serving", "serving after a reset"
+        )
+        assert told["roll"]["state"] == "halted"
+        assert told["release"]["sha256"] == good
+    finally:
+        fleet.change_spec(RENDEZVOUS, release=before)
+    fleet.all_online()
+    assert fleet.identities() == identities
+    assert {vm: fleet.processes(vm) for vm in fleet.wanted} == running
 
 
 def test_a_maintenance_that_stops_a_vm_drains_it_first_and_one_of_the_rendezvous_saves(
