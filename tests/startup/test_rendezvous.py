@@ -480,6 +480,27 @@ def test_what_is_accepted_and_cannot_be_had_is_in_the_status(fleet: Fleet) -> No
     assert fleet.status()["last_error"]["text"] == problem
 
 
+def test_another_order_of_its_unit_takes_nobody_offline(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = units.unit_files
+
+    def without(lines: str) -> Callable[..., dict[str, str]]:
+        return lambda *given: {
+            path: re.sub(rf"^(?:{lines})=.*\n", "", text, flags=re.MULTILINE)
+            for path, text in real(*given).items()
+        }
+
+    monkeypatch.setattr(units, "unit_files", without("Before|SyslogIdentifier"))
+    fleet.until(fleet.serving, "serving")
+    monkeypatch.setattr(units, "unit_files", real)
+    for _ in range(5):
+        fleet.round()
+    assert fleet.unit.starts == 1
+    monkeypatch.setattr(units, "unit_files", without("UMask"))
+    fleet.until(lambda: fleet.unit.starts == 2, "what is another unit")
+
+
 def test_what_it_runs_with_is_roots_alone_to_read(fleet: Fleet) -> None:
     """A hash of its tokens is in it."""
     fleet.until(fleet.serving, "serving")
