@@ -370,10 +370,12 @@ def test_a_bad_release_of_the_rendezvous_goes_back_and_loses_nobody(fleet: Fleet
         assert [each["sha256"] for each in told["roll"]["rejected"]] == [bad]
         assert told["release"]["sha256"] == good
         fleet.all_online()
+        boot = told["boot"]
         fleet.act(RENDEZVOUS, "reset")
-        fleet.heard_since(time.monotonic(), RENDEZVOUS)
         told = fleet.until_status(
-            RENDEZVOUS, lambda told: told["phase"] == "serving", "serving after a reset"
+            RENDEZVOUS,
+            lambda told: told["boot"] != boot and told["phase"] == "serving",
+            "serving after a reset",
         )
         assert told["roll"]["state"] == "halted"
         assert told["release"]["sha256"] == good
