@@ -6,8 +6,8 @@ Boots the lab's image as a container of its own for each directive, starts N uni
 (`sleep infinity`) with the agents' unit plus, or less, that one directive, and prints a table: CPU
 of PID 1 a start, CPU of everything a start (what a directive costs in the child before it executes,
 too), memory of everything and of PID 1 a unit. Needs root. Memory and task accounting cost nothing
-in a container whose host keeps the controllers: with --guest they are measured in one QEMU guest,
-whose emulated processors are slow, so only rows of one table compare.
+in a container whose host keeps the controllers: with --guest they are tried in one QEMU guest,
+between two rows of the unit as it is, which say how much such a guest's figures differ by themselves.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ CHANGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "EnvironmentFile": ((), ("EnvironmentFile=/etc/os-release",)),
     "StandardError=append": ((), ("StandardError=append:/run/%n",)),
     "OOMScoreAdjust": ((), ("OOMScoreAdjust=500",)),
-    "without LimitNOFILE, LimitNPROC": (("LimitNOFILE", "LimitNPROC"), ()),
+    "without LimitNOFILE and LimitNPROC": (("LimitNOFILE", "LimitNPROC"), ()),
     "without UMask": (("UMask",), ()),
     "without TimeoutStopSec": (("TimeoutStopSec",), ()),
 }
