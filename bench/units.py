@@ -6,8 +6,8 @@ Boots the lab's image as a container of its own for each directive, starts N uni
 (`sleep infinity`) with the agents' unit plus, or less, that one directive, and prints a table: CPU
 of PID 1 a start, CPU of everything a start (what a directive costs in the child before it executes,
 too), memory of everything and of PID 1 a unit. Needs root. Memory and task accounting cost nothing
-in a container whose host keeps the controllers: with --guest they are tried in one QEMU guest, between
-two rows of the unit as it is, which say how much such a guest's figures differ by themselves.
+in a container whose host keeps the controllers: with --guest they are tried in one QEMU guest,
+between two rows of the unit as it is, which say how far such figures differ by themselves.
 """
 
 from __future__ import annotations
