@@ -80,7 +80,7 @@ CHANGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "ProtectHome": ((), ("ProtectHome=yes",)),
     "IPAddressDeny in the unit": ((), ("IPAddressDeny=169.254.169.254",)),
     # What is taken out of all rows, because it names what only a VM has: with a stand-in for that.
-    "User=root": ((), ("User=root",)),
+    "User=root": (("User",), ("User=root",)),
     "EnvironmentFile": ((), ("EnvironmentFile=/etc/os-release",)),
     "StandardError=append": ((), ("StandardError=append:/run/%n",)),
     "OOMScoreAdjust": ((), ("OOMScoreAdjust=500",)),
@@ -146,7 +146,8 @@ def changed(unit: str, without: Sequence[str], added: Sequence[str]) -> str:
     own = ("User", "EnvironmentFile", "StandardError", "OOMScoreAdjust")
     lines = [line for line in lines if line.partition("=")[0] not in own]
     service = lines.index("[Service]") + 1
-    command = ["User=nobody", "ExecStart=/usr/bin/sleep infinity"]
+    user = [] if "User" in without else ["User=nobody"]
+    command = [*user, "ExecStart=/usr/bin/sleep infinity"]
     return "\n".join([*lines[:service], *command, *added, *lines[service:]]) + "\n"
 
 
