@@ -499,12 +499,18 @@ def test_a_mass_death_at_a_systemd_without_answers_keeps_to_the_window(world: Wo
     assert world.pid1.most == 15
 
 
-@pytest.mark.parametrize("mute", ["stop", "start"])
-def test_what_was_stopped_without_an_answer_has_not_failed(world: World, mute: str) -> None:
-    """Also where the stop was answered for and the start after it was not."""
+@pytest.mark.parametrize(("mute", "died"), [("stop", []), ("start", [10040])])
+def test_what_was_stopped_without_an_answer_has_not_failed(
+    world: World, mute: str, died: list[int]
+) -> None:
+    """Also where the stop was answered for, and the start of one that died, after it, was not."""
     world.until(lambda: len(world.running()) == 40)
     world.now += 100
+    world.keeper.round()
     world.keeper.goal = goal(40, NEW)
+    for port in died:
+        world.pid1.kill(port)
+    world.now += agents.LOOK
     world.pid1.mute = mute
     for _ in range(200):
         with suppress(SystemdError):

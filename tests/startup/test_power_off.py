@@ -52,6 +52,7 @@ if Systemctl().stopping():
     left = drain_for_shutdown(Place(), limit=15, say=said.append)
     open("/var/lib/pilot/said", "w").write("\\n".join(said))
 """
+RENDEZVOUS_UNIT = "pilot-rendezvous.service"
 # One that answers for a moment after it was told to end, as one that still writes its store does:
 # who asks it too late is seen to.
 RENDEZVOUS = """#!/usr/bin/python3 -IS
@@ -75,13 +76,12 @@ signal.sigwait({signal.SIGTERM})
 note("SIGTERM")
 time.sleep(3)
 """
-KEEPER = """#!/usr/bin/python3 -IS
+RENDEZVOUS_NODE = """#!/usr/bin/python3 -IS
 import os, signal, sys
 sys.path.insert(0, "/usr/local/lib/pilot")
-from node.process import SystemdUnit
+from node.process import SystemdUnit, post
 from node.rendezvous import LAST_SNAPSHOT
 from node.systemd import Systemctl
-from node.process import post
 if sys.argv[1] == "store":
     print("pilot:   registry.json: 5 keys", flush=True)
     if not os.path.isdir("/var/lib/pilot/registry"):
@@ -174,11 +174,11 @@ def files() -> dict[str, str]:
     return unit_files() | library() | programs
 
 
-RENDEZVOUS_UNIT = "pilot-rendezvous.service"
-
-
 def rendezvous_files() -> dict[str, str]:
-    programs = {"/usr/local/sbin/rendezvous": RENDEZVOUS, "/usr/local/sbin/pilot-node": KEEPER}
+    programs = {
+        "/usr/local/sbin/rendezvous": RENDEZVOUS,
+        "/usr/local/sbin/pilot-node": RENDEZVOUS_NODE,
+    }
     spec = parse(specs.text(specs.rendezvous()))
     return ours(RENDEZVOUS_UNIT, spec, "/usr/local/sbin/rendezvous", ()) | library() | programs
 

@@ -22,7 +22,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import traceback
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -272,15 +271,12 @@ class NoFleetError(Exception):
     """A fleet did not come up: there is nothing to try anything on."""
 
 
-class _OverError(BaseException):
-    """A time is over. No Exception: a row that waits for a VM passes over many of these."""
-
-
-class OutOfTimeError(_OverError):
+# The two are no Exception: a row that waits for a VM passes over many of these.
+class OutOfTimeError(BaseException):
     """The minutes are over; what is missing is for another call."""
 
 
-class HangsError(_OverError):
+class HangsError(BaseException):
     """This takes longer than _ROUND_MINUTES."""
 
     def __str__(self) -> str:
@@ -420,12 +416,13 @@ def _bounded(fleet: Fleet, until: float) -> Iterator[None]:
     left, most = until - time.monotonic(), _ROUND_MINUTES * 60
     if left <= 0:
         raise OutOfTimeError
-    over = threading.Event()
+    reason = OutOfTimeError if left <= most else HangsError
+    over = False
 
     def end(*_: object) -> None:
-        over.set()
-        fleet.patience = _LAST_S
-        raise OutOfTimeError if left <= most else HangsError
+        nonlocal over
+        over, fleet.patience = True, _LAST_S
+        raise reason
 
     signal.signal(signal.SIGALRM, end)
     signal.setitimer(signal.ITIMER_REAL, min(left, most))
@@ -433,8 +430,8 @@ def _bounded(fleet: Fleet, until: float) -> Iterator[None]:
         yield
     except Exception:
         # What a row undoes at its end can fail as well, and would be what is told.
-        if over.is_set() and left <= most:
-            raise OutOfTimeError from None
+        if over:
+            raise reason from None
         raise
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
