@@ -20,7 +20,7 @@ from components import spec, startup
 from components.bucket import read_binary
 from components.config import FleetConfig
 from components.reading import ConfigError
-from components.stack_file import parse
+from components.stack_file import EncryptedError, parse
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -38,6 +38,11 @@ def declared(stack: str) -> dict[str, Any]:
         return {"script": digest, "metadata": metadata(config, digest)}
     except OSError as error:
         raise DeclaredError(f"{path.name}: {error.strerror}") from None
+    except EncryptedError as error:
+        raise DeclaredError(
+            f"{path.name}: what VMs are told depends on encrypted values: {error}. Only a token "
+            "can be encrypted and the fleet be known without its key"
+        ) from None
     except (ConfigError, startup.RenderError, pulumi.RunError) as error:
         raise DeclaredError(str(error)) from None
 

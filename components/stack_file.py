@@ -2,7 +2,8 @@
 
 Pulumi itself stops at the first top-level value of a wrong type, and reads the file with a YAML
 1.2 parser. So this reader resolves the same few plain types (true, false, null, numbers) and
-nothing else of YAML 1.1: no dates, no octal or base-60 numbers, no `yes` and `on`.
+nothing else of YAML 1.1: no dates, no octal or base-60 numbers, no `yes` and `on`. What is
+encrypted (`secure:`) is taken as given: only the engine can read it.
 
     python -m components.stack_file Pulumi.swarm.yaml
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +68,16 @@ _UNREADABLE = (
 )
 
 
+class EncryptedError(Exception):
+    """The fleet depends on encrypted values. The text names their keys."""
+
+
 def parse(text: str, name: str) -> FleetConfig:
     """The fleet in the text of a stack file called `name` (for messages).
 
-    Raises `ConfigError` for whatever is wrong with it.
+    An encrypted token is "" in it, as one whose version is added by hand: no VM is told more of
+    either than its name. Raises `ConfigError` for whatever is wrong with the text, and
+    `EncryptedError` where another value is encrypted, so that nobody here can tell.
     """
     try:
         document = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
@@ -98,7 +105,39 @@ def parse(text: str, name: str) -> FleetConfig:
             project = value
     if twice:
         raise ConfigError(twice)
+    _take_as_given(values, project)
     return FleetConfig.parse(values, project=None if project is None else str(project))
+
+
+def _take_as_given(values: dict[str, Any], project: object) -> None:
+    """Makes encrypted tokens "". Raises `EncryptedError` for what else is encrypted."""
+    tokens = values.get("tokens")
+    if isinstance(tokens, dict):
+        values["tokens"] = {
+            what: "" if _encrypted(token) else token for what, token in tokens.items()
+        }
+    hidden = ["gcp:project"] if _encrypted(project) else []
+    for key, value in values.items():
+        hidden += _hidden(value, f"{PROJECT_NAME}:{key}", set())
+    if hidden:
+        raise EncryptedError(", ".join(hidden))
+
+
+def _encrypted(value: object) -> bool:
+    """Whether Pulumi takes `value` for an encrypted one: at any depth, a map of this one key."""
+    return isinstance(value, dict) and set(value) == {"secure"} and isinstance(value["secure"], str)
+
+
+def _hidden(value: object, path: str, seen: set[int]) -> Iterator[str]:
+    """Paths of the encrypted values in `value`. An alias is followed once: it may be a circle."""
+    if _encrypted(value):
+        yield path
+    elif isinstance(value, dict | list) and id(value) not in seen:
+        seen.add(id(value))
+        inner = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in inner:
+            below = f"{path}.{key}" if isinstance(value, dict) else f"{path}[{key}]"
+            yield from _hidden(item, below, seen)
 
 
 def _not_yaml(error: Exception) -> str:
@@ -130,6 +169,8 @@ def main(arguments: list[str]) -> int:
     except ConfigError as error:
         print(f"error: {path.name}: {error}", file=sys.stderr)
         return 1
+    except EncryptedError as error:
+        print(f"{path.name}: encrypted, so that only the engine can check it: {error}")
     return 0
 
 

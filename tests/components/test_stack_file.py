@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from components.config import FleetConfig
 from components.reading import ConfigError
-from components.stack_file import parse
+from components.stack_file import EncryptedError, parse
 from tests.components.fleet import ROOT, SEED_FILE
 
 SEED_TEXT = SEED_FILE.read_text()
@@ -90,6 +90,8 @@ def fits(config: FleetConfig) -> bool:
 def check(text: str) -> None:
     try:
         config = parse(text, "Pulumi.swarm.yaml")
+    except EncryptedError:
+        return
     except ConfigError as error:
         refusal = error
     else:
@@ -181,6 +183,50 @@ def test_text_that_is_no_stack_file(text: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse(text, "Pulumi.x.yaml")
     assert message in str(caught.value)
+
+
+ENCRYPTED = "{secure: v1:abc}"
+
+
+def test_an_encrypted_token_is_taken_as_given() -> None:
+    """As `pulumi config set --secret --path pilot-fleet:tokens.admin` leaves it."""
+
+    def tokens(text: str) -> str:
+        return SEED_TEXT.replace("config:\n", f"config:\n  tokens: {text}\n")
+
+    config = parse(tokens(f'{{admin: {ENCRYPTED}, dashboard: ""}}'), "x")
+    assert config.tokens == {"admin": "", "dashboard": ""}
+    with pytest.raises(ConfigError, match=r"tokens\.admim: unknown key: did you mean admin"):
+        parse(tokens(f"{{admim: {ENCRYPTED}}}"), "x")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "paths"),
+    [
+        ("gcp:project: vulture-vision-cloud", f"gcp:project: {ENCRYPTED}", "gcp:project"),
+        ("us-central1-a", ENCRYPTED, "pilot-fleet:zone"),
+        ("config:\n", f"config:\n  tokens: {ENCRYPTED}\n", "pilot-fleet:tokens"),
+        ("agents: 5000", f"agents: {ENCRYPTED}", "pilot-fleet:swarm[1].agents"),
+        (
+            'env: {GOGC: "50"}',
+            f"env: {{GOGC: &a {ENCRYPTED}, B: *a}}",
+            "pilot-fleet:swarm[2].env.GOGC, pilot-fleet:swarm[2].env.B",
+        ),
+    ],
+)
+def test_what_else_is_encrypted_is_the_engines_to_check(
+    tmp_path: Path, old: str, new: str, paths: str
+) -> None:
+    assert old in SEED_TEXT
+    text = SEED_TEXT.replace(old, new)
+    with pytest.raises(EncryptedError) as caught:
+        parse(text, "x")
+    assert str(caught.value) == paths
+    file = tmp_path / "Pulumi.hidden.yaml"
+    file.write_text(text)
+    answer = command(str(file))
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert paths in answer.stdout
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
