@@ -15,6 +15,10 @@ LEAST_PROMPT = 12.0
 AIM_PROMPT = 20.0
 SLOW_S = 0.6
 
+# How many of the first and the last starts are compared, of thousands.
+_FEW = 600
+_BOTH = 2
+
 BEGIN = "<!-- measured: begin -->"
 END = "<!-- measured: end -->"
 
@@ -165,10 +169,12 @@ class Idle:
 
 @dataclass(frozen=True, kw_only=True)
 class Full:
-    """A VM full of agents. Bytes: `memory` taken machine-wide when settled, of which the
-    registry's process `registry_memory`; `pid1_memory` and `node_memory` resident; `pss` and
-    `threads` the mean of a sample of agents. `before`: CPUs busy before anything was started."""
+    """A VM full of agents, by pilot-node or by bare processes (`way`). Bytes: `memory` taken
+    machine-wide when settled, of which the registry's process `registry_memory`; `pid1_memory` and
+    `node_memory` resident; `pss` and `threads` the mean of a sample of agents. `before`: CPUs busy
+    before anything was started. `drain`: seconds to end all of them, 15 at a time."""
 
+    way: str
     agents: int
     failed: int
     points: tuple[Point, ...]
@@ -180,17 +186,62 @@ class Full:
     pss: float
     threads: float
     before: float
+    drain: float
 
     @property
     def seconds(self) -> float:
         """Until the last agent had registered."""
-        return next(p.seconds for p in self.points if p.online >= self.agents)
+        return self._at(self.agents).seconds
+
+    def pid1_ms(self, first: int, last: int) -> float:
+        """CPU of PID 1, in ms per start, between the `first` and the `last` registration."""
+        began, ended = self._at(first), self._at(last)
+        started = ended.online - began.online
+        return (ended.pid1 - began.pid1) / started * 1000 if started else math.nan
+
+    def _at(self, online: int) -> Point:
+        return next(p for p in self.points if p.online >= online)
 
 
-def full_table(full: Full) -> str:
-    """The VM full of agents, in Markdown."""
+def full_ratios(node: Full, bare: Full) -> list[Ratio]:
+    """pilot-node's VM against the same agents as bare processes, both full; lower is better."""
+    few = min(_FEW, node.agents // 2)
+    per_agent = bare.idle.agents / bare.idle.seconds / bare.agents
+    values = {
+        "time to full": node.seconds / bare.seconds,
+        f"PID 1 per start, the last {few} / the first {few} of pilot-node": (
+            node.pid1_ms(node.agents - few, node.agents) / node.pid1_ms(0, few)
+        ),
+        "drain": node.drain / bare.drain,
+        "memory per agent, machine-wide": (node.memory / node.agents) / (bare.memory / bare.agents),
+        "idle CPU of everything / of the bare daemons alone": (
+            node.idle.ours / node.idle.seconds / node.agents / per_agent
+        ),
+    }
+    return [Ratio(name=name, value=value, least=None) for name, value in values.items()]
+
+
+def full_table(*fulls: Full) -> str:
+    """The VM full of agents, in Markdown: a column per way, and the ratios where there are two."""
+    columns = [_full_rows(full) for full in fulls]
+    names = [name for name, _, _ in columns[0]]
+    rows = [
+        (name, *(column[index][1] for column in columns), columns[0][index][2])
+        for index, name in enumerate(names)
+    ]
+    head = (f"{fulls[0].agents:,} agents", *(full.way for full in fulls), "aim")
+    lines = [table(head, rows, left=1)]
+    if len(fulls) == _BOTH:
+        lines.append("")
+        lines += [f"- {ratio.name}: **{ratio.value:.2f}**" for ratio in full_ratios(*fulls)]
+    return "\n".join(lines)
+
+
+def _full_rows(full: Full) -> list[tuple[str, str, str]]:
+    """What is measured, the measurement, the aim. PID 1 and pilot-node start no bare process."""
     last = next(p for p in full.points if p.online >= full.agents)
     idle, n = full.idle, full.agents
+    few = min(_FEW, n // 2)
     per_agent = full.memory / n / 1e6
     rest = (full.memory - full.registry_memory) / n / 1e6
     rows = [
@@ -208,7 +259,10 @@ def full_table(full: Full) -> str:
             "",
         ),
         ("CPU of everything, a start", f"{last.ours / n * 1000:.1f} ms", ""),
+        ("drain", f"{full.drain:.1f} s", ""),
         ("PID 1: CPU a start", f"{last.pid1 / n * 1000:.1f} ms", ""),
+        (f"… of the first {few}", f"{full.pid1_ms(0, few):.1f} ms", ""),
+        (f"… of the last {few}", f"{full.pid1_ms(n - few, n):.1f} ms", ""),
         ("PID 1: CPU when idle", f"{idle.pid1 / idle.seconds:.2%} of one", ""),
         ("PID 1: memory", f"{full.pid1_memory / 1e6:.0f} MB", ""),
         ("pilot-node: CPU a start", f"{last.node / n * 1000:.1f} ms", ""),
@@ -223,7 +277,10 @@ def full_table(full: Full) -> str:
         ),
         ("others on the machine: CPUs, idle", f"{idle.others:.2f}", "0"),
     ]
-    return table((f"{n:,} agents", "measured", "aim"), rows, left=1)
+    if full.way != "pilot-node":
+        no_part = ("PID 1: CPU a start", "… of the", "pilot-node:")
+        rows = [(name, "" if name.startswith(no_part) else text, aim) for name, text, aim in rows]
+    return rows
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> str:
@@ -250,11 +307,11 @@ def into(document: str, measured: str) -> str:
     return f"{before}{BEGIN}\n{measured.strip()}\n{END}{after}"
 
 
-def as_json(fills: Sequence[Fill], full: Full | None) -> dict[str, Any]:
+def as_json(fills: Sequence[Fill], whole: Sequence[Full]) -> dict[str, Any]:
     """Everything that was measured, for whoever wants to compute something else."""
     return {
         "fills": [asdict(fill) | {"rate": fill.rate} for fill in fills],
-        "full": None if full is None else asdict(full),
+        "full": [asdict(full) for full in whole],
     }
 
 

@@ -7,7 +7,8 @@ First the same agents are started in three ways, at a registry that takes 0.6 s 
 and at a prompt one, each time from nothing: new identities (the registry exempts the VM's subnet
 from its limit of new keys) and a registry that knows nobody. `pilot-node`; upstream's `rounds` (15
 units, then 3 s of sleep, as in docs/FACTS.md; the same units); `bare processes` (no units, 15 in
-flight). Then the VM is filled and left alone, and what that takes is measured. The registry is the
+flight). Then the VM is filled, left alone and drained, by pilot-node and by bare processes, and
+what that takes is measured: an improvement is judged by the ratios of the two. The registry is the
 stand-in, a process of this machine, so machine-wide figures hold both ends.
 
 Exits with 1 where agents failed, or pilot-node is not as much faster than the rounds as it has to
@@ -40,6 +41,8 @@ from lab.machines import MachineError
 Ours = Callable[[], float]
 
 WAYS = ("pilot-node", "rounds", "bare processes")
+# In this order: bare processes need a variant that pilot-node has made.
+FULL_WAYS = ("pilot-node", "bare processes")
 DOCUMENT = ROOT / "docs" / "SCALE.md"
 PICTURE = ROOT / "docs" / "scale.svg"
 # Looks at the registry: a quarter of a second is a percent of the shortest fill that counts.
@@ -47,6 +50,7 @@ _LOOK_S = 0.25
 # Without one more registration for so long a fill has stopped.
 _STUCK_S = 90.0
 _SAMPLE = 50
+_UNIT = "pilot-bench-way"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,23 +112,10 @@ def _fill(vm: Vm, ours: Ours, way: str, agents: int, delay: float) -> Fill:
         vm.want(agents)
         command = "systemctl start pilot-node.service"
     else:
-        word = "rounds" if way == "rounds" else "bare"
-        # A unit of its own, in the agents' slice: no limit of a login is in its way.
-        command = (
-            "systemd-run --quiet --pipe --wait --collect --slice=pilot.slice"
-            " --property=LimitNOFILE=4096 --unit=pilot-bench-way"
-            f" python3 - {word} {BASE_PORT + 1} {agents}"
-        )
+        command = _by_hand("rounds" if way == "rounds" else "bare", agents)
     start, used, all_used = time.monotonic(), ours(), meter.machine().busy
-    program = (ROOT / "bench" / "ways.py").read_text(encoding="utf-8")
-    with subprocess.Popen(
-        vm.line(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdin is not None
+    with _started(vm, command) as process:
         assert process.stdout is not None
-        if way != "pilot-node":
-            process.stdin.write(program)
-        process.stdin.close()
         curve = _watched(vm, agents, start, process if way != "pilot-node" else None)
         cpu, all_cpu = ours() - used, meter.machine().busy - all_used
         took = time.monotonic() - start
@@ -144,6 +135,29 @@ def _fill(vm: Vm, ours: Ours, way: str, agents: int, delay: float) -> Fill:
         cpu=cpu,
         others=max(0.0, all_cpu - cpu) / took,
     )
+
+
+def _by_hand(way: str, agents: int) -> str:
+    """The command that starts `agents` in one of the ways of bench/ways.py, which it reads."""
+    # A unit of its own, in the agents' slice: no limit of a login is in its way.
+    return (
+        "systemd-run --quiet --pipe --wait --collect --slice=pilot.slice"
+        " --property=LimitNOFILE=4096 --property=LimitNPROC=infinity"
+        f" --property=TasksMax=infinity --unit={_UNIT}"
+        f" python3 - {way} {BASE_PORT + 1} {agents}"
+    )
+
+
+def _started(vm: Vm, command: str) -> subprocess.Popen[str]:
+    """`command` on the VM, begun; one of `_by_hand` is given its program."""
+    process = subprocess.Popen(
+        vm.line(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdin is not None
+    if _UNIT in command:
+        process.stdin.write((ROOT / "bench" / "ways.py").read_text(encoding="utf-8"))
+    process.stdin.close()
+    return process
 
 
 def _watched(
@@ -171,71 +185,118 @@ def _failures(vm: Vm) -> int:
     return int(journal)
 
 
-def full(vm: Vm, ours: Ours, wanted: Counts) -> Full:
-    """Fill the VM, let it settle, and measure what it costs."""
+def full(vm: Vm, ours: Ours, wanted: Counts, way: str) -> Full:
+    """Fill the VM, let it settle, measure what it costs, and drain it.
+
+    `way` is pilot-node, or bare processes; those need a variant that pilot-node has made before.
+    """
     vm.empty()
     registry = vm.start_registry(delay=0.0)
     vm.want(wanted.agents)
     vm.until(lambda: not vm.processes("pilot-daemon"), "a VM without agents")
+    by_node = way == "pilot-node"
     before = _idle_machine(5.0)
     zero, first, used = meter.machine(), vm.first(), ours()
     pids = {"pid1": first, "registry": registry}
     cpu = {name: meter.cpu(pid) for name, pid in pids.items()}
     start = time.monotonic()
-    vm.run("systemctl start pilot-node.service")
-    node = vm.node()
+    with _started(
+        vm,
+        "systemctl start pilot-node.service" if by_node else _by_hand("stay", wanted.agents),
+    ) as process:
+        if by_node:
+            pids["node"] = vm.node()
 
-    def look() -> Point:
-        now = meter.machine()
-        return Point(
-            seconds=time.monotonic() - start,
-            online=vm.online(),
-            memory=zero.available - now.available,
-            machine=now.busy - zero.busy,
-            ours=ours() - used,
-            pid1=meter.cpu(first) - cpu["pid1"],
-            node=meter.cpu(node),
-            registry=meter.cpu(registry) - cpu["registry"],
+        def look() -> Point:
+            now = meter.machine()
+            return Point(
+                seconds=time.monotonic() - start,
+                online=vm.online(),
+                memory=zero.available - now.available,
+                machine=now.busy - zero.busy,
+                ours=ours() - used,
+                pid1=meter.cpu(first) - cpu["pid1"],
+                node=meter.cpu(pids["node"]) if by_node else 0.0,
+                registry=meter.cpu(registry) - cpu["registry"],
+            )
+
+        points = _filled(vm, look, wanted.agents, None if by_node else process)
+        say(
+            f"  {points[-1].seconds:5.0f} s  {wanted.agents} registered;"
+            f" {wanted.settle:g} s to settle"
         )
+        end = time.monotonic() + wanted.settle
+        while time.monotonic() < end:
+            time.sleep(1)
+            points.append(look())
+        agents = vm.processes("pilot-daemon")
+        memory = zero.available - meter.machine().available
+        say(f"  idle for {wanted.idle:g} s")
+        idle = _idle(wanted.idle, ours, agents, pids)
+        sample = random.Random(len(agents)).sample(  # noqa: S311
+            agents, min(_SAMPLE, len(agents))
+        )
+        sizes = {name: meter.memory(pid) for name, pid in pids.items()}
+        pss = sum(map(meter.proportional, sample)) / len(sample)
+        threads = sum(map(meter.threads, sample)) / len(sample)
+        failed = _failures(vm) if by_node else wanted.agents - len(agents)
+        drain = _drained(vm, process, by_node=by_node)
+    say(f"  drained in {drain:.1f} s")
+    return Full(
+        way=way,
+        agents=wanted.agents,
+        failed=failed,
+        points=tuple(points),
+        idle=idle,
+        memory=memory,
+        registry_memory=sizes["registry"],
+        pid1_memory=sizes["pid1"],
+        node_memory=sizes.get("node", 0),
+        pss=pss,
+        threads=threads,
+        before=before,
+        drain=drain,
+    )
 
-    points, changed = [look()], start
+
+def _filled(
+    vm: Vm, look: Callable[[], Point], agents: int, process: subprocess.Popen[str] | None
+) -> list[Point]:
+    """Looks until all are registered; BenchError where no more are for a while.
+
+    `process` is the one that starts them, where they end with it.
+    """
+    points, changed = [look()], time.monotonic()
     told = points[0]
-    while points[-1].online < wanted.agents:
+    while points[-1].online < agents:
         time.sleep(0.5)
         points.append(look())
         if points[-1].online > points[-2].online:
             changed = time.monotonic()
         if points[-1].seconds - told.seconds > 5:
-            say(f"  {_progress(told, points[-1], wanted.agents)}")
+            say(f"  {_progress(told, points[-1], agents)}")
             told = points[-1]
-        if time.monotonic() - changed > _STUCK_S:
+        over = process is not None and process.poll() is not None
+        if over or time.monotonic() - changed > _STUCK_S:
             raise BenchError(
-                f"{points[-1].online} of {wanted.agents} registered, and none more in "
-                f"{_STUCK_S:.0f} s:\n{vm.run('journalctl -n 20 -u pilot-node')}"
+                f"{points[-1].online} of {agents} registered, and none more in "
+                f"{time.monotonic() - changed:.0f} s:\n{vm.run('journalctl -n 20 -u pilot-node')}"
             )
-    say(f"  {points[-1].seconds:5.0f} s  {wanted.agents} registered; {wanted.settle:g} s to settle")
-    end = time.monotonic() + wanted.settle
-    while time.monotonic() < end:
-        time.sleep(1)
-        points.append(look())
-    agents = vm.processes("pilot-daemon")
-    memory = zero.available - meter.machine().available
-    say(f"  idle for {wanted.idle:g} s")
-    idle = _idle(wanted.idle, ours, agents, {**pids, "node": node})
-    sample = random.Random(len(agents)).sample(agents, min(_SAMPLE, len(agents)))  # noqa: S311
-    return Full(
-        agents=wanted.agents,
-        failed=_failures(vm),
-        points=tuple(points),
-        idle=idle,
-        memory=memory,
-        registry_memory=meter.memory(registry),
-        pid1_memory=meter.memory(first),
-        node_memory=meter.memory(node),
-        pss=sum(map(meter.proportional, sample)) / len(sample),
-        threads=sum(map(meter.threads, sample)) / len(sample),
-        before=before,
-    )
+    return points
+
+
+def _drained(vm: Vm, process: subprocess.Popen[str], *, by_node: bool) -> float:
+    """Seconds until the last agent is gone, 15 at a time, as the one who asked for it is told."""
+    start = time.monotonic()
+    if by_node:
+        vm.run("pilot-node drain")
+    else:
+        vm.run(f"systemctl kill --kill-who=main --signal=SIGTERM {_UNIT}.service")
+        process.wait()
+    took = time.monotonic() - start
+    if left := vm.processes("pilot-daemon"):
+        raise BenchError(f"{len(left)} agents are left after the drain")
+    return took
 
 
 def _progress(last: Point, now: Point, agents: int) -> str:
@@ -264,7 +325,7 @@ def _idle(seconds: float, ours: Ours, agents: Sequence[int], pids: dict[str, int
         seconds=took,
         agents=meter.exact_cpu(agents) - exact,
         pid1=meter.cpu(pids["pid1"]) - own["pid1"],
-        node=meter.cpu(pids["node"]) - own["node"],
+        node=meter.cpu(pids["node"]) - own["node"] if "node" in pids else 0.0,
         registry=meter.cpu(pids["registry"]) - own["registry"],
         ours=all_ours * took / quiet,
         others=max(0.0, after.busy - machine.busy - all_ours) / quiet,
@@ -313,12 +374,12 @@ def _given() -> argparse.Namespace:
     return given
 
 
-def measure(given: argparse.Namespace) -> tuple[list[Fill], Full | None]:
+def measure(given: argparse.Namespace) -> tuple[list[Fill], list[Full]]:
     """What was asked for, on one VM, which is gone afterwards."""
     wanted = counts(given.agents, quick=given.quick)
     check(wanted.agents)
     fills: list[Fill] = []
-    whole = None
+    whole: list[Full] = []
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, meter.Account() as account:
         if account.used() is None:
             say("! this machine keeps no account of who takes what CPU: others count as ours")
@@ -333,18 +394,19 @@ def measure(given: argparse.Namespace) -> tuple[list[Fill], Full | None]:
                 say(f"· three ways of starting agents, {WINDOW} at a time (seed {given.seed})")
                 fills = speed(vm, ours, wanted, given.seed)
             if given.only != "speed":
-                say(f"· {wanted.agents} agents on one VM")
-                whole = full(vm, ours, wanted)
+                for way in FULL_WAYS:
+                    say(f"· {wanted.agents} agents on one VM, by {way}")
+                    whole.append(full(vm, ours, wanted, way))
             say("· the VM ends")
     return fills, whole
 
 
 def _publish(
-    given: argparse.Namespace, fills: list[Fill], whole: Full | None, surroundings: str
+    given: argparse.Namespace, fills: list[Fill], whole: list[Full], surroundings: str
 ) -> None:
     parts = [f"Measured by `make bench` ({surroundings})."]
     parts += [report.speed_table(fills)] if fills else []
-    parts += [report.full_table(whole)] if whole else []
+    parts += [report.full_table(*whole)] if whole else []
     measured = "\n\n".join(parts)
     print(f"\n{measured}\n")
     if given.json:
@@ -354,8 +416,8 @@ def _publish(
         text = report.into(DOCUMENT.read_text(encoding="utf-8"), f"{measured}\n\n{picture}")
         DOCUMENT.write_text(text)
         if whole:
-            title = f"{whole.agents:,} agents on one VM, from nothing"
-            PICTURE.write_text(report.svg(title, surroundings, report.panels(whole)))
+            title = f"{whole[0].agents:,} agents on one VM, from nothing"
+            PICTURE.write_text(report.svg(title, surroundings, report.panels(whole[0])))
 
 
 def main() -> int:
@@ -379,8 +441,11 @@ def main() -> int:
         print(f"bench.scale: {error}", file=sys.stderr)
         return 1
     found = report.problems(fills, trial=given.quick) if fills else []
-    if whole and whole.failed:
-        found.append(f"{whole.failed} starts failed while the VM filled")
+    found += [
+        f"{each.failed} starts by {each.way} failed while the VM filled"
+        for each in whole
+        if each.failed
+    ]
     for problem in found:
         print(f"bench.scale: {problem}", file=sys.stderr)
     return 1 if found else 0

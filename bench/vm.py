@@ -165,7 +165,7 @@ class Vm:
         self.run("pilot-node spec swarm limits units")
 
     def empty(self) -> None:
-        """No pilot-node, no agent, and no home of one (identities)."""
+        """No pilot-node, no agent, no home of one (identities), and no order to drain."""
         # In groups: thousands with seccomp filters that end at once can hang a kernel.
         self.run(
             "systemctl stop pilot-node.service;"
@@ -175,7 +175,7 @@ class Vm:
         self.until(lambda: not self.processes("pilot-daemon"), "the end of all agents")
         self.run(
             "systemctl reset-failed; find /run/pilot/agents /run/pilot/log -mindepth 1 -delete;"
-            " rm -rf /var/lib/pilot/agents/*"
+            " rm -rf /var/lib/pilot/agents/* /run/pilot/orders.json"
         )
 
     # The machine

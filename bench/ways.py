@@ -2,6 +2,7 @@
 
     python3 - rounds PORTS...    upstream's (docs/FACTS.md): 15 units, then 3 s of sleep
     python3 - bare PORTS...      no units: processes, 15 in flight, the next when one is ready
+    python3 - stay PORTS...      as bare, and they stay until SIGTERM, which ends them 15 at a time
 
 PORTS is FIRST COUNT. Standard library only: it is sent to the VM as text. Prints one JSON object
 when all have been started: how many came up and how many failed.
@@ -13,6 +14,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -22,6 +24,8 @@ from pathlib import Path
 UNIT = Path("/etc/systemd/system/pilot-agent@.service")
 HOMES = Path("/var/lib/pilot/agents")
 SOCKETS = Path("/run/pilot/agents")
+VARIANT = Path("/run/pilot/variant")
+VARIANTS = Path("/run/pilot/variants")
 UID = 610
 # Upstream's (docs/FACTS.md), and pilot-node's window.
 AT_ONCE = 15
@@ -52,9 +56,16 @@ def rounds(ports: Iterable[int]) -> dict[str, int]:
     return {"started": count - len(failed), "failed": len(failed)}
 
 
-def bare(ports: Iterable[int]) -> dict[str, int]:
-    """15 processes in flight, as the user pilot, with the command and environment of the unit."""
+def bare(
+    ports: Iterable[int], started: list[subprocess.Popen[bytes]] | None = None
+) -> dict[str, int]:
+    """15 processes in flight, as the user pilot, with the command and environment of the unit.
+
+    They are added to `started`.
+    """
     left = list(ports)
+    for port in left:
+        _link(port)
     commands = {port: command(UNIT.read_text(), port, _file) for port in left}
     for port in left:
         _home(port)
@@ -74,6 +85,8 @@ def bare(ports: Iterable[int]) -> dict[str, int]:
                 stderr=subprocess.DEVNULL,
             )
             flying[port] = process, time.monotonic()
+            if started is not None:
+                started.append(process)
         for port, (process, since) in list(flying.items()):
             if (SOCKETS / f"{port}.sock").exists():
                 up += 1
@@ -84,6 +97,24 @@ def bare(ports: Iterable[int]) -> dict[str, int]:
             del flying[port]
         time.sleep(0.002)
     return {"started": up, "failed": failed}
+
+
+def stay(ports: Iterable[int]) -> dict[str, int]:
+    """As `bare`. Returns once SIGTERM has come and all processes have ended, 15 at a time."""
+    started: list[subprocess.Popen[bytes]] = []
+    counts = bare(ports, started)
+    # Only now: the processes would inherit the mask, and never end.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    print(json.dumps(counts), flush=True)
+    signal.sigwait({signal.SIGTERM})
+    ending: list[subprocess.Popen[bytes]] = []
+    while started or ending:
+        while started and len(ending) < AT_ONCE:
+            ending.append(started.pop())
+            ending[-1].terminate()
+        ending = [process for process in ending if process.poll() is None]
+        time.sleep(0.002)
+    return counts
 
 
 def command(unit: str, port: int, read: Callable[[str], str]) -> tuple[list[str], dict[str, str]]:
@@ -124,10 +155,23 @@ def _home(port: int) -> None:
     os.chown(home, UID, UID)
 
 
+def _link(port: int) -> None:
+    """What the unit takes binary and environment from; pilot-node removed it with its agent."""
+    link = VARIANT / str(port)
+    if not link.exists():
+        newest = max(VARIANTS.iterdir(), key=lambda variant: variant.stat().st_mtime)
+        link.unlink(missing_ok=True)
+        link.symlink_to(f"../{VARIANTS.name}/{newest.name}")
+
+
 def main(arguments: list[str]) -> None:
-    """Start them, say how it went, and wait until told to end."""
+    """Start them and say how it went."""
     way, first, count = arguments[0], int(arguments[1]), int(arguments[2])
-    ways: dict[str, Callable[[Iterable[int]], dict[str, int]]] = {"rounds": rounds, "bare": bare}
+    ways: dict[str, Callable[[Iterable[int]], dict[str, int]]] = {
+        "rounds": rounds,
+        "bare": bare,
+        "stay": stay,
+    }
     print(json.dumps(ways[way](range(first, first + count))), flush=True)
 
 

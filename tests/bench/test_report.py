@@ -56,7 +56,7 @@ def point(seconds: float, online: int, busy: float = 0.0) -> Point:
     )
 
 
-def whole(*points: Point, agents: int = 1000) -> Full:
+def whole(*points: Point, agents: int = 1000, way: str = "pilot-node") -> Full:
     idle = Idle(
         seconds=60,
         agents=4.8,
@@ -68,6 +68,7 @@ def whole(*points: Point, agents: int = 1000) -> Full:
         stolen=0.0,
     )
     return Full(
+        way=way,
         agents=agents,
         failed=0,
         points=points,
@@ -79,6 +80,7 @@ def whole(*points: Point, agents: int = 1000) -> Full:
         pss=1_520_000.0,
         threads=6.1,
         before=0.02,
+        drain=10.0,
     )
 
 
@@ -157,6 +159,33 @@ def test_the_table_of_a_full_vm() -> None:
     assert found["CPU of everything, a start"] == "40.0 ms"
     assert found["others on the machine: CPUs, filling"] == "0.10"
     assert found["pilot-node: CPU when idle"] == "0.50% of one"
+
+
+def test_a_full_vm_is_compared_with_the_same_agents_as_bare_processes() -> None:
+    # The last 500 starts cost PID 1 three times what the first 500 did.
+    grows = [point(0, 0), point(20, 500, 20.0), point(60, 1000, 80.0)]
+    node = whole(*grows)
+    bare = replace(
+        whole(point(0, 0), point(30, 1000, 40.0), way="bare processes"),
+        memory=1_480_000_000,
+        drain=4.0,
+    )
+    found = {ratio.name: ratio.value for ratio in report.full_ratios(node, bare)}
+    assert found["time to full"] == pytest.approx(2.0)
+    assert found["PID 1 per start, the last 500 / the first 500 of pilot-node"] == pytest.approx(3)
+    assert found["drain"] == pytest.approx(2.5)
+    assert found["memory per agent, machine-wide"] == pytest.approx(1.25)
+    # Everything takes 12 s of CPU, the bare daemons 4.8 s.
+    assert found["idle CPU of everything / of the bare daemons alone"] == pytest.approx(2.5)
+    text = report.full_table(node, bare)
+    assert "- drain: **2.50**" in text
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    cells = {row[0]: row[1:] for row in rows if len(row) == 4}
+    assert cells["1,000 agents"] == ["pilot-node", "bare processes", "aim"]
+    assert cells["drain"] == ["10.0 s", "4.0 s", ""]
+    # Neither starts a bare process.
+    assert cells["PID 1: CPU a start"] == ["20.0 ms", "", ""]
+    assert cells["pilot-node: CPU when idle"] == ["0.50% of one", "", "< 1 %"]
 
 
 def test_the_document_keeps_what_is_around_the_measured() -> None:
