@@ -38,6 +38,10 @@ MAX_PORT = 65_535
 # (startup/node/limits.py works to the same numbers).
 LOCAL_PORTS = 65_536 - 1_024 - 4_096 - 128
 LOCAL_PORT_QUARTERS_PER_AGENT = 4 * (CONNECTIONS_PER_AGENT + 1) + 1
+# What a guest sees of the memory that is sold: up to 3 % less goes to the kernel's own tables, and
+# up to 64 MiB to its image and the firmware, which is what counts on a small VM.
+GUEST_PERCENT = 97
+GUEST_FIXED_MB = 64
 # Below this share of headroom a VM is reported: upstream's fleet keeps 50 to 60 %.
 WARN_HEADROOM = 0.40
 
@@ -85,6 +89,11 @@ class Fit:
     def fits(self) -> int:
         """The most agents that this machine carries; below zero where it carries none."""
         return min(wall.fits for wall in self.walls)
+
+
+def guest_mb(machine: MachineType) -> int:
+    """The memory, MiB, that a VM of this type has for sure: a reserve must leave some of it."""
+    return machine.memory_mb * GUEST_PERCENT // 100 - GUEST_FIXED_MB
 
 
 def default_connections(agents: int) -> int:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import pulumi
 
-from components import capacity
+from components import capacity, described
 from components.machines import MIB_PER_GIB, MachineType, look_up
 from components.reading import ConfigError, Node, Problem, describe, show
 
@@ -25,8 +25,8 @@ REGISTRY_PORT = 9000
 BEACON_PORT = 9001
 DASHBOARD_PORT = 3000
 STATE_DISK_SUFFIX = "-state"
-# The rendezvous' tokens, by what they are for (docs/CONTRACT.md).
-TOKENS = ("admin", "dashboard", "replication")
+# Tables of variables that no stack file sets: the agents' unit or the loader has them.
+_RESERVED = ("RESERVED_VARIABLES", "LOADER_VARIABLES")
 # Seconds of roll.watchSeconds from which on growth is looked at (startup/node/roll.py).
 WATCH_LEAST = 20
 # Google reserves the first two and the last two addresses of a subnet.
@@ -40,36 +40,11 @@ _ZONE = re.compile(r"[a-z]+-[a-z]+[0-9]+-[a-z]")
 _BUCKET = re.compile(r"[a-z0-9](?:[-_.a-z0-9]{1,61}[a-z0-9])")
 _IMAGE = re.compile(r"[a-z][-a-z0-9]{4,28}[a-z0-9]/[a-z](?:[-a-z0-9]{0,61}[a-z0-9])?")
 _SERVICE_ACCOUNT = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
-_VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+_-]{0,63}")
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-# What Go's runtime takes of its own without harm. A VM looks once more (startup/node/spec.py, which
-# says why; the walls keep that from being imported here): the two agree, which a test sees to.
-_GO_NUMBERS = {
-    "GOGC": (10_000, "percent as 50, 1 to 10000, or off beside a GOMEMLIMIT"),
-    "GOMAXPROCS": (1024, "a number of processors, 1 to 1024"),
-}
-_GO_SIZE = re.compile(r"([0-9]{1,19})(B|[KMGT]iB)?")
-_GO_UNITS = {"KiB": 10, "MiB": 20, "GiB": 30, "TiB": 40}
-_GO_LIMITS = range(16 << 20, 1 << 63)
-_GO_DEBUG = {
-    "cgocheck": ("0", "1"),
-    "fips140": ("off", "on", "only", "debug"),
-    "clobberfree": (),
-    "efence": (),
-    "gccheckmark": (),
-    "gcstoptheworld": (),
-    "sbrk": (),
-    "schedtrace": (),
-}
-# What an agent's unit sets itself (docs/CONTRACT.md).
-_RESERVED_VARIABLE = re.compile(r"HOME|PILOT_(?:AGENT|PORT)_.*|LD_.*|GLIBC_TUNABLES|GCONV_PATH")
-_URL = re.compile(r"https?://[^\s/?#@]+")
 # The accounts that Google makes by itself: far too powerful, and anyone's.
 _DEFAULT_ACCOUNT = re.compile(
     r"[0-9]+-compute@developer\.gserviceaccount\.com|[^@]+@appspot\.gserviceaccount\.com"
     r"|[0-9]+@cloudservices\.gserviceaccount\.com"
 )
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 # A token that nobody guesses, in characters that no shell, URL or header reads in another way.
 _TOKEN = re.compile(r"[-0-9A-Za-z_.~+/=]{16,512}")
 _CHANNEL = re.compile(
@@ -341,6 +316,12 @@ def _parse(values: Mapping[str, Any], project: str | None) -> FleetConfig:
             f"{account} is a default account of Google's, which may do far too much: make one "
             "for the VMs, or leave this empty",
         )
+    if rendezvous.fit.agents > described.bounds("agents")[1]:
+        root.problem(
+            "swarm",
+            f"{rendezvous.fit.agents:,} agents are more than one rendezvous is for: "
+            f"{described.bounds('agents')[1]:,} at most, in all",
+        )
     _check_ports(root, context.base_port, swarm)
     _check_subnet(root, subnet, vms=len(swarm) + 1)
     roll = root.node("roll")
@@ -356,8 +337,10 @@ def _parse(values: Mapping[str, Any], project: str | None) -> FleetConfig:
         base_port=context.base_port,
         window=root.integer("window", 1, 100, 15),
         roll=Roll(
-            batch=roll.integer("batch", 1, 100_000, Roll.batch),
-            watch_seconds=roll.integer("watchSeconds", 0, 86_400, Roll.watch_seconds),
+            batch=roll.integer("batch", *described.bounds("roll.batch"), Roll.batch),
+            watch_seconds=roll.integer(
+                "watchSeconds", *described.bounds("roll.watchSeconds"), Roll.watch_seconds
+            ),
             auto=roll.boolean("auto", Roll.auto),
         ),
         reserve_mb=context.reserve_mb,
@@ -404,14 +387,20 @@ def _release(node: Node, inherited: Release | None) -> Release:
     paths = {name: _path(node, name) for name in names}
     digests = node.node("sha256")
     release = Release(
-        version=node.string("version", _VERSION, "a version such as 1.18.0"),
+        version=node.string(
+            "version", described.pattern("release.version"), "a version such as 1.18.0"
+        ),
         daemon=paths["daemon"],
         # Only the fleet's own release names a rendezvous binary: there is one rendezvous.
         rendezvous=inherited.rendezvous if inherited else paths["rendezvous"],
         sha256={
             name: digest
             for name in names
-            if (digest := digests.string(name, _SHA256, "a sha256 in hex", required=False))
+            if (
+                digest := digests.string(
+                    name, described.pattern("script.sha256"), "a sha256 in hex", required=False
+                )
+            )
         },
     )
     digests.unknown_keys()
@@ -504,7 +493,7 @@ def _swarm_vm(
     node = Node(item, path, problems)
     name = _name(node, context)
     machine = _machine(node)
-    agents = node.integer("agents", 0, 1_000_000)
+    agents = node.integer("agents", *described.bounds("agents"))
     agent_mb = node.integer("agentMb", 1, 4096, context.agent_mb)
     reserve_mb = node.integer("reserveMb", 128, 1_000_000, context.reserve_mb)
     connections_given = node.take("activeConnections") is not None
@@ -520,12 +509,6 @@ def _swarm_vm(
     node.unknown_keys()
     if machine is None:
         return None
-    if machine.memory_mb <= reserve_mb:
-        node.problem(
-            "reserveMb",
-            f"{reserve_mb:,} MiB leave nothing of the {machine.memory_mb:,} MiB of {machine.name}",
-        )
-        return None
     fit = capacity.swarm_fit(
         machine,
         agents=agents,
@@ -535,7 +518,13 @@ def _swarm_vm(
         active_connections=connections if connections_given else None,
     )
     binding = min(fit.walls, key=lambda wall: wall.fits)
-    if binding.fits < 0 and connections_given:
+    if capacity.guest_mb(machine) <= reserve_mb:
+        node.problem(
+            "reserveMb",
+            f"{reserve_mb:,} MiB leave nothing of the {machine.memory_mb:,} MiB of {machine.name}, "
+            f"of which a VM sees {capacity.guest_mb(machine):,} for sure",
+        )
+    elif binding.fits < 0 and connections_given:
         most = (machine.memory_mb - reserve_mb) // capacity.CONNECTION_MB
         node.problem(
             "activeConnections",
@@ -567,13 +556,13 @@ def _environment(node: Node) -> dict[str, str]:
     environment = {}
     for key in node.values:
         value = node.take(key)
-        if not isinstance(key, str) or not _VARIABLE.fullmatch(key):
+        if not isinstance(key, str) or not re.fullmatch(described.table("VARIABLE"), key):
             node.problem(str(key), "is not the name of an environment variable")
         elif not isinstance(value, str):
             node.problem(key, f"must be text, not {describe(value)}: put it in quotes")
         elif not value.isprintable():
             node.problem(key, "must be one line of printable text")
-        elif _RESERVED_VARIABLE.fullmatch(key):
+        elif any(re.fullmatch(described.table(name), key) for name in _RESERVED):
             node.problem(key, "is set on the VM itself: leave it out")
         elif problem := _go_problem(key, value, node.values):
             node.problem(key, problem)
@@ -583,24 +572,27 @@ def _environment(node: Node) -> dict[str, str]:
 
 
 def _go_problem(name: str, value: str, environment: Mapping[Any, Any]) -> str:
-    """Why no Go program may run with `value` for the variable `name`, "" where one may."""
+    """Why no Go program may run with `value` for the variable `name`, "" where one may. A VM looks
+    once more (startup/node/spec.py)."""
     problem = ""
     if name == "GODEBUG":
+        harmless = described.table("GO_DEBUG")
         for setting in value.split(","):
             key, _, given = setting.partition("=")
-            if key in _GO_DEBUG and given not in _GO_DEBUG[key]:
-                allowed = " or ".join(_GO_DEBUG[key]) or "left out"
+            if key in harmless and given not in harmless[key]:
+                allowed = " or ".join(harmless[key]) or "left out"
                 problem = f"{show(setting)} ends or ruins a program: {key} must be {allowed}"
     elif name == "GOMEMLIMIT":
-        match = _GO_SIZE.fullmatch(value)
-        size = int(match[1]) << _GO_UNITS.get(match[2], 0) if match else 0
-        if value != "off" and size not in _GO_LIMITS:
+        least, most = described.table("GO_LIMITS")
+        match = re.fullmatch(described.table("GO_SIZE"), value)
+        size = int(match[1]) << described.table("GO_UNITS").get(match[2], 0) if match else 0
+        if value != "off" and not least <= size <= most:
             problem = f"{show(value)} is no limit: off, or a size as 64MiB, from 16MiB on"
     elif name == "GOGC" and value == "off":
         if environment.get("GOMEMLIMIT") in (None, "", "off"):
             problem = "is off without a GOMEMLIMIT: nothing would ever be freed"
-    elif name in _GO_NUMBERS:
-        most, meaning = _GO_NUMBERS[name]
+    elif name in described.table("GO_NUMBERS"):
+        most, meaning = described.table("GO_NUMBERS")[name]
         if not re.fullmatch("[0-9]{1,9}", value) or not 1 <= int(value) <= most:
             problem = f"{show(value)} is not {meaning}"
     return problem
@@ -631,11 +623,12 @@ def _rendezvous(
         node.unknown_keys()
     if machine is not None:
         fit = capacity.rendezvous_fit(machine, agents=agents)
-        if machine.memory_mb <= context.reserve_mb:
+        if capacity.guest_mb(machine) <= context.reserve_mb:
             node.problem(
                 "machineType",
-                f"{machine.name} has {machine.memory_mb:,} MiB, and reserveMb "
-                f"({context.reserve_mb:,}) leaves nothing of them",
+                f"{machine.name} has {machine.memory_mb:,} MiB, of which a VM sees "
+                f"{capacity.guest_mb(machine):,} for sure, and reserveMb ({context.reserve_mb:,}) "
+                "leaves nothing of them",
             )
         elif fit.headroom < 0:
             node.problem(
@@ -681,14 +674,12 @@ def _endpoint(text: str) -> str:
 
     VMs send their service account's token there.
     """
-    if not _URL.fullmatch(text):
+    if not described.pattern("endpoints.storage").fullmatch(text):
         raise ValueError(text)
     url = urlsplit(text)
-    if not url.hostname or (url.port is not None and url.port == 0):
+    if url.port == 0:
         raise ValueError(text)
-    if url.scheme == "http" and not ipaddress.ip_address(url.hostname).is_private:
-        raise ValueError(text)
-    if not all(0 < len(label) < 64 for label in url.hostname.split(".")):
+    if url.scheme == "http" and not ipaddress.ip_address(url.hostname or "").is_private:
         raise ValueError(text)
     return text
 
@@ -700,7 +691,7 @@ def secret_id(token: str) -> str:
 
 def _tokens(node: Node) -> dict[str, str]:
     tokens = {}
-    for what in TOKENS:
+    for what in described.table("TOKENS"):
         value = node.take(what)
         if value is None:
             continue

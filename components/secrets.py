@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import pulumi
 import pulumi_gcp as gcp
 
-from components.config import TOKENS, secret_id
+from components import described
+from components.config import secret_id
 
 _ACCESSOR = "roles/secretmanager.secretAccessor"
 
@@ -38,7 +39,7 @@ class FleetSecrets(pulumi.ComponentResource):
         member = pulumi.Output.from_input(args.account).apply(
             lambda email: f"serviceAccount:{email}"
         )
-        for what in TOKENS:
+        for what in described.table("TOKENS"):
             if what not in args.tokens:
                 continue
             secret = gcp.secretmanager.Secret(

@@ -23,6 +23,9 @@ _MEMORY: Final = {
 # A connection leaves from a local port below 65536; 1024 are the system's own, and the startup
 # script keeps 4096 more for it and 128 for what comes and goes.
 _LOCAL_PORTS: Final = 65536 - 1024 - 4096 - 128
+# What a guest sees of the memory that is sold: up to 3 % and 64 MiB less are the kernel's own.
+_GUEST_PERCENT: Final = 97
+_GUEST_FIXED_MB: Final = 64
 # Four connections to the registry, an agent's own port, and a quarter of one set aside for agents
 # that are still to come.
 _PORTS_PER_AGENT: Final = 4 + 1 + 0.25
@@ -168,24 +171,27 @@ def _memory(vm: Vm, spec: Mapping[str, Any], config: VmConfig) -> Iterator[Findi
         return
     memory = spec["memory"]
     free = ram - memory["reserveMb"]
+    guest = ram * _GUEST_PERCENT // 100 - _GUEST_FIXED_MB
+    if memory["reserveMb"] >= guest:
+        yield Finding(
+            path=f"{vm.at('pilot-spec')} memory.reserveMb",
+            problem=f"a reserve of {memory['reserveMb']} MiB leaves nothing of {ram} MiB, of which "
+            f"a VM sees {guest} for sure",
+            remedy="Use a bigger machine type or a smaller reserve",
+        )
+        return
     if vm.role == "rendezvous":
-        if free <= 0:
-            yield Finding(
-                path=f"{vm.at('pilot-spec')} memory.reserveMb",
-                problem=f"a reserve of {memory['reserveMb']} MiB leaves nothing of {ram:g} MiB",
-                remedy="Use a bigger machine type or a smaller reserve",
-            )
         return
     agents = spec["agents"]
     needed = agents * memory["agentMb"] + memory["activeConnections"] * memory["connectionMb"]
     if needed > free:
         # Fewer agents have fewer connections: both shrink in the same proportion.
-        fits = math.floor(max(0.0, free) * agents / needed)
+        fits = math.floor(free * agents / needed)
         yield Finding(
             path=f"{vm.at('pilot-spec')} agents",
             problem=f"{agents} agents of {memory['agentMb']} MiB and "
             f"{memory['activeConnections']} active connections of {memory['connectionMb']} MiB "
-            f"need {needed:g} MiB; {_name(vm)} has {ram:g} MiB, of which "
+            f"need {needed:g} MiB; {_name(vm)} has {ram} MiB, of which "
             f"{memory['reserveMb']} are reserved",
             remedy=f"At most {fits} agents fit, with active connections in the same proportion; "
             "or use a bigger machine type",
@@ -268,8 +274,8 @@ def _name(vm: Vm) -> str:
     return str(vm.machine_type).rpartition("/")[2]
 
 
-def _ram_mb(vm: Vm, known: Mapping[str, Mapping[str, float]]) -> float | Finding:
-    """RAM in MiB of a VM's machine type, or why nobody can say."""
+def _ram_mb(vm: Vm, known: Mapping[str, Mapping[str, float]]) -> int | Finding:
+    """RAM in whole MiB of a VM's machine type, or why nobody can say."""
     path = f"{vm.path}.machineType" if vm.path else "machineType"
     if vm.machine_type is UNKNOWN:
         return _later(path, "the machine type")
@@ -280,7 +286,7 @@ def _ram_mb(vm: Vm, known: Mapping[str, Mapping[str, float]]) -> float | Finding
     if gb is None:
         problem = f"the memory of {_name(vm)!r} is not known to this policy"
         return Finding(path=path, problem=problem, remedy=_tell_size(vm))
-    return gb * 1024
+    return math.floor(gb * 1024)
 
 
 def _tell_size(vm: Vm) -> str:

@@ -9,53 +9,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, TypedDict
 
+from . import fields
+
 SCHEMA: Final = 1
 ROLE_SWARM: Final = "swarm"
 ROLE_RENDEZVOUS: Final = "rendezvous"
 
-# What the units set themselves: an operator's value would send an agent to another registry, or
-# all of them into one home. By prefix, so that the next one is reserved before it is in use.
-RESERVED_VARIABLES: Final = re.compile(r"HOME|PILOT_(AGENT|PORT)_.*")
-# What the dynamic loader obeys in every program of the unit, those of root as well.
-LOADER_VARIABLES: Final = re.compile(r"LD_.*|GLIBC_TUNABLES|GCONV_PATH")
+RESERVED_VARIABLES: Final = re.compile(fields.RESERVED_VARIABLES)
+_LOADER_VARIABLES = re.compile(fields.LOADER_VARIABLES)
+_VARIABLE = re.compile(fields.VARIABLE)
+_SHA256 = re.compile(fields.KINDS["sha256"][0])
 
-# What Go's runtime reads of its own. What it cannot read ends every agent at its start (GOMEMLIMIT)
-# or is passed over without a word; a heap's limit that a heap cannot keep to has its collector work
-# without an end, and thousands of processors cost an agent hundreds of MB.
-_GO_NUMBERS: Final = {
-    "GOGC": (10_000, "percent as 50, 1 to 10000, or off beside a GOMEMLIMIT"),
-    "GOMAXPROCS": (1024, "a number of processors, 1 to 1024"),
-}
-_GO_SIZE = re.compile(r"([0-9]{1,19})(B|[KMGT]iB)?")
-_GO_UNITS: Final = {"KiB": 10, "MiB": 20, "GiB": 30, "TiB": 40}
-_GO_LIMITS: Final = range(16 << 20, 1 << 63)
-# What GODEBUG may be told of these: anything else ends a program, or ruins whoever runs it.
-_GO_DEBUG: Final[Mapping[str, tuple[str, ...]]] = {
-    "cgocheck": ("0", "1"),
-    "fips140": ("off", "on", "only", "debug"),
-    "clobberfree": (),
-    "efence": (),
-    "gccheckmark": (),
-    "gcstoptheworld": (),
-    "sbrk": (),
-    "schedtrace": (),
-}
-
-_NAME = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
-_VERSION = re.compile(r"[0-9A-Za-z][-+.0-9A-Za-z_]{0,63}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_BUCKET = re.compile(r"[a-z0-9][-_.a-z0-9]{1,220}[a-z0-9]")
-_LABEL = r"[0-9A-Za-z]([-0-9A-Za-z]{0,61}[0-9A-Za-z])?"
-_HOST = rf"(?=[^:/]{{1,253}}(:|$)){_LABEL}(\.{_LABEL})*"
-_HOST_PORT = re.compile(rf"{_HOST}:[0-9]{{1,5}}")
-_BASE_URL = re.compile(rf"https?://{_HOST}(:[0-9]{{1,5}})?")
-_VARIABLE = re.compile(r"[A-Za-z_][0-9A-Za-z_]*")
-_SECRET = re.compile(
-    r"projects/[-a-z0-9:.]{1,63}/secrets/[-_0-9A-Za-z]{1,255}/versions/([0-9]{1,9}|latest)"
-)
-
-# The rendezvous' tokens, by what they are for.
-TOKENS: Final = ("admin", "dashboard", "replication")
 # Where a spec says nothing else: one of an older program has no such field.
 SECRETS_ENDPOINT: Final = "https://secretmanager.googleapis.com"
 
@@ -129,7 +93,7 @@ class SwarmSpec(Spec):
 class RendezvousSpec(Spec):
     """The rendezvous. `agents` is the whole fleet's; `subnet` is exempt from the rate limit.
 
-    `secrets` has, for each token that there is (TOKENS), the name of its version in Secret
+    `secrets` has, for each token that there is (fields.TOKENS), the name of its version in Secret
     Manager, below `secrets_endpoint`: never the token itself.
     """
 
@@ -175,11 +139,11 @@ class _Common(TypedDict):
 
 
 def _build(top: Reader) -> SwarmSpec | RendezvousSpec:
-    schema = top.integer("schema", 0, 1 << 30)
+    schema = top.number("schema")
     if schema != SCHEMA and not top.problems:
         # Another schema means other fields: listing them as unknown would only bury the reason.
         raise SpecError([f"schema: is {schema}, this script knows {SCHEMA}: run `pulumi up`"])
-    role = top.string("role", re.compile("rendezvous|swarm"), "rendezvous or swarm")
+    role = top.text("role")
     if role not in (ROLE_SWARM, ROLE_RENDEZVOUS):
         raise SpecError(top.problems)
     what = "daemon" if role == ROLE_SWARM else "rendezvous"
@@ -188,20 +152,20 @@ def _build(top: Reader) -> SwarmSpec | RendezvousSpec:
     script = top.child("script")
     endpoints = top.child("endpoints")
     common: _Common = {
-        "name": top.string("name", _NAME, "an instance's name"),
+        "name": top.text("name"),
         "role": role,
-        "version": release.string("version", _VERSION, "a version"),
+        "version": release.text("version"),
         "binary": _binary(release.child(what), f"pilot-{what}"),
         "environment": _environment(top.child("environment")),
-        "bucket": top.string("bucket", _BUCKET, "a bucket's name"),
+        "bucket": top.text("bucket"),
         "storage": endpoints.base_url("storage"),
-        "reserve_mb": memory.integer("reserveMb", 0, 1 << 24),
-        "script_sha256": script.string("sha256", _SHA256, "64 hex digits"),
-        "agents": top.integer("agents", 0, 1_000_000),
+        "reserve_mb": memory.number("reserveMb"),
+        "script_sha256": script.text("sha256"),
+        "agents": top.number("agents"),
     }
     spec: SwarmSpec | RendezvousSpec
     if role == ROLE_SWARM:
-        base_port = top.integer("basePort", 1023, 65534)
+        base_port = top.number("basePort")
         if base_port + common["agents"] > 65535:
             top.problem(
                 "agents", f"{common['agents']} from port {base_port + 1} pass 65535, the last port"
@@ -212,24 +176,24 @@ def _build(top: Reader) -> SwarmSpec | RendezvousSpec:
             base_port=base_port,
             registry=top.address("registry"),
             beacon=top.address("beacon"),
-            window=top.integer("window", 1, 1000),
+            window=top.number("window"),
             roll=Roll(
                 auto=roll.boolean("auto"),
-                batch=roll.integer("batch", 1, 65535),
-                watch_seconds=roll.integer("watchSeconds", 0, 86400),
+                batch=roll.number("batch"),
+                watch_seconds=roll.number("watchSeconds"),
             ),
-            agent_mb=memory.integer("agentMb", 1, 1 << 20),
-            connection_mb=memory.integer("connectionMb", 0, 1 << 20),
-            active_connections=memory.integer("activeConnections", 0, 1 << 30),
+            agent_mb=memory.number("agentMb"),
+            connection_mb=memory.number("connectionMb"),
+            active_connections=memory.number("activeConnections"),
         )
         roll.end()
     else:
         ports = top.child("ports")
         spec = RendezvousSpec(
             **common,
-            registry_port=ports.integer("registry", 1, 65535),
-            beacon_port=ports.integer("beacon", 1, 65535),
-            dashboard_port=ports.integer("dashboard", 1, 65535),
+            registry_port=ports.number("registry"),
+            beacon_port=ports.number("beacon"),
+            dashboard_port=ports.number("dashboard"),
             subnet=top.network("subnet"),
             secrets=_secrets(top.child("secrets", optional=True)),
             secrets_endpoint=endpoints.base_url("secrets", default=SECRETS_ENDPOINT),
@@ -245,9 +209,9 @@ def _build(top: Reader) -> SwarmSpec | RendezvousSpec:
 
 
 def _binary(reader: Reader, name: str) -> Binary:
-    sha256 = reader.string("sha256", _SHA256, "64 hex digits")
+    sha256 = reader.text("sha256")
     binary = Binary.of(name, sha256)
-    found = reader.string("object", re.compile(r"\S+"), "an object's name")
+    found = reader.text("object")
     if sha256 and found and found != binary.object:
         reader.problem("object", f"is {found!r}, must be {binary.object!r}")
     reader.end()
@@ -255,9 +219,7 @@ def _binary(reader: Reader, name: str) -> Binary:
 
 
 def _secrets(reader: Reader) -> dict[str, str]:
-    expected = "projects/P/secrets/NAME/versions/V"
-    there = [name for name in reader.names() if name in TOKENS]
-    found = {name: reader.string(name, _SECRET, expected) for name in there}
+    found = {name: reader.text(name) for name in reader.names() if name in fields.TOKENS}
     reader.end()
     return found
 
@@ -269,7 +231,7 @@ def _environment(reader: Reader) -> dict[str, str]:
             reader.problem(name, "is not the name of an environment variable")
         elif RESERVED_VARIABLES.fullmatch(name):
             reader.problem(name, "is set by the unit itself")
-        elif LOADER_VARIABLES.fullmatch(name):
+        elif _LOADER_VARIABLES.fullmatch(name):
             reader.problem(name, "is obeyed by the loader of every program: not taken")
         value = reader.string(name, None, "a string")
         # An environment file is lines of bytes: what cannot stand in a line cannot be passed.
@@ -291,15 +253,15 @@ def _go_problem(name: str, value: str, environment: Mapping[str, str]) -> str:
     if name == "GODEBUG":
         problem = _debug_problem(value)
     elif name == "GOMEMLIMIT":
-        match = _GO_SIZE.fullmatch(value)
-        size = int(match[1]) << _GO_UNITS.get(match[2], 0) if match else 0
-        if value != "off" and size not in _GO_LIMITS:
+        match = re.fullmatch(fields.GO_SIZE, value)
+        size = int(match[1]) << fields.GO_UNITS.get(match[2], 0) if match else 0
+        if value != "off" and not fields.GO_LIMITS[0] <= size <= fields.GO_LIMITS[1]:
             problem = f"{_kind(value)} is no limit: off, or a size as 64MiB, from 16MiB on"
     elif name == "GOGC" and value == "off":
         if environment.get("GOMEMLIMIT") in (None, "", "off"):
             problem = "is off without a GOMEMLIMIT: nothing would ever be freed"
-    elif name in _GO_NUMBERS:
-        most, meaning = _GO_NUMBERS[name]
+    elif name in fields.GO_NUMBERS:
+        most, meaning = fields.GO_NUMBERS[name]
         if not re.fullmatch("[0-9]{1,9}", value) or not 1 <= int(value) <= most:
             problem = f"{_kind(value)} is not {meaning}"
     return problem
@@ -308,8 +270,8 @@ def _go_problem(name: str, value: str, environment: Mapping[str, str]) -> str:
 def _debug_problem(value: str) -> str:
     for setting in value.split(","):
         key, _, given = setting.partition("=")
-        if key in _GO_DEBUG and given not in _GO_DEBUG[key]:
-            allowed = " or ".join(_GO_DEBUG[key]) or "left out"
+        if key in fields.GO_DEBUG and given not in fields.GO_DEBUG[key]:
+            allowed = " or ".join(fields.GO_DEBUG[key]) or "left out"
             return f"{_kind(setting)} ends or ruins a program: {key} must be {allowed}"
     return ""
 
@@ -367,6 +329,15 @@ class Reader:
             return 0
         return value
 
+    def text(self, key: str) -> str:
+        """The text at a path that fields.py knows."""
+        pattern, expected = fields.KINDS[fields.TEXTS[self._path + key]]
+        return self.string(key, re.compile(pattern), expected)
+
+    def number(self, key: str) -> int:
+        """The whole number at a path that fields.py knows."""
+        return self.integer(key, *fields.NUMBERS[self._path + key])
+
     def boolean(self, key: str) -> bool:
         value = self._take(key)
         if value is not _MISSING and not isinstance(value, bool):
@@ -374,7 +345,7 @@ class Reader:
         return value is True
 
     def address(self, key: str) -> str:
-        value = self.string(key, _HOST_PORT, "HOST:PORT")
+        value = self.text(key)
         if value and not 1 <= int(value.rpartition(":")[2]) <= 65535:
             self.problem(key, f"has no such port: {value!r}")
         return value
@@ -383,14 +354,14 @@ class Reader:
         """`default`, where there is one, stands for a field that is absent."""
         if default and key not in self._value:
             return default
-        value = self.string(key, _BASE_URL, "http(s)://HOST[:PORT] without a path")
+        value = self.text(key)
         port = value.partition("://")[2].partition(":")[2]
         if port and not 1 <= int(port) <= 65535:
             self.problem(key, f"has no such port: {value!r}")
         return value
 
     def network(self, key: str) -> str:
-        value = self.string(key, None, "a CIDR")
+        value = self.text(key)
         if value:
             try:
                 ipaddress.IPv4Network(value)

@@ -140,13 +140,15 @@ def test_exactly_full_fits() -> None:
                        "e2-custom-2-4096")  # fmt: skip
 
 
-def test_a_reserve_bigger_than_the_machine() -> None:
-    [text] = vm_problems(spec(memory_reserveMb=99999))
-    assert "At most 0 agents fit" in text
-    for reserve in (99999, 64 * 1024):
-        [text] = vm_problems(spec("rendezvous", memory_reserveMb=reserve))
-        assert "leaves nothing" in text
-    assert vm_problems(spec("rendezvous", memory_reserveMb=64 * 1024 - 1)) == []
+@pytest.mark.parametrize("role", ["swarm", "rendezvous"])
+@pytest.mark.parametrize("agents", [0, 1, 3000])
+def test_a_reserve_that_leaves_nothing_of_what_a_guest_sees(role: str, agents: int) -> None:
+    few = {"agents": agents} | ({"memory_activeConnections": 0} if role == "swarm" else {})
+    # 97 % of 65,536 MiB, less 64.
+    for reserve in (63_505, 65_535, 65_536, 99_999):
+        [text] = vm_problems(spec(role, memory_reserveMb=reserve, **few))
+        assert f"a reserve of {reserve} MiB leaves nothing of 65536 MiB" in text
+    assert vm_problems(spec(role, memory_reserveMb=63_504, **few | {"agents": agents % 3000})) == []
 
 
 def test_ports() -> None:
