@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 AVAILABLE = 0.20
 # A failing agent in a hundred: fewer are started again by themselves, and `ops status` shows them.
 FAILED = 0.01
+# A file system that is nine tenths full: with less than a tenth left there is time to grow it.
+DISK_FREE = 0.10
 # A good copy of the registry's store is minutes old while it is served.
 COPY_SECONDS = 6 * 3600
 
@@ -130,6 +132,19 @@ def alerts(*, agents: int, online: float) -> tuple[Alert, ...]:
             over=Series(metric="pilot_memory_total_bytes"),
             comparison=LESS,
             value=AVAILABLE,
+        ),
+        Alert(
+            name="DiskFull",
+            summary="A VM's state disk is nine tenths full",
+            advice="Raise `diskGb` in the stack file: the disk and its file system grow while the "
+            "VM runs. `ops status --json` has its size and what is free; if its file system is "
+            "smaller than the disk, `last_error` says why it did not grow.",
+            severity="page",
+            minutes=5,
+            series=Series(metric="pilot_disk_free_bytes"),
+            over=Series(metric="pilot_disk_size_bytes"),
+            comparison=LESS,
+            value=DISK_FREE,
         ),
         Alert(
             name="MemoryLeak",
@@ -304,6 +319,14 @@ PANELS = (
         queries={
             "store": "max(pilot_registry_store_age_seconds)",
             "copy": "max(pilot_registry_copy_age_seconds)",
+        },
+    ),
+    Panel(
+        title="State disk used",
+        unit="10^2.%",
+        queries={
+            "{{vm}}": "1 - sum by (vm) (pilot_disk_free_bytes)"
+            " / sum by (vm) (pilot_disk_size_bytes)"
         },
     ),
 )

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ops.fleet import Fleet, Vm, age
-from ops.watch import THRESHOLD, is_short
+from ops.watch import THRESHOLD, disk_problem, is_short
 
 _MIB: Final = 2**20
 _GIB: Final = 2**30
@@ -182,10 +182,8 @@ def _serious(vm: Vm) -> Iterator[str]:
         first = next(iter(status.documents("agents.troubled")), None)
         why = f": port {first.number('port')}, {first.text('why')}" if first else ""
         yield f"{failed} agents fail{why}"
-    if is_short(vm):
-        yield "less than 20 % of its memory is left"
-    if leak := status.text("memory.leak"):
-        yield leak
+    short = "less than 20 % of its memory is left" if is_short(vm) else ""
+    yield from filter(None, (short, disk_problem(vm), status.text("memory.leak")))
     for what, wrong in (
         ("orders", ("malformed",)),
         ("spec", ("absent", "malformed")),

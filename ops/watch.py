@@ -12,6 +12,8 @@ from ops.fleet import Fleet, Vm
 SHORT: Final = 0.20
 """Less of a VM's memory than this fraction left is a warning: there, benchmarks are frozen
 (docs/CONTRACT.md)."""
+FULL: Final = 0.10
+"""Less of a state disk than this fraction left is a warning, as in components/alerts.py."""
 THRESHOLD: Final = 9_000 / 9_500
 """Online agents below this fraction of the declared ones are an alert (the blog's numbers)."""
 GROWTH: Final = 100 * 2**20
@@ -74,6 +76,17 @@ def is_short(vm: Vm) -> bool:
     return bool(vm.speaks and total and left is not None and left < SHORT * total)
 
 
+def disk_problem(vm: Vm) -> str:
+    """What is wrong with its state disk, or ""."""
+    size, left = vm.status.number("disk.size"), vm.status.number("disk.free")
+    if not vm.speaks or not size or left is None or left >= FULL * size:
+        return ""
+    return (
+        f"{1 - left / size:.0%} of its state disk's {size / 2**30:.1f} GiB is used: raise `diskGb` "
+        "in the stack file, it grows while the VM runs"
+    )
+
+
 def _of(vm: Vm, limits: Limits) -> Iterator[tuple[str, str]]:
     if not vm.speaks:
         yield ("silent" if vm.instance.is_on else "off"), vm.problem
@@ -83,6 +96,8 @@ def _of(vm: Vm, limits: Limits) -> Iterator[tuple[str, str]]:
         yield "failed", f"{failed} agents fail"
     if is_short(vm):
         yield "memory", "less than 20 % of its memory is left"
+    if full := disk_problem(vm):
+        yield "disk", full
     growth = status.number("memory.growth")
     if leak := status.text("memory.leak"):
         yield "leak", leak

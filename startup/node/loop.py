@@ -17,6 +17,7 @@ from typing import Final
 from . import release
 from . import roll as rolls
 from .agents import NotReadyError
+from .disk import StateDisk
 from .follow import AnySpec, Follower
 from .limits import LimitsError
 from .place import Place
@@ -25,6 +26,9 @@ from .spec import Binary
 from .status import RollStatus, Said
 from .systemd import SystemdError
 from .watch import KernelLog
+
+# Seconds between two looks at the state disk.
+DISK = 10.0
 
 # Seconds without a failure after which the same one is another, and said again.
 FORGOTTEN = 60.0
@@ -58,6 +62,24 @@ class Loop:
     _failures: dict[str, float] = field(default_factory=dict)
     # What became of the roll is not on disk yet.
     _unwritten: bool = False
+    disk: StateDisk = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.disk = StateDisk(self.place, self.say)
+
+    def keep_disk(self) -> None:
+        """What is free on the state disk, and growing it: no reason for anything else to wait."""
+        if not self.is_due("disk", DISK):
+            return
+        try:
+            problem = self.disk.look()
+        except FileNotFoundError:
+            # A disk that was taken away: whoever needs it says so.
+            return
+        except OSError as error:
+            problem = str(error)
+        if problem:
+            self.fault(problem)
 
     def fault(self, text: str, *, said: bool = False) -> None:
         """Something failed: said when it is new (and was not `said` before), and part of the

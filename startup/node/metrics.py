@@ -85,6 +85,10 @@ def _common(out: _Text, document: Document) -> None:
     )
     out.one("pilot_memory_total_bytes", "Memory of the VM.", memory["total"])
     out.one("pilot_memory_available_bytes", "Memory that is available.", memory["available"])
+    disk = document["disk"]
+    out.one("pilot_disk_device_bytes", "Size of the state disk.", disk["device"])
+    out.one("pilot_disk_size_bytes", "Size of the file system on it.", disk["size"])
+    out.one("pilot_disk_free_bytes", "What is free on it.", disk["free"])
     out.one("pilot_ghosts", "Startup scripts in instance metadata.", len(document["ghosts"]))
     for name in ("spec", "script"):
         out.one(

@@ -115,6 +115,17 @@ class Place:
         lines = self.at("/proc/self/mountinfo").read_bytes().split(b"\n")
         return any(line.split(b" ", 5)[4:5] == [os.fsencode(path)] for line in lines)
 
+    def mounted_from(self, path: Path) -> Path | None:
+        """The device whose ext4 is mounted on `path`, the last where there are more, else None."""
+        found = None
+        for line in self.at("/proc/self/mountinfo").read_bytes().split(b"\n"):
+            # number parent major:minor root POINT options [more...] - TYPE SOURCE options
+            before, _, after = line.partition(b" - ")
+            kind = after.split(b" ")
+            if before.split(b" ", 5)[4:5] == [os.fsencode(path)]:
+                found = Path(os.fsdecode(kind[1])) if kind[0] == b"ext4" else None
+        return found
+
     def unmounted(self, therefore: str) -> str:
         """The sentence for a state disk that is not mounted: what follows, and what to do."""
         return f"{self.state} is not mounted: {therefore}; {AGAIN}"

@@ -142,6 +142,7 @@ class Rendezvous(Loop):
         except (FinalError, LimitsError, OSError, subprocess.SubprocessError) as error:
             # The process is kept at what is known.
             self.fault(str(error))
+        self.keep_disk()
         if not self.follower.is_mounted():
             raise NotReadyError(self.place.unmounted("the rendezvous has no store"))
         try:
@@ -665,6 +666,7 @@ class Rendezvous(Loop):
         store = self._registry_status()
         return RendezvousFacts(
             **self.follower.facts(self.wall_clock()),
+            disk=self.disk.usage,
             started=started,
             version=accepted.version,
             sha256=accepted.sha256,

@@ -78,6 +78,7 @@ class Swarm(Loop):
     def _turn(self, woken: bool) -> float:
         if woken or self.is_due("look", LOOK):
             self._look()
+        self.keep_disk()
         spec = self._spec()
         plan = goal.plan(spec, self.follower.standing, self.follower.maintenance)
         if plan.drained != self.drained:
@@ -269,6 +270,7 @@ class Swarm(Loop):
         view = self.keeper.view()
         return SwarmFacts(
             **follower.facts(self.wall_clock()),
+            disk=self.disk.usage,
             started=started,
             version=accepted.version,
             sha256=accepted.sha256,

@@ -18,6 +18,7 @@ from typing import Any, Final
 from . import files
 from . import roll as rolls
 from .agents import View
+from .disk import Usage
 from .place import Place
 from .pressure import Sample
 from .retry import FinalError, TemporaryError
@@ -130,6 +131,7 @@ class Facts:
     orders: OrdersStatus
     spec: SpecStatus
     project_script: ScriptStatus
+    disk: Usage = field(default_factory=Usage)
     ghosts: Sequence[str] = ()
     last_error: Said | None = None
     published: Published = field(default_factory=Published)
@@ -184,6 +186,11 @@ def document(facts: SwarmFacts | RendezvousFacts) -> Document:
             "error": clip(facts.spec.error),
         },
         "script": {"expected": facts.project_script.expected, "state": facts.project_script.state},
+        "disk": {
+            "device": facts.disk.device,
+            "size": facts.disk.size,
+            "free": facts.disk.free,
+        },
         "ghosts": [clip(key) for key in facts.ghosts],
         "last_error": facts.last_error
         and {"text": clip(facts.last_error.text), "time": rfc3339(facts.last_error.time)},
@@ -229,6 +236,8 @@ def significant(found: Document) -> Document:
     }
     if "memory" in kept:
         kept["memory"] = {key: kept["memory"].get(key) for key in ("over", "leak")}
+    if "disk" in kept:
+        kept["disk"] = {key: kept["disk"].get(key) for key in ("device", "size")}
     if "window" in kept:
         kept["window"] = {key: v for key, v in kept["window"].items() if key != "resting"}
     if "walls" in kept:

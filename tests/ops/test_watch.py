@@ -13,6 +13,7 @@ from lab.web import Request, Response
 from ops import plan as plans
 from ops import run, watch
 from ops.fleet import Fleet, Instance, Registry, listen
+from startup.node.disk import Usage
 from startup.node.pressure import Sample
 from startup.node.status import RollStatus, ScriptStatus, document, encode
 from tests.lab.client import ZONE
@@ -88,6 +89,17 @@ def test_agents_that_fail_are_one() -> None:
         trouble={10_001: facts.Trouble(failures=4, until=500.0)},
     )
     assert watch.alerts(fleet(view=view), LIMITS) == {"swarm-1/failed": "1 agents fail"}
+
+
+def test_a_state_disk_that_is_nearly_full_is_an_alert() -> None:
+    size = 10 << 30
+    for free, expected in ((size, set()), (size // 10, set()), (size // 10 - 1, {"swarm-1/disk"})):
+        usage = Usage(device=size, size=size, free=free)
+        assert set(watch.alerts(fleet(disk=usage), LIMITS)) == expected
+    found = watch.alerts(fleet(disk=Usage(device=size, size=size, free=0)), LIMITS)
+    assert "100% of its state disk's 10.0 GiB is used: raise `diskGb`" in found["swarm-1/disk"]
+    # A VM with the last commit's program says nothing of it.
+    assert watch.alerts(fleet(disk=Usage()), LIMITS) == {}
 
 
 def falls(before: Fleet, now: Fleet, standing: dict[str, str]) -> dict[str, str]:

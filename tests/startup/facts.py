@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from startup.node.disk import Usage
 from startup.node.pressure import Sample
 from startup.node.status import (
     OrdersStatus,
@@ -67,6 +68,7 @@ def common(**changes: Any) -> dict[str, Any]:
         "orders": OrdersStatus(),
         "spec": SpecStatus(sha256="dd" * 32),
         "project_script": ScriptStatus(expected="cc" * 32),
+        "disk": Usage(device=10 << 30, size=9 << 30, free=8 << 30),
         **changes,
     }
 

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from startup.node import status
+from startup.node.disk import Usage
 from startup.node.metadata import MetadataServer
 from startup.node.place import Place
 from startup.node.pressure import Heavy, Sample
@@ -208,11 +209,13 @@ def test_what_is_news() -> None:
         uptime=9e9,
         sample=Sample(total=4 << 30, available=1, slice=7, growth=1.0, udp_sockets=8, asked=9),
         view=View(now=109.0, window=Window(rest_until=200.0)),
+        disk=Usage(device=10 << 30, size=9 << 30, free=1),
         published=Published(time=NOW),
     )
     assert significant(document(base)) == significant(document(quiet))
     for news in (
         {"ghosts": ("startup-script",)},
+        {"disk": Usage(device=20 << 30, size=9 << 30, free=8 << 30)},
         {"view": View(starts=4)},
         {"sample": Sample(leak="leaks")},
         {"sample": Sample(over=1)},
