@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import pulumi
 
 from components import capacity, described
-from components.machines import MIB_PER_GIB, MachineType, look_up
+from components.machines import MIB_PER_GIB, MachineType, look_up, unsold
 from components.reading import ConfigError, Node, Problem, describe, show
 
 PROJECT_NAME = "pilot-fleet"
@@ -214,6 +214,12 @@ class FleetConfig:
             f"{fit.fits:,} agents are the most it carries"
             for name, fit in self.fits.items()
             if fit.headroom < capacity.WARN_HEADROOM
+        ]
+        warnings += [
+            f"{name} ({fit.machine.name}) is stopped and started again by Google's host "
+            "maintenance (onHostMaintenance TERMINATE): this type cannot be migrated"
+            for name, fit in self.fits.items()
+            if not fit.machine.migrates
         ]
         if self.roll.watch_seconds < WATCH_LEAST:
             warnings.append(
@@ -430,6 +436,12 @@ def _machine(node: Node) -> MachineType | None:
         vcpus = node.integer("vcpus", 1, 10_000, 1)
     if len(node.problems) > before:
         return None
+    if MachineType(name=name, vcpus=0, memory_mb=0).arm:
+        node.problem("machineType", f"{name!r} is an Arm machine and the daemon is x86-64")
+        return None
+    if reason := unsold(name):
+        node.problem("machineType", f"{name!r} is not sold: {reason}")
+        return None
     known = look_up(name)
     if known is not None:
         for key, given, real in (
@@ -442,12 +454,8 @@ def _machine(node: Node) -> MachineType | None:
         node.problem(
             "machineType",
             f"{name!r} is not in the table of machine types: give memoryGb and vcpus beside it "
-            "(custom types are e2-custom-VCPUS-MB, with MB in steps of 256 and as much a vCPU as "
-            "Google sells)",
+            "(custom types are e2-custom-VCPUS-MB)",
         )
-        return None
-    if known is not None and known.arm:
-        node.problem("machineType", f"{name!r} is an Arm machine and the daemon is x86-64")
         return None
     return MachineType(
         name=name,

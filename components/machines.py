@@ -1,9 +1,11 @@
-"""Machine types of Compute Engine: vCPUs and memory, by name.
+"""Machine types of Compute Engine: vCPUs and memory, by name, and what a series can and cannot.
 
-The table holds the general-purpose, compute- and memory-optimised types that an agent fleet would
-run on (source: Google's machine family documentation, read November 2026; memory in Google's GB,
-which are GiB). Accelerator types are left out on purpose. Custom types are read from their names.
-Anything else is declared in the stack file with `memoryGb` and `vcpus`.
+The table holds the general-purpose, compute-, memory- and storage-optimised types that an agent
+fleet would run on (source: Google's machine family documentation, read November 2026; memory in
+Google's GB, which are GiB). Accelerator types are left out on purpose. Custom types are read from
+their names. Anything else is declared in the stack file with `memoryGb` and `vcpus`, unless the
+name is one that Google cannot sell (`unsold`). What follows from the series (Arm, disks, live
+migration) holds for types that the table does not know, too.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import ceil
 
 MIB_PER_GIB = 1024
 
@@ -22,7 +25,6 @@ class MachineType:
     name: str
     vcpus: int
     memory_mb: int
-    arm: bool = False
 
     @property
     def family(self) -> str:
@@ -31,9 +33,28 @@ class MachineType:
         return {"custom": "n1", "f1": "n1", "g1": "n1"}.get(series, series)
 
     @property
+    def arm(self) -> bool:
+        """Whether its processors are Arm's."""
+        return _ARM_SERIES.fullmatch(self.family) is not None
+
+    @property
     def hyperdisk(self) -> bool:
-        """Whether this series boots from Hyperdisk only and takes no Persistent Disk."""
-        return self.family in _HYPERDISK_SERIES
+        """Whether it boots from Hyperdisk only and takes no Persistent Disk."""
+        return self._metal or self.family in _HYPERDISK_SERIES
+
+    @property
+    def migrates(self) -> bool:
+        """Whether Google moves it to another host while it runs; it stops and starts the others."""
+        if self._metal or _NOT_MIGRATED_SERIES.fullmatch(self.family):
+            return False
+        most = _MOST_VCPUS_MIGRATED.get(self.family)
+        if most is None:
+            return True
+        return self.vcpus <= next(n for suffix, n in most.items() if self.name.endswith(suffix))
+
+    @property
+    def _metal(self) -> bool:
+        return self.name.endswith("-metal")
 
 
 # (series and class, GiB a vCPU, vCPU counts): where memory is a plain multiple.
@@ -74,6 +95,7 @@ _BY_RATIO: tuple[tuple[str, float, tuple[int, ...]], ...] = (
     ("n4a-standard", 4, (1, 2, 4, 8, 16, 32, 48, 64)),
     ("n4a-highmem", 8, (1, 2, 4, 8, 16, 32, 48, 64)),
     ("n4a-highcpu", 2, (1, 2, 4, 8, 16, 32, 48, 64)),
+    ("h3-standard", 4, (88,)),
 )
 
 # (series and class, {vCPUs: GiB}): where it is not.
@@ -109,7 +131,50 @@ _BY_SIZE: tuple[tuple[str, Mapping[int, float]], ...] = (
     ("m2-hypermem", {416: 8832}),
     ("m3-ultramem", {32: 976, 64: 1952, 128: 3904}),
     ("m3-megamem", {64: 976, 128: 1952}),
+    ("h4d-standard", {192: 720}),
+    ("h4d-highmem", {192: 1488}),
 )
+
+# class: the least vCPUs with which it is also sold as `-lssd`, with local SSDs.
+_LOCAL_SSD_FROM: Mapping[str, int] = {
+    "c3-standard": 4,
+    "c3d-standard": 8,
+    "c3d-highmem": 8,
+    "c4-standard": 4,
+    "c4-highmem": 4,
+    "c4a-standard": 4,
+    "c4a-highmem": 4,
+    "c4a-highcpu": 4,
+    "c4d-standard": 8,
+    "c4d-highmem": 8,
+    "h4d-highmem": 192,
+}
+
+# name -> (vCPUs, GiB): what is sold in one way only.
+_SINGLE: Mapping[str, tuple[int, float]] = {
+    "c3-highcpu-192-metal": (192, 512),
+    "c3-highmem-192-metal": (192, 1536),
+    "c3-standard-192-metal": (192, 768),
+    "c4-highmem-288-lssd-metal": (288, 2232),
+    "c4-highmem-288-metal": (288, 2232),
+    "c4-standard-288-lssd-metal": (288, 1080),
+    "c4-standard-288-metal": (288, 1080),
+    "c4d-highcpu-384-metal": (384, 768),
+    "c4d-highmem-384-metal": (384, 3072),
+    "c4d-standard-384-metal": (384, 1536),
+    "z3-highmem-14-standardlssd": (14, 112),
+    "z3-highmem-22-standardlssd": (22, 176),
+    "z3-highmem-44-standardlssd": (44, 352),
+    "z3-highmem-88-standardlssd": (88, 704),
+    "z3-highmem-176-standardlssd": (176, 1406),
+    "z3-highmem-8-highlssd": (8, 64),
+    "z3-highmem-16-highlssd": (16, 128),
+    "z3-highmem-22-highlssd": (22, 176),
+    "z3-highmem-32-highlssd": (32, 256),
+    "z3-highmem-44-highlssd": (44, 352),
+    "z3-highmem-88-highlssd": (88, 704),
+    "z3-highmem-192-highlssd-metal": (192, 1536),
+}
 
 # name -> (vCPUs that the guest sees, GiB)
 _SHARED_CORE: dict[str, tuple[int, float]] = {
@@ -120,13 +185,32 @@ _SHARED_CORE: dict[str, tuple[int, float]] = {
     "g1-small": (1, 1.7),
 }
 
-# Series of the fourth generation take no Persistent Disk (Google's disk documentation).
-_HYPERDISK_SERIES = frozenset({"n4", "n4a", "n4d", "c4", "c4a", "c4d"})
-_ARM_SERIES = frozenset({"t2a", "c4a", "n4a"})
-_LOCAL_SSD_SUFFIX = re.compile(r"-(lssd|standardlssd|highlssd)$")
+# Google's disk documentation: the fourth generation takes no Persistent Disk, nor does bare metal.
+_HYPERDISK_SERIES = frozenset(
+    {"n4", "n4a", "n4d", "c4", "c4a", "c4d", "c4n", "h4d", "m4", "m4n", "x4", "z4d", "z4m"}
+    | {"a4", "a4x", "a5x", "g4"}
+)
+# By Google's way of naming series: an `a` behind the number is Arm (T2A, C4A, N4A), and so are the
+# processors beside the accelerators of A4X and A5X.
+_ARM_SERIES = re.compile(r"[a-z][0-9]+a|a[0-9]+x")
+# What cannot be migrated (Google's page on host maintenance): GPUs, TPUs, H4D, bare metal, and much
+# Titanium SSD. H3 is not among them.
+_NOT_MIGRATED_SERIES = re.compile(r"a[0-9]+[a-z]*|g[2-9][0-9]*[a-z]*|ct[0-9]+[a-z]*|tpu.*|h4d")
+# Series and ending of the name: the most vCPUs with at most 18,000 GiB (Z3) or 42,000 GiB (Z4D,
+# Z4M) of Titanium SSD. Z3 without an ending has 36,000. Of Z4M's 168,000 at 192 vCPUs, that is 48.
+_MOST_VCPUS_MIGRATED: Mapping[str, Mapping[str, int]] = {
+    "z3": {"-standardlssd": 88, "-highlssd": 44, "": 0},
+    "z4d": {"-standardlssd": 192, "-highlssd": 96, "": 96},
+    "z4m": {"": 48},
+}
+# To the first two generations Google adds no types any more: what is not here is not sold.
+_COMPLETE_SERIES = frozenset(
+    {"e2", "n1", "n2", "n2d", "t2a", "t2d", "c2", "c2d", "m1", "m2", "f1", "g1"}
+)
+_LOCAL_SSD = re.compile(r"-(?:standard|high)?lssd$")
 _CUSTOM = re.compile(
-    r"(?:(?P<series>e2|n1|n2|n2d|n4|n4d|n4a)-)?custom-(?P<vcpus>[1-9]\d{0,2}|micro|small|medium)"
-    r"-(?P<mb>[1-9]\d{1,6})(?:-ext)?"
+    r"(?:(?P<series>[a-z]+[0-9]+[a-z]*)-)?custom-(?P<size>[1-9][0-9]{0,3}|micro|small|medium)"
+    r"-(?P<mb>[1-9][0-9]{0,8})(?P<extended>-ext)?"
 )
 # Google sells custom memory in steps of 256 MiB.
 _CUSTOM_STEP_MB = 256
@@ -134,26 +218,30 @@ _CUSTOM_STEP_MB = 256
 
 @dataclass(frozen=True, kw_only=True)
 class _CustomSeries:
-    """What a series sells: vCPUs in even numbers up to `most_vcpus`, `gib` a vCPU (from, to)."""
+    """What a series sells: numbers of vCPUs, GiB a vCPU (from, to), and GiB in all at most; with
+    extended memory (`-ext`) a vCPU may have any of these."""
 
-    most_vcpus: int
+    vcpus: tuple[int, ...]
     gib: tuple[float, float]
-    extended: bool = False
+    most_gib: int
+    extended: bool = True
 
 
-# Source: Google's documentation of custom machine types. With `-ext` a series that has extended
-# memory sells up to `_EXTENDED_MB` in all.
+def _even(most: int) -> tuple[int, ...]:
+    return tuple(range(2, most + 1, 2))
+
+
+# Source: Google's documentation of custom machine types, and its samples for these limits.
 _CUSTOM_SERIES: Mapping[str, _CustomSeries] = {
-    "e2": _CustomSeries(most_vcpus=32, gib=(0.5, 8)),
-    "n1": _CustomSeries(most_vcpus=96, gib=(0.9, 6.5), extended=True),
-    "n2": _CustomSeries(most_vcpus=128, gib=(0.5, 8), extended=True),
-    "n2d": _CustomSeries(most_vcpus=96, gib=(0.5, 8), extended=True),
-    "n4": _CustomSeries(most_vcpus=80, gib=(2, 8), extended=True),
-    "n4d": _CustomSeries(most_vcpus=96, gib=(0.5, 8), extended=True),
-    "n4a": _CustomSeries(most_vcpus=64, gib=(0.5, 8), extended=True),
+    "e2": _CustomSeries(vcpus=_even(32), gib=(0.5, 8), most_gib=128, extended=False),
+    "n1": _CustomSeries(vcpus=(1, *_even(96)), gib=(0.9, 6.5), most_gib=624),
+    "n2": _CustomSeries(vcpus=(*_even(32), *range(36, 129, 4)), gib=(0.5, 8), most_gib=864),
+    "n2d": _CustomSeries(vcpus=(2, 4, 8, 16, 32, 48, 64, 80, 96), gib=(0.5, 8), most_gib=768),
+    "n4": _CustomSeries(vcpus=_even(80), gib=(2, 8), most_gib=640),
+    "n4d": _CustomSeries(vcpus=_even(96), gib=(0.5, 8), most_gib=768),
+    "n4a": _CustomSeries(vcpus=(1, *_even(64)), gib=(0.5, 8), most_gib=512),
 }
-_EXTENDED_MB = 864 * MIB_PER_GIB
-# GiB of E2's shared-core custom types: from, to.
+# GiB of E2's shared-core custom types: from, to. Their guests see two vCPUs.
 _CUSTOM_SHARED: Mapping[str, tuple[float, float]] = {
     "micro": (1, 2),
     "small": (2, 4),
@@ -164,60 +252,79 @@ _CUSTOM_SHARED: Mapping[str, tuple[float, float]] = {
 def _predefined() -> Iterator[MachineType]:
     for prefix, ratio, sizes in _BY_RATIO:
         for vcpus in sizes:
-            yield _machine(f"{prefix}-{vcpus}", vcpus, vcpus * ratio)
+            yield from _sold(prefix, vcpus, vcpus * ratio)
     for prefix, by_size in _BY_SIZE:
         for vcpus, gib in by_size.items():
-            yield _machine(f"{prefix}-{vcpus}", vcpus, gib)
-    for name, (vcpus, gib) in _SHARED_CORE.items():
+            yield from _sold(prefix, vcpus, gib)
+    for name, (vcpus, gib) in (_SHARED_CORE | dict(_SINGLE)).items():
         yield _machine(name, vcpus, gib)
 
 
+def _sold(prefix: str, vcpus: int, gib: float) -> Iterator[MachineType]:
+    yield _machine(f"{prefix}-{vcpus}", vcpus, gib)
+    if vcpus >= _LOCAL_SSD_FROM.get(prefix, 10_000):
+        yield _machine(f"{prefix}-{vcpus}-lssd", vcpus, gib)
+
+
 def _machine(name: str, vcpus: int, gib: float) -> MachineType:
-    return MachineType(
-        name=name,
-        vcpus=vcpus,
-        memory_mb=int(gib * MIB_PER_GIB),
-        arm=name.split("-", 1)[0] in _ARM_SERIES,
-    )
+    return MachineType(name=name, vcpus=vcpus, memory_mb=int(gib * MIB_PER_GIB))
 
 
 TABLE: dict[str, MachineType] = {machine.name: machine for machine in _predefined()}
+_FAMILIES = frozenset(machine.family for machine in TABLE.values())
 
 
 def look_up(name: str) -> MachineType | None:
     """The machine type called `name`, or None where neither the table nor the name tells."""
-    predefined = TABLE.get(_LOCAL_SSD_SUFFIX.sub("", name))
+    predefined = TABLE.get(name)
     if predefined is not None:
-        return MachineType(
-            name=name,
-            vcpus=predefined.vcpus,
-            memory_mb=predefined.memory_mb,
-            arm=predefined.arm,
-        )
-    return _custom(name)
-
-
-def _custom(name: str) -> MachineType | None:
+        return predefined
     match = _CUSTOM.fullmatch(name)
-    if match is None:
+    if match is None or _custom_problem(match):
         return None
-    series, size, memory_mb = match["series"] or "n1", match["vcpus"], int(match["mb"])
-    # Shared-core custom types exist in E2 only; their guests see two vCPUs.
-    shared = not size.isdigit()
-    if (shared and series != "e2") or memory_mb % _CUSTOM_STEP_MB:
-        return None
-    vcpus = 2 if shared else int(size)
-    if not _is_sold(series, size, vcpus, memory_mb, extended=name.endswith("-ext")):
-        return None
-    return MachineType(name=name, vcpus=vcpus, memory_mb=memory_mb, arm=series in _ARM_SERIES)
+    vcpus = int(match["size"]) if match["size"].isdigit() else 2
+    return MachineType(name=name, vcpus=vcpus, memory_mb=int(match["mb"]))
 
 
-def _is_sold(series: str, size: str, vcpus: int, memory_mb: int, *, extended: bool) -> bool:
+def unsold(name: str) -> str:
+    """Why Google sells no machine type called `name`, "" where it does or nobody here can know."""
+    family = MachineType(name=name, vcpus=0, memory_mb=0).family
+    if name in TABLE or family not in _FAMILIES:
+        return ""
+    if match := _CUSTOM.fullmatch(name):
+        return _custom_problem(match)
+    if "custom" in name.split("-"):
+        return "custom types are called SERIES-custom-VCPUS-MB"
+    without = _LOCAL_SSD.sub("", name)
+    if without != name and without in TABLE:
+        return f"Google sells {without} without local SSDs only"
+    if family in _COMPLETE_SERIES:
+        return f"Google sells no such type of {family.upper()}"
+    return ""
+
+
+def _custom_problem(match: re.Match[str]) -> str:
+    """What is not sold of the custom type that `match` is, "" where it is sold."""
+    series, size, memory_mb = match["series"] or "n1", match["size"], int(match["mb"])
+    if series not in _CUSTOM_SERIES:
+        return f"{series.upper()} has no custom types"
     sold = _CUSTOM_SERIES[series]
-    low, high = _CUSTOM_SHARED.get(size, (vcpus * sold.gib[0], vcpus * sold.gib[1]))
-    if extended:
-        if not sold.extended:
-            return False
-        high = _EXTENDED_MB / MIB_PER_GIB
-    even = vcpus % 2 == 0 or (vcpus == 1 and series in {"n1", "n4a"})
-    return even and vcpus <= sold.most_vcpus and low <= memory_mb / MIB_PER_GIB <= high
+    if size.isdigit():
+        if int(size) not in sold.vcpus:
+            return f"{series.upper()} has no custom type of {size} vCPUs"
+        low, high = (int(size) * gib for gib in sold.gib)
+    elif series == "e2":
+        low, high = _CUSTOM_SHARED[size]
+    else:
+        return "only E2 shares the cores of its custom types"
+    if match["extended"] and not sold.extended:
+        return f"{series.upper()} has no extended memory"
+    # An odd minimum is rounded up to what can be sold.
+    least = ceil(low * MIB_PER_GIB / _CUSTOM_STEP_MB) * _CUSTOM_STEP_MB
+    most = int((sold.most_gib if match["extended"] else min(high, sold.most_gib)) * MIB_PER_GIB)
+    if memory_mb % _CUSTOM_STEP_MB or not least <= memory_mb <= most:
+        return (
+            f"of {series.upper()} with {size} vCPUs Google sells {least:,} to {most:,} MB in steps "
+            f"of {_CUSTOM_STEP_MB}"
+        )
+    return ""

@@ -20,7 +20,8 @@ _SCOPES = ["https://www.googleapis.com/auth/cloud-platform"]
 class VmArgs:
     """What every fleet VM is made from. Disk sizes in GB; `metadata` as docs/CONTRACT.md.
 
-    `hyperdisk` for machine types that take no Persistent Disk.
+    `hyperdisk` for machine types that take no Persistent Disk; `migrates` for those that Google
+    moves to another host while they run.
     """
 
     vm_name: str
@@ -30,6 +31,7 @@ class VmArgs:
     boot_disk_gb: pulumi.Input[int]
     disk_gb: pulumi.Input[int]
     hyperdisk: bool
+    migrates: bool
     subnet_id: pulumi.Input[str]
     service_account: pulumi.Input[str]
     metadata: dict[str, str]
@@ -105,7 +107,8 @@ def instance(
         ),
         scheduling=gcp.compute.InstanceSchedulingArgs(
             automatic_restart=True,
-            on_host_maintenance="MIGRATE",
+            # Where Google cannot migrate it refuses MIGRATE, and on some others TERMINATE (E2, Z3).
+            on_host_maintenance="MIGRATE" if args.migrates else "TERMINATE",
             preemptible=False,
         ),
         # Its name, address and disk belong to one VM at a time.

@@ -50,6 +50,7 @@ _SERIES: Final[dict[str, tuple[float, tuple[int, ...]]]] = {
     "n4-standard": (4, (2, 4, 8, 16, 32, 48, 64, 80)),
     "n4-highmem": (8, (2, 4, 8, 16, 32, 48, 64, 80)),
     "n4-highcpu": (2, (2, 4, 8, 16, 32, 48, 64, 80)),
+    "c4-highcpu": (2, (2, 4, 8, 16, 24, 32, 48, 96, 144, 192, 288)),
     "t2d-standard": (4, (1, 2, 4, 8, 16, 32, 48, 60)),
     "c2-standard": (4, (4, 8, 16, 30, 60)),
     "c2d-standard": (4, (2, 4, 8, 16, 32, 56, 112)),
@@ -61,6 +62,8 @@ _SERIES: Final[dict[str, tuple[float, tuple[int, ...]]]] = {
     "c3d-standard": (4, (4, 8, 16, 30, 60, 90, 180, 360)),
     "c3d-highmem": (8, (4, 8, 16, 30, 60, 90, 180, 360)),
     "c3d-highcpu": (2, (4, 8, 16, 30, 60, 90, 180, 360)),
+    "h3-standard": (4, (88,)),
+    "g2-standard": (4, (4, 8, 12, 16, 24, 32, 48, 96)),
 }
 # GiB of memory a vCPU, and the sizes in vCPUs (Google's machine families resource guide); the
 # few types that leave the rule stand below.
@@ -71,7 +74,42 @@ _SINGLE: Final = (
     MachineType(name="f1-micro", vcpus=1, memory_mb=614),
     MachineType(name="g1-small", vcpus=1, memory_mb=1740),
     MachineType(name="n2-highmem-128", vcpus=128, memory_mb=884_736),
+    MachineType(name="a2-highgpu-1g", vcpus=12, memory_mb=87_040),
+    MachineType(name="a3-highgpu-1g", vcpus=26, memory_mb=239_616),
+    MachineType(name="c3-standard-192-metal", vcpus=192, memory_mb=786_432),
+    MachineType(name="c3-standard-8-lssd", vcpus=8, memory_mb=32_768),
+    MachineType(name="ct5lp-hightpu-1t", vcpus=24, memory_mb=49_152),
+    MachineType(name="h4d-standard-192", vcpus=192, memory_mb=737_280),
+    MachineType(name="z3-highmem-44-highlssd", vcpus=44, memory_mb=360_448),
+    MachineType(name="z3-highmem-88-highlssd", vcpus=88, memory_mb=720_896),
+    MachineType(name="z3-highmem-88-standardlssd", vcpus=88, memory_mb=720_896),
 )
+
+# What cannot be migrated has accelerators, no hypervisor, or too much storage of its own.
+_NOT_MIGRATED: Final = re.compile(
+    r"(?:a[2-9]|g[2-9]|ct[0-9]|h4d)[a-z]*-.*|.*-metal|z3-.*-(?:88|176)-highlssd"
+    r"|z3-.*-176-standardlssd"
+)
+_MIGRATED_ONLY: Final = re.compile(r"e2-.*|z3-.*")
+
+
+def host_maintenance(name: str) -> tuple[str, ...]:
+    """Return what `onHostMaintenance` of a machine type may be, the usual one first."""
+    if _NOT_MIGRATED.fullmatch(name):
+        return ("TERMINATE",)
+    return ("MIGRATE",) if _MIGRATED_ONLY.fullmatch(name) else ("MIGRATE", "TERMINATE")
+
+
+_HYPERDISK_ONLY: Final = re.compile(r"(?:[nc]4|h4)[a-z]?-.*|.*-metal")
+
+
+def takes(machine: str, disk_type: str) -> bool:
+    """Tell whether a disk of that type can be attached to a machine type."""
+    hyperdisk = disk_type.startswith("hyperdisk-")
+    if _HYPERDISK_ONLY.fullmatch(machine):
+        return hyperdisk
+    return not (hyperdisk and machine.startswith("e2-"))
+
 
 MACHINE_TYPES: Final[dict[str, MachineType]] = {
     each.name: each
@@ -85,19 +123,41 @@ MACHINE_TYPES: Final[dict[str, MachineType]] = {
     )
 }
 
-_CUSTOM = re.compile(r"(?:(?:e2|n1|n2|n2d|n4)-)?custom-(\d{1,3})-(\d{1,7})(?:-ext)?")
+_CUSTOM = re.compile(r"(?:(e2|n1|n2|n2d|n4)-)?custom-(\d{1,3})-(\d{1,7})(-ext)?")
+_SHARED: Final[dict[str, tuple[float, float]]] = {
+    "micro": (1, 2),
+    "small": (2, 4),
+    "medium": (4, 8),
+}
+_CUSTOM_SHARED = re.compile(r"e2-custom-(micro|small|medium)-(\d{1,7})")
+# Numbers of vCPUs, GiB a vCPU (from, to), GiB in all, GiB of extended memory (0: none).
+_CUSTOM_SERIES: Final[dict[str, tuple[tuple[int, ...], float, float, int, int]]] = {
+    "e2": (tuple(range(2, 33, 2)), 0.5, 8, 128, 0),
+    "n1": ((1, *range(2, 97, 2)), 0.9, 6.5, 624, 624),
+    "n2": ((*range(2, 33, 2), *range(36, 129, 4)), 0.5, 8, 864, 864),
+    "n2d": ((2, 4, 8, 16, 32, 48, 64, 80, 96), 0.5, 8, 768, 768),
+    "n4": (tuple(range(2, 81, 2)), 2, 8, 640, 640),
+}
 
 
 def machine_type(name: str) -> MachineType | None:
     """Return a predefined or custom type (`e2-custom-2-1024`: vCPUs, MiB), None if unknown."""
     if name in MACHINE_TYPES:
         return MACHINE_TYPES[name]
-    match = _CUSTOM.fullmatch(name)
-    if match is None:
+    if shared := _CUSTOM_SHARED.fullmatch(name):
+        least, most = _SHARED[shared[1]]
+        vcpus, memory_mb = 2, int(shared[2])
+    elif match := _CUSTOM.fullmatch(name):
+        sizes, low, high, total, extended = _CUSTOM_SERIES[match[1] or "n1"]
+        vcpus, memory_mb = int(match[2]), int(match[3])
+        if vcpus not in sizes:
+            return None
+        least, most = vcpus * low, min(vcpus * high, total)
+        if match[4]:
+            most = extended
+    else:
         return None
-    vcpus, memory_mb = int(match[1]), int(match[2])
-    # Google's rule for custom types: memory in steps of 256 MiB, an even number of vCPUs or one.
-    if vcpus < 1 or (vcpus > 1 and vcpus % 2) or memory_mb < 256 or memory_mb % 256:
+    if memory_mb % 256 or not least <= memory_mb / 1024 <= most:
         return None
     return MachineType(name=name, vcpus=vcpus, memory_mb=memory_mb)
 

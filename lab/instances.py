@@ -49,6 +49,8 @@ def create(transaction: Transaction, scope: Scope, body: Json) -> tuple[Json, li
         for index, given in enumerate(body.get("disks") or [])
     ]
     _check_disks(disks)
+    kind = machine_type(body.get("machineType"), scope)
+    _check_disk_types(transaction, disks, made, links.last(kind))
     identity = transaction.new_id()
     asked = {key: each for key, each in body.items() if key not in _REBUILT and each is not None}
     instance: Json = {
@@ -66,12 +68,12 @@ def create(transaction: Transaction, scope: Scope, body: Json) -> tuple[Json, li
         "zone": link(scope.path),
         "status": PROVISIONING,
         "cpuPlatform": "Unknown CPU Platform",
-        "machineType": machine_type(body.get("machineType"), scope),
+        "machineType": kind,
         "disks": disks,
         "metadata": attributes.metadata(body.get("metadata")),
         "tags": attributes.tags(body.get("tags")),
         "networkInterfaces": _nics(transaction, scope, body.get("networkInterfaces") or []),
-        "scheduling": scheduling(body.get("scheduling")),
+        "scheduling": scheduling(body.get("scheduling"), links.last(kind)),
         "shieldedInstanceConfig": {
             "enableSecureBoot": False,
             "enableVtpm": True,
@@ -91,17 +93,23 @@ def create(transaction: Transaction, scope: Scope, body: Json) -> tuple[Json, li
 _REBUILT: Final = frozenset({"params", "labels", "serviceAccounts", "region"})
 
 
-def scheduling(given: Any) -> Json:
-    """Return an instance's scheduling, complete: clients fail on missing parts."""
+def scheduling(given: Any, machine: str) -> Json:
+    """Return an instance's scheduling, complete: clients fail on missing parts. 400 for a way of
+    host maintenance that the machine type does not have."""
     asked = {key: each for key, each in (given or {}).items() if each is not None}
     spot = asked.get("preemptible") or asked.get("provisioningModel") == "SPOT"
-    return {
-        "onHostMaintenance": "TERMINATE" if spot else "MIGRATE",
+    possible = ("TERMINATE",) if spot else catalog.host_maintenance(machine)
+    result = {
+        "onHostMaintenance": possible[0],
         "automaticRestart": not spot,
         "preemptible": bool(spot),
         "provisioningModel": "SPOT" if spot else "STANDARD",
         **asked,
     }
+    if result["onHostMaintenance"] not in possible:
+        why = f"{machine} supports {' and '.join(possible)} only."
+        raise invalid("resource.scheduling.onHostMaintenance", result["onHostMaintenance"], why)
+    return result
 
 
 def _attached(
@@ -195,6 +203,20 @@ def _check_disks(disks: list[Json]) -> None:
     sources = [each["source"] for each in disks]
     if len(set(names)) != len(names) or len(set(sources)) != len(sources):
         raise invalid("resource.disks", names, "Duplicate disk or device name.")
+
+
+def _check_disk_types(
+    transaction: Transaction, disks: Iterable[Json], made: Iterable[Json], machine: str
+) -> None:
+    new = {each["selfLink"]: each for each in made}
+    for each in disks:
+        body = new.get(each["source"]) or kinds.find(
+            transaction, links.path_of(each["source"], Scope(project=""))
+        )
+        kind = links.last(body["type"])
+        if not catalog.takes(machine, kind):
+            message = f"{kind} disk type cannot be used by {machine} machine type."
+            raise ApiError(400, "badRequest", message)
 
 
 # Network interfaces
@@ -301,9 +323,11 @@ def _set_tags(_: Transaction, __: Scope, instance: Json, given: Json) -> None:
     instance["tags"] = attributes.change_tags(instance["tags"], given)
 
 
-def _set_machine_type(_: Transaction, scope: Scope, instance: Json, given: Json) -> None:
+def _set_machine_type(transaction: Transaction, scope: Scope, instance: Json, given: Json) -> None:
     stopped(instance, "the machine type")
-    instance["machineType"] = machine_type(given.get("machineType"), scope)
+    kind = machine_type(given.get("machineType"), scope)
+    _check_disk_types(transaction, instance["disks"], (), links.last(kind))
+    instance["machineType"] = kind
 
 
 def _set_service_account(_: Transaction, __: Scope, instance: Json, given: Json) -> None:
@@ -315,7 +339,8 @@ def _set_service_account(_: Transaction, __: Scope, instance: Json, given: Json)
 
 
 def _set_scheduling(_: Transaction, __: Scope, instance: Json, given: Json) -> None:
-    instance["scheduling"] = scheduling({**instance["scheduling"], **given})
+    kind = links.last(instance["machineType"])
+    instance["scheduling"] = scheduling({**instance["scheduling"], **given}, kind)
 
 
 def _set_shielded(_: Transaction, __: Scope, instance: Json, given: Json) -> None:
@@ -393,6 +418,7 @@ def attach(transaction: Transaction, scope: Scope, instance: Json, given: Json) 
     index = next(number for number in range(MOST_DISKS + 1) if number not in taken)
     instance["disks"].append(attached(disk, index, given))
     _check_disks(instance["disks"])
+    _check_disk_types(transaction, instance["disks"], (), links.last(instance["machineType"]))
 
 
 def detach(_: Transaction, __: Scope, instance: Json, given: Json) -> None:

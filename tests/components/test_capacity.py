@@ -55,11 +55,69 @@ def test_machine_types(name: str, vcpus: int, memory_mb: int) -> None:
         "e2-custom-2-16640",
         "e2-custom-2-16640-ext",
         "e2-custom-34-34816",
-        "h3-standard-88",
+        "h9-standard-88",
     ],
 )
 def test_not_a_machine_type(name: str) -> None:
     assert look_up(name) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "arm"),
+    [
+        *((name, True) for name in ("t2a-standard-4", "c4a-highmem-96-metal", "n4a-custom-1-8192")),
+        *((name, True) for name in ("c9a-standard-2", "a4x-highgpu-4g", "a5x-highgpu-4g-metal")),
+        *((name, False) for name in ("t2d-standard-4", "n2d-custom-2-4096", "custom-2-4096")),
+        *((name, False) for name in ("a2-highgpu-1g", "a3-megagpu-8g", "c4d-standard-384-metal")),
+    ],
+)
+def test_the_series_decides_what_is_arm(name: str, arm: bool) -> None:
+    assert MachineType(name=name, vcpus=1, memory_mb=1).arm is arm
+
+
+# Type, GiB of Titanium SSD that Google names for it, and the most with which its series migrates.
+TITANIUM = [
+    *((f"z3-highmem-{n}-standardlssd", n, gib, 18_000) for n, gib in ((14, 3_000), (22, 6_000))),
+    *((f"z3-highmem-{n}-standardlssd", n, gib, 18_000) for n, gib in ((88, 18_000), (176, 36_000))),
+    *((f"z3-highmem-{n}-highlssd", n, gib, 18_000) for n, gib in ((8, 3_000), (44, 18_000))),
+    *((f"z3-highmem-{n}{end}", n, 36_000, 18_000) for n, end in ((88, "-highlssd"), (88, ""))),
+    ("z3-highmem-192-highlssd-metal", 192, 72_000, 18_000),
+    *(
+        (f"z4d-highmem-{n}-standardlssd", n, gib, 42_000)
+        for n, gib in ((16, 3_500), (96, 21_000), (192, 42_000), (384, 84_000))
+    ),
+    *(
+        (f"z4d-highmem-{n}-highlssd", n, gib, 42_000)
+        for n, gib in ((8, 3_500), (64, 28_000), (96, 42_000), (192, 84_000))
+    ),
+    ("z4m-standard-192", 192, 168_000, 42_000),
+]
+
+
+@pytest.mark.parametrize(("name", "vcpus", "gib", "most"), TITANIUM, ids=str)
+def test_much_titanium_ssd_cannot_be_migrated(name: str, vcpus: int, gib: int, most: int) -> None:
+    assert MachineType(name=name, vcpus=vcpus, memory_mb=1).migrates is (gib <= most)
+
+
+@pytest.mark.parametrize(
+    ("name", "migrates"),
+    [
+        *((name, False) for name in ("a2-highgpu-1g", "a2-ultragpu-8g", "a3-highgpu-8g-nolssd")),
+        *((name, False) for name in ("a4-highgpu-8g", "g2-standard-4", "g4-standard-48")),
+        *((name, False) for name in ("ct5lp-hightpu-1t", "ct6e-standard-8t", "tpu7x-standard-4t")),
+        *((name, False) for name in ("h4d-standard-192", "h4d-highmem-192-lssd")),
+        *((name, False) for name in ("c3-standard-192-metal", "c4-standard-288-lssd-metal")),
+        *((name, False) for name in ("x4-megamem-960-metal", "n9-standard-8-metal")),
+        *((name, True) for name in ("e2-micro", "e2-custom-2-1024", "n1-standard-1", "g1-small")),
+        *(
+            (name, True)
+            for name in ("f1-micro", "custom-2-4096", "n2d-highcpu-128", "n4-standard-2")
+        ),
+        *((name, True) for name in ("h3-standard-88", "m3-ultramem-32", "c3-standard-8-lssd")),
+    ],
+)
+def test_what_cannot_be_migrated(name: str, migrates: bool) -> None:
+    assert MachineType(name=name, vcpus=8, memory_mb=1).migrates is migrates
 
 
 def test_families_are_what_quotas_count() -> None:

@@ -130,11 +130,32 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
         "pilot-fleet:swarm[0].machineType",
         "steps of 256",
     ),
-    (
-        "an Arm machine",
-        swarm(machineType="t2a-standard-16"),
-        "pilot-fleet:swarm[0].machineType",
-        "Arm",
+    *(
+        (
+            f"{name} is not sold, whatever is said of it",
+            swarm(machineType=name, memoryGb=64, vcpus=16),
+            "pilot-fleet:swarm[0].machineType",
+            "is not sold",
+        )
+        for name in ("e2-standard-16-lssd", "c3-highcpu-4-lssd", "n2d-custom-6-65536", "e2-huge")
+    ),
+    *(
+        (
+            f"{name} is an Arm machine",
+            swarm(machineType=name),
+            "pilot-fleet:swarm[0].machineType",
+            "Arm",
+        )
+        for name in ("t2a-standard-16", "n4a-custom-4-16384")
+    ),
+    *(
+        (
+            f"{name} is an Arm machine, though nobody knows its size",
+            swarm(machineType=name, memoryGb=768, vcpus=96),
+            "pilot-fleet:swarm[0].machineType",
+            "Arm",
+        )
+        for name in ("c4a-highmem-96-metal", "c9a-standard-96", "a4x-highgpu-4g")
     ),
     (
         "absurd memory",
@@ -158,7 +179,7 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
         "custom memory that is too much",
         swarm(machineType="e2-custom-2-9999872"),
         "pilot-fleet:swarm[0].machineType",
-        "as much a vCPU as Google sells",
+        "Google sells 1,024 to 16,384 MB",
     ),
     (
         "another size than it has",
@@ -442,6 +463,9 @@ def test_what_is_tight_is_a_warning() -> None:
     assert fit.headroom < 0.40
     # The rendezvous of one small VM has room; only the VM is reported.
     assert first.startswith("swarm-1 (e2-standard-8) keeps 22% headroom for 2,000 agents")
+    metal = parse(swarm(machineType="h4d-standard-192", agents=1)).warnings()
+    assert "swarm-1 (h4d-standard-192) is stopped and started again by Google's host" in metal[0]
+    assert not any("host maintenance" in warning for warning in parse(seed()).warnings())
     quick = parse(changed(roll={"watchSeconds": 19})).warnings()
     assert any("roll.watchSeconds is 19" in warning for warning in quick)
     enough = parse(changed(roll={"watchSeconds": 20})).warnings()

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lab import catalog
 from lab.compute import MOST_SERIAL, project_number
 from lab.machines import Disk
 from lab.server import Serving, serve
@@ -319,6 +320,70 @@ def test_the_machine_type_changes_only_while_it_is_off(network: Client) -> None:
     network.do("POST", f"{one}/stop")
     network.do("POST", f"{one}/setMachineType", change)
     assert network.get(one)["machineType"].endswith("/e2-standard-4")
+
+
+@pytest.mark.parametrize(
+    ("machine", "possible"),
+    [
+        ("e2-standard-2", {"MIGRATE"}),
+        ("n2-standard-2", {"MIGRATE", "TERMINATE"}),
+        ("h3-standard-88", {"MIGRATE", "TERMINATE"}),
+        ("z3-highmem-88-standardlssd", {"MIGRATE"}),
+        ("z3-highmem-88-highlssd", {"TERMINATE"}),
+        ("h4d-standard-192", {"TERMINATE"}),
+        ("a2-highgpu-1g", {"TERMINATE"}),
+        ("g2-standard-4", {"TERMINATE"}),
+        ("ct5lp-hightpu-1t", {"TERMINATE"}),
+        ("c3-standard-192-metal", {"TERMINATE"}),
+    ],
+)
+def test_host_maintenance_is_what_the_machine_type_can(
+    network: Client, machine: str, possible: set[str]
+) -> None:
+    for index, way in enumerate(("MIGRATE", "TERMINATE")):
+        body = vm(f"vm-{index}", machineType=f"zones/us-central1-a/machineTypes/{machine}")
+        if catalog.takes(machine, "hyperdisk-balanced"):
+            body["disks"][0]["initializeParams"]["diskType"] = (
+                "zones/us-central1-a/diskTypes/hyperdisk-balanced"
+            )
+        answer = network.call(
+            "POST", f"{ZONE}/instances", body | {"scheduling": {"onHostMaintenance": way}}
+        )
+        assert (answer.status < 300) == (way in possible), answer
+        if way not in possible:
+            assert (answer.status, answer.reason) == (400, "invalid")
+            assert "onHostMaintenance" in answer.message
+            network.do("POST", f"{ZONE}/instances", body)
+            change = {"onHostMaintenance": way}
+            one = f"{ZONE}/instances/vm-{index}"
+            assert network.call("POST", f"{one}/setScheduling", change).status == 400
+
+
+@pytest.mark.parametrize("machine", ["e2-standard-16-lssd", "n2d-custom-6-6144", "n9-standard-2"])
+def test_types_that_are_not_sold_are_refused(network: Client, machine: str) -> None:
+    kind = {"machineType": f"zones/us-central1-a/machineTypes/{machine}"}
+    assert network.call("POST", f"{ZONE}/instances", vm(**kind)).status == 400
+    network.do("POST", f"{ZONE}/instances", vm())
+    network.do("POST", f"{ZONE}/instances/vm/stop")
+    answer = network.call("POST", f"{ZONE}/instances/vm/setMachineType", kind)
+    assert (answer.status, answer.reason) == (400, "invalid")
+    assert network.call("GET", f"{ZONE}/machineTypes/{machine}").status == 404
+
+
+def test_a_machine_type_takes_its_own_kinds_of_disks(network: Client) -> None:
+    n4 = {"machineType": "zones/us-central1-a/machineTypes/n4-standard-2"}
+    answer = network.call("POST", f"{ZONE}/instances", vm(**n4))
+    assert answer.status == 400
+    assert "pd-standard disk type cannot be used by n4-standard-2" in answer.message
+    network.do("POST", f"{ZONE}/instances", vm())
+    one = f"{ZONE}/instances/vm"
+    network.do("POST", f"{one}/stop")
+    assert network.call("POST", f"{one}/setMachineType", n4).status == 400
+    hyperdisk = {"name": "h", "sizeGb": 10, "type": f"{ZONE[12:]}/diskTypes/hyperdisk-balanced"}
+    network.do("POST", f"{ZONE}/disks", hyperdisk)
+    answer = network.call("POST", f"{one}/attachDisk", {"source": f"{ZONE[12:]}/disks/h"})
+    assert answer.status == 400
+    assert "hyperdisk-balanced disk type cannot be used by e2-standard-2" in answer.message
 
 
 def test_service_account_scheduling_and_shielding(network: Client) -> None:

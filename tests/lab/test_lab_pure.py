@@ -173,6 +173,8 @@ def test_crc32c_is_the_same_by_lanes_and_by_loop(size: int) -> None:
         ("custom-1-3840", 1, 3840),
         ("n2-custom-4-65536-ext", 4, 65536),
         ("e2-micro", 2, 1024),
+        ("e2-custom-small-2048", 2, 2048),
+        ("n1-custom-2-638976-ext", 2, 638_976),
     ],
 )
 def test_machine_types(name: str, vcpus: int, memory_mb: int) -> None:
@@ -182,7 +184,23 @@ def test_machine_types(name: str, vcpus: int, memory_mb: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["e2-standard-3", "e2-custom-3-1024", "e2-custom-2-1000", "z9-custom-2-1024", ""]
+    "name",
+    [
+        "e2-standard-3",
+        "e2-standard-16-lssd",
+        "e2-custom-1-1024",
+        "e2-custom-3-1024",
+        "e2-custom-2-1000",
+        "e2-custom-2-768",
+        "e2-custom-2-16640",
+        "e2-custom-2-16384-ext",
+        "n2-custom-34-34816",
+        "n2-custom-micro-1024",
+        "n2d-custom-6-6144",
+        "n1-custom-2-884736-ext",
+        "z9-custom-2-1024",
+        "",
+    ],
 )
 def test_unknown_machine_types(name: str) -> None:
     assert catalog.machine_type(name) is None

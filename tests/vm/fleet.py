@@ -173,7 +173,7 @@ class Fleet:
         model: str,
         name: str,
         items: Mapping[str, str],
-        machine: str = "e2-custom-1-1024",
+        machine: str = "e2-custom-2-1024",
     ) -> Iterator[None]:
         """A VM that Pulumi knows nothing of, beside `model`, with a blank state disk of its own."""
         like = self.instance(model)
