@@ -178,6 +178,17 @@ def alerts(*, agents: int, online: float) -> tuple[Alert, ...]:
             value=0,
         ),
         Alert(
+            name="ScriptFailed",
+            summary="A VM's new startup script failed",
+            advice="Its agents run on, the VM is half way. `ops logs VM` says which step failed. "
+            "`make up` from the commit before ends it for the VMs that have not had their turn, "
+            "and mends this one (docs/UPGRADE.md).",
+            severity="page",
+            minutes=0,
+            series=Series(metric="pilot_script_failed"),
+            value=0,
+        ),
+        Alert(
             name="SpecNotRead",
             summary="A VM cannot read what it should be",
             advice="It stays at its last good spec. `ops status` has the error: an unreachable "
@@ -299,6 +310,8 @@ PANELS = (
         queries={
             "spec": "sum(1 - pilot_spec_current)",
             "script": "sum(1 - pilot_script_current)",
+            "script waits for its turn": "sum(pilot_script_waiting)",
+            "script failed": "sum(pilot_script_failed)",
             "orders": "sum(1 - pilot_orders_current)",
             "ghost scripts": "sum(pilot_ghosts)",
             "leak": "sum(pilot_memory_leak)",

@@ -163,6 +163,7 @@ class FleetConfig:
     base_port: int
     window: int
     roll: Roll
+    program_stagger: int
     reserve_mb: int
     subnet_cidr: str
     registry_ranges: tuple[str, ...]
@@ -199,6 +200,15 @@ class FleetConfig:
         """The UDP ports of agents, inclusive, over all VMs."""
         most = max((vm.agents for vm in self.swarm), default=0)
         return self.base_port + 1, self.base_port + max(most, 1)
+
+    @property
+    def turns(self) -> dict[str, int]:
+        """Seconds after which each running VM applies a new project script, by name: the smallest
+        swarm VM at once, the rendezvous last."""
+        most = described.bounds("script.afterSeconds")[1]
+        swarm = sorted(self.swarm, key=lambda vm: (vm.agents, vm.name))
+        names = [*(vm.name for vm in swarm), self.rendezvous.name]
+        return {name: min(place * self.program_stagger, most) for place, name in enumerate(names)}
 
     @property
     def fits(self) -> dict[str, capacity.Fit]:
@@ -349,6 +359,7 @@ def _parse(values: Mapping[str, Any], project: str | None) -> FleetConfig:
             ),
             auto=roll.boolean("auto", Roll.auto),
         ),
+        program_stagger=root.integer("programStagger", 0, 3600, 120),
         reserve_mb=context.reserve_mb,
         subnet_cidr=str(subnet),
         registry_ranges=_ranges(root),

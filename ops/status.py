@@ -187,7 +187,7 @@ def _serious(vm: Vm) -> Iterator[str]:
     for what, wrong in (
         ("orders", ("malformed",)),
         ("spec", ("absent", "malformed")),
-        ("script", ("foreign", "absent")),
+        ("script", ("foreign", "absent", "failed")),
     ):
         if (state := status.text(f"{what}.state")) in wrong:
             error = status.text(f"{what}.error")
@@ -213,9 +213,20 @@ def _ordinary(vm: Vm) -> Iterator[str]:
         used, limit = wall.number("used"), wall.number("limit")
         if used is not None and limit:
             yield f"{wall.text('wall')} is {used / limit:.0%} full"
+    yield from _turn(vm)
     for what in ("orders", "spec", "script"):
         if status.text(f"{what}.state") == "unreachable":
             yield f"its {what}: unreachable"
+
+
+def _turn(vm: Vm) -> Iterator[str]:
+    """Which script a VM has, and which one it will have, while it waits for its turn."""
+    status = vm.status
+    if status.text("script.state") == "waiting":
+        applied, expected = status.text("node.script")[:12], status.text("script.expected")[:12]
+        turn, now = status.when("script.turn"), status.when("time")
+        left = f" in {age(turn - now)}" if turn is not None and now is not None else ""
+        yield f"has the startup script {applied}; its turn with {expected} comes{left}"
 
 
 def _explained(

@@ -108,8 +108,16 @@ def _of(vm: Vm, limits: Limits) -> Iterator[tuple[str, str]]:
         yield "roll", f"the roll of {version} halted: {why}"
     if ghosts := status.texts("ghosts"):
         yield "ghost", f"a startup script at the instance: {', '.join(ghosts)}"
-    if status.text("script.state") == "foreign":
+    yield from _of_script(vm)
+
+
+def _of_script(vm: Vm) -> Iterator[tuple[str, str]]:
+    status = vm.status
+    if (state := status.text("script.state")) == "foreign":
         yield "script", "the project's startup script is not the one that its spec expects"
+    elif state == "failed":
+        expected = status.text("script.expected")[:12]
+        yield "script", f"the new startup script {expected} failed ({status.text('script.error')})"
 
 
 def events(before: Mapping[str, str], now: Mapping[str, str], when: float) -> Iterator[Event]:

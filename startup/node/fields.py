@@ -15,6 +15,8 @@ NUMBERS = {
     "window": (1, 1000),
     "roll.batch": (1, 65535),
     "roll.watchSeconds": (0, 86400),
+    # The latest turn of a script: an hour per VM of 4,660.
+    "script.afterSeconds": (0, 16777216),
     # MiB.
     "memory.reserveMb": (0, 16777216),
     "memory.agentMb": (1, 1048576),

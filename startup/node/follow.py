@@ -14,9 +14,9 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Final, TypedDict
+from typing import Any, Final, TypedDict, TypeVar
 
 from . import apply, files, kernel, orders, watch
 from .limits import LimitsError
@@ -24,7 +24,7 @@ from .metadata import MetadataServer
 from .orders import Standing
 from .place import Place
 from .retry import FinalError
-from .spec import RendezvousSpec, SpecError, SwarmSpec, expected_script, parse
+from .spec import RendezvousSpec, Script, SpecError, SwarmSpec, expected_script, parse
 from .status import OrdersStatus, ScriptStatus, SpecStatus
 from .watch import (
     ABSENT,
@@ -42,29 +42,39 @@ from .watch import (
 CURRENT: Final = "current"
 MALFORMED: Final = "malformed"
 APPLYING: Final = "applying"
+WAITING: Final = "waiting"
+FAILED: Final = "failed"
 FOREIGN: Final = "foreign"
 
 # Seconds after which a script that was applied, and did not last, is applied again.
 SCRIPT_SECONDS = 600.0
+_SCRIPT_FAILED = (
+    "it was run and its work is not done: the serial console says in which step it failed. It is "
+    f"run again {SCRIPT_SECONDS // 60:.0f} minutes after the last time"
+)
+# Seconds that systemd may take to start the unit of a script that it was told to run.
+_STARTS = 5.0
 # Seconds between two attempts at what failed on this machine (a full disk, systemd).
 _AGAIN = 10.0
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _RUNNER = "google_metadata_script_runner"
+_UNIT = "pilot-script"
 
 AnySpec = SwarmSpec | RendezvousSpec
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
     """The spec in use (`text` and `spec`), and how it stands with its source: CURRENT, ABSENT,
-    UNREACHABLE or MALFORMED, with `error`. `expected`: sha256 of the script that the newest spec
-    expects, whether or not that spec is one that can be used."""
+    UNREACHABLE or MALFORMED, with `error`. `script`: what the newest spec expects, whether or not
+    that spec is one that can be used."""
 
     text: str
     spec: AnySpec
+    script: Script
     state: str = UNREACHABLE
     error: str = "not asked yet"
-    expected: str = ""
 
     @property
     def sha256(self) -> str:
@@ -83,15 +93,16 @@ def follow_spec(
     text = reading.value.get("pilot-spec")
     if text is None:
         return replace(known, state=ABSENT, error="metadata has no pilot-spec: run `pulumi up`")
-    expected = expected_script(text) or known.expected
+    expected = expected_script(text)
+    script = expected if expected.sha256 else known.script
     try:
         spec = parse(text)
         if spec.role != known.spec.role:
             raise SpecError([f"role: is {spec.role!r}, this VM is a {known.spec.role}: replace it"])
         check(spec)
     except (SpecError, LimitsError) as error:
-        return replace(known, state=MALFORMED, error=str(error)[:1000], expected=expected)
-    return Known(text=text, spec=spec, state=CURRENT, error="", expected=expected)
+        return replace(known, state=MALFORMED, error=str(error)[:1000], script=script)
+    return Known(text=text, spec=spec, state=CURRENT, error="", script=script)
 
 
 def script_state(
@@ -112,7 +123,7 @@ def script_state(
 
 def apply_script() -> None:
     """Google's runner, in a unit of its own: the script restarts this very service."""
-    unit = ["--no-block", "--collect", "--unit=pilot-script"]
+    unit = ["--no-block", "--collect", f"--unit={_UNIT}"]
     unit += ["--description=Pilot: the project's startup script, applied again"]
     done = subprocess.run(
         ["systemd-run", *unit, _RUNNER, "startup"],
@@ -124,6 +135,30 @@ def apply_script() -> None:
     )
     if done.returncode:
         raise FinalError(f"the project's script was not run: {' '.join(done.stderr.split())}")
+
+
+def script_runs() -> bool:
+    """Whether the unit of `apply_script` is at work."""
+    command = ["systemctl", "is-active", "--quiet", f"{_UNIT}.service"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, check=False, timeout=60)
+    return done.returncode == 0
+
+
+@dataclass(frozen=True)
+class Turn:
+    """When this VM first expected the script `sha256`, in seconds since the kernel started."""
+
+    sha256: str
+    since: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """The script that was run last, when (seconds since the kernel started), and how often."""
+
+    sha256: str
+    uptime: float
+    tries: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +198,7 @@ class Follower:
         say: Callable[[str], None],
         wake: Wake,
         run_script: Callable[[], None] = apply_script,
+        script_runs: Callable[[], bool] = script_runs,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.place = place
@@ -174,6 +210,12 @@ class Follower:
         self.script = UNREACHABLE
         self._clock = clock
         self._run_script = run_script
+        self._script_runs = script_runs
+        self._ran = float("-inf")
+        # An attempt that is known to be over.
+        self._ended: Attempt | None = None
+        self._turn: Turn | None = None
+        self._said_turn: tuple[tuple[Turn, Script], float] | None = None
         self._recalled = False
         # Whether the machine is known to be what `known.spec` says.
         self._is_applied = False
@@ -242,12 +284,14 @@ class Follower:
                 error=standing.error or standing.here_error,
             ),
             "spec": SpecStatus(sha256=known.sha256, state=known.state, error=known.error),
-            "project_script": ScriptStatus(expected=self._expected(), state=self.script),
+            "project_script": ScriptStatus(
+                expected=known.script.sha256,
+                state=self.script,
+                turn=self._turn_at(now),
+                error=_SCRIPT_FAILED if self.script == FAILED else "",
+            ),
             "ghosts": self.ghosts,
         }
-
-    def _expected(self) -> str:
-        return self.known.expected or self.known.spec.script_sha256
 
     def _sources(
         self,
@@ -264,7 +308,7 @@ class Follower:
         new = follow_spec(self.known, instance, lambda spec: apply.check(self.place, spec))
         if new.spec != self.known.spec or not self._is_applied:
             if self._clock() < self._apply_again:
-                self.known = replace(self.known, expected=new.expected)
+                self.known = replace(self.known, script=new.script)
                 return False
             self._apply_again = self._clock() + _AGAIN
             # Where it fails halfway and the old one comes back, that is applied again.
@@ -272,10 +316,10 @@ class Follower:
             try:
                 self._apply(new.spec)
             except LimitsError as error:
-                new = replace(self.known, state=MALFORMED, error=str(error), expected=new.expected)
+                new = replace(self.known, state=MALFORMED, error=str(error), script=new.script)
             except (OSError, subprocess.SubprocessError) as error:
                 self._failed = error
-                self.known = replace(self.known, expected=new.expected)
+                self.known = replace(self.known, script=new.script)
                 return False
             else:
                 self._apply_again = 0.0
@@ -365,52 +409,114 @@ class Follower:
         return words[1] if len(words) == 2 else ""
 
     def _look_at_script(self, instance: Reading[Mapping[str, str]]) -> None:
-        expected = self._expected()
+        script, applied = self.known.script, self.applied_script()
         project = self._project.latest()
-        self.script, due = script_state(project, expected=expected, applied=self.applied_script())
-        self._note(
-            "script",
-            "the project's startup script is neither the applied one nor the one that the spec "
-            "expects: it is not run"
-            if self.script == FOREIGN
-            else "",
-        )
+        self.script, due = script_state(project, expected=script.sha256, applied=applied)
+        if self._until_turn(script, applied) > 0 and due:
+            self.script, due = WAITING, False
+        said = ""
+        if self.script == FOREIGN:
+            said = (
+                "the project's startup script is neither the applied one nor the one that the spec "
+                "expects: it is not run"
+            )
+        elif self.script == WAITING:
+            said = (
+                f"the startup script {script.sha256[:12]} is expected: it is applied when it is "
+                f"this VM's turn, {script.after_seconds} s after it was first expected"
+            )
+        self._note("script", said)
         if not due:
             return
         if instance.value is None or watch.replaced(instance.value):
             # The runner would run the ghost.
             return
-        if self._is_at_work() or not self._may_attempt(expected):
+        last = self._last_attempt()
+        if last is not None and last.sha256 != script.sha256:
+            last = None
+        at_work = self._is_at_work(last)
+        if last is not None and (last.tries > 1 or not at_work):
+            # Also while it is tried again: nobody has mended it yet.
+            self.script = FAILED
+            self._note("script", f"startup script {script.sha256[:12]}: {_SCRIPT_FAILED}")
+        now = kernel.uptime(self.place)
+        if at_work or (last is not None and now - last.uptime < SCRIPT_SECONDS):
             return
-        self.say(f"the project's startup script is {expected[:12]}, as expected: applying it")
+        tries = last.tries + 1 if last else 1
+        self._remember_attempt(Attempt(sha256=script.sha256, uptime=now, tries=tries))
+        self.say(f"the project's startup script is {script.sha256[:12]}, as expected: applying it")
         self._run_script()
+        self._ran = self._clock()
 
-    def _is_at_work(self) -> bool:
-        """Whether a run of the script has the lock."""
+    def _until_turn(self, script: Script, applied: str) -> float:
+        """Seconds until this VM may apply `script`. A VM on which no script's work is done waits
+        for nothing: it boots, or it is half way, and this one may be what mends it."""
+        path = self.place.run / "turn.json"
+        if script.sha256 in ("", applied):
+            if self._turn is not None:
+                path.unlink(missing_ok=True)
+            self._turn = None
+            return 0.0
+        now = kernel.uptime(self.place)
+        if self._turn is None or self._turn.sha256 != script.sha256:
+            # pilot-node may have been restarted meanwhile.
+            kept = _recall(path, lambda found: Turn(str(found["sha256"]), float(found["since"])))
+            if kept is None or kept.sha256 != script.sha256 or kept.since > now:
+                kept = Turn(script.sha256, now)
+                try:
+                    files.write(path, json.dumps(asdict(kept)) + "\n", 0o600)
+                except OSError as error:
+                    # It is known as long as this process lives.
+                    self._failed = error
+            self._turn = kept
+        return max(0.0, self._turn.since + script.after_seconds - now) if applied else 0.0
+
+    def _turn_at(self, now: float) -> float | None:
+        """When this VM's turn is, in seconds since the epoch, while it waits for it. As it was said
+        first: else each look would say another second."""
+        if self.script != WAITING or self._turn is None:
+            return None
+        key = (self._turn, self.known.script)
+        if self._said_turn is None or self._said_turn[0] != key:
+            left = self._until_turn(self.known.script, self.applied_script())
+            self._said_turn = (key, now + left)
+        return self._said_turn[1]
+
+    def _is_at_work(self, last: Attempt | None) -> bool:
+        """Whether a run of the script has the lock, or is on its way to it."""
         try:
             handle = os.open(self.place.run / "lock", os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
+            pass
+        else:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            finally:
+                os.close(handle)
+        if last is None or last == self._ended:
             return False
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if self._clock() - self._ran < _STARTS or self._script_runs():
             return True
-        finally:
-            os.close(handle)
+        self._ended = last
         return False
 
-    def _may_attempt(self, sha256: str) -> bool:
-        """Once for each script and SCRIPT_SECONDS. On disk: the script restarts this process."""
-        path = self.place.run / "attempt.json"
-        now = kernel.uptime(self.place)
-        try:
-            last = json.loads(path.read_bytes())
-            if last["sha256"] == sha256 and now - float(last["uptime"]) < SCRIPT_SECONDS:
-                return False
-        except (FileNotFoundError, ValueError, LookupError, TypeError):
-            pass
-        files.write(path, json.dumps({"sha256": sha256, "uptime": now}) + "\n", 0o600)
-        return True
+    def _last_attempt(self) -> Attempt | None:
+        return _recall(
+            self.place.run / "attempt.json",
+            lambda found: Attempt(
+                sha256=str(found["sha256"]),
+                uptime=float(found["uptime"]),
+                # Written by a pilot-node that did not count.
+                tries=int(found.get("tries", 1)),
+            ),
+        )
+
+    def _remember_attempt(self, attempt: Attempt) -> None:
+        """On disk: the script restarts this process."""
+        text = json.dumps(asdict(attempt)) + "\n"
+        files.write(self.place.run / "attempt.json", text, 0o600)
 
     def _note(self, key: str, text: str) -> None:
         """Say `text` when it is another one than before; "" is the end of it."""
@@ -434,11 +540,19 @@ def recall_spec(place: Place) -> Known:
         except (SpecError, LimitsError) as error:
             problems.append(f"{path}: {error}")
         else:
-            return Known(text=text, spec=spec, expected=spec.script_sha256)
+            return Known(text=text, spec=spec, script=spec.script)
     raise FinalError(
         f"there is no spec to begin with: {'; '.join(problems)}; run "
         "`rm /run/pilot/guard; google_metadata_script_runner startup`"
     )
+
+
+def _recall(path: Path, build: Callable[[dict[str, Any]], T]) -> T | None:
+    """What `build` makes of the JSON in `path`; None where there is none that can be read."""
+    try:
+        return build(json.loads(path.read_bytes()))
+    except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError):
+        return None
 
 
 def _read(path: Path) -> str:

@@ -96,6 +96,12 @@ def _common(out: _Text, document: Document) -> None:
             f"1 while the {name} is what it should be.",
             int(document[name]["state"] == "current"),
         )
+    for state in ("waiting", "failed"):
+        out.one(
+            f"pilot_script_{state}",
+            f"1 while a new script {'waits for its turn' if state == 'waiting' else state}.",
+            int(document["script"]["state"] == state),
+        )
     out.one(
         "pilot_orders_current",
         "1 while orders are read, or known to be absent.",

@@ -56,6 +56,15 @@ class Roll:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Script:
+    """The project's script that a VM should have: the sha256 of its bytes ("": none is known), and
+    how many seconds after it first expects it a running VM applies it."""
+
+    sha256: str
+    after_seconds: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Spec:
     """What both roles have in common. `reserve_mb` in MiB."""
 
@@ -67,7 +76,7 @@ class Spec:
     bucket: str
     storage: str
     reserve_mb: int
-    script_sha256: str
+    script: Script
     agents: int
 
 
@@ -110,17 +119,24 @@ def parse(text: str | bytes) -> SwarmSpec | RendezvousSpec:
     return _build(Reader.of(text, "pilot-spec"))
 
 
-def expected_script(text: str | bytes) -> str:
-    """`script.sha256` of a spec that need not be one that this version understands, or "".
+def expected_script(text: str | bytes) -> Script:
+    """`script` of a spec that need not be one that this version understands; a Script without a
+    sha256 where there is none to be read.
 
     A newer program's spec may hold what only the script that it expects can read: that script is
     what brings the pilot-node that understands it.
     """
     try:
-        found = json.loads(text)["script"]["sha256"]
-    except (ValueError, RecursionError, LookupError, TypeError):
-        return ""
-    return found if isinstance(found, str) and _SHA256.fullmatch(found) else ""
+        found = json.loads(text)["script"]
+        sha256, after = found["sha256"], found.get("afterSeconds", 0)
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        return Script(sha256="")
+    if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
+        return Script(sha256="")
+    # A turn that cannot be read is none: the script may be what reads it.
+    least, most = fields.NUMBERS["script.afterSeconds"]
+    known = isinstance(after, int) and not isinstance(after, bool) and least <= after <= most
+    return Script(sha256=sha256, after_seconds=after if known else 0)
 
 
 class _Common(TypedDict):
@@ -134,7 +150,7 @@ class _Common(TypedDict):
     bucket: str
     storage: str
     reserve_mb: int
-    script_sha256: str
+    script: Script
     agents: int
 
 
@@ -160,7 +176,9 @@ def _build(top: Reader) -> SwarmSpec | RendezvousSpec:
         "bucket": top.text("bucket"),
         "storage": endpoints.base_url("storage"),
         "reserve_mb": memory.number("reserveMb"),
-        "script_sha256": script.text("sha256"),
+        "script": Script(
+            sha256=script.text("sha256"), after_seconds=script.number("afterSeconds", default=0)
+        ),
         "agents": top.number("agents"),
     }
     spec: SwarmSpec | RendezvousSpec
@@ -334,8 +352,11 @@ class Reader:
         pattern, expected = fields.KINDS[fields.TEXTS[self._path + key]]
         return self.string(key, re.compile(pattern), expected)
 
-    def number(self, key: str) -> int:
-        """The whole number at a path that fields.py knows."""
+    def number(self, key: str, *, default: int | None = None) -> int:
+        """The whole number at a path that fields.py knows. `default`, where there is one, stands
+        for a field that is absent."""
+        if default is not None and key not in self._value:
+            return default
         return self.integer(key, *fields.NUMBERS[self._path + key])
 
     def boolean(self, key: str) -> bool:

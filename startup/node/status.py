@@ -84,10 +84,13 @@ class SpecStatus:
 
 @dataclass(frozen=True, kw_only=True)
 class ScriptStatus:
-    """The project's script: `state` is current, applying, foreign, absent or unreachable."""
+    """The project's script: `state` is current, waiting, applying, failed, foreign, absent or
+    unreachable. `turn`: when one that waits is applied, in seconds since the epoch."""
 
     expected: str
     state: str = "current"
+    turn: float | None = None
+    error: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +188,12 @@ def document(facts: SwarmFacts | RendezvousFacts) -> Document:
             "state": facts.spec.state,
             "error": clip(facts.spec.error),
         },
-        "script": {"expected": facts.project_script.expected, "state": facts.project_script.state},
+        "script": {
+            "expected": facts.project_script.expected,
+            "state": facts.project_script.state,
+            "turn": _time(facts.project_script.turn),
+            "error": facts.project_script.error,
+        },
         "disk": {
             "device": facts.disk.device,
             "size": facts.disk.size,

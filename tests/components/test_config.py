@@ -457,6 +457,19 @@ def test_a_declared_machine_type_and_a_custom_one() -> None:
     assert (config.swarm[0].machine.memory_mb, config.swarm[0].machine.vcpus) == (1024, 2)
 
 
+def test_the_smallest_swarm_vm_is_the_first_and_the_rendezvous_the_last() -> None:
+    agents = {"swarm-1": 30, "swarm-2": 10, "swarm-4": 20, "swarm-3": 20}
+    vms = [
+        {"name": name, "machineType": "e2-standard-16", "agents": count}
+        for name, count in agents.items()
+    ]
+    names = ["swarm-2", "swarm-3", "swarm-4", "swarm-1", "pilot-rendezvous"]
+    expected = {name: place * 120 for place, name in enumerate(names)}
+    assert parse(changed(swarm=vms)).turns == expected
+    assert set(parse(changed(swarm=vms, programStagger=0)).turns.values()) == {0}
+    assert problems(changed(programStagger=-1)).keys() == {"pilot-fleet:programStagger"}
+
+
 def test_what_is_tight_is_a_warning() -> None:
     incident = swarm(machineType="e2-standard-8", agents=2000, activeConnections=800)
     (first, *_), fit = parse(incident).warnings(), parse(incident).swarm[0].fit

@@ -65,8 +65,8 @@ def test_the_spec_is_the_contract(fleet: Recorder) -> None:
         "bucket": "project-1-pilot-fleet",
         "endpoints": {"storage": "https://storage.googleapis.com"},
         "schema": 1,
-        "script": {"sha256": hashlib.sha256(script.encode()).hexdigest()},
     }
+    sha256 = hashlib.sha256(script.encode()).hexdigest()
     swarm = fleet.spec("swarm-1")
     rendezvous = fleet.spec("pilot-rendezvous")
     for name, release in (
@@ -87,6 +87,8 @@ def test_the_spec_is_the_contract(fleet: Recorder) -> None:
         "registry": "10.10.0.2:9000",
         "role": "swarm",
         "roll": {"auto": True, "batch": 500, "watchSeconds": 60},
+        # swarm-3 is the smallest, then comes this one.
+        "script": {"sha256": sha256, "afterSeconds": 120},
         "window": 15,
     }
     assert rendezvous == common | {
@@ -96,6 +98,7 @@ def test_the_spec_is_the_contract(fleet: Recorder) -> None:
         "name": "pilot-rendezvous",
         "ports": {"beacon": 9001, "dashboard": 3000, "registry": 9000},
         "role": "rendezvous",
+        "script": {"sha256": sha256, "afterSeconds": 360},
         "subnet": "10.10.0.0/20",
     }
 
@@ -161,6 +164,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "reserveMb": changed(reserveMb=4000),
     "basePort": changed(basePort=20_000),
     "window": changed(window=7),
+    "programStagger": changed(programStagger=0),
     "roll": changed(roll={"batch": 5, "watchSeconds": 5, "auto": False}),
     "subnetCidr": changed(subnetCidr="10.20.0.0/22"),
     "registryRanges": changed(registryRanges=["203.0.113.0/24"]),

@@ -75,6 +75,8 @@ def memory(**changes: Any) -> dict[str, Any]:
         ({"ghosts": ("startup-script",)}, ["swarm-1/ghost"]),
         ({"roll": RollStatus(state="halted")}, ["swarm-1/roll"]),
         ({"project_script": ScriptStatus(expected="x", state="foreign")}, ["swarm-1/script"]),
+        ({"project_script": ScriptStatus(expected="x", state="failed")}, ["swarm-1/script"]),
+        ({"project_script": ScriptStatus(expected="x", state="waiting", turn=9.0)}, []),
         ({"now": NOW - 200}, ["swarm-1/silent"]),
     ],
 )

@@ -264,7 +264,9 @@ class Fleet:
         self.good = good
         units_ = units.whitelist(spec)
         (self.place.registry / "rate-limit-whitelist.json").write_text(units_)
-        self.follower = FakeFollower(place=self.place, known=Known(text="", spec=spec))
+        self.follower = FakeFollower(
+            place=self.place, known=Known(text="", spec=spec, script=spec.script)
+        )
         self.unit = FakeUnit(self.place, folder / "log", lambda: self.spec)
         self.it = self.service()
 

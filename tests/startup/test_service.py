@@ -53,11 +53,13 @@ class Service:
         self.said: list[str] = []
         self.systemctl: list[tuple[str, ...]] = []
         self.scripts = 0
+        self.script_at_work = False
         self.private: Callable[[str], float] = lambda sha256: 1e6
         monkeypatch.setattr("startup.node.apply.systemctl", lambda *a: self.systemctl.append(a))
         monkeypatch.setattr("startup.node.apply._in_container", lambda: False)
         monkeypatch.setattr("startup.node.watch.ORDERS_SECONDS", 0.1)
         monkeypatch.setattr("startup.node.decide.PROBATION", 0.2)
+        monkeypatch.setattr("startup.node.follow._STARTS", 0.1)
         monkeypatch.setattr("startup.node.service.LOOK", 0.05)
         monkeypatch.setattr("startup.node.service.ROLL", 0.0)
         self.old = google.put("pilot-daemon", b"old")
@@ -94,6 +96,7 @@ class Service:
             say=self.said.append,
             wake=self.wake,
             run_script=self._run_script,
+            script_runs=lambda: self.script_at_work,
         )
         self.swarm = Swarm(
             place=self.place,
@@ -381,13 +384,21 @@ def test_a_binary_that_is_not_to_be_had_touches_nobody(vm: Service) -> None:
     vm.until(lambda: vm.running() == {sha256: 6})
 
 
-def script(vm: Service, text: str, *, expected: bool = True) -> str:
+def script(vm: Service, text: str, *, expected: bool = True, after: int = 0) -> str:
     """Put another script into the project, and let the spec expect it."""
     sha256 = hashlib.sha256(text.encode()).hexdigest()
     vm.google.set("startup-script", text, project=True)
     if expected:
-        vm.declare(script={"sha256": sha256})
+        vm.declare(script={"sha256": sha256, "afterSeconds": after})
     return sha256
+
+
+def uptime(vm: Service, seconds: float) -> None:
+    (vm.place.root / "proc/uptime").write_text(f"{seconds} 1.0\n", encoding="ascii")
+
+
+def state(vm: Service) -> str:
+    return str(vm.status()["script"]["state"])
 
 
 def guard(vm: Service, sha256: str) -> None:
@@ -408,13 +419,95 @@ def test_the_projects_script_is_applied_where_it_is_the_expected_one(vm: Service
     # It failed: not again at once, not even by another service.
     vm.stop()
     vm.start()
-    vm.until(lambda: vm.status()["script"]["state"] == "applying")
+    vm.until(lambda: vm.status()["script"]["state"] == "failed")
     vm.until(lambda: vm.phase() == "whole")
     assert vm.scripts == 1
     guard(vm, second)
     vm.until(lambda: vm.status()["script"]["state"] == "current")
     vm.google.set("startup-script", None, project=True)
     vm.until(lambda: vm.status()["script"]["state"] == "absent")
+
+
+def test_a_running_vm_waits_for_its_turn_with_a_new_script(vm: Service) -> None:
+    first = script(vm, "#!/bin/bash\n# 1")
+    guard(vm, first)
+    vm.until(lambda: state(vm) == "current")
+    assert vm.status()["script"]["turn"] is None
+    second = script(vm, "#!/bin/bash\n# 2", after=240)
+    vm.until(lambda: state(vm) == "waiting")
+    told = vm.status()
+    # What it has, what it will have, and when.
+    assert (told["node"]["script"], told["script"]["expected"]) == (first, second)
+    assert told["script"]["turn"] is not None
+    uptime(vm, 1239)
+    # Counted from when it was first expected, not from when this process was started.
+    vm.stop()
+    vm.start()
+    vm.until(lambda: state(vm) == "waiting" and vm.phase() == "whole")
+    assert vm.scripts == 0
+    uptime(vm, 1241)
+    vm.until(lambda: vm.scripts == 1)
+    guard(vm, second)
+    vm.until(lambda: state(vm) == "current")
+    assert vm.status()["script"]["turn"] is None
+    assert not (vm.place.run / "turn.json").exists()
+
+
+def test_the_commit_before_ends_a_turn_that_has_not_come(vm: Service) -> None:
+    text = "#!/bin/bash\n# 1"
+    guard(vm, script(vm, text))
+    vm.until(lambda: state(vm) == "current")
+    second = "#!/bin/bash\n# 2"
+    script(vm, second, after=240)
+    vm.until(lambda: state(vm) == "waiting")
+    uptime(vm, 1230)
+    script(vm, text, after=240)
+    vm.until(lambda: state(vm) == "current")
+    # The same again is another turn, from its beginning.
+    script(vm, second, after=240)
+    vm.until(lambda: state(vm) == "waiting")
+    uptime(vm, 1450)
+    vm.until(lambda: vm.phase() == "whole")
+    assert vm.scripts == 0
+    uptime(vm, 1471)
+    vm.until(lambda: vm.scripts == 1)
+
+
+@pytest.mark.parametrize("left", ["", "working\n"], ids=["boots", "half way"])
+def test_a_vm_on_which_no_scripts_work_is_done_waits_for_no_turn(vm: Service, left: str) -> None:
+    if left:
+        vm.place.guard.write_text(left, encoding="ascii")
+    script(vm, "#!/bin/bash\n# 2", after=240)
+    vm.until(lambda: vm.scripts == 1)
+
+
+def test_a_script_that_failed_is_said_and_another_one_mends_it_at_once(vm: Service) -> None:
+    text = "#!/bin/bash\n# 1"
+    guard(vm, script(vm, text))
+    vm.until(lambda: state(vm) == "current")
+    vm.script_at_work = True
+    script(vm, "#!/bin/bash\n# 2")
+    vm.until(lambda: vm.scripts == 1)
+    vm.place.guard.write_text("working\n", encoding="ascii")
+    vm.until(lambda: vm.phase() == "whole")
+    assert state(vm) == "applying"
+    vm.script_at_work = False
+    vm.until(lambda: state(vm) == "failed")
+    assert "serial console" in vm.status()["script"]["error"]
+    uptime(vm, 1599)
+    vm.until(lambda: vm.phase() == "whole")
+    assert vm.scripts == 1
+    # Run again, and an alert as long as nobody has mended it.
+    vm.script_at_work = True
+    uptime(vm, 1601)
+    vm.until(lambda: vm.scripts == 2)
+    vm.until(lambda: state(vm) == "failed")
+    vm.script_at_work = False
+    sha256 = script(vm, text, after=240)
+    vm.until(lambda: vm.scripts == 3)
+    guard(vm, sha256)
+    vm.until(lambda: state(vm) == "current")
+    assert vm.status()["script"]["error"] == ""
 
 
 def test_a_spec_of_a_newer_program_brings_the_script_that_understands_it(vm: Service) -> None:

@@ -18,6 +18,7 @@ from startup.node.spec import (
     Binary,
     RendezvousSpec,
     Roll,
+    Script,
     SpecError,
     SwarmSpec,
     expected_script,
@@ -58,7 +59,7 @@ def test_a_swarm_spec() -> None:
         bucket="fleet-bucket",
         storage="https://storage.googleapis.com",
         reserve_mb=1000,
-        script_sha256=SHA,
+        script=Script(sha256=SHA, after_seconds=240),
         agents=30,
         base_port=10000,
         registry="10.10.0.2:9000",
@@ -285,7 +286,7 @@ def test_what_is_no_spec_at_all(text: str | bytes, problem: str) -> None:
 
 
 # A program older than these fields has specs without them.
-OPTIONAL = {"secrets", "secrets.admin", "endpoints.secrets"}
+OPTIONAL = {"secrets", "secrets.admin", "endpoints.secrets", "script.afterSeconds"}
 
 
 def test_what_an_older_program_did_not_say() -> None:
@@ -299,18 +300,32 @@ def test_what_an_older_program_did_not_say() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (specs.text(specs.swarm()), SHA),
-        (specs.text(specs.swarm(schema=7, later={"field": 1})), SHA),
-        ('{"script": {"sha256": "ab"}}', ""),
-        ('{"script": {"sha256": 7}}', ""),
-        ('{"script": []}', ""),
-        ("[" * 100_000, ""),
-        ("{", ""),
-        (b"\xff", ""),
+        (specs.text(specs.swarm()), (SHA, 240)),
+        (specs.text(specs.swarm(schema=7, later={"field": 1})), (SHA, 240)),
+        (specs.text(specs.swarm(script={"sha256": SHA})), (SHA, 0)),
+        # A turn that makes no sense holds up nothing.
+        (specs.text(specs.swarm(script={"sha256": SHA, "afterSeconds": "2 min"})), (SHA, 0)),
+        (specs.text(specs.swarm(script={"sha256": SHA, "afterSeconds": True})), (SHA, 0)),
+        (specs.text(specs.swarm(script={"sha256": SHA, "afterSeconds": 1 << 40})), (SHA, 0)),
+        ('{"script": {"sha256": "ab"}}', ("", 0)),
+        ('{"script": {"sha256": 7}}', ("", 0)),
+        ('{"script": []}', ("", 0)),
+        ('{"script": ["sha256"]}', ("", 0)),
+        ("[" * 100_000, ("", 0)),
+        ("{", ("", 0)),
+        (b"\xff", ("", 0)),
     ],
 )
-def test_the_script_that_a_spec_expects_is_read_from_any(text: str | bytes, expected: str) -> None:
-    assert expected_script(text) == expected
+def test_the_script_that_a_spec_expects_is_read_from_any(
+    text: str | bytes, expected: tuple[str, int]
+) -> None:
+    found = expected_script(text)
+    assert (found.sha256, found.after_seconds) == expected
+
+
+def test_a_spec_of_a_program_without_turns_has_none() -> None:
+    for make in (specs.swarm, specs.rendezvous):
+        assert parse(specs.text(make(script={"sha256": SHA}))).script == Script(sha256=SHA)
 
 
 def test_every_field_is_read() -> None:
