@@ -4,7 +4,13 @@ from pathlib import Path
 
 import pulumi
 
-from components import guard, outputs, spec, startup
+from components import guard
+
+# Before all else: the guard does not see what is declared before, by an import too.
+allowed_scripts: list[str] = []
+guard.register(allowed_scripts)
+
+from components import outputs, spec, startup
 from components.access import FleetAccess, FleetAccessArgs
 from components.bucket import FleetBucket, FleetBucketArgs, read_binary
 from components.config import from_pulumi
@@ -20,10 +26,10 @@ NAME = "pilot-fleet"
 ROOT = Path(__file__).resolve().parent
 
 config = from_pulumi()
+allowed_scripts += config.allowed_scripts
 fleet = outputs.label(pulumi.get_stack())
 for warning in config.warnings():
     pulumi.log.warn(warning)
-guard.register()
 
 script = startup.render()
 release = config.release

@@ -35,6 +35,7 @@ _RESERVED_HEAD, _RESERVED_TAIL = 2, 2
 # RFC 1035, which Google requires of names, less the seven characters of `-hourly`, which name the
 # longest thing that is named after a VM.
 _NAME = re.compile(r"[a-z](?:[-a-z0-9]{0,54}[a-z0-9])?")
+_RESOURCE = re.compile(r"[^\s/]{1,128}")
 _PROJECT_ID = re.compile(r"[a-z][-a-z0-9]{4,28}[a-z0-9]")
 _ZONE = re.compile(r"[a-z]+-[a-z]+[0-9]+-[a-z]")
 _BUCKET = re.compile(r"[a-z0-9](?:[-_.a-z0-9]{1,61}[a-z0-9])")
@@ -179,6 +180,8 @@ class FleetConfig:
     tokens: Mapping[str, str] = field(repr=False)
     monitoring: Monitoring
     access: Access
+    # Names of what is not the fleet's and may carry a script of its own.
+    allowed_scripts: tuple[str, ...]
 
     @property
     def agents(self) -> int:
@@ -389,6 +392,7 @@ def _parse(values: Mapping[str, Any], project: str | None) -> FleetConfig:
         tokens=_tokens(root.node("tokens")),
         monitoring=_monitoring(root.node("monitoring")),
         access=_access(root.node("access")),
+        allowed_scripts=_allowed_scripts(root, (rendezvous.name, *(vm.name for vm in swarm))),
     )
     for node in (roll, snapshots, endpoints, root):
         node.unknown_keys()
@@ -766,6 +770,18 @@ def _access(node: Node) -> Access:
         node.problem("role", "has no effect while order is empty: remove it")
     node.unknown_keys()
     return access
+
+
+def _allowed_scripts(root: Node, fleet: tuple[str, ...]) -> tuple[str, ...]:
+    names = root.strings("allowedScripts", _RESOURCE, "the name of a VM or another resource")
+    for name in names:
+        if name in fleet:
+            root.problem(
+                "allowedScripts",
+                f"{name} is a VM of the fleet, which runs the project's startup script and no "
+                "other: what has to run on it belongs into startup/",
+            )
+    return names
 
 
 def _ranges(root: Node) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """What this checkout declares of a live project, without an engine and without state.
 
-    python -m components.declared swarm     as JSON: the startup script's sha256, each VM's metadata
+    python -m components.declared swarm     as JSON: the startup script's sha256, each VM's
+                                          metadata, names whose scripts are allowed
 
 For `ops audit --declared`, which compares it with what Google's API shows. A release that is
 neither built here nor named by its sha256 in the stack file is null in it.
@@ -30,12 +31,14 @@ class DeclaredError(Exception):
 
 
 def declared(stack: str) -> dict[str, Any]:
-    """`script` (sha256, hex) and `metadata` (by VM) of a stack. Raises DeclaredError."""
+    """`script` (sha256, hex), `metadata` (by VM) and `allowed` (names of what may have a script of
+    its own) of a stack. Raises DeclaredError."""
     path = ROOT / f"Pulumi.{stack}.yaml"
     try:
         config = parse(path.read_text(encoding="utf-8"), path.name)
         digest = startup.render().sha256
-        return {"script": digest, "metadata": metadata(config, digest)}
+        allowed = list(config.allowed_scripts)
+        return {"script": digest, "metadata": metadata(config, digest), "allowed": allowed}
     except OSError as error:
         raise DeclaredError(f"{path.name}: {error.strerror}") from None
     except EncryptedError as error:

@@ -2,58 +2,154 @@
 
 An instance-level startup script silently replaces the project's, guard and all (docs/GOTCHAS.md).
 The policy pack refuses it in CI; this resource transform refuses it in a plain `pulumi up` too.
-It looks at whole inputs, not at a list of types, because a new resource type can carry metadata.
+It looks at the shape of inputs, not at a list of types or the name of a package: a new type can
+carry metadata, and a package can have any name. What is declared before `register`, or changed by a
+transform that is registered later, only the policy pack sees.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
 
 import pulumi
 
-# Keys of instance metadata that make a guest run something: Google's runner (startup, shutdown,
-# their URL and Windows forms, sysprep) and cloud-init.
-_SCRIPT_KEY = re.compile(
-    r"(?:windows-)?(?:startup|shutdown)-script(?:-(?:url|ps1|cmd|bat))?"
-    r"|sysprep-(?:specialize|oobe)-script(?:-(?:url|ps1|cmd|bat))?"
-    r"|user-data(?:-encoding)?|vendor-data|cloud-init|cloud-config|cloudinit",
+_REPLACES: Final = "runs at every boot in place of the project's startup script"
+# Keys of instance metadata that make a guest run something, and when. tests/ghosts.py has the
+# table to which this list, the policy's, pilot-node's and the audit's are held.
+_SCRIPTS: Final = {
+    r"startup-script(?:-url)?": _REPLACES,
+    r"windows-startup-script(?:-(?:url|ps1|cmd|bat))?|startup-script-(?:ps1|cmd|bat)": (
+        "runs at every boot of a Windows VM"
+    ),
+    r"(?:windows-)?shutdown-script(?:-(?:url|ps1|cmd|bat))?": "runs whenever the VM shuts down",
+    r"sysprep-(?:specialize|oobe)-script(?:-(?:url|ps1|cmd|bat))?": (
+        "runs when a Windows VM is set up"
+    ),
+    r"user-data(?:-encoding)?|vendor-data|cloud-?init|cloud-config": (
+        "is what cloud-init and its kin run at boot (Ubuntu, Container-Optimized OS, Flatcar)"
+    ),
+    r"gce-container-declaration|google-container-manifest": (
+        "starts containers at boot on Container-Optimized OS"
+    ),
+    r"(?:containerd-)?configure-sh|(?:k8s-node-setup|common)-psm1": (
+        "is run at boot by the images of GKE's nodes"
+    ),
+    r"post-startup-script(?:-url)?": (
+        "is run after boot by the images of Deep Learning VM and Workbench"
+    ),
+    r"gce-software-declaration": "has Google's OS Config agent run install scripts",
+    r"enable-osconfig|os-?config-enabled-prerelease-features": (
+        "has Google's OS Config agent run what policies and patch jobs bring"
+    ),
+    r"os-?config-endpoint": "has Google's OS Config agent take what it runs from another server",
+}
+# What is no harm under enable-osconfig: the agent does nothing then.
+_OFF: Final = frozenset({"false", "f", "0"})
+# Properties of providers that hold a script under a name of their own.
+_SCRIPT_PROPERTY: Final = re.compile(
+    r".*(?:startup|shutdown|specialize|bootstrap)script.*|metadata_startup_scripts?"
+    r"|init_?scripts?|initialization_?actions?",
     re.IGNORECASE,
 )
-# Properties of the provider that hold a script under a name of their own.
-_SCRIPT_PROPERTY = re.compile(r"metadata_?startup_?scripts?", re.IGNORECASE)
-_PROJECT_ITEM = "gcp:compute/projectMetadataItem:ProjectMetadataItem"
+# Properties whose maps and pairs are no metadata of a VM, whatever their keys are called.
+_NO_METADATA: Final = re.compile(
+    r".*(?:labels|annotations|headers?|headerstoadds?|tags|taints?|tolerations|variables|envvars"
+    r"|attributes|parameters|params|substitutions|conditions|selectors?|affinities|expressions"
+    r"|filters|mappings?|overrides|properties)"
+    r"|envs?|data|vars|values|args|options|custommetadata|parametervalues",
+    re.IGNORECASE,
+)
+# Clouds that are not Google's: what their VMs run is not the fleet's affair.
+_OTHER_CLOUDS: Final = frozenset(
+    {
+        *("alicloud", "aws", "aws-native", "azure", "azure-native"),
+        *("kubernetes", "oci", "openstack", "yandex"),
+    }
+)
+_PROJECT_ITEM: Final = "gcp:compute/projectMetadataItem:ProjectMetadataItem"
+# What reaches every VM of a project or a zone, so the fleet's too: no name allows a script there.
+_WHOLE_PROJECT: Final = re.compile(r".*project(?:common)?metadata", re.IGNORECASE)
+_FOR_ALL: Final = re.compile(
+    r".*(?:project(?:common)?metadata(?:item)?|instancesettings)", re.IGNORECASE
+)
+_FLEETS: Final = frozenset({"pilot-role", "pilot-spec", "pilot-fleet"})
 # PYTHON_PROCESS_EXITED_AFTER_SHOWING_USER_ACTIONABLE_MESSAGE_CODE of Pulumi's Python runtime.
-_USER_HAS_BEEN_TOLD = 32
-_PROJECT_METADATA = "gcp:compute/projectMetadata:ProjectMetadata"
+_USER_HAS_BEEN_TOLD: Final = 32
 
 
 class GhostScriptError(pulumi.RunError):
-    """A resource carries a startup script of its own."""
+    """A resource carries a script of its own."""
 
 
-def ghost_scripts(type_: str, props: Mapping[str, Any]) -> list[str]:
-    """Paths of the startup scripts, and their kin, in a resource's inputs (in provider names)."""
-    if type_ == _PROJECT_ITEM:
-        key = props.get("key")
-        allowed = not isinstance(key, str) or key == "startup-script" or not _is_script(key)
-        return [] if allowed else [f"key {key!r}"]
-    if type_ == _PROJECT_METADATA:
-        return ["metadata (the whole map: it would wipe everyone else's keys)"]
-    return sorted(set(_walk(props, "")))
+@dataclass(frozen=True, kw_only=True)
+class Ghost:
+    """`where` in a resource's inputs, and what it `does`."""
+
+    where: str
+    does: str
 
 
-def refuse(args: pulumi.ResourceTransformArgs) -> None:
-    """Raises `GhostScriptError` where a resource of the provider carries a script of its own."""
-    found = ghost_scripts(args.type_, args.props) if args.type_.startswith("gcp:") else []
-    if found:
-        raise GhostScriptError(
-            f"{args.type_} {args.name!r} carries a startup script of its own: {', '.join(found)}. "
-            "It would silently replace the project's startup script on that VM. Remove it; what "
-            "has to run on a VM belongs in startup/, what differs between VMs in the stack file."
-        )
+def what_runs(key: str, value: Any = None) -> str:
+    """What a VM does with a key of its metadata, "" for nothing."""
+    folded = key.strip().lower()
+    if folded == "enable-osconfig" and isinstance(value, str) and value.strip().lower() in _OFF:
+        return ""
+    for pattern, does in _SCRIPTS.items():
+        if re.fullmatch(pattern, folded):
+            return does
+    return ""
+
+
+def ghost_scripts(type_: str, props: Mapping[str, Any]) -> list[Ghost]:
+    """The startup scripts, and their kin, in a resource's inputs (in provider names)."""
+    package, kind = type_.partition(":")[0], type_.rpartition(":")[2]
+    if package in _OTHER_CLOUDS:
+        return []
+    if _WHOLE_PROJECT.fullmatch(kind):
+        return [Ghost(where="metadata", does="is the whole map: it wipes everyone else's keys")]
+    if type_ == _PROJECT_ITEM and props.get("key") == "startup-script":
+        return []
+    is_object = kind.lower().endswith("bucketobject")
+    found = [*_pair(props, ""), *_walk(props, "", "", is_object=is_object)]
+    if kind.lower().endswith("projectmetadataitem"):
+        found = [
+            Ghost(where=each.where, does=each.does.replace("in place of", "beside"))
+            for each in found
+        ]
+    return list(dict.fromkeys(found))
+
+
+def is_refused(
+    type_: str, name: str, props: Mapping[str, Any], allowed: Sequence[str] = ()
+) -> bool:
+    """Whether a resource carries a script that no name in `allowed` lets pass: the fleet's own VMs,
+    and what reaches them, carry none, whatever is allowed."""
+    is_named = name in allowed or props.get("name") in allowed
+    may_pass = is_named and not _reaches_the_fleet(type_, props)
+    return bool(ghost_scripts(type_, props)) and not may_pass
+
+
+def refuse(args: pulumi.ResourceTransformArgs, allowed: Sequence[str] = ()) -> None:
+    """Raises `GhostScriptError` where a resource `is_refused`."""
+    if not is_refused(args.type_, args.name, args.props, allowed):
+        return
+    found = ghost_scripts(args.type_, args.props)
+    way_out = (
+        ""
+        if _reaches_the_fleet(args.type_, args.props)
+        else " If it is not the fleet's and the script is wanted, name it in "
+        "pilot-fleet:allowedScripts, and for the policies in policy/settings.json."
+    )
+    raise GhostScriptError(
+        f"{args.type_} {args.name!r} carries a script of its own: "
+        f"{'; '.join(f'{ghost.where} {ghost.does}' for ghost in found)}. Remove it; what has to "
+        "run on a VM of the fleet belongs in startup/, what differs between VMs in the stack "
+        f"file.{way_out}"
+    )
 
 
 async def resolve(value: Any) -> Any:
@@ -70,41 +166,70 @@ async def resolve(value: Any) -> Any:
     return value
 
 
-def register() -> None:
-    """Guards every resource that the program declares from now on."""
-    pulumi.runtime.register_resource_transform(_transform)
+def register(allowed: Sequence[str] = ()) -> None:
+    """Guards every resource that the program declares from now on; `allowed` as of `refuse`."""
+
+    async def transform(args: pulumi.ResourceTransformArgs) -> None:
+        try:
+            # What hides a script hides it in an output: a secret map, or a key that is secret.
+            args.props = await resolve(args.props)
+            refuse(args, allowed)
+        except GhostScriptError as error:
+            # An exception out of a transform comes back as the traceback of an RPC. So the sentence
+            # is logged and the program ends with the exit code that tells the language host "the
+            # user has been told": the engine loses the answer it waits for, and the resource is
+            # refused.
+            pulumi.log.error(str(error))
+            os._exit(_USER_HAS_BEEN_TOLD)
+
+    pulumi.runtime.register_resource_transform(transform)
 
 
-async def _transform(args: pulumi.ResourceTransformArgs) -> None:
-    try:
-        refuse(args)
-        # What hides a script hides it in an output: a secret map, or a key that is secret.
-        args.props = await resolve(args.props)
-        refuse(args)
-    except GhostScriptError as error:
-        # An exception out of a transform comes back as the traceback of an RPC. So the sentence is
-        # logged and the program ends with the exit code that tells the language host "the user
-        # has been told": the engine loses the answer it waits for, and the resource is refused.
-        pulumi.log.error(str(error))
-        os._exit(_USER_HAS_BEEN_TOLD)
+def _reaches_the_fleet(type_: str, props: Mapping[str, Any]) -> bool:
+    return bool(_FOR_ALL.fullmatch(type_.rpartition(":")[2])) or _is_fleets(props)
 
 
-def _is_script(key: str) -> bool:
-    return _SCRIPT_KEY.fullmatch(key.strip()) is not None
-
-
-def _walk(value: Any, path: str) -> Iterator[str]:
+def _is_fleets(value: Any) -> bool:
     if isinstance(value, Mapping):
-        # `{key: startup-script, value: …}`, the API's own form of a metadata item.
-        name = value.get("key")
-        if isinstance(name, str) and _is_script(name):
-            yield f"{path}[{name}]"
+        if not _FLEETS.isdisjoint(value):
+            return True
+        if isinstance(key := value.get("key"), str) and key in _FLEETS:
+            return True
+        return any(_is_fleets(inner) for inner in value.values())
+    return isinstance(value, list | tuple) and any(_is_fleets(inner) for inner in value)
+
+
+def _pair(value: Mapping[str, Any], path: str) -> Iterator[Ghost]:
+    """`{key: startup-script, value: …}`, the API's own form of a metadata item."""
+    key = value.get("key")
+    if not isinstance(key, str) or {"value", "values"}.isdisjoint(value):
+        return
+    if {"effect", "operator"}.isdisjoint(value) and (does := what_runs(key, value.get("value"))):
+        yield Ghost(where=f"{path}[{key}]" if path else f"key {key!r}", does=does)
+
+
+def _walk(value: Any, path: str, name: str, *, is_object: bool) -> Iterator[Ghost]:
+    """`name`: of the property that holds `value`; a list's items have the list's."""
+    folded = name.replace("_", "").lower()
+    is_metadata = not _NO_METADATA.fullmatch(folded) and not (is_object and folded == "metadata")
+    if isinstance(value, Mapping):
+        if path and is_metadata:
+            yield from _pair(value, path)
         for key, inner in value.items():
             here = f"{path}.{key}" if path else str(key)
-            if inner is not None and (_is_script(str(key)) or _SCRIPT_PROPERTY.fullmatch(str(key))):
-                yield here
+            does = ""
+            if is_metadata and inner is not None:
+                does = what_runs(str(key), inner) or _property(str(key))
+            if does:
+                yield Ghost(where=here, does=does)
             else:
-                yield from _walk(inner, here)
+                yield from _walk(inner, here, str(key), is_object=is_object)
     elif isinstance(value, list | tuple):
         for index, inner in enumerate(value):
-            yield from _walk(inner, f"{path}[{index}]")
+            yield from _walk(inner, f"{path}[{index}]", name, is_object=is_object)
+
+
+def _property(key: str) -> str:
+    if "-" in key or not _SCRIPT_PROPERTY.fullmatch(key):
+        return ""
+    return _REPLACES if key.lower().startswith("metadata") else "is run when a machine starts"

@@ -21,11 +21,47 @@ from ops.google import Cloud, pairs
 OWN: Final = "startup-script"
 DECLARED: Final = ("enable-guest-attributes", "enable-oslogin", "pilot-role", "pilot-spec")
 """The keys of a fleet VM's metadata (docs/CONTRACT.md); all others are somebody else's."""
-# Google's runner (startup, shutdown, Windows' and sysprep's forms, their URLs) and cloud-init.
-_SCRIPT: Final = re.compile(
-    r"(startup|shutdown|specialize|oobe|bootstrap)-?script|^user-?data|^vendor-?data"
-    r"|^cloud-?init|^cloud-?config|^configure-sh$|^gce-container-declaration$"
+_REPLACES: Final = "a VM runs at every boot in place of the project's startup script"
+# Keys that make a guest run something, and how what is under them reads in a sentence.
+_SCRIPTS: Final = (
+    (r"startup-script(-url)?", _REPLACES),
+    (
+        r"windows-startup-script(-(url|ps1|cmd|bat))?|startup-script-(ps1|cmd|bat)",
+        "a Windows VM runs at every boot",
+    ),
+    (r"(windows-)?shutdown-script(-(url|ps1|cmd|bat))?", "a VM runs when it shuts down"),
+    (
+        r"sysprep-(specialize|oobe)-script(-(url|ps1|cmd|bat))?",
+        "a Windows VM runs when it is set up",
+    ),
+    (
+        r"user-data(-encoding)?|vendor-data|cloud-?init|cloud-config",
+        "cloud-init and its kin run at boot (Ubuntu, Container-Optimized OS, Flatcar)",
+    ),
+    (
+        r"gce-container-declaration|google-container-manifest",
+        "Container-Optimized OS starts containers of at boot",
+    ),
+    (
+        r"(containerd-)?configure-sh|(k8s-node-setup|common)-psm1",
+        "the images of GKE's nodes run at boot",
+    ),
+    (
+        r"post-startup-script(-url)?",
+        "the images of Deep Learning VM and Workbench run after boot",
+    ),
+    (r"gce-software-declaration", "Google's OS Config agent runs as install scripts"),
+    (
+        r"enable-osconfig|os-?config-enabled-prerelease-features",
+        "has Google's OS Config agent run what policies and patch jobs bring",
+    ),
+    (
+        r"os-?config-endpoint",
+        "has Google's OS Config agent take what it runs from another server",
+    ),
 )
+_OFF: Final = frozenset({"false", "f", "0"})
+"""Values of enable-osconfig with which the agent does nothing."""
 # Pulumi compares with its state: what was changed at Google it sees only when it asks there.
 _MEND: Final = "make up ARGS=--refresh"
 _T = TypeVar("_T")
@@ -65,10 +101,11 @@ class Project:
 @dataclass(frozen=True, kw_only=True)
 class Declared:
     """What the checkout declares: the script's sha256 (hex, "" unknown), and the metadata of each
-    VM (None: unknown)."""
+    VM (None: unknown); `allowed`: names of what may have a script of its own."""
 
     script: str = ""
     metadata: Mapping[str, Mapping[str, str]] | None = None
+    allowed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +122,15 @@ class Report:
         return asdict(self)
 
 
-def is_script(key: str) -> bool:
-    """Does a VM run what is under this metadata key?"""
-    return bool(_SCRIPT.search(re.sub(r"[\s_]", "-", key.strip()).lower()))
+def what_runs(key: str, value: str = "") -> str:
+    """Who runs what is under this metadata key, and when, after "that"; "" where nobody does."""
+    folded = key.strip().lower()
+    if folded == "enable-osconfig" and value.strip().lower() in _OFF:
+        return ""
+    for pattern, does in _SCRIPTS:
+        if re.fullmatch(pattern, folded):
+            return does
+    return ""
 
 
 def read(cloud: Cloud, instances: Iterable[Instance]) -> Project:
@@ -153,38 +196,50 @@ def read(cloud: Cloud, instances: Iterable[Instance]) -> Project:
 def audit(
     project: Project, fleet: Fleet, declared: Declared, allowed: Iterable[str] = ()
 ) -> Report:
-    """Judge a project. `allowed`: names of resources whose own scripts are known and wanted."""
+    """Judge a project. `allowed`: names of resources whose own scripts are known and wanted, beside
+    those that the checkout allows."""
     counts: dict[str, int] = {"project": 1}
     for bag in project.bags:
         counts[bag.kind] = counts.get(bag.kind, 0) + 1
-    wanted = frozenset(allowed)
+    wanted = frozenset({*allowed, *declared.allowed})
     found = [
-        *(each for bag in project.bags for each in _ghosts(bag, wanted)),
+        *(each for bag in project.bags for each in _ghosts(bag, fleet, wanted)),
         *_project(project, fleet, declared),
         *_members(project, fleet),
         *_missing(fleet, declared),
         *(each for vm in fleet.vms for each in _metadata(vm.instance, declared)),
-        *_words(fleet),
+        *_words(project, fleet),
     ]
     return Report(fleet=fleet.name, looked_at=counts, findings=tuple(found), unread=project.unread)
 
 
-def _ghosts(bag: Bag, allowed: frozenset[str]) -> Iterator[Finding]:
+def _ghosts(bag: Bag, fleet: Fleet, allowed: frozenset[str]) -> Iterator[Finding]:
     name = bag.where.rsplit("/", 1)[-1]
-    if name in allowed:
+    # What the fleet's own VMs run, nobody allows: a zone's settings reach them too.
+    is_fleets = (
+        bag.kind == "zone"
+        or not _FLEETS.isdisjoint(bag.metadata)
+        or bag.where in {vm.instance.path for vm in fleet.vms}
+    )
+    if name in allowed and not is_fleets:
         return
     for key, value in bag.metadata.items():
-        if is_script(key):
+        if does := what_runs(key, value):
             digest = hashlib.sha256(value.encode()).hexdigest()
+            remedy = _REMEDY.get(bag.kind, "take it out").format(name=name, key=key)
+            if not is_fleets:
+                remedy += f"; where it is wanted, --allow {name}"
+            elif name in allowed:
+                remedy += " (what the fleet's VMs run cannot be allowed)"
             yield Finding(
                 rule=f"ghost-{bag.kind}",
                 where=f"{bag.where} [{key}]",
-                what=f"{len(value.encode())} bytes that a VM runs at boot in place of the "
-                f"project's startup script (sha256 {digest[:12]})",
-                remedy=_REMEDY.get(bag.kind, "take it out").format(name=name, key=key),
+                what=f"{len(value.encode())} bytes that {does} (sha256 {digest[:12]})",
+                remedy=remedy,
             )
 
 
+_FLEETS: Final = frozenset({"pilot-role", "pilot-spec"})
 _REMEDY: Final = {
     "instance": "gcloud compute instances remove-metadata {name} --keys={key}, then reboot it",
     "template": "delete the template, and look for what was made from it",
@@ -194,12 +249,13 @@ _REMEDY: Final = {
 
 def _project(project: Project, fleet: Fleet, declared: Declared) -> Iterator[Finding]:
     where = f"projects/{project.name}"
-    for key in project.metadata:
-        if key != OWN and is_script(key):
+    for key, value in project.metadata.items():
+        if key != OWN and (does := what_runs(key, value)):
             yield Finding(
                 rule="ghost-project",
                 where=f"{where} [{key}]",
-                what="every VM of the project runs it",
+                what=f"it reaches every VM of the project: {len(value.encode())} bytes that "
+                f"{does.replace('in place of', 'beside')}",
                 remedy=f"gcloud compute project-info remove-metadata --keys={key}",
             )
     expected = {digest for vm in fleet.vms if (digest := vm.instance.spec.text("script.sha256"))}
@@ -276,7 +332,7 @@ def _missing(fleet: Fleet, declared: Declared) -> Iterator[Finding]:
 def _metadata(instance: Instance, declared: Declared) -> Iterator[Finding]:
     found, spec, where = instance.metadata, instance.spec, instance.path
     for key in sorted(found.keys() - set(DECLARED)):
-        if not is_script(key):
+        if not what_runs(key, found[key]):
             yield Finding(
                 rule="undeclared-key",
                 where=f"{where} [{key}]",
@@ -349,7 +405,7 @@ def _difference(found: str | None, expected: str | None) -> str:
     return f"differs from what is declared in {', '.join(keys)}"
 
 
-def _words(fleet: Fleet) -> Iterator[Finding]:
+def _words(project: Project, fleet: Fleet) -> Iterator[Finding]:
     """What the VMs themselves say, or do not."""
     for vm in fleet.vms:
         where = vm.instance.path
@@ -363,7 +419,9 @@ def _words(fleet: Fleet) -> Iterator[Finding]:
         if not vm.speaks:
             continue
         for key in vm.status.texts("ghosts"):
-            if key not in vm.instance.metadata:
+            of_project = key.removeprefix("project/")
+            held = vm.instance.metadata if of_project == key else project.metadata
+            if of_project not in held:
                 yield Finding(
                     rule="ghost-instance",
                     where=f"{where} [{key}]",

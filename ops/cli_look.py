@@ -162,7 +162,10 @@ def audit_(
     ] = "",
     allow: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="A VM or template whose own script is wanted (repeats)."),
+        typer.Option(
+            metavar="NAME",
+            help="A VM, a template … that is not the fleet's and whose script is wanted (repeats).",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -194,7 +197,9 @@ def _declared(file: str, expected: str) -> audits.Declared:
         text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
         found = json.loads(text)
         metadata = {name: dict(each) for name, each in found["metadata"].items()}
-        return audits.Declared(script=expected or str(found["script"]), metadata=metadata)
+        allowed = tuple(str(name) for name in found.get("allowed", ()))
+        script = expected or str(found["script"])
+        return audits.Declared(script=script, metadata=metadata, allowed=allowed)
     except OSError as error:
         raise UsageError(f"--declared {file}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ops.fleet import Fleet, Vm, age
-from ops.watch import THRESHOLD, disk_problem, is_short
+from ops.watch import THRESHOLD, disk_problem, ghosts, is_short
 
 _MIB: Final = 2**20
 _GIB: Final = 2**30
@@ -167,8 +167,8 @@ def notes_of(vm: Vm) -> Iterator[str]:
 def _serious(vm: Vm) -> Iterator[str]:
     """What is not as it should be, though its agents may all run."""
     status = vm.status
-    if ghosts := status.texts("ghosts"):
-        yield f"ghost script at the instance: {', '.join(ghosts)} (`ops audit`)"
+    for text in ghosts(status):
+        yield f"{text} (`ops audit`)"
     if status.text("roll.state") == "halted":
         version, why = status.text("roll.version"), status.text("roll.reason")
         yield f"the roll of {version} halted: {why}"

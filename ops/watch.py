@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
-from ops.fleet import Fleet, Vm
+from ops.fleet import Doc, Fleet, Vm
 
 SHORT: Final = 0.20
 """Less of a VM's memory than this fraction left is a warning: there, benchmarks are frozen
@@ -106,8 +106,8 @@ def _of(vm: Vm, limits: Limits) -> Iterator[tuple[str, str]]:
     if status.text("roll.state") == "halted":
         version, why = status.text("roll.version"), status.text("roll.reason")
         yield "roll", f"the roll of {version} halted: {why}"
-    if ghosts := status.texts("ghosts"):
-        yield "ghost", f"a startup script at the instance: {', '.join(ghosts)}"
+    if ghost := "; ".join(ghosts(status)):
+        yield "ghost", ghost
     yield from _of_script(vm)
 
 
@@ -118,6 +118,16 @@ def _of_script(vm: Vm) -> Iterator[tuple[str, str]]:
     elif state == "failed":
         expected = status.text("script.expected")[:12]
         yield "script", f"the new startup script {expected} failed ({status.text('script.error')})"
+
+
+def ghosts(status: Doc) -> Iterator[str]:
+    """What the VM runs that nobody declared, by where it stands."""
+    keys = status.texts("ghosts")
+    shared = [key.removeprefix("project/") for key in keys if key.startswith("project/")]
+    if own := [key for key in keys if not key.startswith("project/")]:
+        yield f"ghost script at the instance: {', '.join(own)}"
+    if shared:
+        yield f"ghost script in the project's metadata: {', '.join(shared)}"
 
 
 def events(before: Mapping[str, str], now: Mapping[str, str], when: float) -> Iterator[Event]:

@@ -2,7 +2,9 @@
 
 Google's guest agent looks for a startup script at the instance first. If it finds one there it
 never looks at the project's, so a script anywhere but in the project's one item silently replaces
-the script that the fleet lives by: a ghost script.
+the script that the fleet lives by: a ghost script. Other keys of metadata run code of their own
+beside it. tests/ghosts.py has all of them, and what each does on which image; the program, the
+VMs and `ops audit` keep lists of their own, and the table holds the four to the same verdicts.
 """
 
 from __future__ import annotations
@@ -16,21 +18,72 @@ from .values import UNKNOWN, Finding, Resource, join, walk
 
 OWNER: Final = "gcp:compute/projectMetadataItem:ProjectMetadataItem"
 OWNER_KEY: Final = "startup-script"
+_REPLACES: Final = "runs at every boot in place of the project's startup script"
 
-# Names of metadata keys and of properties alike, compared in lower case without blanks and
-# dashes. Metadata keys: Google's guest agent (startup-script, startup-script-url, windows-…,
-# shutdown-…, sysprep-specialize-script-…) and cloud-init (user-data, user-data-encoding,
-# vendor-data, cloud-init…, cloud-config). Properties, from the docstrings of pulumi-gcp 10.2:
-# metadataStartupScript (Compute Engine), startupScript (Hypercompute Cluster),
-# postStartupScript… (Colab, Workbench), initScript (GKE's custom node init),
-# initializationActions (Dataproc): each is run as root when a VM starts. Not here: scripts that
-# another service runs later and on its own terms (OS Config, Cloud Build, SQL, Slurm's prologs).
-_SCRIPT: Final = re.compile(
-    r"(startup|shutdown|specialize|bootstrap)script|^initscripts?$|^initializationactions?$"
-    r"|^userdata|^vendordata|^cloudinit|^cloudconfig"
+# Keys of metadata, in lower case and without blanks around them, and what a guest does with them.
+_KEYS: Final = tuple(
+    (re.compile(pattern), does)
+    for pattern, does in (
+        (r"startup-script(-url)?", _REPLACES),
+        (
+            r"windows-startup-script(-(url|ps1|cmd|bat))?|startup-script-(ps1|cmd|bat)",
+            "runs at every boot of a Windows VM",
+        ),
+        (
+            r"(windows-)?shutdown-script(-(url|ps1|cmd|bat))?",
+            "runs whenever the VM shuts down",
+        ),
+        (
+            r"sysprep-(specialize|oobe)-script(-(url|ps1|cmd|bat))?",
+            "runs when a Windows VM is set up",
+        ),
+        (
+            r"user-data(-encoding)?|vendor-data|cloud-?init|cloud-config",
+            "is what cloud-init and its kin run at boot (Ubuntu, Container-Optimized OS, Flatcar)",
+        ),
+        (
+            r"gce-container-declaration|google-container-manifest",
+            "starts containers at boot on Container-Optimized OS",
+        ),
+        (
+            r"(containerd-)?configure-sh|(k8s-node-setup|common)-psm1",
+            "is run at boot by the images of GKE's nodes",
+        ),
+        (
+            r"post-startup-script(-url)?",
+            "is run after boot by the images of Deep Learning VM and Workbench",
+        ),
+        (r"gce-software-declaration", "has Google's OS Config agent run install scripts"),
+        (
+            r"enable-osconfig|os-?config-enabled-prerelease-features",
+            "has Google's OS Config agent run what policies and patch jobs bring",
+        ),
+        (
+            r"os-?config-endpoint",
+            "has Google's OS Config agent take what it runs from another server",
+        ),
+    )
 )
-# Labels and annotations never run, whatever they are called.
-_INERT: Final = re.compile(r"labels$|annotations$", re.IGNORECASE)
+# A key of which one value does no harm.
+_OFF: Final = {"enable-osconfig": frozenset({"false", "f", "0"})}
+
+# Properties, from the docstrings of pulumi-gcp 10.2: metadataStartupScript (Compute Engine),
+# startupScript (Hypercompute Cluster), postStartupScript… (Colab, Workbench), initScript (GKE's
+# custom node init), initializationActions (Dataproc): each is run as root when a VM starts. Not
+# here: scripts that another service runs later and on its own terms (OS Config, Cloud Build, SQL,
+# Slurm's prologs).
+_PROPERTY: Final = re.compile(
+    r"(startup|shutdown|specialize|bootstrap)script|^metadata_startup_scripts?$|^init_?scripts?$"
+    r"|^initialization_?actions?$"
+)
+# Maps and lists of pairs whose own keys are no metadata, whatever they are called: from a survey
+# of all maps of text in pulumi-gcp 10.2. What lies deeper inside is looked at.
+_INERT: Final = re.compile(
+    r"(labels|annotations|headers?|headerstoadds?|tags|taints?|tolerations|variables|envvars"
+    r"|attributes|parameters|params|substitutions|conditions|selectors?|affinities|expressions"
+    r"|filters|mappings?|overrides|properties)$"
+    r"|^(env|envs|data|vars|values|args|options|custommetadata|parametervalues)$"
+)
 # Blocks that hold metadata or a script somewhere below, in pulumi-gcp 10.2: one of them unknown
 # as a whole could hide one. tests/policy/test_sdk.py reads the SDK and says when one is missing.
 _HOLDERS: Final = re.compile(
@@ -40,35 +93,83 @@ _HOLDERS: Final = re.compile(
     r"|gceinstance|computeinstancerestoreproperties|softwareconfig|orchestrator|slurm"
     r"|loginnodes|nodesets|computeinstance)$"
 )
+# What has any of these as a key of its metadata or labels is of the fleet.
+_FLEETS: Final = frozenset({"pilot-role", "pilot-spec", "pilot-fleet"})
+# What reaches every VM of a project or a zone, so the fleet's too.
+_PROJECTS: Final = re.compile(r"project(common)?metadata(item)?$", re.IGNORECASE)
+_FOR_ALL: Final = re.compile(rf"{_PROJECTS.pattern}|instancesettings$", re.IGNORECASE)
+_OBJECT: Final = re.compile(r"bucketobject$", re.IGNORECASE)
 _REMEDY: Final = (
     "Take it out: code belongs into the project's one startup-script item "
     f"({OWNER}, key {OWNER_KEY}), data into keys of another name"
+)
+_ALLOW: Final = (
+    f"{_REMEDY}. If this is not the fleet's and the script is wanted, name it in allowedScripts of "
+    "the stack file and in allowed of no-ghost-startup-script in policy/settings.json"
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """`providers`: packages whose resources are walked. `extraKeys`: more names to refuse, of
-    metadata keys or properties. `ignoreTypes`: resource types that are not walked."""
+    """`otherClouds`: packages of clouds that are not Google's, whose resources are not walked; all
+    others are, by the shape of what they carry, because a package can have any name. `extraKeys`:
+    more names to refuse, of metadata keys or properties. `ignoreTypes`: resource types that are not
+    walked. `allowed`: names of resources that are not the fleet's and whose script is wanted."""
 
-    providers: Sequence[str] = ("gcp", "google-native", "google", "google-beta")
-    extraKeys: Sequence[str] = ()  # noqa: N815 - the name in the configuration
+    otherClouds: Sequence[str] = (  # noqa: N815 - the name in the configuration
+        "alicloud",
+        "aws",
+        "aws-native",
+        "azure",
+        "azure-native",
+        "kubernetes",
+        "oci",
+        "openstack",
+        "yandex",
+    )
+    extraKeys: Sequence[str] = ()  # noqa: N815
     ignoreTypes: Sequence[str] = ()  # noqa: N815
+    allowed: Sequence[str] = ()
 
 
-def _folded(name: str) -> str:
-    return re.sub(r"[\s\-]", "", name).lower()
-
-
-def carries_script(name: str, extra: Iterable[str] = ()) -> bool:
-    """Whether a metadata key or property of this name holds something that a VM runs at boot."""
-    folded = _folded(name)
-    return bool(_SCRIPT.search(folded)) or folded in {_folded(key) for key in extra}
+def what_runs(name: str, value: Any = UNKNOWN, extra: Iterable[str] = ()) -> str:
+    """What a VM does with a metadata key or property of this name and value; "" for nothing."""
+    key = name.strip().lower()
+    if isinstance(value, str) and value.strip().lower() in _OFF.get(key, ()):
+        return ""
+    for pattern, does in _KEYS:
+        if pattern.fullmatch(key):
+            return does
+    if "-" not in key and _PROPERTY.search(key):
+        return _REPLACES if key.startswith("metadata") else "is run when a machine starts"
+    return "is refused by this site" if key in {one.strip().lower() for one in extra} else ""
 
 
 def is_owner(resource: Resource) -> bool:
     """Whether this is the one resource that may hold a startup script: the project's item."""
     return resource.type == OWNER and resource.props.get("key") == OWNER_KEY
+
+
+def is_allowed(resource: Resource, config: Config) -> bool:
+    """Whether a site wants the script of this resource: it is named, and the fleet's VMs do not
+    see it."""
+    is_named = resource.name in config.allowed or resource.props.get("name") in config.allowed
+    return is_named and not _reaches_the_fleet(resource)
+
+
+def _reaches_the_fleet(resource: Resource) -> bool:
+    if _FOR_ALL.search(resource.kind):
+        return True
+    return any(
+        key in _FLEETS or (key == "key" and isinstance(value, str) and value in _FLEETS)
+        for _, key, value in walk(resource.props)
+    )
+
+
+def owns_all_metadata(resource: Resource) -> bool:
+    """Whether this is all metadata of a project, in whatever package, and no single item."""
+    is_item = resource.kind.lower().endswith("item")
+    return bool(_PROJECTS.search(resource.kind)) and not is_item
 
 
 def ghosts(resource: Resource, config: Config) -> Iterator[Finding]:
@@ -77,47 +178,96 @@ def ghosts(resource: Resource, config: Config) -> Iterator[Finding]:
     A key alone is enough: its value, empty, unknown or secret, changes nothing. `None` is what
     the provider takes for absent.
     """
-    if resource.package not in config.providers or resource.type in config.ignoreTypes:
+    if resource.package in config.otherClouds or resource.type in config.ignoreTypes:
         return
-    if is_owner(resource):
+    if is_owner(resource) or is_allowed(resource, config):
         return
-    nodes = [("", "", resource.props), *walk(resource.props, prune=_is_inert)]
-    for path, key, value in nodes:
-        if value is not None and key and carries_script(key, config.extraKeys):
-            if not path.endswith("]") or path.endswith('"]'):
-                yield Finding(path=path, problem=_problem(value), remedy=_REMEDY)
-        elif value is UNKNOWN and _HOLDERS.search(_folded(key)):
+    finder = _Finder(resource=resource, extra=config.extraKeys)
+    yield from finder.pair("", resource.props)
+    yield from finder.look("", "", resource.props)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Finder:
+    """Walks a resource's inputs, and knows of each map the name of the property that holds it."""
+
+    resource: Resource
+    extra: Sequence[str]
+
+    def look(self, path: str, name: str, value: Any) -> Iterator[Finding]:
+        """`name`: of the property that holds `value`; a list's items have the list's."""
+        if isinstance(value, Mapping):
+            for key, inner in value.items():
+                yield from self._entry(join(path, key), key, inner, is_inert=self._is_inert(name))
+        elif isinstance(value, list):
+            for index, inner in enumerate(value):
+                here = join(path, index)
+                if inner is UNKNOWN and self._could_hide(name):
+                    yield _unjudged(here)
+                if isinstance(inner, Mapping) and not self._is_inert(name):
+                    yield from self.pair(here, inner)
+                yield from self.look(here, name, inner)
+
+    def _entry(self, path: str, key: str, value: Any, *, is_inert: bool) -> Iterator[Finding]:
+        does = "" if is_inert or value is None else what_runs(key, value, self.extra)
+        if does:
+            yield self._finding(path, f"{_shown(value)} that {does}")
+            return
+        if value is UNKNOWN and self._could_hide(key):
+            yield _unjudged(path)
+        if isinstance(value, Mapping) and not self._is_inert(key):
+            yield from self.pair(path, value)
+        yield from self.look(path, key, value)
+
+    def pair(self, path: str, value: Mapping[str, Any]) -> Iterator[Finding]:
+        """Metadata written as the API does: `{"key": K, "value": V}`, alone or as a list's item."""
+        if "key" not in value or not {"value", "values"} & value.keys():
+            return
+        if {"effect", "operator"} & value.keys():  # A taint, a toleration, an affinity.
+            return
+        key, where = value["key"], join(path, "key")
+        if isinstance(key, str):
+            if does := what_runs(key, value.get("value", UNKNOWN), self.extra):
+                if _PROJECTS.search(self.resource.kind):
+                    does = does.replace("in place of", "beside")
+                yield self._finding(where, f"{key!r} names {_shown('')} that {does}")
+        elif key is UNKNOWN:
             yield Finding(
-                path=path,
-                problem="not known yet, so nobody can say whether a startup script is in it",
-                remedy="It is judged in the update, where it is known; to see it in the plan, "
-                "let its keys not depend on other resources' outputs",
+                path=where,
+                problem="the name of a metadata key is not known yet, so it could be a script's",
+                remedy="It is judged in the update; better write the name out",
                 unjudged=True,
             )
-        if isinstance(value, Mapping):
-            yield from _pair(path, value, config)
 
+    def _finding(self, path: str, problem: str) -> Finding:
+        remedy = _REMEDY if _reaches_the_fleet(self.resource) else _ALLOW
+        return Finding(path=path, problem=problem, remedy=remedy)
 
-def _is_inert(key: str) -> bool:
-    return bool(_INERT.search(key))
+    def _is_inert(self, name: str) -> bool:
+        folded = _folded(name)
+        if folded == "metadata" and _OBJECT.search(self.resource.kind):
+            return True
+        return bool(_INERT.search(folded))
 
-
-def _problem(value: Any) -> str:
-    known = "an unknown value" if value is UNKNOWN else "a value"
-    return f"{known} that a VM runs at boot; it replaces the project's startup script, unseen"
-
-
-def _pair(path: str, value: Mapping[str, Any], config: Config) -> Iterator[Finding]:
-    """Metadata written as the API does: `{"key": K, "value": V}`, alone or as a list's item."""
-    if "key" not in value or not {"value", "values"} & value.keys():
-        return
-    key, where = value["key"], join(path, "key")
-    if isinstance(key, str) and carries_script(key, config.extraKeys):
-        yield Finding(path=where, problem=f"{key!r} names {_problem('')}", remedy=_REMEDY)
-    elif key is UNKNOWN:
-        yield Finding(
-            path=where,
-            problem="the name of a metadata key is not known yet, so it could be a startup script",
-            remedy="It is judged in the update; better write the name out",
-            unjudged=True,
+    def _could_hide(self, name: str) -> bool:
+        return bool(_HOLDERS.search(_folded(name))) and (
+            _folded(name) == "properties" or not self._is_inert(name)
         )
+
+
+def _folded(name: str) -> str:
+    return name.replace("_", "").lower()
+
+
+def _shown(value: Any) -> str:
+    return "an unknown value" if value is UNKNOWN else "a value"
+
+
+def _unjudged(path: str) -> Finding:
+    return Finding(
+        path=path,
+        problem="not known yet, so nobody can say whether a startup script is in it",
+        remedy="It is judged in the update, where it is known; to see it in the plan, "
+        "let its keys not depend on other resources' outputs",
+        unjudged=True,
+    )

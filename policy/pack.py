@@ -227,7 +227,9 @@ def policies(mode: Mode) -> list[Policy]:
             "its own, the project's never runs.",
             ghosts.ghosts,
             ghosts.Config,
-            _schema(providers=_STRINGS, extraKeys=_STRINGS, ignoreTypes=_STRINGS),
+            _schema(
+                otherClouds=_STRINGS, extraKeys=_STRINGS, ignoreTypes=_STRINGS, allowed=_STRINGS
+            ),
         ),
         rules.resource(
             "guarded-project-script",

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from .ghosts import OWNER, OWNER_KEY, is_owner
+from .ghosts import OWNER, OWNER_KEY, is_owner, owns_all_metadata
 from .spec import fleet_vms, parse_spec
 from .values import UNKNOWN, Finding, Resource
 
@@ -29,7 +29,7 @@ class Config:
 
 def guarded_script(resource: Resource, config: Config) -> Iterator[Finding]:
     """What is wrong with the project's startup script, or with who wants to own it."""
-    if resource.package == "gcp" and resource.kind in {"ProjectMetadata", "ProjectCommonMetadata"}:
+    if owns_all_metadata(resource):
         yield Finding(
             path="metadata",
             problem="this resource owns all of the project's metadata and wipes every key that "

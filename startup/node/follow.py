@@ -207,6 +207,8 @@ class Follower:
         self.standing = Standing()
         self.maintenance = ""
         self.ghosts: tuple[str, ...] = ()
+        # The metadata of the instance and of its project, as last heard.
+        self._seen: tuple[Mapping[str, str], Mapping[str, str]] = ({}, {})
         self.script = UNREACHABLE
         self._clock = clock
         self._run_script = run_script
@@ -257,8 +259,13 @@ class Follower:
         self._failed = None
         changes = Changes(orders=self._look_at_orders(), maintenance=self._look_at_maintenance())
         instance = self._attributes.latest()
-        if instance.value is not None:
-            self.ghosts = watch.ghosts(instance.value)
+        project = self._project.latest()
+        # Who does not answer changes nothing.
+        self._seen = (
+            self._seen[0] if instance.value is None else instance.value,
+            self._seen[1] if project.value is None else project.value,
+        )
+        self.ghosts = watch.ghosts(*self._seen)
         self._note("ghosts", f"ghost: {', '.join(self.ghosts)}" if self.ghosts else "")
         changed = self._look_at_spec(instance)
         self._look_at_script(instance)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import select
 import threading
 import time
@@ -261,22 +262,39 @@ def _refused(status: int, reason: str) -> str:
     return f"{status} {reason}: {advice}"
 
 
-# Metadata keys that make a guest run something of its own: Google's runner (also shutdown and, on
-# Windows, sysprep) and cloud-init. In any case: the runner takes one, who looks for them all.
-_GHOST_BEGINNINGS = (
-    *("startup-script", "shutdown-script", "windows-startup-script", "windows-shutdown-script"),
-    *("sysprep-specialize-script", "sysprep-oobe-script"),
-    *("user-data", "vendor-data", "cloud-init", "cloud-config", "cloudinit"),
+# Metadata keys that make a guest run something of its own, in any case (what reads them takes one):
+# Google's runner, also for Windows; cloud-init and its kin; the container starters of COS; the node
+# setup of GKE; the images of Workbench; Google's OS Config agent.
+_GHOST = re.compile(
+    r"(windows-)?(startup|shutdown)-script(-(url|ps1|cmd|bat))?|post-startup-script(-url)?"
+    r"|sysprep-(specialize|oobe)-script(-(url|ps1|cmd|bat))?"
+    r"|user-data(-encoding)?|vendor-data|cloud-?init|cloud-config"
+    r"|gce-container-declaration|google-container-manifest"
+    r"|(containerd-)?configure-sh|(k8s-node-setup|common)-psm1"
+    r"|gce-software-declaration|enable-osconfig|os-?config-(endpoint|enabled-prerelease-features)"
 )
+# Values of enable-osconfig with which the agent does nothing.
+_OFF = frozenset({"false", "f", "0"})
 # Those of them that the runner takes instead of the project's startup script.
 _REPLACING = frozenset({"startup-script", "startup-script-url"})
 
 
-def ghosts(attributes: Mapping[str, str]) -> tuple[str, ...]:
-    """The keys of an instance's metadata with which the VM runs what nobody declared."""
-    return tuple(
-        sorted(key for key in attributes if key.strip().lower().startswith(_GHOST_BEGINNINGS))
-    )
+def ghosts(instance: Mapping[str, str], project: Mapping[str, str]) -> tuple[str, ...]:
+    """The keys of metadata with which the VM runs what nobody declared: the instance's own, and as
+    `project/KEY` those of its project, where startup-script is the fleet's."""
+    shared = [f"project/{key}" for key in _ghosts(project) if key != "startup-script"]
+    return (*_ghosts(instance), *shared)
+
+
+def _ghosts(attributes: Mapping[str, str]) -> list[str]:
+    return sorted(key for key, value in attributes.items() if _is_ghost(key, value))
+
+
+def _is_ghost(key: str, value: str) -> bool:
+    folded = key.strip().lower()
+    if folded == "enable-osconfig" and value.strip().lower() in _OFF:
+        return False
+    return _GHOST.fullmatch(folded) is not None
 
 
 def replaced(attributes: Mapping[str, str]) -> bool:

@@ -279,6 +279,18 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
         "is not an IPv4 range",
     ),
     (
+        "a script on a VM of the fleet",
+        changed(allowedScripts=["builder", "swarm-1"]),
+        "pilot-fleet:allowedScripts",
+        "swarm-1 is a VM of the fleet",
+    ),
+    (
+        "no name",
+        changed(allowedScripts=["zones/z/instances/x"]),
+        "pilot-fleet:allowedScripts[0]",
+        "is not the name of a VM",
+    ),
+    (
         "address outside of the subnet",
         changed(rendezvous=seed()["rendezvous"] | {"address": "10.11.0.9"}),
         "pilot-fleet:rendezvous.address",

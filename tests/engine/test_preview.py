@@ -122,39 +122,113 @@ def test_text_that_pulumi_itself_refuses(
     assert message in answer.text
 
 
-@pytest.mark.parametrize(
-    "metadata",
-    [
-        '{"startup-script": pulumi.Output.secret("echo boo")}',
-        'pulumi.Output.secret({"startup-script": "echo boo"})',
-    ],
-    ids=["a secret value", "a secret map"],
+GHOST = """
+import pulumi_gcp as gcp
+gcp.compute.Instance(
+    "ghost",
+    name="ghost",
+    zone="us-central1-a",
+    machine_type="e2-micro",
+    boot_disk=gcp.compute.InstanceBootDiskArgs(
+        initialize_params=gcp.compute.InstanceBootDiskInitializeParamsArgs(image="debian-cloud/debian-12")
+    ),
+    network_interfaces=[gcp.compute.InstanceNetworkInterfaceArgs(network="default")],
+    service_account=gcp.compute.InstanceServiceAccountArgs(email="x@y.example", scopes=["a"]),
+    metadata=METADATA,
 )
+"""
+SECRETS = {
+    "a secret value": '{"startup-script": pulumi.Output.secret("echo hush")}',
+    "a secret map": 'pulumi.Output.secret({"startup-script": "echo hush"})',
+}
+
+
+@pytest.mark.parametrize("metadata", SECRETS.values(), ids=SECRETS)
 @pytest.mark.parametrize("policies", [False, True], ids=["plain", "with policies"])
 def test_a_ghost_script_is_refused_by_the_program_itself(
     project: Project, policies: bool, metadata: str
 ) -> None:
     project.configure(seed())
+    project.append(GHOST.replace("METADATA", metadata))
+    answer = project.preview(policies=policies).no_traceback()
+    assert answer.code != 0
+    assert "'ghost' carries a script of its own: metadata.startup-script runs at" in answer.text
+    assert "name it in pilot-fleet:allowedScripts" in answer.text
+    assert "hush" not in answer.text
+
+
+def test_a_site_allows_the_script_of_a_vm_that_is_not_the_fleets(project: Project) -> None:
+    """Named for the program and for the policies; a VM that says it is the fleet's is refused."""
+    project.configure(changed(allowedScripts=["ghost"]))
+    main = project.folder / "__main__.py"
+    text = main.read_text()
+    project.append(GHOST.replace("METADATA", '{"startup-script": "echo hush"}'))
+    plain = project.preview(policies=False).no_traceback()
+    assert plain.code == 0, plain.text
+    refused = project.preview().no_traceback()
+    assert refused.code != 0
+    assert "no-ghost-startup-script" in refused.text
+    settings = project.folder / "policy" / "settings.json"
+    settings.write_text('{"no-ghost-startup-script": {"allowed": ["ghost"]}}')
+    allowed = project.preview().no_traceback()
+    assert allowed.code == 0, allowed.text
+    main.write_text(text)
+    both = '{"startup-script": "echo hush", "pilot-role": "swarm"}'
+    project.append(GHOST.replace("METADATA", both))
+    fleets = project.preview(policies=False).no_traceback()
+    assert fleets.code != 0
+    assert "'ghost' carries a script of its own" in fleets.text
+    assert "allowedScripts" not in fleets.text
+
+
+def test_what_is_declared_while_the_program_is_imported_is_refused_too(project: Project) -> None:
+    """By a module of the site's, before the configuration is read."""
+    project.configure(seed())
+    (project.folder / "site_own.py").write_text(
+        GHOST.replace("METADATA", '{"startup-script": "echo hush"}')
+    )
+    main = project.folder / "__main__.py"
+    first = "from components.access import"
+    main.write_text(main.read_text().replace(first, f"import site_own\n{first}", 1))
+    answer = project.preview(policies=False).no_traceback()
+    assert answer.code != 0
+    assert "'ghost' carries a script of its own" in answer.text
+
+
+def test_a_script_that_a_later_transform_puts_in_is_the_policies_to_refuse(
+    project: Project,
+) -> None:
+    """The program's own transform has looked by then (policy/README.md)."""
+    project.configure(seed())
+    later = """
+async def haunt(args):
+    if args.name == "ghost":
+        args.props["metadata"] = {"startup-script": "echo hush"}
+    return pulumi.ResourceTransformResult(props=args.props, opts=args.opts)
+pulumi.runtime.register_resource_transform(haunt)
+"""
+    project.append(later + GHOST.replace("METADATA", '{"a": "b"}'))
+    answer = project.preview().no_traceback()
+    assert answer.code != 0
+    assert "no-ghost-startup-script" in answer.text
+
+
+def test_labels_and_taints_are_no_scripts(project: Project) -> None:
+    project.configure(seed())
     project.append(
         """
 import pulumi_gcp as gcp
-gcp.compute.Instance(
-    "ghost",
-    name="ghost",
-    zone=config.zone,
-    machine_type="e2-micro",
-    boot_disk=gcp.compute.InstanceBootDiskArgs(
-        initialize_params=gcp.compute.InstanceBootDiskInitializeParamsArgs(image=config.image)
-    ),
-    network_interfaces=[gcp.compute.InstanceNetworkInterfaceArgs(network="default")],
-    metadata=METADATA,
-)
-""".replace("METADATA", metadata)
+protected = pulumi.ResourceOptions(protect=True)
+gcp.storage.Bucket("b", name="b-of-ours", location="US", labels={"startup-script": "v3"},
+                   opts=protected)
+gcp.storage.BucketObject("o", bucket="b-of-ours", name="o", content="x",
+                         metadata={"user-data": "x"})
+gcp.secretmanager.Secret("s", secret_id="s", labels={"user-data": "yes"},
+                         replication={"user_managed": {"replicas": [{"location": "us-east1"}]}})
+"""
     )
-    answer = project.preview(policies=policies).no_traceback()
-    assert answer.code != 0
-    assert "'ghost' carries a startup script of its own: metadata.startup-script" in answer.text
-    assert "boo" not in answer.text
+    answer = project.preview().no_traceback()
+    assert answer.code == 0, answer.text
 
 
 def test_a_binary_that_is_not_built_is_a_warning_in_a_preview(project: Project) -> None:

@@ -12,28 +12,14 @@ import pytest
 
 from components import startup
 from ops import audit
-from ops.audit import Bag, Declared, Project, is_script
+from ops.audit import Bag, Declared, Project
 from ops.fleet import Fleet, Registry
 from tests.components.fleet import ROOT
 from tests.lab.client import COMPUTE, ZONE, vm
 from tests.ops.conftest import Ops
 from tests.ops.simulated import FLEET, RENDEZVOUS, SCRIPT, Simulated, sha256
 
-KEYS = (
-    "startup-script",
-    "startup-script-url",
-    "Startup-Script",
-    "shutdown-script",
-    "shutdown-script-url",
-    "windows-startup-script-ps1",
-    "windows-shutdown-script-url",
-    "sysprep-specialize-script-cmd",
-    "sysprep-oobe-script-url",
-    "user-data",
-    "user-data-encoding",
-    "vendor-data",
-    "cloud-init",
-)
+KEYS = ("startup-script", "shutdown-script", "Startup-Script", "user-data")
 AUDIT = ("audit", "--json")
 
 
@@ -66,7 +52,33 @@ def test_a_strangers_vm_is_looked_at_too(ops: Ops, simulated: Simulated) -> None
     items = [{"key": "startup-script", "value": "echo mine"}]
     simulated.client.do("POST", f"{ZONE}/instances", vm("builder", metadata={"items": items}))
     assert rules(ops) == ["ghost-instance"]
+    assert "; where it is wanted, --allow builder" in ops("audit").out
     assert rules(ops, "--allow", "builder") == []
+
+
+def test_what_the_checkout_allows(ops: Ops, simulated: Simulated, tmp_path: Path) -> None:
+    items = [{"key": "startup-script", "value": "echo mine"}]
+    simulated.client.do("POST", f"{ZONE}/instances", vm("builder", metadata={"items": items}))
+    file = tmp_path / "declared.json"
+    for allowed, found in (([], 1), (["builder"], 0)):
+        file.write_text(json.dumps({"script": sha256(SCRIPT), "metadata": {}, "allowed": allowed}))
+        everything = rules(ops, "--declared", str(file))
+        assert everything.count("ghost-instance") == found
+
+
+def test_nobody_allows_what_the_fleets_vms_run(ops: Ops, simulated: Simulated) -> None:
+    simulated.set_metadata("swarm-2", {"startup-script": "echo ghost"})
+    assert rules(ops, "--allow", "swarm-2") == ["ghost-instance"]
+    text = ops("audit", "--allow", "swarm-2").out
+    assert "(what the fleet's VMs run cannot be allowed)" in text
+    simulated.set_metadata("swarm-2", {"startup-script": None})
+    # A stranger that says that it is of the fleet is not let off either.
+    items = [{"key": "startup-script", "value": "x"}, {"key": "pilot-role", "value": "swarm"}]
+    simulated.client.do("POST", f"{ZONE}/instances", vm("builder", metadata={"items": items}))
+    assert "ghost-instance" in rules(ops, "--allow", "builder")
+    # Nor is what reaches all of them.
+    simulated.set_project({"shutdown-script": "x"})
+    assert "ghost-project" in rules(ops, "--allow", "builder", "--allow", "shutdown-script")
 
 
 def test_a_template(ops: Ops, simulated: Simulated) -> None:
@@ -151,6 +163,14 @@ def test_another_vms_spec(ops: Ops, simulated: Simulated) -> None:
     assert rules(ops) == ["metadata"]
 
 
+def test_a_vm_that_saw_one_in_its_project(ops: Ops, simulated: Simulated) -> None:
+    simulated.nodes["swarm-1"].changes["ghosts"] = ("project/shutdown-script",)
+    simulated.tick()
+    assert rules(ops) == ["ghost-instance"]
+    simulated.set_project({"shutdown-script": "x"})
+    assert rules(ops) == ["ghost-project"], "the API shows it: once is enough"
+
+
 def test_a_silent_vm_and_one_that_saw_a_ghost(ops: Ops, simulated: Simulated) -> None:
     simulated.nodes["swarm-1"].changes["ghosts"] = ("startup-script",)
     simulated.tick()
@@ -207,11 +227,6 @@ def test_a_release_that_this_checkout_cannot_know_is_not_held_against_a_vm() -> 
     assert audit._same(one, null)
     assert not audit._same(one, other)
     assert not audit._same(null, one)
-
-
-def test_names_that_only_look_alike() -> None:
-    for key in ("startup-scripts-doc", "pilot-spec", "enable-oslogin", "ssh-keys", "description"):
-        assert is_script(key) == key.startswith("startup-script")
 
 
 def test_what_else_holds_metadata() -> None:

@@ -167,7 +167,7 @@ def test_one_vm_that_google_does_not_tell_of_hides_no_other(
 
 def test_a_roll_a_ghost_and_a_registry_that_is_down(ops: Ops, simulated: Simulated) -> None:
     simulated.nodes["swarm-1"].roll = rolling(state="rolling", done=40, of=120)
-    simulated.nodes["swarm-2"].changes["ghosts"] = ("startup-script",)
+    simulated.nodes["swarm-2"].changes["ghosts"] = ("startup-script", "project/shutdown-script")
     simulated.nodes[RENDEZVOUS].away = 10**6
     simulated.tick()
     found = ops("status", "--json")
@@ -175,7 +175,8 @@ def test_a_roll_a_ghost_and_a_registry_that_is_down(ops: Ops, simulated: Simulat
     assert found.code == 1
     assert rows["swarm-1"]["phase"] == "rolling"
     assert "roll of 1.19.0: rolling, 40 of 120" in rows["swarm-1"]["notes"]
-    assert "ghost script at the instance: startup-script" in rows["swarm-2"]["notes"][0]
+    assert "ghost script at the instance: startup-script (" in rows["swarm-2"]["notes"][0]
+    assert "ghost script in the project's metadata: shutdown-script" in rows["swarm-2"]["notes"][1]
     assert not rows["swarm-2"]["is_well"]
     assert "registry is down" in found.json["registry_problem"]
 

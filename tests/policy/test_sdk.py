@@ -23,7 +23,7 @@ from pulumi.runtime import mocks
 from pulumi_gcp import backupdisasterrecovery, compute, tpu
 
 from policy import exposure, identity
-from policy.ghosts import Config, carries_script, ghosts
+from policy.ghosts import Config, ghosts, what_runs
 from policy.values import UNKNOWN, plain
 from tests.policy.planned import nested, planned
 
@@ -64,7 +64,7 @@ def test_every_property_that_the_sdk_calls_a_startup_script_is_refused() -> None
     missed = {
         name: text
         for name, text in seen.items()
-        if name not in _HOLDS_METADATA and not carries_script(camel(name))
+        if name not in _HOLDS_METADATA and not what_runs(camel(name))
     }
     assert not missed
 

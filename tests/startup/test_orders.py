@@ -140,12 +140,12 @@ def test_remembered_orders_that_are_not_understood_still_hold(
 
 def test_ghosts() -> None:
     ours = {"pilot-role": "", "pilot-spec": "", "enable-oslogin": "", "ssh-keys": ""}
-    assert ghosts(ours) == ()
-    for key in (
-        *("startup-script", "startup-script-url", "Startup-Script", "shutdown-script"),
-        *("windows-startup-script-ps1", "sysprep-specialize-script-cmd", "user-data"),
-    ):
-        assert ghosts({**ours, key: "x"}) == (key,)
+    assert ghosts(ours, {"startup-script": "ours", "ssh-keys": ""}) == ()
+    shared = {"startup-script": "ours", "shutdown-script": "x", "osconfig-endpoint": "x"}
+    assert ghosts({**ours, "user-data": "x", "startup-script": "x"}, shared) == (
+        *("startup-script", "user-data"),
+        *("project/osconfig-endpoint", "project/shutdown-script"),
+    )
     assert replaced({"startup-script-url": ""})
     assert not replaced({"shutdown-script": "", "user-data": ""})
 

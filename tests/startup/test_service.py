@@ -531,6 +531,16 @@ def test_beside_a_ghost_no_script_is_run(vm: Service) -> None:
     vm.until(lambda: vm.scripts == 1)
 
 
+def test_a_ghost_in_the_project_is_seen_and_starts_nothing_anew(vm: Service) -> None:
+    vm.until(lambda: vm.phase() == "whole")
+    started = list(vm.pid1.started)
+    vm.google.set("enable-osconfig", "TRUE", project=True)
+    vm.until(lambda: vm.status()["ghosts"] == ["project/enable-osconfig"])
+    vm.google.set("enable-osconfig", "FALSE", project=True)
+    vm.until(lambda: vm.status()["ghosts"] == [])
+    assert vm.pid1.started == started
+
+
 def test_nothing_is_started_without_the_state_disk(vm: Service) -> None:
     (vm.place.root / "proc/self/mountinfo").write_text("1 1 8:1 / / rw - ext4 a rw\n", "ascii")
     vm.until(lambda: any("is not mounted" in line for line in vm.said))
