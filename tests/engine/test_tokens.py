@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 
 from lab.server import serve
-from tests.components.fleet import changed
+from tests.components.fleet import ROOT, changed
 from tests.engine.project import Project
 
 pytestmark = pytest.mark.engine
@@ -36,12 +38,33 @@ def test_a_token_is_in_secret_manager_and_nowhere_in_the_clear(
         words = ("--secret", "--path", "pilot-fleet:tokens.dashboard", TOKEN)
         kept = project.pulumi("config", "set", *words, "-s", project.stack)
         assert kept.code == 0, kept.text
+        # `make preview` and `make up` check it first without an engine, and the audit reads it.
+        for module, argument in (("stack_file", project.stack_file.name), ("declared", "test")):
+            read = subprocess.run(
+                [sys.executable, "-m", f"components.{module}", argument],
+                cwd=project.folder,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert (read.returncode, read.stderr) == (0, "")
+        declared = project.folder / "declared.json"
+        declared.write_text(read.stdout)
         shown = project.preview().no_traceback()
         assert shown.code == 0, shown.text
         assert TOKEN not in shown.text
         made = project.up().no_traceback()
         assert made.code == 0, made.text
         assert TOKEN not in made.text
+        where = ("--endpoint", cloud.url, "--project", "project-1", "--fleet", "test")
+        audit = subprocess.run(
+            [sys.executable, "-m", "ops", *where, "audit", "--json", "--declared", str(declared)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            check=False,
+        )
+        # No VM runs here, so each is silent; of what was declared nothing differs.
+        assert {each["rule"] for each in json.loads(audit.stdout)["findings"]} == {"silent"}
         base = f"{cloud.url}/v1/projects/project-1/secrets"
         found = asked(f"{base}/pilot-fleet-dashboard-token/versions/latest:access")
         assert base64.b64decode(found["payload"]["data"]).decode() == TOKEN
