@@ -62,7 +62,10 @@ class FleetBucket(pulumi.ComponentResource):
                 f"{name}-{binary.name}-{(binary.sha256 or '')[:12]}",
                 name=binary.object,
                 bucket=bucket.name,
-                source=pulumi.FileAsset(binary.path) if binary.is_built else pulumi.StringAsset(""),
+                # The engine takes an empty text for no asset at all.
+                source=pulumi.FileAsset(binary.path)
+                if binary.is_built
+                else pulumi.StringAsset("not built"),
                 opts=pulumi.ResourceOptions(
                     parent=self,
                     # A VM that rolls back may ask for the release before this one.
