@@ -10,7 +10,7 @@ from components import guard
 allowed_scripts: list[str] = []
 guard.register(allowed_scripts)
 
-from components import outputs, spec, startup
+from components import images, last, outputs, spec, startup
 from components.access import FleetAccess, FleetAccessArgs
 from components.bucket import FleetBucket, FleetBucketArgs, read_binary
 from components.config import from_pulumi
@@ -51,6 +51,8 @@ daemons = {
     for vm in config.swarm
 }
 outputs.require_built((rendezvous_binary, *daemons.values()))
+last.require(config, last.read())
+images.require(config.images, images.look, dry_run=pulumi.runtime.is_dry_run())
 
 
 def labels(role: str) -> dict[str, str]:
@@ -117,6 +119,7 @@ rendezvous = Rendezvous(
             zone=config.zone,
             machine_type=config.rendezvous.machine.name,
             image=config.image,
+            own_image=config.rendezvous.image,
             boot_disk_gb=config.rendezvous.boot_disk_gb,
             disk_gb=config.rendezvous.disk_gb,
             hyperdisk=config.rendezvous.machine.hyperdisk,
@@ -147,6 +150,7 @@ swarm = [
             zone=config.zone,
             machine_type=vm.machine.name,
             image=config.image,
+            own_image=vm.image,
             boot_disk_gb=vm.boot_disk_gb,
             disk_gb=vm.disk_gb,
             hyperdisk=vm.machine.hyperdisk,

@@ -8,6 +8,7 @@ every problem at once, each with the path of its key. Nothing here does I/O or n
 from __future__ import annotations
 
 import ipaddress
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,6 +30,9 @@ STATE_DISK_SUFFIX = "-state"
 _RESERVED = ("RESERVED_VARIABLES", "LOADER_VARIABLES")
 # Seconds of roll.watchSeconds from which on growth is looked at (startup/node/roll.py).
 WATCH_LEAST = 20
+# Bytes of configuration. Pulumi hands all of it, gcp:… too, to the program and to the policies in
+# one environment variable, and Linux starts nothing with one of 131,072 bytes (MAX_ARG_STRLEN).
+CONFIGURATION_MOST = 96 << 10
 # Google reserves the first two and the last two addresses of a subnet.
 _RESERVED_HEAD, _RESERVED_TAIL = 2, 2
 
@@ -123,12 +127,13 @@ class Access:
 
 @dataclass(frozen=True, kw_only=True)
 class RendezvousConfig:
-    """The rendezvous VM. Disk sizes in GB, as Google counts them."""
+    """The rendezvous VM. Disk sizes in GB, as Google counts them. `image`: its own, if any."""
 
     name: str
     machine: MachineType
     address: str
     public: bool
+    image: str | None
     disk_gb: int
     boot_disk_gb: int
     fit: capacity.Fit
@@ -136,7 +141,7 @@ class RendezvousConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SwarmVmConfig:
-    """One swarm VM. Memory in MiB, disk sizes in GB."""
+    """One swarm VM. Memory in MiB, disk sizes in GB. `image`: its own, if any."""
 
     name: str
     machine: MachineType
@@ -146,6 +151,7 @@ class SwarmVmConfig:
     agent_mb: int
     reserve_mb: int
     active_connections: int
+    image: str | None
     disk_gb: int
     boot_disk_gb: int
     fit: capacity.Fit
@@ -212,6 +218,16 @@ class FleetConfig:
         swarm = sorted(self.swarm, key=lambda vm: (vm.agents, vm.name))
         names = [*(vm.name for vm in swarm), self.rendezvous.name]
         return {name: min(place * self.program_stagger, most) for place, name in enumerate(names)}
+
+    @property
+    def images(self) -> dict[str, str]:
+        """Every image that is asked for, by the path of its key."""
+        asked = {
+            "image": self.image,
+            "rendezvous.image": self.rendezvous.image,
+            **{f"swarm[{index}].image": vm.image for index, vm in enumerate(self.swarm)},
+        }
+        return {f"{PROJECT_NAME}:{key}": image for key, image in asked.items() if image}
 
     @property
     def fits(self) -> dict[str, capacity.Fit]:
@@ -341,6 +357,7 @@ def _parse(values: Mapping[str, Any], project: str | None) -> FleetConfig:
             f"{rendezvous.fit.agents:,} agents are more than one rendezvous is for: "
             f"{described.bounds('agents')[1]:,} at most, in all",
         )
+    _check_size(root)
     _check_ports(root, context.base_port, swarm)
     _check_subnet(root, subnet, vms=len(swarm) + 1)
     roll = root.node("roll")
@@ -367,7 +384,7 @@ def _parse(values: Mapping[str, Any], project: str | None) -> FleetConfig:
         subnet_cidr=str(subnet),
         registry_ranges=_ranges(root),
         nat=root.boolean("nat", False),
-        image=root.string("image", _IMAGE, "PROJECT/FAMILY of an image", "debian-cloud/debian-12"),
+        image=_image(root, "debian-cloud/debian-12"),
         bucket=root.string(
             "bucket", _BUCKET, "a bucket's name", f"{project or 'project'}-pilot-fleet"
         ),
@@ -434,6 +451,11 @@ def _path(node: Node, name: str) -> str:
     if path.startswith("/") or ".." in path.split("/"):
         node.problem(name, f"{show(path)} leads out of the checkout: give a path inside it")
     return path
+
+
+def _image(node: Node, default: str | None = None) -> str:
+    what = "PROJECT/FAMILY of an image"
+    return node.string("image", _IMAGE, what, default, required=False)
 
 
 def _machine(node: Node) -> MachineType | None:
@@ -527,6 +549,7 @@ def _swarm_vm(
     if node.take("release") is not None:
         release = _release(node.node("release", required=True), context.release)
     environment = _environment(node.node("env"))
+    image = _image(node)
     disk_gb = node.integer("diskGb", 10, 65_536, 10)
     boot_disk_gb = node.integer("bootDiskGb", 10, 2_000, 20)
     node.unknown_keys()
@@ -569,6 +592,7 @@ def _swarm_vm(
         agent_mb=agent_mb,
         reserve_mb=reserve_mb,
         active_connections=connections,
+        image=image or None,
         disk_gb=disk_gb,
         boot_disk_gb=boot_disk_gb,
         fit=fit,
@@ -640,6 +664,7 @@ def _rendezvous(
             f"{subnet.network_address + _RESERVED_HEAD} to {last}",
         )
     public = node.boolean("public", False)
+    image = _image(node)
     disk_gb = node.integer("diskGb", 10, 65_536, 20)
     boot_disk_gb = node.integer("bootDiskGb", 10, 2_000, 20)
     if node.values:
@@ -667,6 +692,7 @@ def _rendezvous(
         machine=machine,
         address=str(address),
         public=public,
+        image=image or None,
         disk_gb=disk_gb,
         boot_disk_gb=boot_disk_gb,
         fit=fit,
@@ -797,6 +823,32 @@ def _ranges(root: Node) -> tuple[str, ...]:
                 f"{show(item)} is not an IPv4 range such as 203.0.113.0/24 (no host bits set)",
             )
     return tuple(ranges)
+
+
+# What Go's JSON escapes and Python's does not.
+_GO_ESCAPES = {ord(letter): f"\\u{ord(letter):04x}" for letter in "<>&\u2028\u2029"}
+
+
+def _check_size(root: Node) -> None:
+    def in_json(value: object) -> str:
+        text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, default=str)
+        return text.translate(_GO_ESCAPES)
+
+    def size(key: str, value: object) -> int:
+        # A map or list is JSON, and that a text in the JSON of them all.
+        text = value if isinstance(value, str) else in_json(value)
+        return len(in_json({f"{PROJECT_NAME}:{key}": text}).encode(errors="replace"))
+
+    sizes = {key: size(key, value) for key, value in root.values.items()}
+    total = sum(sizes.values())
+    if total > CONFIGURATION_MOST:
+        key = max(sizes, key=sizes.__getitem__)
+        root.problem(
+            key,
+            f"takes {sizes[key]:,} of the configuration's {total:,} bytes, and "
+            f"{CONFIGURATION_MOST:,} are the most: Pulumi hands all of it to the program in one "
+            "environment variable, which Linux limits. Make it shorter, or two stacks of it",
+        )
 
 
 def _check_ports(root: Node, base_port: int, swarm: tuple[SwarmVmConfig, ...]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import pulumi
@@ -21,13 +22,15 @@ class VmArgs:
     """What every fleet VM is made from. Disk sizes in GB; `metadata` as docs/CONTRACT.md.
 
     `hyperdisk` for machine types that take no Persistent Disk; `migrates` for those that Google
-    moves to another host while they run.
+    moves to another host while they run. `image` is for a new boot disk; the VM is made again when
+    it gets another `own_image`, which takes its place.
     """
 
     vm_name: str
     zone: pulumi.Input[str]
     machine_type: pulumi.Input[str]
-    image: pulumi.Input[str]
+    image: str
+    own_image: str | None
     boot_disk_gb: pulumi.Input[int]
     disk_gb: pulumi.Input[int]
     hyperdisk: bool
@@ -45,6 +48,16 @@ class VmArgs:
 def _disk_type(args: VmArgs) -> str:
     # Identities and a registry of tens of megabytes: neither needs more than the balanced kinds.
     return "hyperdisk-balanced" if args.hyperdisk else "pd-balanced"
+
+
+def boot_device(image: str) -> str:
+    """The boot disk's device name of a VM with an image of its own.
+
+    It cannot be changed on a disk that is attached, by nobody, so another one asks the provider for
+    another VM. Left out, it is whatever the disk has: a line that is removed replaces nothing.
+    At most 20 characters, which is what a virtio disk shows.
+    """
+    return f"boot-{hashlib.sha256(image.encode()).hexdigest()[:12]}"
 
 
 def state_disk(name: str, args: VmArgs, opts: pulumi.ResourceOptions) -> gcp.compute.Disk:
@@ -72,8 +85,9 @@ def instance(
         # A new machine type stops and starts the VM instead of failing half way.
         allow_stopping_for_update=True,
         boot_disk=gcp.compute.InstanceBootDiskArgs(
+            device_name=None if args.own_image is None else boot_device(args.own_image),
             initialize_params=gcp.compute.InstanceBootDiskInitializeParamsArgs(
-                image=args.image,
+                image=args.own_image or args.image,
                 size=args.boot_disk_gb,
                 type=_disk_type(args),
             ),
@@ -111,6 +125,15 @@ def instance(
             on_host_maintenance="MIGRATE" if args.migrates else "TERMINATE",
             preemptible=False,
         ),
-        # Its name, address and disk belong to one VM at a time.
-        opts=pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(delete_before_replace=True)),
+        opts=pulumi.ResourceOptions.merge(
+            opts,
+            pulumi.ResourceOptions(
+                # Its name, address and disk belong to one VM at a time.
+                delete_before_replace=True,
+                # The provider compares the family that is asked for with the name of the image
+                # that the disk was made from. Where the VM is replaced, the engine takes what is
+                # asked for now (docs/GOTCHAS.md).
+                ignore_changes=["bootDisk.initializeParams.image"],
+            ),
+        ),
     )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 import yaml
 
-from components.config import FleetConfig
+from components.config import CONFIGURATION_MOST, FleetConfig
 from components.reading import ConfigError
 from tests.components.fleet import ROOT, changed, seed
 from tests.startup.test_spec import GO, NO_GO
@@ -428,6 +429,34 @@ def test_the_plan_and_a_vm_take_the_same_of_gos_variables() -> None:
     for name, value, more, problem in NO_GO:
         found = problems(swarm(env={name: value, **more}))
         assert problem in found[f"pilot-fleet:swarm[0].env.{name}"]
+
+
+def test_a_vm_with_an_image_of_its_own() -> None:
+    values = changed(image="corp-images/golden")
+    values["swarm"][1]["image"] = "corp-images/canary"
+    config = parse(values)
+    assert [vm.image for vm in config.swarm] == [None, "corp-images/canary", None]
+    assert config.images == {
+        "pilot-fleet:image": "corp-images/golden",
+        "pilot-fleet:swarm[1].image": "corp-images/canary",
+    }
+    found = problems(swarm(image="golden"))
+    assert "'golden' is not PROJECT/FAMILY" in found["pilot-fleet:swarm[0].image"]
+
+
+@pytest.mark.parametrize("letter", ["x", "<", "ß", '"'])
+def test_more_configuration_than_pulumi_can_hand_over_is_refused(letter: str) -> None:
+    """Counted as it travels: JSON in JSON, in Go's way of writing it."""
+    weight = {"x": 1, "<": 7, "ß": 2, '"': 4}[letter]
+    most = CONFIGURATION_MOST - 1000
+    assert parse(swarm(env={"A": letter * (most // weight)}))
+    found = problems(swarm(env={"A": letter * (CONFIGURATION_MOST // weight)}))
+    assert "Pulumi hands all of it to the program in one" in found["pilot-fleet:swarm"]
+    # The engine hands over as text what the stack file has as a list: it is as long.
+    long = swarm(env={"A": letter * (CONFIGURATION_MOST // weight)})
+    as_text = json.dumps(long["swarm"], separators=(",", ":"), ensure_ascii=False)
+    as_text = as_text.replace("<", "\\u003c")
+    assert problems(long | {"swarm": as_text}) == found
 
 
 def test_all_problems_at_once() -> None:

@@ -193,6 +193,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "rendezvous.public": rendezvous(public=True),
     "rendezvous.diskGb": rendezvous(diskGb=50),
     "rendezvous.bootDiskGb": rendezvous(bootDiskGb=50),
+    "rendezvous.image": rendezvous(image="debian-cloud/debian-13"),
     "release.sha256": changed(release=seed()["release"] | {"sha256": {"rendezvous": "0" * 64}}),
     "swarm": changed(swarm=seed()["swarm"][:2]),
     "swarm.name": first(name="another"),
@@ -205,6 +206,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "swarm.activeConnections": first(activeConnections=299),
     "swarm.diskGb": first(diskGb=11),
     "swarm.bootDiskGb": first(bootDiskGb=21),
+    "swarm.image": first(image="debian-cloud/debian-13"),
 }
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from components.config import CONFIGURATION_MOST
 from tests.components.fleet import SEED_FILE, changed, seed
 from tests.engine.project import Project
 
@@ -57,6 +60,34 @@ def test_a_hundred_vms_with_fifty_thousand_agents(project: Project) -> None:
     assert refused.code != 0
     assert "carries 12,000 agents, the fleet has 50,000" in refused.text
     assert "at least 67 GB" in refused.text
+
+
+def test_more_configuration_than_fits_is_refused_well_below_where_it_breaks(
+    project: Project,
+) -> None:
+    """What passes the check starts the program; what does not is told why, by either."""
+    values = seed()
+    values["swarm"][0]["env"] = {"A": "x" * (CONFIGURATION_MOST - 2_000)}
+    project.configure(values)
+    assert project.preview().no_traceback().code == 0
+    reason = "Pulumi hands all of it to the program in one environment variable"
+    # The last goes beyond what the engine could start the program with.
+    for length, starts in ((CONFIGURATION_MOST, True), (120_000, True), (140_000, False)):
+        values["swarm"][0]["env"] = {"A": "x" * length}
+        project.configure(values)
+        check = subprocess.run(
+            [sys.executable, "-m", "components.stack_file", project.stack_file.name],
+            cwd=project.folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert check.returncode == 1
+        assert "pilot-fleet:swarm: takes " in check.stderr
+        assert reason in check.stderr
+        answer = project.preview().no_traceback()
+        assert answer.code != 0
+        assert (reason if starts else "argument list too long") in answer.text
 
 
 def test_every_error_of_the_configuration_in_one_run(project: Project) -> None:

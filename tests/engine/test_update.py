@@ -7,6 +7,7 @@ Google, and that a change of what an operator changes every day replaces no VM a
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import urllib.request
 from collections.abc import Iterator
@@ -171,3 +172,63 @@ def test_a_foreign_startup_script_stops_the_first_update(project: Project, cloud
     done = project.up()
     assert done.code == 0, done.text
     assert "# pilot-fleet startup script" in project_script(cloud)
+
+
+def test_the_plan_of_an_update_without_the_binaries(project: Project) -> None:
+    """Their sha256 stand in the stack file: what a change of it does is planned without them."""
+    digests = {}
+    for what in ("daemon", "rendezvous"):
+        binary = project.folder / "artifacts" / "1.18.0" / f"pilot-{what}"
+        digests[what] = hashlib.sha256(binary.read_bytes()).hexdigest()
+    values = changed(**FLEET)
+    values["release"] = values["release"] | {"sha256": digests}
+    project.configure(values)
+    binaries = project.folder / "artifacts"
+    elsewhere = binaries.rename(project.folder / "elsewhere")
+    first = project.preview().no_traceback()
+    assert first.code == 0, first.text
+    assert "warning: not built: artifacts/1.18.0/pilot-daemon" in first.text
+    elsewhere.rename(binaries)
+    assert project.up().code == 0
+    binaries.rename(elsewhere)
+    again = project.preview("--diff").no_traceback()
+    assert again.code == 0, again.text
+    assert project.steps() == {}
+    # A release that is nowhere yet: its object is new, the VMs are told of it.
+    values["release"]["sha256"] = digests | {"daemon": "0" * 64}
+    project.configure(values)
+    steps = project.steps()
+    assert steps.pop("pilot-fleet-pilot-daemon-000000000000") == "create"
+    assert {name for name, step in steps.items() if step == "update"} == {
+        "swarm-1-vm",
+        "swarm-2-vm",
+        "swarm-3-vm",
+    }
+    refused = project.up().no_traceback()
+    assert refused.code != 0
+    assert "not built: artifacts/1.18.0/pilot-daemon" in refused.text
+
+
+@pytest.mark.parametrize("protect", [True, False])
+def test_a_disk_that_would_be_smaller_is_refused(
+    project: Project, cloud: Serving, protect: bool
+) -> None:
+    """By the state, so whatever a provider makes of it: an update that fails, or another disk."""
+    values = changed(**FLEET, protect=protect)
+    values["swarm"][0] |= {"diskGb": 20, "bootDiskGb": 30}
+    project.configure(values)
+    assert project.up(policies=False).no_traceback().code == 0
+    before = instances(cloud)
+    values["swarm"][0] |= {"diskGb": 19, "bootDiskGb": 29}
+    values["rendezvous"]["bootDiskGb"] = 19
+    project.configure(values)
+    for answer in (project.preview(policies=False), project.up("--skip-preview", policies=False)):
+        assert answer.no_traceback().code != 0
+        for path, size in (
+            ("rendezvous.bootDiskGb", "19 is less than the 20 GB"),
+            ("swarm[0].bootDiskGb", "29 is less than the 30 GB"),
+            ("swarm[0].diskGb", "19 is less than the 20 GB"),
+        ):
+            assert f"pilot-fleet:{path}: {size}" in answer.text, answer.text
+        assert "unprotect" not in answer.text
+    assert instances(cloud) == before

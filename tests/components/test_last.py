@@ -1,0 +1,58 @@
+"""What an update cannot make of what is there: a smaller disk."""
+
+from __future__ import annotations
+
+import pulumi
+import pytest
+
+from components.config import FleetConfig
+from components.last import Last, require, shrinking
+from components.vm import boot_device
+from tests.components.fleet import changed
+
+NEW = Last(boot_gb={}, disk_gb={}, devices={})
+VMS = ("pilot-rendezvous", "swarm-1", "swarm-2", "swarm-3")
+THERE = Last(
+    boot_gb=dict.fromkeys(VMS, 20),
+    disk_gb={"pilot-rendezvous-state": 20} | {f"swarm-{n}-state": 10 for n in (1, 2, 3)},
+    devices=dict.fromkeys(VMS, "persistent-disk-0"),
+)
+
+
+def config(rendezvous: dict[str, object] | None = None, **first: object) -> FleetConfig:
+    """The seed's fleet with keys of the rendezvous and of its first swarm VM changed."""
+    values = changed()
+    values["rendezvous"] |= rendezvous or {}
+    values["swarm"][0] |= first
+    return FleetConfig.parse(values, project="project-1")
+
+
+def test_what_is_as_large_or_larger_or_new_is_no_problem() -> None:
+    assert shrinking(config(), THERE) == []
+    assert shrinking(config(bootDiskGb=30, diskGb=11), THERE) == []
+    assert shrinking(config({"bootDiskGb": 10, "diskGb": 10}, bootDiskGb=10), NEW) == []
+
+
+def test_every_disk_that_would_be_smaller_is_named() -> None:
+    larger = Last(boot_gb=THERE.boot_gb, disk_gb={"swarm-1-state": 100}, devices=THERE.devices)
+    found = shrinking(config({"bootDiskGb": 19}, bootDiskGb=10), larger)
+    assert [problem.path for problem in found] == [
+        "pilot-fleet:rendezvous.bootDiskGb",
+        "pilot-fleet:swarm[0].diskGb",
+        "pilot-fleet:swarm[0].bootDiskGb",
+    ]
+    assert "10 is less than the 100 GB of the disk swarm-1-state" in found[1].message
+    with pytest.raises(
+        pulumi.RunError, match=r"rendezvous\.bootDiskGb: 19 is less(.|\n)*swarm\[0\]"
+    ):
+        require(config({"bootDiskGb": 19}, bootDiskGb=10), larger)
+
+
+def test_a_vm_that_is_made_again_may_have_a_smaller_boot_disk() -> None:
+    image = "corp-images/golden"
+    assert shrinking(config(bootDiskGb=10, image=image), THERE) == []
+    made = Last(
+        boot_gb=THERE.boot_gb, disk_gb={}, devices={**THERE.devices, "swarm-1": boot_device(image)}
+    )
+    (problem,) = shrinking(config(bootDiskGb=10, image=image), made)
+    assert problem.path == "pilot-fleet:swarm[0].bootDiskGb"
