@@ -142,8 +142,8 @@ def test_a_name_that_is_not_there_is_refused_before_anything_is_touched(
     for answer in (project.preview(), project.up("--skip-preview")):
         assert answer.no_traceback().code != 0
         for path, image in (("image", "debian-21"), ("swarm[0].image", "canari")):
-            (line,) = {each for each in answer.text.splitlines() if f":{path}: " in each}
-            assert f"no family of images called {image}" in line, answer.text
+            lines = [each for each in answer.text.splitlines() if f"fleet:{path}: " in each]
+            assert f"no family of images called {image}" in lines[-1], answer.text
     assert instances(cloud) == before
 
 
