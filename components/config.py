@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import pulumi
 
-from components import capacity, described
+from components import capacity, described, names
 from components.machines import MIB_PER_GIB, MachineType, look_up, unsold
 from components.reading import ConfigError, Node, Problem, describe, show
 
@@ -40,10 +40,6 @@ _RESERVED_HEAD, _RESERVED_TAIL = 2, 2
 # longest thing that is named after a VM.
 _NAME = re.compile(r"[a-z](?:[-a-z0-9]{0,54}[a-z0-9])?")
 _RESOURCE = re.compile(r"[^\s/]{1,128}")
-_PROJECT_ID = re.compile(r"[a-z][-a-z0-9]{4,28}[a-z0-9]")
-_ZONE = re.compile(r"[a-z]+-[a-z]+[0-9]+-[a-z]")
-_BUCKET = re.compile(r"[a-z0-9](?:[-_.a-z0-9]{1,61}[a-z0-9])")
-_IMAGE = re.compile(r"[a-z][-a-z0-9]{4,28}[a-z0-9]/[a-z](?:[-a-z0-9]{0,61}[a-z0-9])?")
 _SERVICE_ACCOUNT = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
 # The accounts that Google makes by itself: far too powerful, and anyone's.
 _DEFAULT_ACCOUNT = re.compile(
@@ -60,9 +56,6 @@ _CHANNEL = re.compile(
 _MEMBER = re.compile(
     r"(?:user|group|serviceAccount):[^@\s:]+@[^@\s:]+\.[^@\s:]+|domain:[^@\s:/]+\.[^@\s:/]+"
     r"|principal(?:Set)?://iam\.googleapis\.com/[^\s]+"
-)
-_ROLE = re.compile(
-    r"roles/[a-zA-Z0-9.]+|(?:projects/[-a-z0-9]{6,30}|organizations/[0-9]+)/roles/[a-zA-Z0-9_.]{3,64}"
 )
 
 
@@ -312,9 +305,11 @@ def _parse(values: Mapping[str, Any], project: str | None) -> FleetConfig:
         problems.append(
             Problem(path="gcp:project", message="is missing: give the Google Cloud project's id")
         )
-    elif not _PROJECT_ID.fullmatch(project):
+    elif not names.PROJECT.fullmatch(project):
         problems.append(Problem(path="gcp:project", message=f"{show(project)} is not a project id"))
-    zone = root.string("zone", _ZONE, "a zone such as us-central1-a")
+    elif problem := names.project_problem(project):
+        problems.append(Problem(path="gcp:project", message=problem))
+    zone = root.string("zone", names.ZONE, "a zone of Google's such as us-central1-a")
     context = _Context(
         release=_release(root.node("release", required=True), None),
         agent_mb=root.integer("agentMb", 1, 4096, capacity.AGENT_MB),
@@ -336,6 +331,8 @@ def _parse(values: Mapping[str, Any], project: str | None) -> FleetConfig:
     )
     if not swarm_items and root.at("swarm") not in {problem.path for problem in problems}:
         root.problem("swarm", "is empty: name at least one VM with machineType and agents")
+    if swarm and len(swarm) == len(swarm_items) and not any(vm.agents for vm in swarm):
+        root.problem("swarm", "has no agent at all: give at least one VM agents")
     rendezvous = _rendezvous(
         rendezvous_node,
         context,
@@ -385,9 +382,7 @@ def _parse(values: Mapping[str, Any], project: str | None) -> FleetConfig:
         registry_ranges=_ranges(root),
         nat=root.boolean("nat", False),
         image=_image(root, "debian-cloud/debian-12"),
-        bucket=root.string(
-            "bucket", _BUCKET, "a bucket's name", f"{project or 'project'}-pilot-fleet"
-        ),
+        bucket=_bucket(root, project),
         service_account=account or None,
         protect=root.boolean("protect", True),
         snapshots=Snapshots(
@@ -416,6 +411,14 @@ def _parse(values: Mapping[str, Any], project: str | None) -> FleetConfig:
     if problems:
         raise ConfigError(problems)
     return config
+
+
+def _bucket(node: Node, project: str | None) -> str:
+    default = f"{project or 'project'}-pilot-fleet"
+    bucket = node.string("bucket", names.BUCKET, "a bucket's name", default)
+    if bucket != default and (problem := names.bucket_problem(bucket)):
+        node.problem("bucket", f"{bucket!r} {problem}")
+    return bucket
 
 
 def _release(node: Node, inherited: Release | None) -> Release:
@@ -455,7 +458,10 @@ def _path(node: Node, name: str) -> str:
 
 def _image(node: Node, default: str | None = None) -> str:
     what = "PROJECT/FAMILY of an image"
-    return node.string("image", _IMAGE, what, default, required=False)
+    image = node.string("image", names.IMAGE, what, default, required=False)
+    if problem := names.image_problem(image):
+        node.problem("image", problem)
+    return image
 
 
 def _machine(node: Node) -> MachineType | None:
@@ -784,7 +790,13 @@ def _access(node: Node) -> Access:
     access = Access(
         look=node.strings("look", _MEMBER, members),
         order=node.strings("order", _MEMBER, members),
-        role=node.string("role", _ROLE, "a role such as projects/P/roles/R", required=False)
+        role=node.string(
+            "role",
+            names.ROLE,
+            "a custom role such as projects/P/roles/R (Google's own that may reset VMs may also "
+            "rewrite their metadata, which is root on them)",
+            required=False,
+        )
         or None,
     )
     for index, member in enumerate(access.order):
@@ -872,5 +884,7 @@ def _check_ports(root: Node, base_port: int, swarm: tuple[SwarmVmConfig, ...]) -
 
 def _check_subnet(root: Node, subnet: ipaddress.IPv4Network, *, vms: int) -> None:
     room = subnet.num_addresses - _RESERVED_HEAD - _RESERVED_TAIL
+    if problem := names.subnet_problem(subnet):
+        root.problem("subnetCidr", problem)
     if vms > room:
         root.problem("subnetCidr", f"{subnet} has room for {room:,} VMs, the fleet has {vms:,}")

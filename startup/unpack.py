@@ -54,7 +54,14 @@ def put(path: Path, data: bytes, mode: int) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def main(root: Path, steps: list[str]) -> int:
+# In quotes: a Python that is too old has to get as far as to be told.
+def main(root: Path, steps: "list[str]") -> int:
+    if sys.version_info < (3, 11):  # noqa: UP036
+        print(
+            "pilot: programs: this image has Python {}.{}, and pilot-node needs 3.11 or newer: use "
+            "debian-cloud/debian-12 or an image that has it".format(*sys.version_info)
+        )
+        return 1
     try:
         install(root, bz2.decompress(base64.b64decode(sys.stdin.buffer.read())))
     except OSError as error:

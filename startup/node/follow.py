@@ -22,7 +22,7 @@ from . import apply, files, kernel, orders, watch
 from .limits import LimitsError
 from .metadata import MetadataServer
 from .orders import Standing
-from .place import Place
+from .place import AGAIN, Place
 from .retry import FinalError
 from .spec import RendezvousSpec, Script, SpecError, SwarmSpec, expected_script, parse
 from .status import OrdersStatus, ScriptStatus, SpecStatus
@@ -57,7 +57,6 @@ _STARTS = 5.0
 # Seconds between two attempts at what failed on this machine (a full disk, systemd).
 _AGAIN = 10.0
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
-_RUNNER = "google_metadata_script_runner"
 _UNIT = "pilot-script"
 
 AnySpec = SwarmSpec | RendezvousSpec
@@ -121,12 +120,12 @@ def script_state(
     return (APPLYING, True) if found == expected else (FOREIGN, False)
 
 
-def apply_script() -> None:
+def apply_script(place: Place) -> None:
     """Google's runner, in a unit of its own: the script restarts this very service."""
     unit = ["--no-block", "--collect", f"--unit={_UNIT}"]
     unit += ["--description=Pilot: the project's startup script, applied again"]
     done = subprocess.run(
-        ["systemd-run", *unit, _RUNNER, "startup"],
+        ["systemd-run", *unit, "/bin/bash", str(place.runner)],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -197,7 +196,7 @@ class Follower:
         known: Known,
         say: Callable[[str], None],
         wake: Wake,
-        run_script: Callable[[], None] = apply_script,
+        run_script: Callable[[Place], None] = apply_script,
         script_runs: Callable[[], bool] = script_runs,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -452,7 +451,7 @@ class Follower:
         tries = last.tries + 1 if last else 1
         self._remember_attempt(Attempt(sha256=script.sha256, uptime=now, tries=tries))
         self.say(f"the project's startup script is {script.sha256[:12]}, as expected: applying it")
-        self._run_script()
+        self._run_script(self.place)
         self._ran = self._clock()
 
     def _until_turn(self, script: Script, applied: str) -> float:
@@ -548,10 +547,7 @@ def recall_spec(place: Place) -> Known:
             problems.append(f"{path}: {error}")
         else:
             return Known(text=text, spec=spec, script=spec.script)
-    raise FinalError(
-        f"there is no spec to begin with: {'; '.join(problems)}; run "
-        "`rm /run/pilot/guard; google_metadata_script_runner startup`"
-    )
+    raise FinalError(f"there is no spec to begin with: {'; '.join(problems)}; {AGAIN}")
 
 
 def _recall(path: Path, build: Callable[[dict[str, Any]], T]) -> T | None:

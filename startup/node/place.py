@@ -12,8 +12,9 @@ from pathlib import Path
 METADATA_HOST = "169.254.169.254"
 METADATA_HOST_VARIABLE = "GCE_METADATA_HOST"
 ROOT_VARIABLE = "PILOT_ROOT"
-# Runs the startup script again. Without removing the guard a run after a complete one does nothing.
-AGAIN = "run `rm /run/pilot/guard; google_metadata_script_runner startup`"
+# Runs the startup script again, by whatever program Google's unit for it names. Without removing
+# the guard a run after a complete one does nothing.
+AGAIN = "run `rm /run/pilot/guard; systemctl restart google-startup-scripts`"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +101,11 @@ class Place:
     @property
     def guard(self) -> Path:
         return self.run / "guard"
+
+    @property
+    def runner(self) -> Path:
+        """Runs startup scripts with Google's own command; the startup script writes it."""
+        return self.run / "runner"
 
     @property
     def opt(self) -> Path:

@@ -229,7 +229,7 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     ),
     (
         "a reserve of more than there is",
-        swarm(machineType="e2-micro", agents=0),
+        swarm(machineType="e2-micro", agents=1),
         "pilot-fleet:swarm[0].reserveMb",
         "leave nothing of the 1,024 MiB",
     ),
@@ -343,6 +343,91 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     ("no bucket", changed(bucket="Not A Bucket"), "pilot-fleet:bucket", "a bucket's name"),
     ("no account", changed(serviceAccount="me"), "pilot-fleet:serviceAccount", "address"),
     ("image", changed(image="debian-12"), "pilot-fleet:image", "PROJECT/FAMILY"),
+    *(
+        (f"the image {image}", changed(image=image), "pilot-fleet:image", "has no Python 3.11")
+        for image in (
+            "windows-cloud/windows-2022",
+            "windows-sql-cloud/sql-std-2022-win-2022",
+            "cos-cloud/cos-stable",
+            "fedora-coreos-cloud/fedora-coreos-stable",
+            "freebsd-org-cloud-dev/freebsd-14-1",
+            "debian-cloud/debian-11",
+            "debian-cloud/debian-11-bullseye-v20240701",
+            "debian-cloud/debian-9",
+            "ubuntu-os-cloud/ubuntu-2204-lts",
+            "ubuntu-os-cloud/ubuntu-minimal-2004-lts",
+            "ubuntu-os-pro-cloud/ubuntu-pro-2204-lts",
+            "rhel-cloud/rhel-9",
+            "rocky-linux-cloud/rocky-linux-8-optimized-gcp",
+            "centos-cloud/centos-7",
+            "centos-cloud/centos-stream-9",
+            "almalinux-cloud/almalinux-9",
+            "suse-cloud/sles-15",
+        )
+    ),
+    (
+        "the image of one VM",
+        swarm(image="cos-cloud/cos-stable"),
+        "pilot-fleet:swarm[0].image",
+        "has no Python 3.11",
+    ),
+    *(
+        (f"the image {image}", changed(image=image), "pilot-fleet:image", "is for Arm machines")
+        for image in ("debian-cloud/debian-12-arm64", "ubuntu-os-cloud/ubuntu-2404-lts-arm64")
+    ),
+    *(
+        (f"the bucket {name}", changed(bucket=name), "pilot-fleet:bucket", why)
+        for name, why in (
+            ("google-fleet", "begins with goog"),
+            ("goog-fleet", "begins with goog"),
+            ("my-google-fleet", "contains google"),
+            ("my-g00gle-fleet", "contains google"),
+            ("my.googie", "contains google"),
+            ("10.0.0.1", "looks like an IP address"),
+            ("999.1.1.1", "looks like an IP address"),
+            ("a..b", "has a dot beside"),
+            ("a.-b", "has a dot beside"),
+            ("a-.b", "has a dot beside"),
+            ("ab", "is not a bucket's name"),
+            ("a" * 64, "is not a bucket's name"),
+            ("-ab", "is not a bucket's name"),
+            ("ab.", "is not a bucket's name"),
+        )
+    ),
+    *(
+        (f"the zone {zone}", changed(zone=zone), "pilot-fleet:zone", "is not a zone of Google's")
+        for zone in ("mars-north1-z", "us-central1-z", "us-middle1-a", "eu-west1-b", "us-east0-b")
+    ),
+    *(
+        (
+            f"a subnet over {cidr}",
+            changed(subnetCidr=cidr),
+            "pilot-fleet:subnetCidr",
+            why,
+        )
+        for cidr, why in (
+            (
+                "35.235.240.0/20",
+                "overlaps 35.235.240.0/20, from which people reach VMs through IAP",
+            ),
+            ("35.235.241.0/24", "through IAP"),
+            ("35.235.0.0/16", "through IAP"),
+            ("35.191.0.0/20", "checks the health"),
+            ("130.211.0.0/24", "checks the health"),
+            ("35.199.192.0/24", "Cloud DNS"),
+            ("199.36.153.0/24", "Google's APIs"),
+        )
+    ),
+    ("no agent at all", swarm(agents=0), "pilot-fleet:swarm", "has no agent at all"),
+    *(
+        (
+            f"the role {role}",
+            changed(access={"order": ["group:a@example.com"], "role": role}),
+            "pilot-fleet:access.role",
+            "is not a custom role",
+        )
+        for role in ("roles/owner", "roles/editor", "roles/compute.instanceAdmin.v1", "owner")
+    ),
     (
         "endpoint with a path",
         changed(endpoints={"storage": "http://127.0.0.1:1/storage/v1"}),
@@ -405,7 +490,7 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     ),
     (
         "a role for nobody",
-        changed(access={"role": "roles/x"}),
+        changed(access={"role": "projects/project-1/roles/operator"}),
         "pilot-fleet:access.role",
         "while order is empty",
     ),
@@ -421,6 +506,36 @@ def test_what_is_wrong_is_named(values: dict[str, Any], path: str, message: str)
     found = problems(values)
     assert path in found, found
     assert message in found[path]
+
+
+def test_a_project_with_a_domain_before_its_id_is_not_supported() -> None:
+    (problem,) = problems(seed(), "example.com:project-1").items()
+    assert problem[0] == "gcp:project"
+    assert "a project with a domain before its id, which is not supported" in problem[1]
+    assert "is not a project id" in problems(seed(), "example.com:p")["gcp:project"]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        *({"zone": zone} for zone in ("us-central1-f", "europe-southwest1-a", "me-west1-b")),
+        *({"zone": zone} for zone in ("northamerica-northeast2-c", "asia-southeast3-a")),
+        *({"zone": zone} for zone in ("africa-south1-a", "us-west8-a", "europe-west12-c")),
+        *({"bucket": name} for name in ("fleet.example.com", "a_b", "123", "g-oogle", "1.2.3")),
+        *({"image": image} for image in ("debian-cloud/debian-13", "project-1/golden")),
+        *({"image": image} for image in ("ubuntu-os-cloud/ubuntu-2404-lts-amd64",)),
+        *({"image": image} for image in ("ubuntu-os-cloud/ubuntu-minimal-2510-amd64",)),
+        *({"image": image} for image in ("rhel-cloud/rhel-10", "suse-cloud/sles-16")),
+        # A custom image, whatever its family is called; a typo is for the look-up.
+        *({"image": image} for image in ("project-1/debian-11", "debian-cloud/debian-21")),
+        {"image": "debian-cloud/debian-12-bookworm-v20261110"},
+        *({"subnetCidr": cidr} for cidr in ("192.168.0.0/24", "100.64.0.0/20", "172.20.0.0/16")),
+        {"access": {"order": ["group:a@example.com"], "role": "organizations/1/roles/operator"}},
+    ],
+    ids=str,
+)
+def test_what_google_takes_is_accepted(values: dict[str, Any]) -> None:
+    assert parse(changed(**values))
 
 
 def test_the_plan_and_a_vm_take_the_same_of_gos_variables() -> None:

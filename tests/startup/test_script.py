@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from components.startup import STARTUP_DIR
 from startup.node import release
 from tests.startup.conftest import Vm
 from tests.startup.google import TOKEN, Google, hang_up
@@ -139,6 +141,7 @@ def test_what_is_roots_in_run_is_roots_alone(vm: Vm) -> None:
     assert modes == {
         "lock": 0o600,
         "guard": 0o644,
+        "runner": 0o644,
         "spec.json": 0o644,
         "address": 0o644,
         "agents": 0o755,
@@ -544,7 +547,76 @@ def test_what_the_timer_starts(vm: Vm, answer: str, node: int, status: int, runs
     assert len(calls) == runs
     for call in calls:
         assert call.startswith("systemd-run --no-block --collect --unit=pilot-script --desc")
-        assert call.endswith(" google_metadata_script_runner startup")
+        assert call.endswith(f" /bin/bash {vm.root}/run/pilot/runner")
+
+
+@pytest.mark.parametrize(
+    "program", ["google_metadata_script_runner", "gce_metadata_script_runner", "of_tomorrow"]
+)
+def test_a_script_is_run_again_by_the_program_that_googles_unit_names(vm: Vm, program: str) -> None:
+    fresh(vm)
+    assert vm.run()[0] == 0
+    shown = f"{{ path={vm.bin}/{program} ; argv[]={vm.bin}/{program} startup ; ignore_errors=no ;"
+    shown += " start_time=[n/a] ; stop_time=[n/a] ; pid=0 ; code=(null) ; status=0/0 }"
+    vm.stub("systemctl", f"echo '{shown}'")
+    vm.stub(program, "exit 7")
+    command = ["/bin/bash", str(vm.root / "run/pilot/runner")]
+    done = subprocess.run(command, env=vm.environment, check=False)
+    assert done.returncode == 7
+    assert vm.calls(program) == [f"{program} startup"]
+    unit = "google-startup-scripts.service"
+    assert vm.calls("systemctl")[-1] == f"systemctl show --property=ExecStart --value {unit}"
+    # No unit of that name: no guest agent of Google's.
+    vm.stub("systemctl", "echo")
+    done = subprocess.run(command, env=vm.environment, capture_output=True, check=False)
+    assert (done.returncode, vm.calls(program)) == (1, [f"{program} startup"])
+    assert b"google-startup-scripts.service has no ExecStart=" in done.stderr
+
+
+def with_python(vm: Vm, body: str | None) -> None:
+    """As on an image whose /usr/bin/python3 is `body`; None where there is none."""
+    path = vm.root.parent / "python3"
+    if body is not None:
+        path.write_text(f"#!/bin/bash\n{body}\n", encoding="utf-8")
+        path.chmod(0o755)
+    text = vm.script.read_text(encoding="utf-8")
+    assert text.count("/usr/bin/python3") >= 2
+    # Of the script itself only: what it carries is compressed.
+    vm.script.write_text(text.replace("/usr/bin/python3", str(path)), encoding="utf-8")
+
+
+OLD = """
+exec python3 -IS -c '
+import collections, sys
+version = collections.namedtuple("version", "major minor micro releaselevel serial")
+sys.version_info, sys.argv = version(3, {minor}, 2, "final", 0), sys.argv[1:]
+exec(compile(open(sys.argv[0]).read(), sys.argv[0], "exec"))
+' "${{@:2}}"
+"""
+
+
+@pytest.mark.parametrize(
+    ("python", "found"),
+    [
+        (OLD.format(minor=9), "has Python 3.9, and"),
+        (OLD.format(minor=10), "has Python 3.10, and"),
+        (None, "has no "),
+    ],
+    ids=["Debian 11", "Ubuntu 22.04", "COS"],
+)
+def test_a_python_that_is_too_old_is_one_sentence(vm: Vm, python: str | None, found: str) -> None:
+    fresh(vm)
+    with_python(vm, python)
+    status, output = vm.run()
+    assert status == 1, output
+    (sentence,) = [line for line in output.splitlines() if "3.11 or newer" in line]
+    assert f"this image {found}" in sentence
+    assert "use debian-cloud/debian-12" in sentence
+    assert "Traceback" not in output
+    assert "done" not in output
+    assert not vm.calls("systemctl")
+    # Any Python that an image may have gets as far as to say so: RHEL 8 has 3.6.
+    ast.parse((STARTUP_DIR / "unpack.py").read_text(encoding="utf-8"), feature_version=(3, 6))
 
 
 def test_the_token_is_on_no_command_line(vm: Vm) -> None:

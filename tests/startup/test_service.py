@@ -154,7 +154,7 @@ class Service:
     def _behave(self, port: int) -> str:
         return self.behave(port, self._sha256(port))
 
-    def _run_script(self) -> None:
+    def _run_script(self, _: Place) -> None:
         self.scripts += 1
 
 

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"os"
 
+	terraform "github.com/hashicorp/terraform-plugin-sdk/v2/helper/schema"
 	google "github.com/hashicorp/terraform-provider-google-beta/google-beta"
 	"github.com/pulumi/pulumi-terraform-bridge/v3/pkg/tfbridge"
 	shim "github.com/pulumi/pulumi-terraform-bridge/v3/pkg/tfshim"
@@ -93,9 +94,19 @@ var newerConfig = []string{
 	"skipRegionValidation", "terraformAttributionLabelAdditionStrategy", "universeDomain",
 }
 
+// older is the provider of 4.14, less a check of what Google has come to sell since: of a new
+// VM's boot disk it takes the types of its own time only, and of no other disk.
+func older() *terraform.Provider {
+	provider := google.Provider()
+	bootDisk := provider.ResourcesMap["google_compute_instance"].Schema["boot_disk"]
+	parameters := bootDisk.Elem.(*terraform.Resource).Schema["initialize_params"]
+	parameters.Elem.(*terraform.Resource).Schema["type"].ValidateFunc = nil
+	return provider
+}
+
 func provider() tfbridge.ProviderInfo {
 	info := tfbridge.ProviderInfo{
-		P:              shimv2.NewProvider(google.Provider()),
+		P:              shimv2.NewProvider(older()),
 		Name:           "gcp",
 		ResourcePrefix: "google",
 		Version:        version,
