@@ -649,7 +649,7 @@ class Compute:
     def _work_start(self, path: str) -> None:
         try:
             self._driver.start(self._machine(path))
-        except MachineError:
+        except (MachineError, OperationError):
             self._set_status(path, instances.TERMINATED)
             raise
         self._set_status(path, instances.RUNNING, lastStartTimestamp=links.now())

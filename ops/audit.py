@@ -10,13 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from ops.errors import MissingError, UnsupportedError
 from ops.fleet import LABEL, RENDEZVOUS, SWARM, Fleet, Instance
-from ops.google import Cloud, pairs
+from ops.google import Cloud, Listed, pairs
 
 OWN: Final = "startup-script"
 DECLARED: Final = ("enable-guest-attributes", "enable-oslogin", "pilot-role", "pilot-spec")
@@ -64,7 +64,6 @@ _OFF: Final = frozenset({"false", "f", "0"})
 """Values of enable-osconfig with which the agent does nothing."""
 # Pulumi compares with its state: what was changed at Google it sees only when it asks there.
 _MEND: Final = "make up ARGS=--refresh"
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,24 +132,27 @@ def what_runs(key: str, value: str = "") -> str:
     return ""
 
 
-def read(cloud: Cloud, instances: Iterable[Instance]) -> Project:
-    """Look at a project. Parts that an API does not have are named in `unread`."""
+def read(cloud: Cloud, instances: Iterable[Instance], unseen: Iterable[str] = ()) -> Project:
+    """Look at a project. What cannot be looked at is named in `unread`: parts that an API does
+    not have, and zones and regions that do not answer (`unseen`, for the instances)."""
     found = tuple(instances)
-    unread: list[str] = []
+    unread = [f"VMs: {each}" for each in unseen]
 
-    def part(what: str, ask: Callable[[], Iterable[_T]]) -> list[_T]:
+    def part(what: str, ask: Callable[[], Listed]) -> Sequence[tuple[str, Any]]:
         try:
-            return list(ask())
+            listed = ask()
         except UnsupportedError:
-            unread.append(what)
-            return []
+            unread.append(f"{what} (this API does not have them)")
+            return ()
+        unread.extend(f"{what}: {each}" for each in listed.unseen)
+        return listed.items
 
     bags: list[Bag] = [
         Bag(kind="instance", where=each.path, metadata=each.metadata) for each in found
     ]
     templates = part("regional instance templates", cloud.templates)
-    if "regional instance templates" in unread:
-        templates = list(cloud.global_templates())
+    if not templates:
+        templates = cloud.global_templates().items
     bags += [
         Bag(
             kind="template",
@@ -165,7 +167,7 @@ def read(cloud: Cloud, instances: Iterable[Instance]) -> Project:
             where=f"global/machineImages/{each.name}",
             metadata=pairs(each.instance_properties.metadata),
         )
-        for each in part("machine images", cloud.machine_images)
+        for _, each in part("machine images", cloud.machine_images)
     ]
     bags += [
         Bag(
@@ -181,7 +183,7 @@ def read(cloud: Cloud, instances: Iterable[Instance]) -> Project:
         except MissingError:
             continue
         except UnsupportedError:
-            unread.append(f"instance settings of {zone}")
+            unread.append(f"instance settings of {zone} (this API does not have them)")
             continue
         bags.append(Bag(kind="zone", where=f"zones/{zone}/instanceSettings", metadata=metadata))
     return Project(

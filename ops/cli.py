@@ -2,8 +2,8 @@
 
 Exit codes: 0 all is as it should be · 1 something is found (a VM that is not whole, an alert, a
 ghost, a halted roll) · 2 the command line makes no sense · 3 it could not be found out or ordered
-(a right is missing, nobody answers, no such VM) · 4 what was ordered has not come about in time ·
-130 interrupted.
+(a right is missing, nobody answers, no such VM; the answer could not be written) · 4 what was
+ordered has not come about in time · 130 interrupted.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ops import cli_act, cli_look, run
 from ops.cli_options import Options
 from ops.errors import FINE, INTERRUPTED, OpsError
 from ops.google import COMPUTE, MONITORING, STORAGE, Place
-from ops.terminal import complain
+from ops.terminal import answers, complain
 
 app = typer.Typer(
     help=__doc__,
@@ -99,7 +99,8 @@ def options(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; its exit code."""
     try:
-        app(args=None if arguments is None else list(arguments), prog_name="ops")
+        with answers():
+            app(args=None if arguments is None else list(arguments), prog_name="ops")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else FINE
     except OpsError as error:

@@ -24,7 +24,7 @@ from ops.cli_options import (
     Without,
     Yes,
 )
-from ops.errors import FINE, FOUND, OpsError, StuckError, UsageError
+from ops.errors import FINE, FOUND, OpsError, OutputError, StuckError, UsageError
 from ops.fleet import Fleet
 from ops.orders import BANNER_LIMIT, Orders, new_id
 from ops.plan import Plan, Seen
@@ -148,7 +148,7 @@ def _carry_out(runner: run.Runner, plan: Plan, generation: int, *, silence: bool
     banner = f"{plan.kind} under way since {plan.at}, by {plan.by}"[:BANNER_LIMIT]
     try:
         runner.carry_out(plan, generation, banner=banner, silence=silence)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, OutputError):
         off = ", and a VM that was shut down stays off" if plan.kind == plans.REBOOT else ""
         complain(
             f"\ninterrupted. What is drained stays drained{off}: `ops {plan.kind} --resume` goes "

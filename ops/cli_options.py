@@ -3,7 +3,6 @@ several of them take."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -11,7 +10,7 @@ import typer
 
 from ops import fleet as fleets
 from ops.errors import OpsError
-from ops.fleet import Fleet, Instance
+from ops.fleet import Fleet, Instance, Project
 from ops.google import Cloud, Place
 
 
@@ -28,17 +27,19 @@ class Options:
     def cloud(self) -> Cloud:
         return Cloud(self.place)
 
-    def look(self, cloud: Cloud, there: Sequence[Instance] | None = None) -> Fleet:
+    def look(self, cloud: Cloud, there: Project | None = None) -> Fleet:
         return fleets.read(cloud, fleet=self.fleet, dashboard=self.dashboard, there=there)
 
     def instance(self, cloud: Cloud, vm: str) -> Instance:
         """The VM of that name. OpsError where there is none."""
-        _, found = fleets.choose(fleets.instances(cloud), self.fleet)
+        project = fleets.instances(cloud)
+        _, found = fleets.choose(project, self.fleet)
         for each in found:
             if each.name == vm:
                 return each
         names = ", ".join(each.name for each in found)
-        raise OpsError(f"{vm} is no VM of the fleet: there are {names}")
+        text = f"{vm} is no VM of the fleet: there are {names}"
+        raise OpsError("; ".join((text, *project.unseen)))
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]

@@ -33,7 +33,11 @@ class MissingError(OpsError):
     """What was asked for is not there."""
 
 
-class UnreachableError(OpsError):
+class TryLaterError(OpsError):
+    """It is refused for now: the same may be done later."""
+
+
+class UnreachableError(TryLaterError):
     """Nobody answers."""
 
 
@@ -55,3 +59,7 @@ class StuckError(OpsError):
     """The fleet refuses what was ordered, and says why."""
 
     code = FOUND
+
+
+class OutputError(OpsError):
+    """The answer cannot be written to where it should go."""

@@ -17,8 +17,9 @@ from typing import Any, Final
 
 import requests
 
-from ops.errors import DeniedError, MissingError, OpsError, UsageError
-from ops.google import Cloud, one_line, pairs
+from ops.errors import MissingError, OpsError, UnreachableError, UsageError
+from ops.google import Cloud, pairs
+from ops.refusals import one_line
 
 LABEL: Final = "pilot-fleet"
 STATUS: Final = "pilot/status"
@@ -190,13 +191,15 @@ class Registry:
 
 @dataclass(frozen=True, kw_only=True)
 class Fleet:
-    """One look at a fleet: `time` in seconds since the epoch, VMs by role and name."""
+    """One look at a fleet: `time` in seconds since the epoch, VMs by role and name. `unseen` has a
+    sentence for each zone that did not answer: VMs there are not among `vms`."""
 
     name: str
     project: str
     time: float
     vms: tuple[Vm, ...]
     registry: Registry
+    unseen: tuple[str, ...] = ()
 
     @property
     def swarm(self) -> tuple[Vm, ...]:
@@ -226,9 +229,10 @@ class Fleet:
         """How many declared agents no VM wants, as a sentence; "" where each is wanted."""
         if not self.missing:
             return ""
+        hidden = f", or it is not seen ({'; '.join(self.unseen)})" if self.unseen else ""
         return (
             f"{self.missing:,} of {self.wanted:,} agents that the rendezvous was told of are "
-            "wanted by no VM: one was deleted, or its spec cannot be read (`ops audit`)"
+            f"wanted by no VM: one was deleted, or its spec cannot be read (`ops audit`){hidden}"
         )
 
     def vm(self, name: str) -> Vm:
@@ -237,12 +241,25 @@ class Fleet:
             if vm.name == name:
                 return vm
         names = ", ".join(vm.name for vm in self.vms)
-        raise MissingError(f"{name} is no VM of fleet {self.name}: there are {names}")
+        text = f"{name} is no VM of fleet {self.name}: there are {names}"
+        raise MissingError("; ".join((text, *self.unseen)))
 
 
-def instances(cloud: Cloud) -> list[Instance]:
-    """Every VM of the project."""
-    return sorted(map(_instance, cloud.instances()), key=lambda each: (each.name, each.zone))
+@dataclass(frozen=True, kw_only=True)
+class Project:
+    """The VMs of a project, by name, and a sentence for each zone that did not answer."""
+
+    vms: tuple[Instance, ...]
+    unseen: tuple[str, ...] = ()
+
+
+def instances(cloud: Cloud) -> Project:
+    """Every VM of the project that Google shows."""
+    found = cloud.instances()
+    vms = sorted(
+        (_instance(each) for _, each in found.items), key=lambda each: (each.name, each.zone)
+    )
+    return Project(vms=tuple(vms), unseen=found.unseen)
 
 
 def _instance(found: Any) -> Instance:
@@ -257,15 +274,21 @@ def _instance(found: Any) -> Instance:
     )
 
 
-def choose(found: Iterable[Instance], fleet: str) -> tuple[str, list[Instance]]:
-    """The fleet and its VMs: the named one, or the only one. MissingError, UsageError."""
-    members = [each for each in found if each.fleet]
+def choose(found: Project, fleet: str) -> tuple[str, list[Instance]]:
+    """The fleet and its VMs: the named one, or the only one. MissingError, UsageError; where a
+    zone did not answer UnreachableError."""
+    members = [each for each in found.vms if each.fleet]
     names = sorted({each.fleet for each in members})
+    wrong = ""
     if fleet and fleet not in names:
         there = f"there is {', '.join(names)}" if names else "there is no fleet at all"
-        raise MissingError(f"no VM has the label {LABEL}={fleet}; {there}")
-    if not names:
-        raise MissingError(f"no VM of this project has the label {LABEL}: is it the right project?")
+        wrong = f"no VM has the label {LABEL}={fleet}; {there}"
+    elif not names:
+        wrong = f"no VM of this project has the label {LABEL}: is it the right project?"
+    if wrong and found.unseen:
+        raise UnreachableError("; ".join((*found.unseen, wrong)))
+    if wrong:
+        raise MissingError(wrong)
     if not fleet and len(names) > 1:
         raise UsageError(f"there are several fleets: choose one with --fleet ({', '.join(names)})")
     chosen = fleet or names[0]
@@ -323,14 +346,15 @@ def read(
     fleet: str = "",
     dashboard: str = "",
     only: Iterable[str] = (),
-    there: Iterable[Instance] | None = None,
+    there: Project | None = None,
 ) -> Fleet:
     """Look at the fleet; of VMs with names in `only`, where given, and the others say nothing.
 
     One request for the VMs (more where they are more than 500; none where `there` are those that
     were just listed), one for each status, one for the dashboard.
     """
-    name, found = choose(instances(cloud) if there is None else there, fleet)
+    project = instances(cloud) if there is None else there
+    name, found = choose(project, fleet)
     asked = set(only) or {each.name for each in found}
 
     def status(instance: Instance) -> str | OpsError | None:
@@ -338,10 +362,8 @@ def read(
             return None
         try:
             return cloud.guest_attribute(instance.zone, instance.name, STATUS)
-        except DeniedError:
-            # Whoever may not read one may read none.
-            raise
         except OpsError as error:
+            # Of this VM: a refusal, of whatever kind, hides no other.
             return error
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:
@@ -356,6 +378,7 @@ def read(
         time=now,
         vms=vms,
         registry=registry(cloud, rendezvous, dashboard),
+        unseen=project.unseen,
     )
 
 

@@ -7,9 +7,8 @@ has to be on loopback, because a token is sent along, and then it is not a real 
 from __future__ import annotations
 
 import ipaddress
-import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,9 +23,9 @@ from ops.errors import (
     MissingError,
     OpsError,
     UnreachableError,
-    UnsupportedError,
     UsageError,
 )
+from ops.refusals import LOGIN, Answer, answer, one_line, refusal
 
 with warnings.catch_warnings():
     # On import it announces when it will drop this Python, which is Debian 12's.
@@ -37,40 +36,25 @@ with warnings.catch_warnings():
     from google.auth.transport.requests import AuthorizedSession
     from google.cloud import compute_v1, storage  # type: ignore[attr-defined]
     from google.oauth2.credentials import Credentials
+    from google.protobuf import json_format
 
 COMPUTE: Final = "https://compute.googleapis.com"
 STORAGE: Final = "https://storage.googleapis.com"
 MONITORING: Final = "https://monitoring.googleapis.com"
 TIMEOUT: Final = 30.0  # seconds for one request; a list of hundreds of VMs takes a few
-RETRY: Final = retry.Retry(
-    predicate=retry.if_exception_type(
-        exceptions.TooManyRequests,
-        exceptions.InternalServerError,
-        exceptions.BadGateway,
-        exceptions.ServiceUnavailable,
-        exceptions.GatewayTimeout,
-        requests.ConnectionError,
-        auth_exceptions.TransportError,
-    ),
-    initial=0.5,
-    maximum=2.0,
-    timeout=10.0,
+_PASSING: Final = (
+    exceptions.TooManyRequests,
+    exceptions.InternalServerError,
+    exceptions.BadGateway,
+    exceptions.ServiceUnavailable,
+    exceptions.GatewayTimeout,
+    requests.ConnectionError,
+    auth_exceptions.TransportError,
 )
-"""How reading is tried again. The clients' own would go on for ten minutes, in silence."""
 _SCOPES: Final = ("https://www.googleapis.com/auth/cloud-platform",)
+# A scope of a list that is merely empty has a warning too.
+_NO_WARNINGS: Final = ("", "NO_RESULTS_ON_PAGE")
 _PAGE: Final = 500  # Compute Engine's own limit of a page
-_RIGHT = re.compile(r"\b((?:compute|storage|monitoring|iam|resourcemanager)\.[A-Za-z.]+[A-Za-z])\b")
-# What the clients put before Google's own words.
-_REQUEST = re.compile(r"^(?:GET|POST|PUT|PATCH|DELETE) \S+: ")
-_ROLES: Final = (
-    (re.compile(r"compute\..*\.(start|stop|reset)$"), "the role pilotFleetOperator (order)"),
-    (re.compile(r"compute\."), "roles/compute.viewer (look)"),
-    (re.compile(r"storage\.objects\.(get|list)$"), "roles/storage.objectViewer (look)"),
-    (re.compile(r"storage\.objects\."), "roles/storage.objectUser on orders/ (order)"),
-    (re.compile(r"monitoring\.snoozes\."), "roles/monitoring.snoozeEditor (order)"),
-    (re.compile(r"monitoring\."), "roles/monitoring.viewer (look)"),
-)
-"""Who has which right, by docs/ACCESS.md; the first that matches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +112,7 @@ def asked(what: str) -> Iterator[None]:
         exceptions.RetryError,
         auth_exceptions.GoogleAuthError,
         requests.RequestException,
+        json_format.ParseError,
         OSError,
     ) as error:
         raise _failure(what, error) from error
@@ -138,7 +123,7 @@ def _failure(what: str, error: Exception) -> OpsError:
         # What was tried again is what is wrong.
         return _failure(what, error.cause)
     if isinstance(error, exceptions.GoogleAPICallError):
-        return refusal(what, int(error.code or 0), str(error.message))
+        return refusal(what, _answer(error))
     if isinstance(error, auth_exceptions.TransportError):
         # No network, no DNS: whoever knows the login was not even asked.
         cause = next(iter(error.args), None)
@@ -146,32 +131,31 @@ def _failure(what: str, error: Exception) -> OpsError:
             f"{what}: {_nobody(cause if isinstance(cause, Exception) else error)}"
         )
     if isinstance(error, auth_exceptions.GoogleAuthError):
-        return DeniedError(
-            f"{what}: you are not logged in ({_line(str(error))}): "
-            "gcloud auth application-default login"
-        )
+        return DeniedError(f"{what}: you are not logged in ({one_line(str(error))[:300]}): {LOGIN}")
+    if isinstance(error, json_format.ParseError):
+        return UnreachableError(f"{what}: what answers is not Google's API (a proxy's page?)")
     return UnreachableError(f"{what}: {_nobody(error)}")
 
 
-def refusal(what: str, code: int, message: str) -> OpsError:
-    """The error for an answer with this HTTP status and message."""
-    said = _line(_REQUEST.sub("", message))
-    if code == 403:
-        return _denied(what, said)
-    kind, text = OpsError, f"{what}: {code} ({said})"
-    if code == 401:
-        kind = DeniedError
-        text = f"{what}: you are not logged in ({said}): gcloud auth application-default login"
-    elif code == 404:
-        kind, text = MissingError, f"{what}: it is not there ({said})"
-    elif code in (409, 412):
-        kind = ClashError
-        text = f"{what}: somebody else changed it meanwhile ({said}); try again"
-    elif code in (405, 501):
-        kind, text = UnsupportedError, f"{what}: this API does not have it ({said})"
-    elif code >= 500 or code == 429:
-        kind, text = UnreachableError, f"{what}: {code} ({said}); try again in a minute"
-    return kind(text)
+def _answer(error: exceptions.GoogleAPICallError) -> Answer:
+    """What Google answered. The body is read, not what a client made of it: for an object's bytes
+    that is text alone."""
+    try:
+        body = error.response.json()
+    except (AttributeError, ValueError):
+        body = {"error": {"errors": error.errors, "details": error.details}}
+    return answer(int(error.code or 0), body, str(error.message))
+
+
+def _passes(error: BaseException) -> bool:
+    """May the same question be answered in a moment?"""
+    if isinstance(error, exceptions.Forbidden):
+        return _answer(error).is_rate
+    return isinstance(error, _PASSING)
+
+
+RETRY: Final = retry.Retry(predicate=_passes, initial=0.5, maximum=2.0, timeout=10.0)
+"""How reading is tried again. The clients' own would go on for ten minutes, in silence."""
 
 
 def _nobody(error: Exception) -> str:
@@ -179,29 +163,7 @@ def _nobody(error: Exception) -> str:
     host = urlsplit(str(getattr(request, "url", ""))).netloc
     if host and isinstance(error, requests.ConnectionError | requests.Timeout):
         return f"nobody answers at {host}"
-    return f"nobody answers ({_line(str(error))})"
-
-
-def _denied(what: str, said: str) -> DeniedError:
-    right = _RIGHT.search(said)
-    if right is None:
-        return DeniedError(f"{what}: you may not ({said}); docs/ACCESS.md says who may do what")
-    role = next((role for rights, role in _ROLES if rights.match(right[1])), "")
-    return DeniedError(
-        f"{what}: the right {right[1]} is missing"
-        + (f"; it is in {role}" if role else "")
-        + " (docs/ACCESS.md)"
-    )
-
-
-def one_line(text: str) -> str:
-    """A stranger's text as one line, in which no sequence reaches a terminal."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
-
-
-def _line(text: str, limit: int = 300) -> str:
-    line = one_line(text)
-    return line if len(line) <= limit else f"{line[: limit - 3]}..."
+    return f"nobody answers ({one_line(str(error))[:300]})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,6 +172,15 @@ class Object:
 
     data: bytes
     generation: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    """What a list over all zones and regions shows: (scope, item), the scope as `zones/ZONE`,
+    `regions/REGION` or `global`; `unseen` has a sentence for each scope that did not answer."""
+
+    items: tuple[tuple[str, Any], ...]
+    unseen: tuple[str, ...] = ()
 
 
 class Cloud:
@@ -262,14 +233,33 @@ class Cloud:
 
     # Reading
 
-    def instances(self) -> list[Any]:
-        """Every instance of the project (`compute_v1.Instance`), in all zones."""
-        request = compute_v1.AggregatedListInstancesRequest(
-            project=self.place.project, max_results=_PAGE, return_partial_success=False
+    def instances(self) -> Listed:
+        """Every instance of the project (`compute_v1.Instance`), in all zones that answer."""
+        return self._everywhere(
+            f"the VMs of project {self.place.project}",
+            self._instances,
+            compute_v1.AggregatedListInstancesRequest,
+            "instances",
         )
-        with asked(f"the VMs of project {self.place.project}"):
-            pages = self._instances.aggregated_list(request=request, retry=RETRY, timeout=TIMEOUT)
-            return [each for _, scoped in pages for each in scoped.instances]
+
+    def _everywhere(self, what: str, client: Any, request: Any, kind: str) -> Listed:
+        """`kind` of all zones and regions. One that does not answer costs its own, and is named."""
+        asking = request(project=self.place.project, max_results=_PAGE, return_partial_success=True)
+        items: list[tuple[str, Any]] = []
+        unseen: dict[str, str] = {}
+        with asked(what):
+            listed = client.aggregated_list(request=asking, retry=RETRY, timeout=TIMEOUT)
+            for page in listed.pages:
+                for scope, scoped in page.items.items():
+                    items += ((scope, each) for each in getattr(scoped, kind))
+                    if scoped.warning.code not in _NO_WARNINGS:
+                        unseen[scope] = scoped.warning.message or scoped.warning.code
+                for each in getattr(page, "unreachables", ()):
+                    # As a URL, or as the scope's name.
+                    scope = "/".join(each.rsplit("/", 2)[-2:])
+                    unseen.setdefault(scope, page.warning.message or "UNREACHABLE")
+        said = (f"{scope} does not answer ({one_line(why)})" for scope, why in unseen.items())
+        return Listed(items=tuple(items), unseen=tuple(said))
 
     def guest_attribute(self, zone: str, vm: str, path: str) -> str | None:
         """A guest attribute (NAMESPACE/KEY) of a VM; None where the VM never set it."""
@@ -312,41 +302,40 @@ class Cloud:
             found = client.get(project=self.place.project, zone=zone, retry=RETRY, timeout=TIMEOUT)
         return dict(found.metadata.items)
 
-    def templates(self) -> Iterable[tuple[str, Any]]:
-        """(place, template) of the instance templates, regional ones too.
+    def templates(self) -> Listed:
+        """The instance templates, regional ones too.
 
         UnsupportedError where the API has no list over all regions.
         """
-        client = self._client(compute_v1.InstanceTemplatesClient)
-        with asked("the instance templates"):
-            listed = client.aggregated_list(
-                project=self.place.project, retry=RETRY, timeout=TIMEOUT
-            )
-            return [(where, each) for where, scoped in listed for each in scoped.instance_templates]
+        return self._everywhere(
+            "the instance templates",
+            self._client(compute_v1.InstanceTemplatesClient),
+            compute_v1.AggregatedListInstanceTemplatesRequest,
+            "instance_templates",
+        )
 
-    def global_templates(self) -> Iterable[tuple[str, Any]]:
-        """(place, template) of the instance templates that belong to no region."""
+    def global_templates(self) -> Listed:
+        """The instance templates that belong to no region."""
         client = self._client(compute_v1.InstanceTemplatesClient)
         with asked("the instance templates"):
             listed = client.list(project=self.place.project, retry=RETRY, timeout=TIMEOUT)
-            return [("global", each) for each in listed]
+            return Listed(items=tuple(("global", each) for each in listed))
 
-    def machine_images(self) -> Iterable[Any]:
+    def machine_images(self) -> Listed:
         """The machine images: each holds the metadata of the VM that it was taken of."""
         with asked("the machine images"):
             client = self._client(compute_v1.MachineImagesClient)
-            return list(client.list(project=self.place.project, retry=RETRY, timeout=TIMEOUT))
+            listed = client.list(project=self.place.project, retry=RETRY, timeout=TIMEOUT)
+            return Listed(items=tuple(("global", each) for each in listed))
 
-    def instance_groups(self) -> Iterable[tuple[str, Any]]:
-        """(place, manager) of the managed instance groups: they can give metadata to all VMs."""
-        with asked("the managed instance groups"):
-            client = self._client(compute_v1.InstanceGroupManagersClient)
-            listed = client.aggregated_list(
-                project=self.place.project, retry=RETRY, timeout=TIMEOUT
-            )
-            return [
-                (where, each) for where, scoped in listed for each in scoped.instance_group_managers
-            ]
+    def instance_groups(self) -> Listed:
+        """The managed instance groups: they can give metadata to all VMs."""
+        return self._everywhere(
+            "the managed instance groups",
+            self._client(compute_v1.InstanceGroupManagersClient),
+            compute_v1.AggregatedListInstanceGroupManagersRequest,
+            "instance_group_managers",
+        )
 
     # Changing
 
@@ -371,7 +360,9 @@ class Cloud:
                 )
         if operation.error.errors:
             first = operation.error.errors[0]
-            raise OpsError(f"{what}: {first.code}: {_line(first.message)}")
+            status = int(operation.http_error_status_code or 0)
+            said = f"{first.code}: {first.message}"
+            raise refusal(what, answer(status, {"error": {"status": first.code, "message": said}}))
 
     # Objects
 
@@ -432,17 +423,15 @@ class Cloud:
     ) -> dict[str, Any]:
         """Ask an API that speaks JSON; its answer."""
         with asked(what):
-            answer = self._session.request(method, url, json=body, timeout=TIMEOUT)
+            got = self._session.request(method, url, json=body, timeout=TIMEOUT)
         try:
-            found = answer.json() if answer.content else {}
+            found = got.json() if got.content else {}
         except ValueError:
             found = {}
         if not isinstance(found, dict):
             found = {}
-        if answer.status_code >= 300:
-            error = found.get("error")
-            message = error.get("message", "") if isinstance(error, dict) else answer.text
-            raise refusal(what, answer.status_code, str(message))
+        if got.status_code >= 300:
+            raise refusal(what, answer(got.status_code, found, got.text))
         return found
 
     def forward(self, zone: str, vm: str, port: int) -> int:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
 from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from ops.errors import StuckError
 from ops.fleet import Fleet, Vm
 from ops.plan import Seen
+from ops.sheet import Column, Line, Sheet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,17 +102,20 @@ def documents(found: list[Roll]) -> list[dict[str, Any]]:
     return [asdict(each) for each in found]
 
 
+_COLUMNS: Final = tuple(
+    Column(name=name) for name in ("VM", "accepted", "rolls to", "state", "done")
+)
+
+
 def render(found: list[Roll]) -> RenderableType:
     """As people see it."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("VM", "accepted", "rolls to", "state", "done", ""):
-        table.add_column(name)
+    lines = []
     for each in found:
         progress = "" if not each.of else f"{each.done} of {each.of}"
+        cells = (each.vm, each.accepted, each.version, each.state, progress)
         words = "; ".join(_words(each))
-        cells = (each.vm, each.accepted, each.version, each.state, progress, words)
-        table.add_row(*(Text(cell) for cell in cells))
-    return table
+        lines.append(Line(cells=[Text(cell) for cell in cells], notes=[words] if words else []))
+    return Sheet(columns=_COLUMNS, lines=lines)
 
 
 def _words(each: Roll) -> Iterator[str]:

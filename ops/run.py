@@ -17,6 +17,7 @@ from ops.errors import (
     DeniedError,
     OpsError,
     StuckError,
+    TryLaterError,
     UnfinishedError,
     UnreachableError,
     UsageError,
@@ -115,18 +116,22 @@ class Runner:
     def _look(self, vms: Iterable[str], only: Iterable[str] = ()) -> tuple[Fleet, dict[str, Seen]]:
         def once() -> tuple[Fleet, dict[str, Seen]]:
             found = self.look(only)
-            return found, self.see(found, vms)
+            seen = self.see(found, vms)
+            if found.unseen and (lost := [vm for vm in vms if vm not in seen]):
+                # Not gone: their zone is not seen.
+                raise UnreachableError(f"{', '.join(lost)}: {'; '.join(found.unseen)}")
+            return found, seen
 
         return self._until_answered(once)
 
     def _until_answered(self, ask: Callable[[], T]) -> T:
-        """What `ask` gives, asked again while nobody answers, for as long as a wait without
+        """What `ask` gives, asked again while it is refused for now, for as long as a wait without
         progress may be; that is said once."""
         since = self.clock()
         while True:
             try:
                 return ask()
-            except UnreachableError as error:
+            except TryLaterError as error:
                 if self.clock() - since > self.limit:
                     raise
                 if str(error) not in self._unanswered:
@@ -240,24 +245,38 @@ class Runner:
                 self.cloud.stop(instance.zone, move.vm)
             elif move.verb == "start" and instance.state == "TERMINATED":
                 self.cloud.start(instance.zone, move.vm)
+            elif move.verb == "start" and instance.state in _GOING_OFF:
+                # After a start that failed: it is off again in a moment.
+                raise TryLaterError(f"{move.vm} is {instance.state}")
 
-        self._until_answered(once)
+        try:
+            self._until_answered(once)
+        except UnreachableError:
+            raise
+        except TryLaterError as error:
+            raise UnfinishedError(
+                f"{error}. So it was for {self.limit:.0f} s. Nothing is lost: `ops reboot "
+                "--resume` goes on with it later (--limit SECONDS for longer), `ops reboot "
+                "--abandon` only powers on what is off"
+            ) from error
 
     @contextmanager
     def silenced(self, plan: Plan, rendezvous: Vm | None, banner: str) -> Iterator[tuple[str, ...]]:
         """Alerts and dashboard know that this is planned; no banner: nobody is told. Whoever may
         not silence is told so, and goes on."""
         silence = Silence(cloud=self.cloud, fleet=self.fleet)
-        begun: tuple[str, ...] = ()
+        begun, said = tuple[str, ...](), ""
         if banner:
             span = timedelta(seconds=self.limit * (2 * len(plan.vms) + 2))
             try:
                 begun = silence.begin(banner, min(span, _MOST_SILENCE))
             except DeniedError as error:
-                self.say(f"alerts are not silenced: {error}")
+                said = f"alerts are not silenced: {error}"
             else:
-                self.say(f"alerts are silenced ({len(begun)})" if begun else "no alerts to silence")
+                said = f"alerts are silenced ({len(begun)})" if begun else "no alerts to silence"
         try:
+            if said:
+                self.say(said)
             if banner and rendezvous is not None:
                 self._give(rendezvous.name, {"banner": banner})
             yield begun

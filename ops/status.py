@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ops.fleet import Fleet, Vm, age
+from ops.sheet import Column, Line, Sheet
 from ops.watch import THRESHOLD, disk_problem, ghosts, is_short
 
 _MIB: Final = 2**20
@@ -46,8 +47,8 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """The fleet in figures: `problem` says what of it is not there, `explained` why what runs and
-    what is online differ."""
+    """The fleet in figures: `problem` says what of it is not there, `unseen` which zones did not
+    answer, `explained` why what runs and what is online differ."""
 
     fleet: str
     project: str
@@ -62,6 +63,7 @@ class Picture:
     total: int | None
     networks: tuple[dict[str, Any], ...]
     problem: str
+    unseen: tuple[str, ...]
     registry_source: str
     networks_source: str
     registry_problem: str
@@ -104,6 +106,7 @@ def picture(fleet: Fleet) -> Picture:
         total=registry.total,
         networks=networks,
         problem=fleet.problem,
+        unseen=fleet.unseen,
         registry_source=registry.source,
         networks_source=registry.networks_source,
         registry_problem=registry.problem,
@@ -255,43 +258,54 @@ def _explained(
 # As people see it
 
 
+_COLUMNS: Final = (
+    Column(name="VM"),
+    Column(name="state"),
+    Column(name="release", spare=2),
+    Column(name="wanted", is_number=True),
+    Column(name="running", is_number=True),
+    Column(name="failed", is_number=True),
+    Column(name="window", is_number=True, spare=3),
+    Column(name="memory", is_number=True, spare=1),
+    Column(name="left", is_number=True),
+)
+
+
 def render(seen: Picture) -> RenderableType:
     """The table."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("VM", "state", "release"):
-        table.add_column(name, no_wrap=True)
-    for name in ("wanted", "running", "failed", "window", "memory", "left"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("", overflow="fold")
-    for each in seen.rows:
-        table.add_row(
+    known = (_number(seen.wanted), _number(seen.running), _number(seen.failed))
+    total = ("in all", "", "", *known, "", "", "")
+    sheet = Sheet(
+        columns=_COLUMNS, lines=[*map(_line, seen.rows)], total=[Text(each) for each in total]
+    )
+    return Group(sheet, Text(), *map(Text, totals(seen)))
+
+
+def _line(each: Row) -> Line:
+    blank = each.role != "swarm"
+    failed = _number(each.failed, blank=blank)
+    return Line(
+        cells=(
             Text(each.vm),
             Text(each.phase, style=_style(each)),
             Text(each.release),
-            _number(each.wanted, blank=each.role != "swarm"),
-            _number(each.running, blank=each.role != "swarm"),
-            Text(
-                _number(each.failed, blank=each.role != "swarm"),
-                style="red" if each.failed else "",
-            ),
-            _window(each),
-            _size(each.memory_used),
-            _left(each),
-            Text(each.notes[0] if each.notes else "", style="" if each.is_well else "yellow"),
-        )
-        for note in each.notes[1:]:
-            table.add_row(*[""] * 9, Text(note))
-    table.add_section()
-    table.add_row(
-        "in all", "", "", _number(seen.wanted), _number(seen.running), _number(seen.failed)
+            Text(_number(each.wanted, blank=blank)),
+            Text(_number(each.running, blank=blank)),
+            Text(failed, style="red" if each.failed else ""),
+            Text(_window(each)),
+            Text(_size(each.memory_used)),
+            Text(_left(each)),
+        ),
+        notes=each.notes,
+        style="" if each.is_well else "yellow",
     )
-    return Group(table, Text(), *map(Text, totals(seen)))
 
 
 def totals(seen: Picture) -> Iterator[str]:
     """The lines below the table."""
     if seen.problem:
         yield seen.problem
+    yield from (f"{zone}: VMs there are not shown" for zone in seen.unseen)
     if seen.online is None:
         yield f"registry: nobody says ({seen.registry_problem})"
     else:
@@ -352,6 +366,20 @@ def top(vm: Vm) -> RenderableType:
         node = each.number("node_id")
         table.add_row(str(each.number("port")), "?" if node is None else str(node), _size(found))
     mean, limit = vm.status.number("memory.agent_mean"), vm.status.number("memory.agent_limit")
+    if not table.row_count and mean is None:
+        return Text(_unmeasured(vm))
     over = vm.status.number("memory.over")
     below = f"mean {_size(mean)}; {_number(over)} above {_size(limit)} (twice the planning size)"
-    return Group(table, Text(), Text(below))
+    return Group(table, Text(), Text(below)) if table.row_count else Text(below)
+
+
+def _unmeasured(vm: Vm) -> str:
+    running, wanted = vm.count("running"), vm.wanted
+    if not running:
+        return f"nothing is measured: of {wanted:,} agents none runs ({vm.status.text('phase')})"
+    uptime = vm.status.number("uptime")
+    since = "" if uptime is None else f"; it booted {age(uptime)} ago"
+    return (
+        f"nothing was measured yet: {running:,} of {wanted:,} agents run{since}. A sample of them "
+        "is measured every minute: look again then"
+    )

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 from rich.console import Console, RenderableType
 from rich.markup import escape
@@ -15,7 +18,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.text import Text
 
 from ops import run
-from ops.errors import UsageError
+from ops.errors import OutputError, UsageError
 from ops.plan import Await
 
 _OUT: Final = Console(highlight=False, soft_wrap=False)
@@ -81,14 +84,73 @@ class Bar(run.Progress):
         )
 
 
+class _Out:
+    """Standard output, of which a failure is a sentence: a full disk, a pipe that nobody reads.
+    `wrong` is kept: who writes may not look (typer tries with nothing, and takes any answer)."""
+
+    def __init__(self, to: TextIO) -> None:
+        self._to = to
+        self.wrong: OutputError | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._to, name)
+
+    def write(self, text: str) -> int:
+        with self._answering():
+            return self._to.write(text)
+
+    def flush(self) -> None:
+        with self._answering():
+            self._to.flush()
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        if self.wrong is not None:
+            raise self.wrong
+        try:
+            yield
+        except OSError as error:
+            why = (error.strerror or str(error)).lower()
+            self.wrong = OutputError(f"the answer cannot be written: {why}")
+            raise self.wrong from error
+
+    def drop(self) -> None:
+        """What is left in the buffer would be tried again at the end of this process."""
+        with suppress(OSError), Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), self._to.fileno())
+
+
+@contextmanager
+def answers() -> Iterator[None]:
+    """While this is on, an answer that cannot be written is an OutputError; all of it is written
+    at the end."""
+    before = sys.stdout
+    # Closed by who called this: nobody wants an answer.
+    if before is None:
+        yield
+        return
+    sys.stdout = out = _Out(before)
+    try:
+        try:
+            yield
+        finally:
+            out.flush()
+    finally:
+        sys.stdout = before
+        if out.wrong is not None:
+            out.drop()
+            raise out.wrong
+
+
 def say(text: str) -> None:
     """A sentence, where the answer goes."""
     _OUT.print(text, markup=False, soft_wrap=True)
 
 
 def complain(text: str) -> None:
-    """A sentence on stderr: what is wrong."""
-    _ERR.print(text, markup=False)
+    """A sentence on stderr: what is wrong. Where that is closed, nobody is told."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def show(found: dict[str, Any] | RenderableType) -> None:

@@ -158,7 +158,8 @@ def falls(
     for old in before.vms if before else ():
         new = there.get(old.name)
         if new is None:
-            found.setdefault(f"{old.name}/gone", "the VM is not there any more")
+            why = "; ".join(now.unseen) or "the VM is not there any more"
+            found.setdefault(f"{old.name}/gone", why)
             continue
         was, runs = old.count("running"), new.count("running")
         if was is None or runs is None or runs >= was or new.wanted < old.wanted:

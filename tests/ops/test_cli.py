@@ -174,6 +174,67 @@ def test_a_command_that_is_ended_ends_its_silence(simulated: Simulated) -> None:
     assert lasted < 300, "it would have gone on for forty minutes"
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["status"],
+        ["status", "--json"],
+        ["top", "swarm-1"],
+        ["watch", "--once"],
+        ["logs", "swarm-1", "--no-follow"],
+        ["dashboard"],
+        ["audit"],
+        ["roll"],
+    ],
+)
+def test_an_answer_that_cannot_be_written_is_one_line(
+    simulated: Simulated, arguments: list[str], unbuffered: str
+) -> None:
+    """A disk that is full, and a pipe that nobody reads."""
+    simulated.console(b"a line of a console\n")
+    simulated.serving.lab.driver.forward = lambda machine, guest_port: guest_port + 1  # type: ignore[method-assign]
+    simulated.nodes["swarm-1"].changes["ghosts"] = ("startup-script",)
+    simulated.tick()
+    command = [sys.executable, "-m", "ops", "--endpoint", simulated.serving.url]
+    command += ["--project", "p1", *arguments]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open("/dev/full", "wb") as full, open(writer, "wb") as pipe:  # noqa: PTH123
+        for to, why in ((full, "no space left on device"), (pipe, "broken pipe")):
+            done = subprocess.run(
+                command, cwd=ROOT, env=environment, stdout=to, stderr=subprocess.PIPE, check=False
+            )
+            assert done.stderr.decode() == f"ops: the answer cannot be written: {why}\n"
+            assert done.returncode == 3
+
+
+def test_a_restart_whose_output_is_gone_ends_its_silence_and_can_be_resumed(
+    simulated: Simulated,
+) -> None:
+    policy(simulated, FLEET)
+    command = [sys.executable, "-m", "ops", "--endpoint", simulated.serving.url]
+    command += ["--project", "p1", "--poll", "0.05"]
+    with open("/dev/full", "wb") as full:  # noqa: PTH123
+        done = subprocess.run(
+            [*command, "restart", "--yes"],
+            cwd=ROOT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    assert done.returncode == 3, done
+    assert b"the answer cannot be written" in done.stderr
+    assert b"ops restart --resume` goes on" in done.stderr
+    assert b"Traceback" not in done.stderr
+    assert "banner" not in simulated.order(RENDEZVOUS)
+    with simulated.running():
+        done = subprocess.run([*command, "restart", "--resume"], cwd=ROOT, check=False)
+    assert done.returncode == 0
+
+
 def test_it_can_be_called_from_anywhere(tmp_path: Any) -> None:
     """Usage is 2, and no login is a sentence."""
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}

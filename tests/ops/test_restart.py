@@ -13,12 +13,14 @@ from typing import Any
 
 import pytest
 
+from lab.errors import OperationError
 from lab.machines import Machine
 from lab.web import Request, Response
 from ops import plan as plans
 from ops import run
 from ops.errors import (
     ClashError,
+    DeniedError,
     MissingError,
     OpsError,
     StuckError,
@@ -378,6 +380,88 @@ def test_a_reboot_interrupted_while_a_vm_is_off(simulated: Simulated) -> None:
     assert found[0] is not None
     carry_out(other, found[0], found[1])
     assert [simulated.nodes[name].boot for name in SWARM] == [2, 2, 2]
+
+
+def refuse_starts(simulated: Simulated, code: str, times: int, status: int = 503) -> list[str]:
+    """So many starts of a VM are refused, as Google does it: in the operation. Those refused."""
+    machines, refused = simulated.serving.lab.driver, list[str]()
+    start = machines.start
+
+    def full(machine: Machine) -> None:
+        if len(refused) < times:
+            refused.append(machine.path.rsplit("/", 1)[-1])
+            raise OperationError(code, "The zone does not have enough resources available.", status)
+        start(machine)
+
+    machines.start = full  # type: ignore[method-assign]
+    return refused
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("ZONE_RESOURCE_POOL_EXHAUSTED", "start swarm-3: the zone has no such machine free now"),
+        ("ZONE_RESOURCE_POOL_EXHAUSTED_WITH_DETAILS", "has no such machine free now"),
+        ("STOCKOUT", "has no such machine free now"),
+        ("QUOTA_EXCEEDED", "the project's quota is used up"),
+        ("RATE_LIMIT_EXCEEDED", "quota of requests is used up"),
+        ("RESOURCE_NOT_READY", "busy with something else"),
+        ("INTERNAL_ERROR", "503 (INTERNAL_ERROR: The zone"),
+    ],
+)
+def test_a_start_that_is_refused_for_now_is_tried_again(
+    simulated: Simulated, code: str, words: str
+) -> None:
+    said: list[str] = []
+    driver = runner(simulated, said)
+    plan = begin(driver, plans.REBOOT, ["swarm-3", "swarm-1"])
+    refused = refuse_starts(simulated, code, 5)
+    assert carry_out(driver, *plan).is_over
+    assert len(refused) == 5
+    lines = [line for line in said if words in line]
+    assert len(lines) == 1
+    assert lines[0].endswith("it goes on trying")
+    assert [simulated.nodes[name].boot for name in ("swarm-3", "swarm-1")] == [2, 2]
+
+
+def test_a_stock_out_that_lasts_ends_it_within_its_limit_and_it_resumes(
+    simulated: Simulated,
+) -> None:
+    driver = runner(simulated, [], limit=5.0)
+    plan, generation = begin(driver, plans.REBOOT, ["swarm-3", "swarm-1"])
+    refused = refuse_starts(simulated, "ZONE_RESOURCE_POOL_EXHAUSTED", 1_000)
+    with pytest.raises(
+        UnfinishedError, match=r"no such machine free .*ops reboot --resume` goes on"
+    ):
+        carry_out(driver, plan, generation)
+    assert set(refused) == {"swarm-3"}
+    assert simulated.instance("swarm-3")["status"] == "TERMINATED"
+    assert simulated.nodes["swarm-1"].boot == 1, "no second one is shut down"
+    with pytest.raises(UnfinishedError, match="no such machine free"):
+        driver.abandon()
+    refused += ["room is made"] * 1_000
+    found = driver.plan()
+    assert found[0] is not None
+    assert carry_out(driver, found[0], found[1]).is_over
+    assert [simulated.nodes[name].boot for name in ("swarm-3", "swarm-1")] == [2, 2]
+
+
+def test_a_start_that_is_refused_for_good_ends_it_at_once(simulated: Simulated) -> None:
+    driver = runner(simulated, [])
+    plan, generation = begin(driver, plans.REBOOT, ["swarm-3"])
+    refused = refuse_starts(simulated, "CONDITION_NOT_MET: constraints/compute.x", 1_000, 412)
+    with pytest.raises(DeniedError, match=r"policy constraints/compute[.]x forbids it"):
+        carry_out(driver, plan, generation)
+    assert len(refused) == 1
+
+
+def test_the_command_says_what_a_stock_out_is(ops: Ops, simulated: Simulated) -> None:
+    refuse_starts(simulated, "ZONE_RESOURCE_POOL_EXHAUSTED", 1_000)
+    with simulated.running():
+        found = ops("reboot", "swarm-3", "--yes", "--limit", "1")
+    assert (found.code, found.err.count("\n")) == (4, 1)
+    assert "the zone has no such machine free now" in found.err
+    assert "`ops reboot --resume` goes on with it" in found.err
 
 
 def test_a_reboot_given_up_leaves_no_vm_off(simulated: Simulated) -> None:

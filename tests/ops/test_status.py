@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import fcntl
+import io
 import json
+import os
+import pty
+import re
 import socket
+import struct
+import subprocess
+import sys
+import termios
 import time
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 import requests
 from google.oauth2.credentials import Credentials
+from rich.console import Console
 
 from lab.server import serve
 from lab.web import Request, Response
@@ -20,6 +31,7 @@ from ops.cli import main
 from ops.fleet import Doc, Instance, Registry, listen
 from ops.google import Cloud, Place
 from startup.node.status import RollStatus, Said, document, encode
+from tests.components.fleet import ROOT
 from tests.conftest import measured
 from tests.lab.client import ZONE
 from tests.ops.conftest import Ops
@@ -162,7 +174,9 @@ def test_one_vm_that_google_does_not_tell_of_hides_no_other(
         True,
     )
     code = 403
-    assert ops("status").code == 3, "who may not read one may read none"
+    refused = ops("status", "--json")
+    rows = {row["vm"]: row for row in refused.json["rows"]}
+    assert (refused.code, rows["swarm-2"]["running"], rows["swarm-3"]["running"]) == (1, 200, None)
 
 
 def test_a_roll_a_ghost_and_a_registry_that_is_down(ops: Ops, simulated: Simulated) -> None:
@@ -314,6 +328,94 @@ def test_top(ops: Ops, simulated: Simulated) -> None:
     assert (gone.code, "there are pilot-rendezvous, swarm-1" in gone.err) == (3, True)
     simulated.publish("swarm-1", "{}")
     assert "schema" in ops("top", "swarm-1").err
+
+
+def test_top_right_after_a_boot_says_that_nothing_was_measured(
+    ops: Ops, simulated: Simulated
+) -> None:
+    node = simulated.nodes["swarm-1"]
+    node.changes["sample"] = facts.Sample(total=1 << 30, available=1 << 29, agent_limit=20 << 20)
+    node.changes["uptime"] = 20.0
+    simulated.tick()
+    found = ops("top", "swarm-1")
+    assert (found.code, found.out.count("\n")) == (0, 1)
+    assert "nothing was measured yet: 120 of 120 agents run; it booted 20 s ago" in found.out
+    assert ops("top", "swarm-1", "--json").json["memory"]["top"] == []
+    node.running = 0
+    node.holds = node.held_here = True
+    simulated.tick()
+    assert "nothing is measured: of 120 agents none runs (held)" in ops("top", "swarm-1").out
+    # Once it was, and none is large.
+    node.changes["sample"] = facts.Sample(agent_limit=20 << 20, agent_mean=2 << 20, over=0)
+    simulated.tick()
+    assert ops("top", "swarm-1").out.startswith("mean 2 MiB; 0 above 20 MiB")
+
+
+_LONG: Final = (
+    "swarm-2: agents' sockets are gone and their last error is a sentence that goes on for longer "
+    "than any line of a terminal has room for, as sentences of strangers do"
+)
+
+
+@pytest.mark.parametrize("command", ["status", "roll"])
+def test_notes_are_readable_in_80_columns(
+    simulated: Simulated, command: str, tmp_path: Path
+) -> None:
+    """On a real terminal: no line is longer, no word is cut, and no number is."""
+    long = _LONG.removeprefix("swarm-2: ")
+    simulated.nodes["swarm-2"].changes["last_error"] = Said(text=long, time=time.time())
+    simulated.nodes["swarm-2"].roll = rolling(state="halted", reason=long)
+    simulated.tick()
+    lines = on_a_terminal(simulated, command, columns=80)
+    assert max(map(len, lines)) <= 80
+    text = " ".join(" ".join(lines).split())
+    assert long in text
+    assert " swarm-2: " in text
+    assert all(name in text for name in ("swarm-1", "swarm-3"))
+    if command == "status":
+        assert re.search(r"^swarm-2 .* 200 +200 +0 ", "\n".join(lines), re.MULTILINE)
+        wide = on_a_terminal(simulated, command, columns=200)
+        assert any(re.search(r"swarm-2 .* the roll of 1.19.0 halted", line) for line in wide)
+
+
+def on_a_terminal(simulated: Simulated, command: str, *, columns: int) -> list[str]:
+    """What a command shows on a terminal that is so wide, without its colours."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+    environment = {**os.environ, "TERM": "xterm"}
+    environment.pop("COLUMNS", None)
+    arguments = ["--endpoint", simulated.serving.url, "--project", "p1", command]
+    with subprocess.Popen(
+        [sys.executable, "-m", "ops", *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdout=theirs,
+        stderr=subprocess.PIPE,
+    ) as process:
+        os.close(theirs)
+        said = b""
+        # The end of a terminal whose other end is closed is an error.
+        with suppress(OSError):
+            while piece := os.read(ours, 65536):
+                said += piece
+        os.close(ours)
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
+    return re.sub(r"\x1b\[[0-9;]*m", "", said.decode()).splitlines()
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100, 140, 240])
+def test_what_is_left_out_where_it_is_narrow(columns: int) -> None:
+    """The widest columns that say the least, and never the numbers of agents."""
+    vm = heard(said(last_error=Said(text="e" * 30, time=NOW)))
+    shown = io.StringIO()
+    Console(width=columns, file=shown).print(status.render(picture_of(vm)))
+    lines = shown.getvalue().splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= columns
+    assert {"VM", "state", "wanted", "running", "failed", "left"} <= {*lines[0].split()}
+    assert ("window" in lines[0]) == (columns >= 80)
+    assert ("e" * 30) in shown.getvalue()
 
 
 def test_which_fleet_and_which_project(ops: Ops, tmp_path: Path) -> None:
