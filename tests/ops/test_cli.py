@@ -174,7 +174,6 @@ def test_a_command_that_is_ended_ends_its_silence(simulated: Simulated) -> None:
     assert lasted < 300, "it would have gone on for forty minutes"
 
 
-@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -190,25 +189,38 @@ def test_a_command_that_is_ended_ends_its_silence(simulated: Simulated) -> None:
     ],
 )
 def test_an_answer_that_cannot_be_written_is_one_line(
-    simulated: Simulated, arguments: list[str], unbuffered: str
+    ops: Ops, simulated: Simulated, arguments: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A disk that is full, and a pipe that nobody reads."""
     simulated.console(b"a line of a console\n")
-    simulated.serving.lab.driver.forward = lambda machine, guest_port: guest_port + 1  # type: ignore[method-assign]
+    driver = simulated.serving.lab.driver
+    monkeypatch.setattr(driver, "forward", lambda machine, port: port + 1)
     simulated.nodes["swarm-1"].changes["ghosts"] = ("startup-script",)
     simulated.tick()
-    command = [sys.executable, "-m", "ops", "--endpoint", simulated.serving.url]
-    command += ["--project", "p1", *arguments]
-    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     reader, writer = os.pipe()
     os.close(reader)
-    with open("/dev/full", "wb") as full, open(writer, "wb") as pipe:  # noqa: PTH123
+    with open("/dev/full", "w") as full, open(writer, "w") as pipe:  # noqa: PTH123
         for to, why in ((full, "no space left on device"), (pipe, "broken pipe")):
-            done = subprocess.run(
-                command, cwd=ROOT, env=environment, stdout=to, stderr=subprocess.PIPE, check=False
-            )
-            assert done.stderr.decode() == f"ops: the answer cannot be written: {why}\n"
-            assert done.returncode == 3
+            monkeypatch.setattr(sys, "stdout", to)
+            found = ops(*arguments)
+            assert (found.code, found.err) == (3, f"ops: the answer cannot be written: {why}\n")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_process_that_cannot_answer_ends_with_one_line(unbuffered: str) -> None:
+    """Nor does what is left in its buffers come back at its end."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with open("/dev/full", "wb") as full:  # noqa: PTH123
+        done = subprocess.run(
+            [sys.executable, "-m", "ops", "--help"],
+            cwd=ROOT,
+            env=environment,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    words = b"ops: the answer cannot be written: no space left on device\n"
+    assert (done.returncode, done.stderr) == (3, words)
 
 
 def test_a_restart_whose_output_is_gone_ends_its_silence_and_can_be_resumed(

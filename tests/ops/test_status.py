@@ -30,6 +30,7 @@ from ops import google, status
 from ops.cli import main
 from ops.fleet import Doc, Instance, Registry, listen
 from ops.google import Cloud, Place
+from startup.node.pressure import Sample
 from startup.node.status import RollStatus, Said, document, encode
 from tests.components.fleet import ROOT
 from tests.conftest import measured
@@ -334,7 +335,7 @@ def test_top_right_after_a_boot_says_that_nothing_was_measured(
     ops: Ops, simulated: Simulated
 ) -> None:
     node = simulated.nodes["swarm-1"]
-    node.changes["sample"] = facts.Sample(total=1 << 30, available=1 << 29, agent_limit=20 << 20)
+    node.changes["sample"] = Sample(total=1 << 30, available=1 << 29, agent_limit=20 << 20)
     node.changes["uptime"] = 20.0
     simulated.tick()
     found = ops("top", "swarm-1")
@@ -346,7 +347,7 @@ def test_top_right_after_a_boot_says_that_nothing_was_measured(
     simulated.tick()
     assert "nothing is measured: of 120 agents none runs (held)" in ops("top", "swarm-1").out
     # Once it was, and none is large.
-    node.changes["sample"] = facts.Sample(agent_limit=20 << 20, agent_mean=2 << 20, over=0)
+    node.changes["sample"] = Sample(agent_limit=20 << 20, agent_mean=2 << 20, over=0)
     simulated.tick()
     assert ops("top", "swarm-1").out.startswith("mean 2 MiB; 0 above 20 MiB")
 
