@@ -182,7 +182,9 @@ class Check:
 def parsed(data: bytes) -> Summary:
     """What an unsealed file holds: one JSON object with `nodes`. Raises BadRegistryError.
 
-    Objects are dropped as they are read: 45 MB take some 200 MB and a second, not 500 MB.
+    As in a sealed one, nodes that are gone keep their keys: these are in `pub_key_idx` (files
+    without it are older than that). Objects are dropped as they are read: 45 MB take some 200 MB
+    and a second, not 500 MB.
     """
     nodes = 0
 
@@ -193,17 +195,23 @@ def parsed(data: bytes) -> Summary:
             nodes += 1
             return None
         # Maps of nodes and keys are what is large; the document itself is told by its fields.
-        return names if names & {"version", "next_node", "nodes"} else len(pairs)
+        if names & {"version", "next_node", "nodes"}:
+            return {name: held for name, held in pairs if isinstance(held, int)}, names
+        return len(pairs)
 
     try:
         found = json.loads(data, object_pairs_hook=drop)
     except (ValueError, RecursionError) as error:
         raise BadRegistryError(f"it is no whole JSON: {str(error)[:200]}") from error
-    if not isinstance(found, set) or not {"next_node", "nodes"} & found:
+    # A list in the file is no tuple.
+    if not isinstance(found, tuple) or not {"next_node", "nodes"} & found[1]:
         raise BadRegistryError("it is no snapshot of a registry")
     version = _VERSION.match(data[:64])
     return Summary(
-        size=len(data), nodes=nodes, keys=nodes, version=int(version[1]) if version else 0
+        size=len(data),
+        nodes=nodes,
+        keys=max(found[0].get("pub_key_idx", 0), nodes),
+        version=int(version[1]) if version else 0,
     )
 
 
@@ -279,6 +287,7 @@ def take_copy(place: Place, now: float) -> Copy | None:
     with source:
         seen = os.fstat(source.fileno())
         if known and _same(folder / known[-1].name, seen):
+            _recount(folder, known)
             return None
         if any(copy.time > now for copy in known):
             known = _dated_back(folder, known, now)
@@ -518,6 +527,19 @@ def _dated_back(folder: Path, known: Sequence[Copy], now: float) -> list[Copy]:
         (folder / copy.name).replace(folder / name)
         dated.append(replace(copy, name=name, time=_seconds(name.partition("-")[0])))
     return dated
+
+
+def _recount(folder: Path, known: Sequence[Copy]) -> None:
+    """Name the newest copy (the last of `known`) by the keys that it holds, where its name says
+    that it has lost some: earlier versions of this program counted living nodes for keys. Raises
+    BadRegistryError, OSError."""
+    newest = known[-1]
+    if newest.keys >= max(copy.keys for copy in known) * SHRUNK:
+        return
+    found = examine(folder / newest.name)
+    if found is not None and found.keys != newest.keys:
+        (folder / newest.name).replace(folder / f"{_stamp(newest.time)}-{found.keys}.json")
+        sync_directory(folder)
 
 
 def _same(copy: Path, seen: os.stat_result) -> bool:

@@ -46,6 +46,22 @@ def snapshot(count: int, **more: int) -> bytes:
     return sealed(state(count, **more).snapshot())
 
 
+def unsealed(count: int, *, gone: int = 0, requests: int = 0) -> bytes:
+    """A file of the rendezvous of February 2026 (docs/FACTS.md): of version 0, without a seal;
+    `gone` nodes were silent for 3 minutes, so it knows their keys alone."""
+    found = state(count, requests=requests)
+    found.reap(NOW + gone + 1)
+    content = found.snapshot()
+    assert json.loads(content)["pub_key_idx"].keys() == {f"{n:042}A=" for n in range(1, count + 1)}
+    return content.replace(b'"version":1', b'"version":0', 1)
+
+
+def sealed_after(count: int, gone: int) -> bytes:
+    found = state(count)
+    found.reap(NOW + gone + 1)
+    return sealed(found.snapshot())
+
+
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
     found = Place(root=tmp_path)
@@ -106,6 +122,61 @@ def test_without_a_file_there_is_nothing_wrong(place: Place) -> None:
 def test_what_is_no_registry(place: Place, content: bytes, why: str) -> None:
     with pytest.raises(BadRegistryError, match=why):
         registry.examine(put(place, content))
+
+
+@pytest.mark.parametrize("form", [unsealed, sealed_after])
+@pytest.mark.parametrize("gone", [0, 80, 95])
+def test_keys_are_counted_and_not_who_lives(
+    place: Place, form: Callable[..., bytes], gone: int
+) -> None:
+    found = registry.examine(put(place, form(95, gone=gone)))
+    assert found is not None
+    assert (found.nodes, found.keys) == (95 - gone, 95)
+
+
+def test_without_a_list_of_keys_there_are_those_of_the_nodes(place: Place) -> None:
+    document = json.loads(unsealed(12))
+    del document["pub_key_idx"]
+    found = registry.examine(put(place, json.dumps(document).encode()))
+    assert found is not None
+    assert (found.nodes, found.keys) == (12, 12)
+
+
+def test_a_drained_fleet_is_no_registry_that_started_empty(place: Place) -> None:
+    """With the binary that leaves its file unsealed: 80 of 95 agents drained for a while, and then
+    the file is truncated. The newest copy is put back, not the one before the drain."""
+    put(place, unsealed(95))
+    assert registry.take_copy(place, NOW) is not None
+    put(place, unsealed(96, gone=80), at=NOW + 400)
+    newest = registry.take_copy(place, NOW + 400)
+    assert newest is not None
+    assert newest.keys == 96
+    assert registry.best(registry.copies(place))[0] == newest
+    path = put(place, unsealed(96, gone=80)[:5000], at=NOW + 500)
+    start = registry.prepare(place, NOW + 500, print)
+    assert (start.restored, start.nodes, start.keys) == (newest.name, 16, 96)
+    assert json.loads(path.read_bytes())["next_node"] == 97
+
+
+def test_a_copy_that_was_named_by_who_lived_is_named_anew(place: Place) -> None:
+    """Earlier versions of this program did so; the file may stay as it is for hours."""
+    put(place, unsealed(95))
+    first = registry.take_copy(place, NOW)
+    put(place, unsealed(95, gone=80), at=NOW + 400)
+    second = registry.take_copy(place, NOW + 400)
+    assert first is not None
+    assert second is not None
+    folder = place.registry / "copies"
+    (folder / second.name).rename(folder / second.name.replace("-95.", "-15."))
+    assert registry.best(registry.copies(place))[0] == first
+    assert registry.take_copy(place, NOW + 700) is None
+    assert registry.best(registry.copies(place))[0] == second
+    # One that has started empty keeps its name.
+    put(place, unsealed(3), at=NOW + 800)
+    third = registry.take_copy(place, NOW + 800)
+    assert registry.take_copy(place, NOW + 900) is None
+    assert third in registry.copies(place)
+    assert registry.best(registry.copies(place))[0] == second
 
 
 @pytest.mark.parametrize("content", [b'{"version": 0, "next_node": 9, "nodes": {}}\n'])
