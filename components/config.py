@@ -552,7 +552,7 @@ def _swarm_vm(
         "activeConnections", 0, 1_000_000, capacity.default_connections(agents)
     )
     release = context.release
-    if node.take("release") is not None:
+    if node.take("release") is not None or "release" in node.values:
         release = _release(node.node("release", required=True), context.release)
     environment = _environment(node.node("env"))
     image = _image(node)

@@ -169,7 +169,7 @@ class Node:
         """The map at `key`; an empty one where it is absent or wrong."""
         value = self._structured(self.take(key))
         if value is None:
-            if required:
+            if not self._is_null(key) and required:
                 self.problem(key, "is missing")
             value = {}
         elif not isinstance(value, Mapping):
@@ -182,6 +182,7 @@ class Node:
     def items(self, key: str) -> list[Any]:
         value = self._structured(self.take(key))
         if value is None:
+            self._is_null(key)
             return []
         if not isinstance(value, list):
             self.problem(key, f"must be a list, not {describe(value)}")
@@ -201,6 +202,13 @@ class Node:
         except ValueError:
             self.problem(key, f"{show(value)} is not {what}")
             return default
+
+    def _is_null(self, key: str) -> bool:
+        """Whether a key is there without the map or list that belongs to it, which is recorded."""
+        found = key in self.values and not self.top
+        if found:
+            self.problem(key, "has no value: leave the key out, or fill it")
+        return found
 
     def _structured(self, value: Any) -> Any:
         # Pulumi hands top-level maps and lists over as JSON text.

@@ -1,8 +1,8 @@
 """Reads a stack file without an engine: every problem at once, before Pulumi starts.
 
-Pulumi itself stops at the first top-level value of a wrong type, and reads the file with a YAML
-1.2 parser. So this reader resolves the same few plain types (true, false, null, numbers) and
-nothing else of YAML 1.1: no dates, no octal or base-60 numbers, no `yes` and `on`. What is
+Pulumi stops at the first top-level value of a wrong type, and reads the file by rules of its own
+(go-yaml: octal `020`, `1_000`, dates that become times). So nothing is taken for a value here but
+what both take for the same; whatever reads in more than one way is refused by its text. What is
 encrypted (`secure:`) is taken as given: only the engine can read it.
 
     python -m components.stack_file Pulumi.swarm.yaml
@@ -10,66 +10,91 @@ encrypted (`secure:`) is taken as given: only the engine can read it.
 
 from __future__ import annotations
 
+import datetime
+import json
 import re
 import sys
-from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from components.config import PROJECT_NAME, FleetConfig
-from components.reading import ConfigError, Problem
+from components.reading import ConfigError, Problem, show
 
-
-class _Loader(yaml.SafeLoader):
-    """YAML as Pulumi reads it."""
-
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            key = key_node.value
-            if isinstance(key, str):
-                if key in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {key!r} stands here twice", key_node.start_mark
-                    )
-                seen.add(key)
-        return super().construct_mapping(node, deep=deep)
-
-
-_INTEGER = "-?(?:0|[1-9][0-9]{0,30})"
-_EXPONENT = "[eE][-+]?[0-9]{1,3}"
-for _tag, _pattern, _first in (
-    ("bool", "true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("null", "~|null|Null|NULL|", "~nN"),
-    ("int", _INTEGER, "-0123456789"),
-    ("float", rf"{_INTEGER}(?:\.[0-9]+(?:{_EXPONENT})?|{_EXPONENT})", "-0123456789"),
-    ("merge", "<<", "<"),
-):
-    _Loader.add_implicit_resolver(
-        f"tag:yaml.org,2002:{_tag}",
-        re.compile(rf"(?:{_pattern})\Z"),
-        [*_first, ""] if _tag == "null" else [*_first],
-    )
-
-
-# What PyYAML raises for text that it cannot make sense of: not all of it is a YAMLError (tags).
-_UNREADABLE = (
-    yaml.YAMLError,
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    AttributeError,
-    RecursionError,
+# Aliases can make any number of values out of a few lines. As go-yaml has it: beyond a thousand, at
+# most a hundred for each that stands in the file; and an end, wherever that comes to.
+_FEW_VALUES, _PER_NODE, _MOST_VALUES = 1_000, 100, 400_000
+_WORDS = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL")),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+}
+# Numbers that are themselves to every reader, and to a float.
+_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,14}")
+_FRACTION = re.compile(r"-?(?:0|[1-9][0-9]{0,8})\.[0-9]{1,6}")
+# What go-yaml may take for a number, underscores left out, or for a date: in part, and otherwise
+# than people do.
+_NUMBER = re.compile(
+    r"[-+]?(?:0[xX][0-9a-fA-F]+|0[oO][0-7]+|0[bB][01]+|\.?[0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?)"
+    r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
 )
+_DATE = re.compile(r"([0-9]{4})-([0-9]{1,2})-([0-9]{1,2})(?:[Tt ].*)?")
+# What PyYAML raises for text that it cannot make sense of: not all of it is a YAMLError.
+_UNREADABLE = (yaml.YAMLError, ValueError, OverflowError, RecursionError)
+_NOT_OURS = "which is not YAML of a stack file"
 
 
 class EncryptedError(Exception):
     """The fleet depends on encrypted values. The text names their keys."""
+
+
+class _TooManyError(Exception):
+    """Aliases that make more of the file than anybody can read."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Makes nodes of what is written: the only tags are those that stand in the file."""
+
+    def resolve(self, *_: Any) -> str:
+        return ""
+
+
+@dataclass(kw_only=True)
+class Reading:
+    """The `config:` of a stack file: values by key (`NAMESPACE:NAME`), as the engine has them.
+
+    `problems` are those of the text; `encrypted` has the paths of what only the engine can read.
+    What cannot be read is None in `values`.
+    """
+
+    values: dict[str, Any] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    encrypted: list[str] = field(default_factory=list)
+
+
+def read(text: str, name: str) -> Reading:
+    """Reads the text of a stack file called `name` (for messages).
+
+    Raises `ConfigError` where it is no such file at all.
+    """
+    reading = Reading()
+    try:
+        root = yaml.compose(text, Loader=_Loader)
+        document = {} if root is None else _Values(reading).value(root, "")
+    except _TooManyError:
+        message = "its aliases make more values of it than anybody can read"
+        raise ConfigError([Problem(path=name, message=message)]) from None
+    except _UNREADABLE as error:
+        raise ConfigError([Problem(path=name, message=_not_yaml(error))]) from None
+    config = document.get("config", {}) if isinstance(document, dict) else document
+    if not isinstance(document, dict) or not isinstance(config, dict | None):
+        message = "must be a map with the key `config:`, and that a map of the stack's values"
+        raise ConfigError([*reading.problems, Problem(path=name, message=message)])
+    for key, value in (config or {}).items():
+        reading.values[key] = _top(key, value, reading)
+    return reading
 
 
 def parse(text: str, name: str) -> FleetConfig:
@@ -79,65 +104,176 @@ def parse(text: str, name: str) -> FleetConfig:
     either than its name. Raises `ConfigError` for whatever is wrong with the text, and
     `EncryptedError` where another value is encrypted, so that nobody here can tell.
     """
-    try:
-        document = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
-    except _UNREADABLE as error:
-        raise ConfigError([Problem(path=name, message=_not_yaml(error))]) from None
-    if document is None:
-        document = {}
-    config = document.get("config", {}) if isinstance(document, dict) else None
-    if not isinstance(config, dict):
-        message = "must be a map with the key `config:`, and that a map of the stack's values"
-        raise ConfigError([Problem(path=name, message=message)])
-    values: dict[str, Any] = {}
-    project: Any = None
-    twice: list[Problem] = []
-    for key, value in config.items():
-        namespace, colon, rest = str(key).partition(":")
-        if not colon:
-            namespace, rest = PROJECT_NAME, namespace
-        if namespace == PROJECT_NAME:
-            if rest in values:
-                message = f"stands here twice, with and without {PROJECT_NAME}:"
-                twice.append(Problem(path=f"{PROJECT_NAME}:{rest}", message=message))
-            values[rest] = value
-        elif key == "gcp:project":
-            project = value
-    if twice:
-        raise ConfigError(twice)
-    _take_as_given(values, project)
-    return FleetConfig.parse(values, project=None if project is None else str(project))
-
-
-def _take_as_given(values: dict[str, Any], project: object) -> None:
-    """Makes encrypted tokens "". Raises `EncryptedError` for what else is encrypted."""
-    tokens = values.get("tokens")
-    if isinstance(tokens, dict):
-        values["tokens"] = {
-            what: "" if _encrypted(token) else token for what, token in tokens.items()
-        }
-    hidden = ["gcp:project"] if _encrypted(project) else []
-    for key, value in values.items():
-        hidden += _hidden(value, f"{PROJECT_NAME}:{key}", set())
+    reading = read(text, name)
+    ours = f"{PROJECT_NAME}:"
+    tokens = {f"{ours}tokens.{what}" for what in reading.values.get(f"{ours}tokens") or {}}
+    hidden = [
+        path
+        for path in reading.encrypted
+        if path == "gcp:project" or (path.startswith(ours) and path not in tokens)
+    ]
     if hidden:
+        if reading.problems:
+            raise ConfigError(reading.problems)
         raise EncryptedError(", ".join(hidden))
+    values = {
+        key.removeprefix(ours): value
+        for key, value in reading.values.items()
+        if key.startswith(ours)
+    }
+    project = reading.values.get("gcp:project")
+    try:
+        config = FleetConfig.parse(values, project=None if project is None else str(project))
+    except ConfigError as error:
+        # What has been refused by its text already is not missing.
+        refused = {problem.path for problem in reading.problems}
+        reading.problems += (problem for problem in error.problems if problem.path not in refused)
+    if reading.problems:
+        raise ConfigError(reading.problems)
+    return config
 
 
-def _encrypted(value: object) -> bool:
-    """Whether Pulumi takes `value` for an encrypted one: at any depth, a map of this one key."""
-    return isinstance(value, dict) and set(value) == {"secure"} and isinstance(value["secure"], str)
+class _Values:
+    """Makes values of nodes; what is wrong with the text of one is noted, and it is None."""
+
+    def __init__(self, reading: Reading) -> None:
+        self.reading = reading
+        self.open: list[int] = []
+        self.seen: set[int] = set()
+        self.count = 0
+
+    def problem(self, path: str, message: str) -> None:
+        self.reading.problems.append(Problem(path=path, message=message))
+
+    def value(self, node: yaml.Node, path: str) -> Any:
+        self.seen.add(id(node))
+        self.count += 1
+        if self.count > min(max(_FEW_VALUES, _PER_NODE * len(self.seen)), _MOST_VALUES):
+            raise _TooManyError
+        if id(node) in self.open:
+            self.problem(path, "is an alias of what it is in")
+            return None
+        if node.tag:
+            self.problem(path, f"has the tag {show(node.tag)}, {_NOT_OURS}: leave it out")
+            return None
+        self.open.append(id(node))
+        try:
+            if isinstance(node, yaml.MappingNode):
+                return self.mapping(node, path)
+            if isinstance(node, yaml.SequenceNode):
+                return [self.value(item, f"{path}[{at}]") for at, item in enumerate(node.value)]
+            assert isinstance(node, yaml.ScalarNode)
+            return self.scalar(node, path)
+        finally:
+            self.open.pop()
+
+    def mapping(self, node: yaml.MappingNode, path: str) -> Any:
+        found: dict[str, Any] = {}
+        keys: set[str] = set()
+        merged: list[yaml.Node] = []
+        for key_node, node_of_value in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                self.problem(path, f"has a key that is no text, {_NOT_OURS}{_where(key_node)}")
+                continue
+            key = key_node.value
+            if path == "config" and ":" not in key:
+                key = f"{PROJECT_NAME}:{key}"
+            below = key if path in ("", "config") else f"{path}.{key}"
+            if key in keys:
+                self.problem(below, f"stands here twice{_where(key_node)}")
+            elif key_node.value == "<<":
+                # In quotes as well: Pulumi writes the file once more before it reads it.
+                several = isinstance(node_of_value, yaml.SequenceNode)
+                merged = node_of_value.value if several else [node_of_value]
+            elif key_node.tag or not isinstance(_scalar(key_node), str):
+                self.problem(below, "is a key that is no text to Pulumi: put it in quotes")
+            else:
+                found[key] = self.value(node_of_value, below)
+            keys.add(key)
+        for source in merged:
+            inherited = self.value(source, path)
+            if not isinstance(inherited, dict):
+                self.problem(path, "merges (<<) what is no map")
+                continue
+            found = inherited | found
+        # At any depth, Pulumi takes a map of this one key for an encrypted text.
+        if set(found) == {"secure"} and isinstance(found["secure"], str):
+            self.reading.encrypted.append(path)
+            return ""
+        return found
+
+    def scalar(self, node: yaml.ScalarNode, path: str) -> Any:
+        text: str = node.value
+        if any(0xD800 <= ord(letter) <= 0xDFFF for letter in text):
+            self.problem(path, "holds half of a character (a lone surrogate)")
+            return None
+        value = _scalar(node)
+        if value is _AMBIGUOUS:
+            self.problem(
+                path,
+                f"{text[:60]} is not the same to all that read it: put it in quotes, or write a "
+                "number as 16 or 0.5",
+            )
+            return None
+        return value
 
 
-def _hidden(value: object, path: str, seen: set[int]) -> Iterator[str]:
-    """Paths of the encrypted values in `value`. An alias is followed once: it may be a circle."""
-    if _encrypted(value):
-        yield path
-    elif isinstance(value, dict | list) and id(value) not in seen:
-        seen.add(id(value))
-        inner = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, item in inner:
-            below = f"{path}.{key}" if isinstance(value, dict) else f"{path}[{key}]"
-            yield from _hidden(item, below, seen)
+_AMBIGUOUS = object()
+
+
+def _scalar(node: yaml.ScalarNode) -> Any:
+    """The value of a scalar; _AMBIGUOUS where there are no quotes and go-yaml takes another."""
+    text: str = node.value
+    if node.style:
+        return text
+    if text in _WORDS:
+        return _WORDS[text]
+    if _INTEGER.fullmatch(text):
+        return int(text)
+    if _FRACTION.fullmatch(text):
+        number = float(text)
+        return int(number) if number.is_integer() else number
+    # Nothing that begins in another way is a number to go-yaml.
+    is_number = text[0] in "+-.0123456789" and _NUMBER.fullmatch(text.replace("_", ""))
+    return _AMBIGUOUS if is_number or _is_date(text) else text
+
+
+def _is_date(text: str) -> bool:
+    match = _DATE.fullmatch(text)
+    try:
+        return bool(match and datetime.date(*map(int, match.groups())))
+    except ValueError:
+        return False
+
+
+def _top(key: str, value: Any, reading: Reading) -> Any:
+    """`value` as the engine hands it to the program: what is neither map nor list becomes text."""
+    told = any(problem.path == key for problem in reading.problems)
+    if told or not (key == "gcp:project" or key.startswith(f"{PROJECT_NAME}:")):
+        return value
+    message = ""
+    if value is None:
+        message = "has no value: leave the key out, or write one"
+    elif isinstance(value, float):
+        message = f"is the number {value:g} to Pulumi, and no text: put it in quotes"
+    elif isinstance(value, str) and _is_json(value):
+        message = "is JSON in a text: write it as YAML, without the quotes"
+    if message:
+        reading.problems.append(Problem(path=key, message=message))
+        return None
+    return json.dumps(value) if isinstance(value, bool | int) else value
+
+
+def _is_json(text: str) -> bool:
+    """Whether the program, which gets maps and lists as JSON, would read one here."""
+    try:
+        return isinstance(json.loads(text), dict | list | None)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _where(node: yaml.Node) -> str:
+    return f" (line {node.start_mark.line + 1}, column {node.start_mark.column + 1})"
 
 
 def _not_yaml(error: Exception) -> str:

@@ -75,6 +75,16 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     ("no machine", swarm(machineType=None), "pilot-fleet:swarm[0].machineType", "is missing"),
     ("no swarm", changed(swarm=[]), "pilot-fleet:swarm", "is empty"),
     ("no swarm at all", changed(swarm=None), "pilot-fleet:swarm", "is empty"),
+    *(
+        (f"no value for {key}", swarm(**{key: None}), f"pilot-fleet:swarm[0].{key}", "has no value")
+        for key in ("env", "release")
+    ),
+    (
+        "no value for a list",
+        changed(monitoring={"enabled": True, "channels": None}),
+        "pilot-fleet:monitoring.channels",
+        "has no value: leave the key out, or fill it",
+    ),
     ("no zone", changed(zone=None), "pilot-fleet:zone", "is missing"),
     ("a region for a zone", changed(zone="us-central1"), "pilot-fleet:zone", "is not a zone"),
     ("no release", changed(release=None), "pilot-fleet:release", "is missing"),

@@ -229,6 +229,111 @@ def test_what_else_is_encrypted_is_the_engines_to_check(
     assert paths in answer.stdout
 
 
+# What the readers of a stack file take for different values; as it would stand in one.
+AMBIGUOUS = (
+    *("020", "012000", "0777", "00", "08", "-0", "+1", "0x10", "0X1F", "-0x1", "0o20", "0b11"),
+    *("1_18", "1__0", "1_", "1_000.5", "1e3", "1E5", "1e+3", "0.5e3", "12e45", "1e999"),
+    *(".5", "5.", "-.5", "+.5", ".inf", "-.INF", "+.inf", ".nan", ".NaN"),
+    *("1234567890123456", "9" * 19, "9" * 60, "1234567890.5", "0.1234567"),
+    *("2026-11-29", "2026-1-2", "2026-11-29T10:00:00Z", "2026-11-29 10:00:00.5"),
+    *("!!str 020", "! 020", "!!int 16", "!!timestamp 2026-11-29", "!!binary YWJj", "!custom x"),
+)
+
+
+def text_problems(text: str) -> dict[str, str]:
+    with pytest.raises(ConfigError) as caught:
+        parse(text, "Pulumi.x.yaml")
+    return {problem.path: problem.message for problem in caught.value.problems}
+
+
+@pytest.mark.parametrize("value", AMBIGUOUS)
+def test_what_reads_in_more_than_one_way_is_refused_by_its_text(value: str) -> None:
+    """Wherever it stands, all of it at once; and nothing else is said of that place."""
+    text = SEED_TEXT.replace("encryptionsalt", "x")
+    for old, new in (
+        ("zone: us-central1-a", f"zone: {value}\n  window: {value}"),
+        ("version: 1.18.0", f"version: {value}"),
+        ("agents: 5000", f"agents: {value}"),
+        ('GOGC: "50"', f"GOGC: {value}"),
+        ("\nx:", f"\n  access: {{look: [{value}]}}\nx:"),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    found = text_problems(text)
+    assert sorted(found) == [
+        "pilot-fleet:access.look[0]",
+        "pilot-fleet:release.version",
+        "pilot-fleet:swarm[1].agents",
+        "pilot-fleet:swarm[2].env.GOGC",
+        "pilot-fleet:window",
+        "pilot-fleet:zone",
+    ]
+    (message,) = set(found.values())
+    assert message.startswith((value[:60], "has the tag", "020"))
+    assert "put it in quotes" in message or "leave it out" in message
+
+
+@pytest.mark.parametrize("value", AMBIGUOUS)
+def test_in_quotes_it_is_a_text(value: str) -> None:
+    config = parse(SEED_TEXT.replace('GOGC: "50"', f"A: '{value}'"), "Pulumi.x.yaml")
+    assert config.swarm[2].environment == {"A": value}
+
+
+@pytest.mark.parametrize(
+    ("line", "path", "message"),
+    [
+        ("nat: null", "nat", "has no value: leave the key out, or write one"),
+        ("nat:", "nat", "has no value"),
+        ("roll: ~", "roll", "has no value"),
+        ("bucket: Null", "bucket", "has no value"),
+        ("""access: '{"look": []}'""", "access", "is JSON in a text: write it as YAML"),
+        ("""registryRanges: "[]" """, "registryRanges", "is JSON in a text"),
+        ("""roll: "null" """, "roll", "is JSON in a text"),
+        ("bucket: 1.5", "bucket", "is the number 1.5 to Pulumi, and no text: put it in quotes"),
+        ("roll: {? [1] : 2}", "roll", "has a key that is no text"),
+        ("roll: {1: 2}", "roll.1", "is a key that is no text to Pulumi: put it in quotes"),
+        ("roll: {true: 2}", "roll.true", "is a key that is no text to Pulumi"),
+        ("roll: {batch: 5, 'batch': 5}", "roll.batch", "stands here twice (line "),
+        ("roll: {<<: 5}", "roll", "merges (<<) what is no map"),
+        ("roll: {<<: {}, <<: {}}", "roll.<<", "stands here twice (line "),
+        ("roll: &a {batch: *a}", "roll.batch", "is an alias of what it is in"),
+        ('bucket: "\\ud800"', "bucket", "holds half of a character"),
+    ],
+)
+def test_what_is_refused_by_its_text(line: str, path: str, message: str) -> None:
+    text = SEED_TEXT.replace("encryptionsalt", f"  pilot-fleet:{line}\nencryptionsalt")
+    found = text_problems(text)
+    assert list(found) == [f"pilot-fleet:{path}"]
+    assert found[f"pilot-fleet:{path}"].startswith(message)
+
+
+def test_aliases_and_merges_are_values() -> None:
+    text = SEED_TEXT.replace(
+        "- {name: swarm-1, machineType: e2-standard-16, agents: 3000}",
+        "- &one {name: swarm-1, machineType: e2-standard-16, agents: 3000}\n"
+        "    - {<<: [{name: s}, *one], agents: 1}",
+    )
+    config = parse(text, "Pulumi.x.yaml")
+    found = [(vm.name, vm.machine.name, vm.agents) for vm in config.swarm[:2]]
+    assert found == [("swarm-1", "e2-standard-16", 3000), ("s", "e2-standard-16", 1)]
+
+
+@pytest.mark.parametrize("width", [2, 9, 400])
+def test_an_alias_bomb_ends(width: int) -> None:
+    lines = ["config:", "  x:a0: &a0 [x]"]
+    lines += [
+        f"  x:a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * width)}]"
+        for level in range(1, 60)
+    ]
+    (message,) = text_problems("\n".join(lines)).values()
+    assert message == "its aliases make more values of it than anybody can read"
+
+
+def test_what_others_keys_hold_is_theirs() -> None:
+    text = SEED_TEXT.replace("config:", "config:\n  gcp:batching: {sendAfter: 1.5}\n  gcp:x: null")
+    assert parse(text, "Pulumi.x.yaml") == parse(SEED_TEXT, "Pulumi.x.yaml")
+
+
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "components.stack_file", *arguments],
