@@ -185,7 +185,9 @@ CHANGES: dict[str, dict[str, Any]] = {
     "monitoring.online": changed(monitoring={"enabled": True, "online": 0.5}),
     "access.look": changed(access={"look": ["group:a@example.com"]}),
     "access.order": changed(access={"order": ["group:a@example.com"]}),
-    "access.role": changed(access={"order": ["group:a@example.com"], "role": "roles/x"}),
+    "access.role": changed(
+        access={"order": ["group:a@example.com"], "role": "projects/p-12345/roles/x_y"}
+    ),
     "release": changed(release=RELEASE),
     "rendezvous.name": rendezvous(name="another"),
     "rendezvous.machineType": rendezvous(machineType="n2-standard-8"),
