@@ -10,8 +10,11 @@ from typing import Final
 from .spec import fleet_vms, parse_spec
 from .values import Finding, Resource
 
-# Strict rather than complete: a URL that two programs could read in two ways is none of Google's.
-_GOOGLE: Final = re.compile(r"https://([a-z0-9-]+\.)+googleapis\.com(:443)?/?")
+# Strict rather than complete: a URL that two programs could read in two ways is none of Google's,
+# and neither is a host that cannot be looked up or a path, which a VM refuses.
+_GOOGLE: Final = re.compile(
+    r"https://(?=[^:]{1,253}(?::|$))(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+googleapis\.com(?::443)?"
+)
 
 
 @dataclass(frozen=True, kw_only=True)

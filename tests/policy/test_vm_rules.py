@@ -153,7 +153,6 @@ def endpoint_problems(url: Any, **config: Any) -> list[str]:
     "url",
     [
         "https://storage.googleapis.com",
-        "https://storage.googleapis.com/",
         "https://storage.googleapis.com:443",
         "https://storage-psc.p.googleapis.com",
     ],
@@ -166,6 +165,13 @@ def test_tokens_may_go_to_google(url: str) -> None:
     "url",
     [
         "http://storage.googleapis.com",
+        "https://storage.googleapis.com/",
+        "https://storage.googleapis.com:",
+        "https://-x.googleapis.com",
+        "https://x-.googleapis.com",
+        "https://a_b.googleapis.com",
+        f"https://{'a' * 64}.googleapis.com",
+        f"https://{'a.' * 120}googleapis.com",
         "http://169.254.169.1:8480",
         "https://storage.googleapis.com.evil.example",
         "https://evilgoogleapis.com",
