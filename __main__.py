@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pulumi
 
-from components import guard
+from components import ending, guard
+
+if __name__ == "__main__":  # Pulumi's name for it; tests of the declarations have another.
+    ending.at_once_on_interrupt()
 
 # Before all else: the guard does not see what is declared before, by an import too.
 allowed_scripts: list[str] = []

@@ -9,13 +9,14 @@ transform that is registered later, only the policy pack sees.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import pulumi
+
+from components import ending
 
 _REPLACES: Final = "runs at every boot in place of the project's startup script"
 # Keys of instance metadata that make a guest run something, and when. tests/ghosts.py has the
@@ -77,8 +78,6 @@ _FOR_ALL: Final = re.compile(
     r".*(?:project(?:common)?metadata(?:item)?|instancesettings)", re.IGNORECASE
 )
 _FLEETS: Final = frozenset({"pilot-role", "pilot-spec", "pilot-fleet"})
-# PYTHON_PROCESS_EXITED_AFTER_SHOWING_USER_ACTIONABLE_MESSAGE_CODE of Pulumi's Python runtime.
-_USER_HAS_BEEN_TOLD: Final = 32
 
 
 class GhostScriptError(pulumi.RunError):
@@ -180,7 +179,7 @@ def register(allowed: Sequence[str] = ()) -> None:
             # user has been told": the engine loses the answer it waits for, and the resource is
             # refused.
             pulumi.log.error(str(error))
-            os._exit(_USER_HAS_BEEN_TOLD)
+            ending.at_once()
 
     pulumi.runtime.register_resource_transform(transform)
 
