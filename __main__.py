@@ -54,8 +54,8 @@ daemons = {
     for vm in config.swarm
 }
 outputs.require_built((rendezvous_binary, *daemons.values()))
-last.require(config, last.read())
-images.require(config.images, images.look, dry_run=pulumi.runtime.is_dry_run())
+sizes = images.require(config.images, images.look, dry_run=pulumi.runtime.is_dry_run())
+last.require(config, last.read(), sizes)
 
 
 def labels(role: str) -> dict[str, str]:

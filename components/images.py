@@ -23,11 +23,13 @@ class NotLookedUpError(Exception):
     """Nobody can tell whether there is such an image. The text says why."""
 
 
-def require(asked: Mapping[str, str], look: Callable[[str], bool], *, dry_run: bool) -> None:
+def require(
+    asked: Mapping[str, str], look: Callable[[str], int | None], *, dry_run: bool
+) -> dict[str, int]:
     """Looks up every image of `asked` (PROJECT/FAMILY or PROJECT/NAME, by the path of its key).
 
-    Raises `pulumi.RunError` where one is not there, and in an update also where that cannot be
-    found out; in a preview that is a warning.
+    Returns their sizes, GB; none where they could not be looked up, which in a preview is a warning
+    and in an update a `pulumi.RunError`, as for one that is not there.
     """
     try:
         found = {image: look(image) for image in dict.fromkeys(asked.values())}
@@ -36,10 +38,10 @@ def require(asked: Mapping[str, str], look: Callable[[str], bool], *, dry_run: b
         if not dry_run:
             raise pulumi.RunError(f"{what}. Nothing was changed") from None
         pulumi.log.warn(what)
-        return
+        return {}
     problems = []
     for path, image in asked.items():
-        if not found[image]:
+        if found[image] is None:
             project, name = image.split("/")
             problems.append(
                 f"{path}: the project {project} has no image and no family of images called "
@@ -48,10 +50,14 @@ def require(asked: Mapping[str, str], look: Callable[[str], bool], *, dry_run: b
             )
     if problems:
         raise pulumi.RunError("\n".join(problems))
+    return {image: size for image, size in found.items() if size is not None}
 
 
-def look(image: str) -> bool:
-    """Whether there is an image, asked through the provider: at its endpoint, with its rights."""
+def look(image: str) -> int | None:
+    """The size of an image, GB, or None where there is none.
+
+    Asked through the provider: at its endpoint, with its rights.
+    """
     config = pulumi.runtime.get_config_env()
     if os.environ.get("GOOGLE_OAUTH_ACCESS_TOKEN") == PLACEHOLDER_TOKEN and not (
         config.get("gcp:accessToken") or config.get("gcp:credentials")
@@ -59,18 +65,18 @@ def look(image: str) -> bool:
         raise NotLookedUpError("there are no Google credentials")
     project, name = image.split("/")
     # In the provider's order: an image of that name, else the newest of the family.
-    return _exists(project=project, name=name) or _exists(project=project, family=name)
+    size = _size(project=project, name=name)
+    return _size(project=project, family=name) if size is None else size
 
 
-def _exists(*, project: str, name: str | None = None, family: str | None = None) -> bool:
+def _size(*, project: str, name: str | None = None, family: str | None = None) -> int | None:
     try:
-        gcp.compute.get_image(project=project, name=name, family=family)
+        return gcp.compute.get_image(project=project, name=name, family=family).disk_size_gb
     except Exception as error:  # noqa: BLE001 - the SDK has no other for what the provider says
         text = str(error)
         if _NOT_FOUND.search(text):
-            return False
+            return None
         raise NotLookedUpError(_said(text)) from None
-    return True
 
 
 def _said(text: str) -> str:

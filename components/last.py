@@ -38,9 +38,12 @@ class Last:
     devices: Mapping[str, str]
 
 
-def require(config: FleetConfig, last: Last) -> None:
-    """Raises `pulumi.RunError` for what cannot be made of what is there."""
-    problems = shrinking(config, last)
+def require(config: FleetConfig, last: Last, images: Mapping[str, int]) -> None:
+    """Raises `pulumi.RunError` for what cannot be made of what is there.
+
+    `images`: sizes of those that are known, GB.
+    """
+    problems = shrinking(config, last) + no_room(config, last, images)
     if problems:
         raise pulumi.RunError("\n".join(str(problem) for problem in problems))
 
@@ -48,9 +51,7 @@ def require(config: FleetConfig, last: Last) -> None:
 def shrinking(config: FleetConfig, last: Last) -> list[Problem]:
     """Disks that would be smaller than they are: Google makes none smaller."""
     problems = []
-    vms: list[tuple[str, RendezvousConfig | SwarmVmConfig]] = [("rendezvous", config.rendezvous)]
-    vms += [(f"swarm[{index}]", vm) for index, vm in enumerate(config.swarm)]
-    for path, vm in vms:
+    for path, vm in _vms(config):
         disk = f"{vm.name}{STATE_DISK_SUFFIX}"
         there = last.disk_gb.get(disk, 0)
         if vm.disk_gb < there:
@@ -60,8 +61,7 @@ def shrinking(config: FleetConfig, last: Last) -> list[Problem]:
             )
             problems.append(Problem(path=f"{PROJECT_NAME}:{path}.diskGb", message=message))
         there = last.boot_gb.get(vm.name, 0)
-        made_again = vm.image is not None and boot_device(vm.image) != last.devices.get(vm.name)
-        if vm.boot_disk_gb < there and not made_again:
+        if vm.boot_disk_gb < there and not _is_made(vm, last):
             message = (
                 f"{vm.boot_disk_gb:,} is less than the {there:,} GB of {vm.name}'s boot disk, and "
                 "no disk is made smaller: a smaller one takes another VM, which `image:` on its "
@@ -69,6 +69,30 @@ def shrinking(config: FleetConfig, last: Last) -> list[Problem]:
             )
             problems.append(Problem(path=f"{PROJECT_NAME}:{path}.bootDiskGb", message=message))
     return problems
+
+
+def no_room(config: FleetConfig, last: Last, images: Mapping[str, int]) -> list[Problem]:
+    """Boot disks that are to be made, and are smaller than their image."""
+    problems = []
+    for path, vm in _vms(config):
+        image = vm.image or config.image
+        least = images.get(image, 0)
+        if vm.boot_disk_gb < least and _is_made(vm, last):
+            message = f"{vm.boot_disk_gb:,} is less than the {least:,} GB of the image {image}"
+            problems.append(Problem(path=f"{PROJECT_NAME}:{path}.bootDiskGb", message=message))
+    return problems
+
+
+def _vms(config: FleetConfig) -> list[tuple[str, RendezvousConfig | SwarmVmConfig]]:
+    swarm = [(f"swarm[{index}]", vm) for index, vm in enumerate(config.swarm)]
+    return [("rendezvous", config.rendezvous), *swarm]
+
+
+def _is_made(vm: RendezvousConfig | SwarmVmConfig, last: Last) -> bool:
+    """Whether this VM is new, or asked for again."""
+    if vm.name not in last.devices:
+        return True
+    return vm.image is not None and boot_device(vm.image) != last.devices[vm.name]
 
 
 def read() -> Last:

@@ -60,7 +60,7 @@ class Recorder(pulumi.runtime.Mocks):
         if args.token == "pulumi:pulumi:readStackOutputs":
             return {"outputs": {}}, []
         assert args.token == "gcp:compute/getImage:getImage", args.token
-        return {"name": args.args.get("name")}, []
+        return {"name": args.args.get("name"), "diskSizeGb": 10}, []
 
     def of(self, type_: str) -> dict[str, dict[str, Any]]:
         """Inputs by resource name of one type, such as `compute/instance:Instance`."""

@@ -26,9 +26,9 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_image_that_is_not_there_is_named_with_its_key(dry_run: bool) -> None:
     looked: list[str] = []
 
-    def look(image: str) -> bool:
+    def look(image: str) -> int | None:
         looked.append(image)
-        return image == "corp-images/golden"
+        return 10 if image == "corp-images/golden" else None
 
     with pytest.raises(pulumi.RunError) as caught:
         images.require(ASKED, look, dry_run=dry_run)
@@ -38,16 +38,17 @@ def test_every_image_that_is_not_there_is_named_with_its_key(dry_run: bool) -> N
     assert "Nothing was changed" in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
     assert looked == ["corp-images/golden", "corp-images/canary"], "each once"
-    images.require(ASKED, lambda _: True, dry_run=dry_run)
+    sizes = images.require(ASKED, lambda _: 10, dry_run=dry_run)
+    assert sizes == {"corp-images/golden": 10, "corp-images/canary": 10}
 
 
 def test_what_cannot_be_looked_up_is_a_warning_in_a_preview(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def look(_: str) -> bool:
+    def look(_: str) -> int | None:
         raise images.NotLookedUpError("Error 403: no right")
 
-    images.require(ASKED, look, dry_run=True)
+    assert images.require(ASKED, look, dry_run=True) == {}
     assert "not looked up" in caplog.text
     assert "Error 403: no right" in caplog.text
     with pytest.raises(pulumi.RunError, match=r"Error 403: no right\. Nothing was changed"):
@@ -60,4 +61,4 @@ def test_nothing_is_asked_with_the_placeholder_token(monkeypatch: pytest.MonkeyP
     with pytest.raises(images.NotLookedUpError, match="no Google credentials"):
         images.look("corp-images/golden")
     monkeypatch.setenv("PULUMI_CONFIG", '{"gcp:accessToken": "anything"}')
-    assert images.look("corp-images/golden")
+    assert images.look("corp-images/golden") == 10

@@ -6,7 +6,7 @@ import pulumi
 import pytest
 
 from components.config import FleetConfig
-from components.last import Last, require, shrinking
+from components.last import Last, no_room, require, shrinking
 from components.vm import boot_device
 from tests.components.fleet import changed
 
@@ -45,7 +45,7 @@ def test_every_disk_that_would_be_smaller_is_named() -> None:
     with pytest.raises(
         pulumi.RunError, match=r"rendezvous\.bootDiskGb: 19 is less(.|\n)*swarm\[0\]"
     ):
-        require(config({"bootDiskGb": 19}, bootDiskGb=10), larger)
+        require(config({"bootDiskGb": 19}, bootDiskGb=10), larger, {})
 
 
 def test_a_vm_that_is_made_again_may_have_a_smaller_boot_disk() -> None:
@@ -56,3 +56,21 @@ def test_a_vm_that_is_made_again_may_have_a_smaller_boot_disk() -> None:
     )
     (problem,) = shrinking(config(bootDiskGb=10, image=image), made)
     assert problem.path == "pilot-fleet:swarm[0].bootDiskGb"
+
+
+def test_a_boot_disk_that_is_made_has_room_for_its_image() -> None:
+    sizes = {"debian-cloud/debian-12": 21, "corp-images/golden": 40}
+    new = no_room(config(bootDiskGb=21), NEW, sizes)
+    assert [problem.path for problem in new] == [
+        "pilot-fleet:rendezvous.bootDiskGb",
+        "pilot-fleet:swarm[1].bootDiskGb",
+        "pilot-fleet:swarm[2].bootDiskGb",
+    ]
+    # The fleet's image is for new disks: it has grown beyond those that are there.
+    assert no_room(config(), THERE, sizes) == []
+    (again,) = no_room(config(image="corp-images/golden"), THERE, sizes)
+    assert str(again) == (
+        "pilot-fleet:swarm[0].bootDiskGb: 20 is less than the 40 GB of the image corp-images/golden"
+    )
+    assert no_room(config(bootDiskGb=40, image="corp-images/golden"), THERE, sizes) == []
+    assert no_room(config(), NEW, {}) == []

@@ -69,7 +69,6 @@ def test_the_fleets_image_is_for_new_disks_and_a_vms_own_makes_it_again(
     assert boot_images(cloud) == dict.fromkeys(VMS, "corp-base-20261101")
 
     # A family that is not in its image's name, a newer image in it, another family: no VM changes.
-    assert project.steps("--refresh") == {}
     add(cloud, "corp-base-20261201", "golden")
     assert project.steps("--refresh") == {}
     project.configure(fleet(image="corp-images/canary"))
@@ -138,6 +137,13 @@ def test_a_name_that_is_not_there_is_refused_before_anything_is_touched(
     project.configure(fleet(**GOLDEN))
     assert project.up(policies=False).no_traceback().code == 0
     before = instances(cloud)
+    # Nor does an image go on a disk that has no room for it.
+    large = {"name": "large-1", "family": "large", "diskSizeGb": "50"}
+    call(cloud, "projects/corp-images/global/images", large)
+    project.configure(fleet({"swarm-1": "corp-images/large"}, **GOLDEN))
+    refused = project.preview().no_traceback()
+    assert refused.code != 0
+    assert "pilot-fleet:swarm[0].bootDiskGb: 20 is less than the 50 GB of the image" in refused.text
     project.configure(fleet({"swarm-1": "corp-images/canari"}, image="debian-cloud/debian-21"))
     for answer in (project.preview(), project.up("--skip-preview")):
         assert answer.no_traceback().code != 0

@@ -209,12 +209,9 @@ def test_the_plan_of_an_update_without_the_binaries(project: Project) -> None:
     assert "not built: artifacts/1.18.0/pilot-daemon" in refused.text
 
 
-@pytest.mark.parametrize("protect", [True, False])
-def test_a_disk_that_would_be_smaller_is_refused(
-    project: Project, cloud: Serving, protect: bool
-) -> None:
+def test_a_disk_that_would_be_smaller_is_refused(project: Project, cloud: Serving) -> None:
     """By the state, so whatever a provider makes of it: an update that fails, or another disk."""
-    values = changed(**FLEET, protect=protect)
+    values = changed(**FLEET, protect=False)
     values["swarm"][0] |= {"diskGb": 20, "bootDiskGb": 30}
     project.configure(values)
     assert project.up(policies=False).no_traceback().code == 0
