@@ -216,15 +216,17 @@ def _ordinary(vm: Vm) -> Iterator[str]:
         used, limit = wall.number("used"), wall.number("limit")
         if used is not None and limit:
             yield f"{wall.text('wall')} is {used / limit:.0%} full"
-    yield from _turn(vm)
+    yield from _sources(vm)
+
+
+def _sources(vm: Vm) -> Iterator[str]:
+    """What a VM makes of its orders, its spec and its script that is no fault of its."""
+    status = vm.status
     for what in ("orders", "spec", "script"):
         if status.text(f"{what}.state") == "unreachable":
             yield f"its {what}: unreachable"
-
-
-def _turn(vm: Vm) -> Iterator[str]:
-    """Which script a VM has, and which one it will have, while it waits for its turn."""
-    status = vm.status
+        if ignored := status.texts(f"{what}.ignored"):
+            yield f"its {what}: not known to it and ignored: {', '.join(ignored)}"
     if status.text("script.state") == "waiting":
         applied, expected = status.text("node.script")[:12], status.text("script.expected")[:12]
         turn, now = status.when("script.turn"), status.when("time")

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import os
 import re
 import stat
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 # Seconds after which a temporary file is nobody's: one is there for as long as a file takes to be
 # written.
@@ -107,3 +112,10 @@ def link(path: Path, target: str) -> bool:
     temporary.symlink_to(target)
     temporary.replace(path)
     return True
+
+
+def record(kind: Callable[..., T], found: Mapping[str, Any]) -> T:
+    """The `kind`, a dataclass, that was written as `found`. What a newer program wrote beside its
+    fields is passed over. Raises TypeError where one lacks."""
+    known = inspect.signature(kind).parameters
+    return kind(**{key: value for key, value in found.items() if key in known})

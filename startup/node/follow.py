@@ -288,8 +288,14 @@ class Follower:
                 hold=standing.hold,
                 restart=standing.restarted or standing.restarted_here,
                 error=standing.error or standing.here_error,
+                ignored=standing.orders.ignored,
             ),
-            "spec": SpecStatus(sha256=known.sha256, state=known.state, error=known.error),
+            "spec": SpecStatus(
+                sha256=known.sha256,
+                state=known.state,
+                error=known.error,
+                ignored=known.spec.ignored,
+            ),
             "project_script": ScriptStatus(
                 expected=known.script.sha256,
                 state=self.script,

@@ -53,6 +53,8 @@ class Orders:
     roll: Verdict | None = None
     pause_benchmarks: bool = False
     banner: str = ""
+    ignored: tuple[str, ...] = ()
+    """Fields that this version does not know (a newer `ops` wrote them)."""
 
 
 def parse(text: str | bytes, role: str) -> Orders:
@@ -84,10 +86,10 @@ def parse(text: str | bytes, role: str) -> Orders:
             top.problem(name, "is for the rendezvous only")
     if role == ROLE_RENDEZVOUS and "benchmarks" in there:
         top.problem("benchmarks", "run on swarm VMs only")
-    top.end()
+    top.end_document()
     if top.problems:
         raise SpecError(top.problems)
-    return found
+    return replace(found, ignored=tuple(top.ignored))
 
 
 def _verdict(reader: Reader) -> Verdict:

@@ -335,8 +335,8 @@ class Rendezvous(Loop):
     def _running(self) -> Run | None:
         """What the process was started with, None where that is not known."""
         try:
-            return Run(**json.loads(self._record.read_bytes()))
-        except (FileNotFoundError, ValueError, TypeError):
+            return files.record(Run, json.loads(self._record.read_bytes()))
+        except (FileNotFoundError, ValueError, TypeError, AttributeError):
             return None
 
     @property
@@ -416,10 +416,10 @@ class Rendezvous(Loop):
 
     def _trial(self) -> Trial | None:
         try:
-            return Trial(**json.loads(self._trial_record.read_bytes()))
+            return files.record(Trial, json.loads(self._trial_record.read_bytes()))
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, AttributeError):
             return Trial()
 
     def _begin_trial(self, run: Run) -> None:

@@ -11,13 +11,14 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Final
 
 from . import files
 from .orders import GO, REJECT, Verdict
 from .place import Place
+from .retry import FinalError
 from .spec import Roll
 
 NONE: Final = "none"
@@ -27,6 +28,7 @@ WATCHING: Final = "watching"
 HALTED: Final = "halted"
 # Some agents have the target, and it is not accepted yet.
 ON_TRIAL: Final = (ROLLING, WATCHING)
+_STATES: Final = (NONE, WAITING, *ON_TRIAL, HALTED)
 
 # One agent in fifty may fail once (a registry that hiccups, the kernel), and at least one: an agent
 # that fails twice, or more of them, is the release's fault.
@@ -523,7 +525,7 @@ def recall(place: Place, say: Callable[[str], None]) -> RollState:
             continue
         except OSError as error:
             missed = error
-        except (ValueError, LookupError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             say(f"{path}: {error}: what was accepted and rejected is not known from it any more")
         else:
             if missed is not None:
@@ -535,7 +537,16 @@ def recall(place: Place, say: Callable[[str], None]) -> RollState:
 
 
 def _read(path: Path) -> RollState:
+    """Raises FinalError where a newer program wrote what must not be passed over."""
     known = json.loads(path.read_bytes())
+    required = {*known.get("requires", ())} - {each.name for each in fields(RollState)}
+    if known["state"] not in _STATES:
+        required.add(f"state {known['state']}")
+    if required:
+        raise FinalError(
+            f"{path}: a newer program wrote it, and {', '.join(sorted(map(str, required)))} must "
+            "not be ignored: no agent is started until the script that knows it is back"
+        )
     return RollState(
         accepted=_release(known["accepted"]),
         previous=_release(known["previous"]),
@@ -546,7 +557,7 @@ def _read(path: Path) -> RollState:
         # Written by a pilot-node that knew of none.
         culprits=frozenset(map(int, known.get("culprits", ()))),
         reason=str(known["reason"]),
-        rejected=tuple(Rejected(**each) for each in known["rejected"]),
+        rejected=tuple(files.record(Rejected, each) for each in known["rejected"]),
         spent=tuple(map(str, known["spent"])),
     )
 

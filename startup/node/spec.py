@@ -6,7 +6,7 @@ import ipaddress
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypedDict
 
 from . import fields
@@ -66,7 +66,8 @@ class Script:
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """What both roles have in common. `reserve_mb` in MiB."""
+    """What both roles have in common. `reserve_mb` in MiB. `ignored`: paths of fields that this
+    version does not know (a newer program's)."""
 
     name: str
     role: str
@@ -78,6 +79,7 @@ class Spec:
     reserve_mb: int
     script: Script
     agents: int
+    ignored: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,11 +221,12 @@ def _build(top: Reader) -> SwarmSpec | RendezvousSpec:
         if spec.registry_port == spec.dashboard_port and not ports.problems:
             ports.problem("dashboard", f"is {spec.dashboard_port}, the registry's port as well")
         ports.end()
-    for reader in (release, memory, script, endpoints, top):
+    for reader in (release, memory, script, endpoints):
         reader.end()
+    top.end_document()
     if top.problems:
         raise SpecError(top.problems)
-    return spec
+    return replace(spec, ignored=tuple(top.ignored))
 
 
 def _binary(reader: Reader, name: str) -> Binary:
@@ -298,15 +301,19 @@ class Reader:
     """Reads one JSON object, noting problems instead of stopping at the first. Orders as well.
 
     What is wrong comes out as an empty value of its type, so that reading can go on; the
-    problems, shared by all readers of a document, say that it must not be used.
+    problems, shared by all readers of a document, say that it must not be used. `ignored`, shared
+    as well, has the paths of what this version does not know.
     """
 
-    def __init__(self, value: Mapping[str, object], path: str, problems: list[str]) -> None:
+    def __init__(
+        self, value: Mapping[str, object], path: str, problems: list[str], ignored: list[str]
+    ) -> None:
         self._value = value
         self._path = path
         self._read: set[str] = set()
         self._broken = False
         self.problems = problems
+        self.ignored = ignored
 
     @classmethod
     def of(cls, text: str | bytes, name: str) -> Reader:
@@ -317,7 +324,7 @@ class Reader:
             raise SpecError([f"{name}: not JSON: {error}"]) from error
         if not isinstance(value, dict):
             raise SpecError([f"{name}: must be an object, is {_kind(value)}"])
-        return cls(value, "", [])
+        return cls(value, "", [], [])
 
     def problem(self, key: str, text: str) -> None:
         self.problems.append(f"{self._path}{_key(key)}: {text}")
@@ -392,7 +399,7 @@ class Reader:
 
     def child(self, key: str, *, optional: bool = False) -> Reader:
         """A reader of the object at `key`; of an empty one where it is `optional` and absent."""
-        reader = Reader({}, f"{self._path}{key}.", self.problems)
+        reader = Reader({}, f"{self._path}{key}.", self.problems, self.ignored)
         if optional and key not in self._value:
             return reader
         value = self._take(key)
@@ -408,9 +415,20 @@ class Reader:
         return reader
 
     def end(self) -> None:
-        """Note what was there and nobody asked for."""
-        for key in sorted(set(self._value) - self._read):
-            self.problem(key, "is not known")
+        """Note what was there and nobody asked for: a newer program may have written it."""
+        self.ignored += [f"{self._path}{_key(key)}" for key in sorted({*self._value} - self._read)]
+
+    def end_document(self) -> None:
+        """`end` of the whole document, once its parts have ended. What its `requires` names and
+        this version does not know is a problem: who wrote it says that it must not be ignored."""
+        required = self._value.get("requires", [])
+        self._read.add("requires")
+        self.end()
+        if not isinstance(required, list) or not all(isinstance(each, str) for each in required):
+            self.problem("requires", f"must be a list of fields, is {_kind(required)}")
+            return
+        for path in sorted({*required} & {*self.ignored}):
+            self.problems.append(f"{path}: is not known to this version, and must not be ignored")
 
     def _take(self, key: str) -> object:
         self._read.add(key)

@@ -36,6 +36,7 @@ LATER: Final = 60.0
 _TEXT: Final = 400
 _TROUBLED: Final = 10
 _TOP: Final = 20
+_IGNORED: Final = 10
 
 Document = dict[str, Any]
 
@@ -64,22 +65,26 @@ class RollStatus:
 @dataclass(frozen=True, kw_only=True)
 class OrdersStatus:
     """Orders: `state` is absent, read, unreachable or malformed. `hold` and `restart` are what
-    holds now, of whichever source; `generation` is the object's."""
+    holds now, of whichever source; `generation` is the object's; `ignored` are fields that are not
+    known here."""
 
     generation: int | None = None
     state: str = "absent"
     hold: bool = False
     restart: str = ""
     error: str = ""
+    ignored: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpecStatus:
-    """The spec in use: `state` is current, unreachable, absent or malformed."""
+    """The spec in use: `state` is current, unreachable, absent or malformed; `ignored` are fields
+    that are not known here."""
 
     sha256: str
     state: str = "current"
     error: str = ""
+    ignored: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,11 +187,13 @@ def document(facts: SwarmFacts | RendezvousFacts) -> Document:
             "hold": facts.orders.hold,
             "restart": facts.orders.restart,
             "error": clip(facts.orders.error),
+            "ignored": [clip(path) for path in facts.orders.ignored[:_IGNORED]],
         },
         "spec": {
             "sha256": facts.spec.sha256,
             "state": facts.spec.state,
             "error": clip(facts.spec.error),
+            "ignored": [clip(path) for path in facts.spec.ignored[:_IGNORED]],
         },
         "script": {
             "expected": facts.project_script.expected,

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import termios
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -26,7 +27,7 @@ from rich.console import Console
 from lab.server import serve
 from lab.web import Request, Response
 from ops import fleet as fleets
-from ops import google, status
+from ops import google, status, watch
 from ops.cli import main
 from ops.fleet import Doc, Instance, Registry, listen
 from ops.google import Cloud, Place
@@ -521,3 +522,40 @@ def test_a_picture(ops: Ops, tmp_path: Path) -> None:
     assert "swarm-3" in text
     assert "url(" not in text.replace("url(#", ""), "it fetches nothing"
     assert ops("status", "--svg", str(tmp_path / "no" / "folder")).code == 2
+
+
+def _parts(found: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The path of each field of a document."""
+    if isinstance(found, dict):
+        for key, value in found.items():
+            yield (*path, key)
+            yield from _parts(value, (*path, key))
+
+
+def test_a_status_of_a_newer_or_an_older_program_is_read_for_what_it_has() -> None:
+    for facts_of in (facts.swarm, facts.rendezvous):
+        whole = document(facts_of(now=NOW, last_error=Said(text="x", time=NOW)))
+        paths = list(_parts(whole))
+        assert ("script", "turn") in paths
+        for path in paths:
+            for change in ("without", "another", "more"):
+                told = json.loads(encode(whole))
+                part = told
+                for name in path[:-1]:
+                    part = part[name]
+                if change == "without":
+                    del part[path[-1]]
+                elif change == "another":
+                    # A word that this version does not know.
+                    part[path[-1]] = "of-later"
+                else:
+                    part["later"] = {path[-1]: [1]}
+                seen = heard(json.dumps(told))
+                fleet = fleets.Fleet(
+                    name="f", project="p", time=NOW, vms=(seen,), registry=Registry()
+                )
+                assert status.picture(fleet).rows[0].vm == "swarm-1"
+                assert isinstance(watch.alerts(fleet, watch.Limits()), dict)
+                if change == "more":
+                    assert seen.speaks
+                    assert status.picture(fleet).rows[0].is_well

@@ -52,7 +52,6 @@ def test_all_problems_at_once() -> None:
     assert sorted(problems(order)) == [
         "clean: is for the rendezvous only",
         "hold: must be true or false, is 1",
-        "later: is not known",
         'restart: must be [-0-9A-Za-z_.:]{1,64}, is "a b"',
         "roll.sha256: is missing",
         "roll.verdict: is missing",
@@ -62,6 +61,21 @@ def test_all_problems_at_once() -> None:
     ]
     assert problems({"schema": 1, "banner": "a\nb"}, "rendezvous")[0].startswith("banner: ")
     assert problems({"schema": 2, "hold": True})[0].startswith("schema: is 2")
+
+
+def test_what_a_newer_ops_wrote_is_read_for_what_is_known() -> None:
+    roll = {"sha256": SHA, "verdict": "go", "quietly": True}
+    newer = {"schema": 1, "hold": True, "roll": roll, "later": {"x": 1}}
+    found = parse(json.dumps(newer), "swarm")
+    assert (found.hold, found.roll) == (True, Verdict(sha256=SHA, verdict="go"))
+    assert found.ignored == ("roll.quietly", "later")
+    # What its writer says must not be passed over is refused by its name, and nothing else of it.
+    for required in ("later", "roll.quietly"):
+        assert problems({**newer, "requires": [required, "hold", "nowhere"]}) == [
+            f"{required}: is not known to this version, and must not be ignored"
+        ]
+    assert problems({**newer, "requires": "later"})[0].startswith("requires: must be a list")
+    assert parse(json.dumps({**newer, "requires": ["hold"]}), "swarm").hold
 
 
 @given(st.text() | st.binary())
@@ -125,11 +139,11 @@ def test_remembered_orders_that_are_not_understood_still_hold(
     place = Place(root=tmp_path)
     place.node_state.mkdir(parents=True)
     said: list[str] = []
-    text = json.dumps({"schema": 1, "hold": hold, "later": 1})
+    text = json.dumps({"schema": 1, "hold": hold, "later": 1, "requires": ["later"]})
     orders.remember(place, Standing(text=text, restarted="r1", restarted_here="h1"))
     found = orders.recall(place, "swarm", said.append)
     assert (found.hold, found.restart) == (held, "r1/h1")
-    assert "later: is not known" in said[0]
+    assert "later: is not known to this version, and must not be ignored" in said[0]
     assert ("not held" in said[0]) == (not held)
     nested = Standing(text="[" * 100_000, restarted="r1")
     orders.remember(place, nested)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from startup.node import roll
 from startup.node.orders import GO, REJECT, Verdict
 from startup.node.place import Place
+from startup.node.retry import FinalError
 from startup.node.roll import (
     HALTED,
     NONE,
@@ -505,6 +507,33 @@ def test_what_is_remembered(tmp_path: Path) -> None:
     assert roll.recall(place, said.append) == replace(state, watch=None)
     (place.node_state / "roll.json.old").write_text("", encoding="utf-8")
     assert roll.recall(place, said.append) == RollState()
+
+
+def test_what_a_newer_program_remembered_is_read_for_what_is_known(tmp_path: Path) -> None:
+    place = Place(root=tmp_path)
+    vm = watched()
+    vm.fails(10009)
+    vm.fails(10009)
+    vm.until(HALTED)
+    state = replace(vm.state, watch=None)
+    assert state.rejected
+    roll.remember(place, state)
+    path = place.node_state / "roll.json"
+    newer = json.loads(path.read_bytes()) | {"canary": ["swarm-1"]}
+    for each in (*newer["rejected"], newer["accepted"], newer["target"]):
+        each["by"] = "somebody"
+    said: list[str] = []
+    path.write_text(json.dumps(newer), encoding="utf-8")
+    assert roll.recall(place, said.append) == state
+    assert not said
+    # What must not be passed over is refused by name, not forgotten with what is rejected.
+    for changes, name in (
+        ({"requires": ["canary"]}, "canary"),
+        ({"state": "paced"}, "state paced"),
+    ):
+        path.write_text(json.dumps(newer | changes), encoding="utf-8")
+        with pytest.raises(FinalError, match=f"{name} must not be ignored"):
+            roll.recall(place, said.append)
 
 
 def test_what_the_disk_does_not_give_is_in_its_copy(

@@ -290,9 +290,9 @@ def test_orders_hold_restart_and_their_absence(vm: Service) -> None:
     vm.until(lambda: not before.items() & lives(vm).items() and vm.phase() == "whole")
     before = lives(vm)
     # Malformed, then gone: whoever was restarted once is not restarted again.
-    vm.google.order("swarm-1", '{"schema": 1, "hold": "yes", "wat": 1}')
+    vm.google.order("swarm-1", '{"schema": 1, "hold": "yes", "wat": 1, "requires": ["wat"]}')
     vm.until(lambda: vm.status()["orders"]["state"] == "malformed")
-    assert "wat: is not known" in vm.status()["orders"]["error"]
+    assert "wat: is not known to this version" in vm.status()["orders"]["error"]
     assert "hold: must be true or false" in vm.status()["orders"]["error"]
     vm.google.order("swarm-1", None)
     vm.until(lambda: vm.status()["orders"]["state"] == "absent")
@@ -515,9 +515,16 @@ def test_a_spec_of_a_newer_program_brings_the_script_that_understands_it(vm: Ser
     vm.until(lambda: vm.status()["script"]["state"] == "current")
     text = "#!/bin/bash\n# newer"
     vm.google.set("startup-script", text, project=True)
-    vm.declare(script={"sha256": hashlib.sha256(text.encode()).hexdigest()}, shiny=True)
+    newer = {"sha256": hashlib.sha256(text.encode()).hexdigest()}
+    vm.declare(script=newer, shiny=True, requires=["shiny"], agents=7)
     vm.until(lambda: vm.scripts == 1)
-    assert "shiny: is not known" in vm.status()["spec"]["error"]
+    assert "shiny: is not known to this version" in vm.status()["spec"]["error"]
+    assert vm.status()["agents"]["wanted"] == 6
+    # What need not be understood holds up nothing of the rest, also while the VM waits its turn.
+    vm.declare(script=newer, shiny=True, agents=7)
+    vm.until(lambda: vm.status()["agents"]["running"] == 7)
+    assert vm.status()["spec"]["state"] == "current"
+    assert vm.status()["spec"]["ignored"] == ["shiny"]
 
 
 def test_beside_a_ghost_no_script_is_run(vm: Service) -> None:
