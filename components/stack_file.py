@@ -82,7 +82,7 @@ def read(text: str, name: str) -> Reading:
     reading = Reading()
     try:
         root = yaml.compose(text, Loader=_Loader)
-        document = {} if root is None else _Values(reading).value(root, "")
+        document = {} if root is None else _Values(reading, name).value(root, name)
     except _TooManyError:
         message = "its aliases make more values of it than anybody can read"
         raise ConfigError([Problem(path=name, message=message)]) from None
@@ -136,8 +136,9 @@ def parse(text: str, name: str) -> FleetConfig:
 class _Values:
     """Makes values of nodes; what is wrong with the text of one is noted, and it is None."""
 
-    def __init__(self, reading: Reading) -> None:
+    def __init__(self, reading: Reading, name: str) -> None:
         self.reading = reading
+        self.name = name
         self.open: list[int] = []
         self.seen: set[int] = set()
         self.count = 0
@@ -178,7 +179,7 @@ class _Values:
             key = key_node.value
             if path == "config" and ":" not in key:
                 key = f"{PROJECT_NAME}:{key}"
-            below = key if path in ("", "config") else f"{path}.{key}"
+            below = key if path in (self.name, "config") else f"{path}.{key}"
             if key in keys:
                 self.problem(below, f"stands here twice{_where(key_node)}")
             elif key_node.value == "<<":

@@ -82,6 +82,7 @@ def _fleet() -> dict[str, Any]:
         reserveMb=3000,
         basePort=10_000,
         window=15,
+        programStagger=120,
         roll={"batch": 500, "watchSeconds": 60, "auto": True},
         subnetCidr="10.10.0.0/20",
         endpoints={"storage": "https://s.example.com", "secrets": "https://s.example.com:1"},

@@ -167,6 +167,7 @@ config:
         ("", "pilot-fleet:zone: is missing"),
         ("config: [", "is not YAML"),
         ("config: {a: 1, a: 2}", "stands here twice (line 1, column 16)"),
+        ("!!map {config: {}}", "Pulumi.x.yaml: has the tag"),
         ("- a", "must be a map with the key `config:`"),
         ("config: 7", "must be a map with the key `config:`"),
         ("config: {pilot-fleet:zone: 2026-99-99}", "'2026-99-99' is not a zone"),
