@@ -322,6 +322,8 @@ def _chosen(found: Fleet, named: Sequence[str] | None, without: Sequence[str] | 
     is not there."""
     for name in (*(named or ()), *(without or ())):
         found.vm(name)
+    if not named and found.unseen:
+        complain(f"note: {'; '.join(found.unseen)}: VMs there are left out")
     swarm = [vm.name for vm in found.swarm if not named or vm.name in named]
     others = [name for name in dict.fromkeys(named or ()) if name not in swarm]
     names = [name for name in (*swarm, *others) if name not in (without or ())]

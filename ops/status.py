@@ -10,13 +10,14 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ops.fleet import Fleet, Vm, age
+from ops.fleet import Doc, Fleet, Vm, age
 from ops.sheet import Column, Line, Sheet
 from ops.watch import THRESHOLD, disk_problem, ghosts, is_short
 
 _MIB: Final = 2**20
 _GIB: Final = 2**30
 _WHOLE: Final = "whole"
+_BANNER: Final = "banner"
 _WELL: Final = (_WHOLE, "serving")
 
 
@@ -67,6 +68,12 @@ class Picture:
     registry_source: str
     networks_source: str
     registry_problem: str
+    restored: str
+    """The copy that the registry was put back from at its last start, or ""."""
+    set_aside: tuple[str, ...]
+    """Registry files that were set aside, the newest last."""
+    unsupported: tuple[str, ...]
+    """What is declared of the rendezvous, and unknown to its binary."""
     explained: tuple[str, ...]
 
     @property
@@ -91,6 +98,7 @@ def picture(fleet: Fleet) -> Picture:
     swarm = [each for each in rows if each.role == "swarm"]
     running = sum(each.running or 0 for each in swarm)
     registry = fleet.registry
+    kept = fleet.rendezvous.status if fleet.rendezvous else Doc(None)
     networks = tuple(asdict(each) for each in registry.networks)
     unknown = sum(each.wanted or 0 for each in swarm if each.running is None)
     return Picture(
@@ -110,6 +118,9 @@ def picture(fleet: Fleet) -> Picture:
         registry_source=registry.source,
         networks_source=registry.networks_source,
         registry_problem=registry.problem,
+        restored=kept.text("registry.restored"),
+        set_aside=tuple(kept.texts("registry.set_aside")),
+        unsupported=tuple(kept.texts("registry.unsupported")),
         explained=tuple(_explained(running, unknown, registry.online, rows)),
     )
 
@@ -197,12 +208,25 @@ def _serious(vm: Vm) -> Iterator[str]:
             yield f"its {what}: {state}" + (f" ({error})" if error else "")
     if vm.instance.role == "rendezvous" and status.number("registry.online") is None:
         yield "its registry does not answer"
+    if tokens := [each for each in status.texts("registry.unsupported") if each != _BANNER]:
+        yield (
+            f"{', '.join(tokens)}: declared, and its binary has no such flag, so nothing is closed "
+            "by it: a newer rendezvous has"
+        )
+
+
+def _of_registry(status: Doc) -> Iterator[str]:
+    if copy := status.text("registry.restored"):
+        yield f"its registry was put back from the copy {copy} at its last start"
+    if _BANNER in status.texts("registry.unsupported"):
+        yield "the banner is not shown: its binary has none"
 
 
 def _ordinary(vm: Vm) -> Iterator[str]:
     status = vm.status
     if status.flag("orders.hold"):
         yield "held by an order"
+    yield from _of_registry(status)
     if (state := status.text("roll.state")) not in ("", "none", "halted"):
         done, of = status.number("roll.done"), status.number("roll.of")
         yield f"roll of {status.text('roll.version')}: {state}, {done} of {of}"

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import socket
 import subprocess
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
@@ -33,6 +35,14 @@ _MOST = 10**18
 # Lines of the journal that are looked at: before a start `pilot-node store` says of each bad file
 # and copy what it does, some two dozen at most; __main__ begins these so.
 _LINES = 100
+# What systemd writes when a process of a unit ends, and when that is a failure of the unit.
+_PROCESS_EXIT = "98e322203f7a4ed290d09fe03c09fe15"
+_UNIT_RESULT = "d9b373ed55a64feb8242e02dbe79a49c"
+_RESULTS = {
+    "oom-kill": "the VM had no memory left",
+    "timeout": "it did not end in time",
+    "watchdog": "its watchdog",
+}
 _DOES = "pilot:   "
 
 
@@ -55,7 +65,7 @@ class Unit(Protocol):
     """The unit of the rendezvous; nothing waits. Raises SystemdError."""
 
     def process(self) -> Process: ...
-    def last_line(self) -> str: ...
+    def last_end(self) -> str: ...
     def start(self) -> None: ...
     def stop(self) -> None: ...
 
@@ -81,26 +91,77 @@ class SystemdUnit:
             pid=state.pid,
             restarts=state.restarts,
             job=state.job,
-            why=f"{state.result}, exit status {state.exit_status}",
+            # Of one that runs again it says "success": of the process that runs.
+            why=f"{state.result}, exit status {state.exit_status}"
+            if state.active == "failed"
+            else "systemd started it again, and does not say why",
         )
 
-    def last_line(self) -> str:
-        """What the rendezvous said last, or why `pilot-node store` let it not start: at most 200
-        printable characters; "" where neither said anything for START seconds (an earlier one's
-        word is no reason), or the journal cannot be had."""
-        command = ["journalctl", "--quiet", "--no-pager", "--output=cat", f"--lines={_LINES}"]
-        command += [f"--since=-{START:.0f}s", f"_SYSTEMD_UNIT={UNIT}"]
-        command.append(f"SYSLOG_IDENTIFIER={UNIT.removesuffix('.service')}")
+    def last_end(self) -> str:
+        """How its last process ended, by systemd's own record, and what that one said last; ""
+        where there is no record of the last START seconds, or the journal cannot be had. (What
+        `systemctl show` says of an end is gone once the unit is started again.)"""
+        ends, result = f"MESSAGE_ID={_PROCESS_EXIT}", f"MESSAGE_ID={_UNIT_RESULT}"
+        records = [
+            record
+            for line in self._journal("--output=json", f"UNIT={UNIT}", ends, result)
+            if (record := _record(line))
+        ]
+        last = next((each for each in reversed(records) if "EXIT_CODE" in each), None)
+        if last is None:
+            return ""
+        run = last.get("INVOCATION_ID", "")
+        results = (each.get("UNIT_RESULT") for each in records if each.get("INVOCATION_ID") == run)
+        how = _how(last, [each for each in results if each])
+        # Who was killed had no time to say why; a process that is dumped said it itself.
+        line = "" if last["EXIT_CODE"] == "killed" else self._last_line(run)
+        return ": ".join(filter(None, (how, line)))
+
+    def _last_line(self, run: str) -> str:
+        """What was said last in a run of the unit, by the rendezvous or by `pilot-node store` where
+        that let it not start: at most 200 printable characters."""
+        named = f"SYSLOG_IDENTIFIER={UNIT.removesuffix('.service')}"
+        lines = self._journal("--output=cat", f"_SYSTEMD_INVOCATION_ID={run}", named)
+        # `store` tells in the same unit what it does before each start: no reason for an end.
+        lines = [line for line in lines if not line.startswith(_DOES)] or [""]
+        return "".join(c for c in lines[-1] if c.isprintable())[-200:]
+
+    @staticmethod
+    def _journal(*matches: str) -> list[str]:
+        command = ["journalctl", "--quiet", "--no-pager", f"--lines={_LINES}"]
+        command += [f"--since=-{START:.0f}s", *matches]
         try:
             done = subprocess.run(
                 command, stdin=subprocess.DEVNULL, capture_output=True, timeout=10, check=False
             )
         except (OSError, subprocess.SubprocessError):
-            return ""
-        lines = done.stdout.decode(errors="replace").strip().split("\n")
-        # `store` tells in the same unit what it does before each start: no reason for an end.
-        lines = [line for line in lines if not line.startswith(_DOES)] or [""]
-        return "".join(c for c in lines[-1] if c.isprintable())[-200:]
+            return []
+        return done.stdout.decode(errors="replace").strip().split("\n")
+
+
+def _record(line: str) -> dict[str, str]:
+    """An entry of the journal; empty where the line is none."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    known = found.items() if isinstance(found, dict) else ()
+    return {key: value for key, value in known if isinstance(value, str)}
+
+
+def _how(record: Mapping[str, str], results: Sequence[str]) -> str:
+    """How a process ended: as systemd wrote it down, and what it made of it (`oom-kill`)."""
+    code, status = record["EXIT_CODE"], record.get("EXIT_STATUS", "")
+    try:
+        number = int(status)
+        name = signal.Signals(number).name if code != "exited" else ""
+    except ValueError:
+        number, name = 0, f"signal {status}"
+    if code == "exited":
+        return f"exit status {number}"
+    known = [_RESULTS[each] for each in results if each in _RESULTS]
+    dumped = ", dumping core" if code == "dumped" else ""
+    return f"killed by {name}{dumped}{''.join(f' ({each})' for each in known[:1])}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
 import resource
 import signal
@@ -76,6 +77,9 @@ LAST_SNAPSHOT = 20.0
 # A file that is younger holds nodes that are not stale: 3 minutes in the oldest binaries
 # (docs/FACTS.md).
 FRESH: Final = 60.0
+# What a binary with a banner names, and what every one does.
+_BANNER: Final = "banner.txt"
+_ANY: Final = "registry-addr"
 RESTARTING: Final = "Restarting; agents come back by themselves."
 MAINTENANCE: Final = "Host maintenance; agents come back by themselves."
 
@@ -124,6 +128,8 @@ class Rendezvous(Loop):
     _expected: int = 0
     # A number of descriptors that the host does not allow.
     _refused: int = 0
+    # By release, what its binary knows.
+    _known: dict[str, frozenset[str] | None] = field(default_factory=dict)
 
     def round(self) -> float:
         """One turn; the seconds until the next."""
@@ -200,7 +206,7 @@ class Rendezvous(Loop):
             pid, restarts = self.process.pid, self.process.restarts
             before = Judged(since=now, up=now, pid=pid, restarts=restarts)
         if self.process.restarts > before.restarts or self.process.active == "failed":
-            said = ": ".join(filter(None, (self.process.why, self.unit.last_line())))
+            said = self.unit.last_end() or self.process.why
             self.process = replace(self.process, why=walls.explain(said, self.place))
         self.judged = judge(before, self.process, self.health, now, self._expected, trial=trial)
         if self.judged.failures > before.failures:
@@ -679,6 +685,23 @@ class Rendezvous(Loop):
             memory_available=memory.get("MemAvailable"),
         )
 
+    def _unsupported(self) -> list[str]:
+        """What is declared or ordered, and unknown to the binary that runs: it takes its `-config`
+        and says nothing of what it does not know."""
+        running = self._running()
+        if running is None:
+            return []
+        if running.release not in self._known:
+            binary = Binary.of(self.spec.binary.name, running.release)
+            self._known[running.release] = words_of(release.path_of(binary, self.place.opt))
+        known = self._known[running.release]
+        if known is None:
+            return []
+        wanted = {f"tokens.{what}": secrets.FLAGS[what] for what in self.spec.secrets}
+        if self._wanted_banner():
+            wanted["banner"] = _BANNER
+        return sorted(name for name, word in wanted.items() if word not in known)
+
     def _registry_status(self) -> RegistryStatus:
         copies: list[registry.Copy] = []
         aside: list[str] = []
@@ -701,7 +724,24 @@ class Rendezvous(Loop):
             newest_copy=copies[-1].time if copies else None,
             set_aside=aside,
             restored=_restored(self.place),
+            unsupported=self._unsupported(),
         )
+
+
+def words_of(binary: Path) -> frozenset[str] | None:
+    """Which flags, and files, the binary names in itself; None where that cannot be told: it is
+    not there, or packed. It is read and not run: asked for its flags, here, it would be outside of
+    its unit's walls."""
+    try:
+        with (
+            binary.open("rb") as stream,
+            mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ) as text,
+        ):
+            words = (_ANY, _BANNER, *secrets.FLAGS.values())
+            found = frozenset(word for word in words if text.find(word.encode()) >= 0)
+    except (OSError, ValueError):
+        return None
+    return found if _ANY in found else None
 
 
 def prepare_store(place: Place, say: Callable[[str], None]) -> None:

@@ -101,7 +101,8 @@ class ScriptStatus:
 @dataclass(frozen=True, kw_only=True)
 class RegistryStatus:
     """The registry and its store: nodes, bytes, times in seconds since the epoch. None where it
-    could not be had; `set_aside` are names, newest last; `restored` a copy's name, or ""."""
+    could not be had; `set_aside` are names, newest last; `restored` a copy's name, or "";
+    `unsupported`: what is declared, and unknown to the binary that runs."""
 
     online: int | None
     total: int | None
@@ -111,6 +112,7 @@ class RegistryStatus:
     newest_copy: float | None
     set_aside: Sequence[str] = ()
     restored: str = ""
+    unsupported: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -374,6 +376,7 @@ def _rendezvous(common: Document, facts: RendezvousFacts) -> Document:
             "newest_copy": _time(registry.newest_copy),
             "set_aside": [clip(name) for name in registry.set_aside],
             "restored": clip(registry.restored),
+            "unsupported": [clip(name) for name in registry.unsupported],
         },
     }
 

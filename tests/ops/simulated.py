@@ -88,6 +88,7 @@ class Node:
     release: str = OLD
     roll: RollStatus = field(default_factory=RollStatus)
     changes: dict[str, Any] = field(default_factory=dict)
+    changes_of_registry: dict[str, Any] = field(default_factory=dict)
     orders: OrdersStatus = field(default_factory=OrdersStatus)
     away: int = 0
     """Ticks for which its registry does not answer."""
@@ -144,6 +145,7 @@ class Node:
                 store_time=time.time(),
                 copies=3,
                 newest_copy=time.time(),
+                **self.changes_of_registry,
             )
             phase = "held" if self.holds else "serving" if serves else "starting"
             return document(

@@ -262,6 +262,31 @@ def test_what_differs_is_explained() -> None:
         assert all(word in text for word, text in zip(words, found, strict=True))
 
 
+def test_what_became_of_the_registry_is_told(ops: Ops, simulated: Simulated) -> None:
+    """The runbook sends people there. The VM's own document has it."""
+    assert ops("status", "--json").json["restored"] == ""
+    copy, bad = "20261129T190000Z-95.json", "registry.json.bad-20261129T190100Z"
+    simulated.nodes[RENDEZVOUS].changes_of_registry = {"restored": copy, "set_aside": (bad,)}
+    simulated.tick()
+    found = ops("status", "--json")
+    assert (found.code, found.json["restored"], found.json["set_aside"]) == (0, copy, [bad])
+    assert f"put back from the copy {copy} at its last start" in ops("status").out
+
+
+def test_a_token_that_does_nothing_is_told(ops: Ops, simulated: Simulated) -> None:
+    node = simulated.nodes[RENDEZVOUS]
+    node.changes_of_registry = {"unsupported": ("banner", "tokens.dashboard")}
+    simulated.tick()
+    found = ops("status", "--json")
+    assert (found.code, found.json["unsupported"]) == (1, ["banner", "tokens.dashboard"])
+    notes = found.json["rows"][0]["notes"]
+    assert notes[0].startswith("tokens.dashboard: declared, and its binary has no such flag")
+    assert "the banner is not shown: its binary has none" in notes
+    node.changes_of_registry = {"unsupported": ("banner",)}
+    simulated.tick()
+    assert ops("status").code == 0, "a banner is no state of the fleet"
+
+
 def test_notes_name_what_is_serious_first() -> None:
     trouble = {10002: facts.Trouble(failures=3, until=200.0, why="exited 1")}
     view = facts.View(ready=frozenset({10001}), trouble=trouble)

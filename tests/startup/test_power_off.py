@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -88,7 +89,7 @@ if sys.argv[1] == "store":
         print("pilot: store: no registry here: make it", flush=True)
         sys.exit(1)
 elif sys.argv[1] == "why":
-    print(SystemdUnit().last_line())
+    print(SystemdUnit().last_end())
 else:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     open("/var/lib/pilot/keeps", "w").close()
@@ -264,5 +265,28 @@ def test_why_store_let_the_rendezvous_not_start_is_known(folder: Path) -> None:
         put(first, rendezvous_files())
         inside(first, "systemctl", "start", RENDEZVOUS_UNIT, check=False)
         assert processes.until(lambda: bool(why()), 60)
-        assert why() == "pilot: store: no registry here: make it"
+        assert why() == "exit status 1: pilot: store: no registry here: make it"
+        power_off(first)
+
+
+def test_who_killed_the_rendezvous_is_known_once_it_runs_again(folder: Path) -> None:
+    """What `systemctl show` says of an end is gone by then: "success", of the one that runs."""
+
+    def show(what: str) -> str:
+        return inside(first, "systemctl", "show", "--value", f"-p{what}", RENDEZVOUS_UNIT).strip()
+
+    def runs(restarts: int) -> bool:
+        return (show("NRestarts"), show("SubState")) == (str(restarts), "running")
+
+    with booted(folder) as first:
+        put(first, rendezvous_files())
+        inside(first, "mkdir", "-p", str(ROOT / "registry"))
+        inside(first, "systemctl", "start", RENDEZVOUS_UNIT)
+        for number, name in enumerate(("SIGKILL", "SIGABRT", "SIGUSR1"), start=1):
+            kill = ("systemctl", "kill", "--kill-whom=main", f"--signal={name}")
+            inside(first, *kill, RENDEZVOUS_UNIT)
+            assert processes.until(partial(runs, number), 60)
+            assert show("Result") == "success"
+            said = inside(first, "/usr/local/sbin/pilot-node", "why").strip()
+            assert said.startswith(f"killed by {name}")
         power_off(first)

@@ -25,7 +25,7 @@ import pytest
 
 from standin.build import archive
 from standin.state import Node, State, sealed
-from startup.node import kernel, registry, secrets, units
+from startup.node import kernel, registry, release, secrets, units
 from startup.node import roll as rolls
 from startup.node.follow import Follower, Known
 from startup.node.limits import Machine
@@ -33,7 +33,7 @@ from startup.node.orders import REJECT, Orders, Standing, Verdict
 from startup.node.place import Place
 from startup.node.process import Health, Judged, Process, SystemdUnit, ask, judge
 from startup.node.release import Fetcher
-from startup.node.rendezvous import WATCH, Rendezvous, prepare_store
+from startup.node.rendezvous import WATCH, Rendezvous, prepare_store, words_of
 from startup.node.secrets import Tokens
 from startup.node.spec import RendezvousSpec, parse
 from startup.node.status import OrdersStatus, Published, ScriptStatus, SpecStatus, document
@@ -102,6 +102,29 @@ def test_one_that_lost_its_nodes_has_failed_at_once() -> None:
 # With a process
 
 
+@dataclass(frozen=True, kw_only=True)
+class Journal:
+    """A journal: systemd's records of ends, the unit's lines, and what it was asked."""
+
+    records: Path
+    lines: Path
+    asked: Path
+
+
+@pytest.fixture
+def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Journal:
+    records, lines = tmp_path / "records", tmp_path / "lines"
+    found = Journal(records=records, lines=lines, asked=tmp_path / "asked")
+    journalctl = tmp_path / "journalctl"
+    journalctl.write_text(
+        f'#!/bin/sh\necho "$@" " " >>{found.asked}\n'
+        f'case "$*" in *--output=json*) /bin/cat {records};; *) /bin/cat {lines};; esac\n'
+    )
+    journalctl.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    return found
+
+
 def free_ports(count: int) -> list[int]:
     held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [one.getsockname()[1] for one in held]
@@ -127,7 +150,9 @@ class FakeUnit:
     def process(self) -> Process:
         child = self.child
         if child is not None and (status := child.poll()) is not None:
-            self.child, self.why = None, f"exit-code, exit status {status}"
+            self.child = None
+            name = signal.Signals(-status).name if status < 0 else ""
+            self.why = f"killed by {name}" if name else f"exit status {status}"
             if self.wanted:
                 self.restarts += 1
                 self._spawn()
@@ -136,8 +161,9 @@ class FakeUnit:
         active = "active" if self.wanted else "deactivating"
         return Process(active=active, pid=self.child.pid, restarts=self.restarts, why=self.why)
 
-    def last_line(self) -> str:
-        return (self.log.read_text().splitlines() or [""])[-1]
+    def last_end(self) -> str:
+        line = (self.log.read_text().splitlines() or [""])[-1]
+        return self.why if self.why.startswith("killed") else f"{self.why}: {line}"
 
     def start(self) -> None:
         # systemd keeps the count while the unit is down, and begins anew at a start.
@@ -443,34 +469,127 @@ def test_an_exit_says_its_last_line_and_the_wall(fleet: Fleet) -> None:
     )
     fleet.until(lambda: rejected(fleet), "rejected")
     assert fleet.it.roll is not None
-    said = "exits: exit-code, exit status 3: accept: too many open files in system [hit file-max: "
+    said = "exits: exit status 3: accept: too many open files in system [hit file-max: "
     assert said in fleet.it.roll.reason
     assert any(line.startswith(f"the rendezvous {said}1990 of 2000]") for line in fleet.said)
 
 
-def test_the_last_line_is_its_own_or_why_store_let_it_not_start(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+EXIT = {"MESSAGE_ID": "98e322203f7a4ed290d09fe03c09fe15", "INVOCATION_ID": "b"}
+RESULT = {"MESSAGE_ID": "d9b373ed55a64feb8242e02dbe79a49c", "INVOCATION_ID": "b"}
+KILLED = {**EXIT, "EXIT_CODE": "killed", "EXIT_STATUS": "9"}
+EXITED = {**EXIT, "EXIT_CODE": "exited", "EXIT_STATUS": "3"}
+
+
+@pytest.mark.parametrize(
+    ("records", "why"),
+    [
+        ([], ""),
+        ([KILLED], "killed by SIGKILL"),
+        ([KILLED, {**RESULT, "UNIT_RESULT": "signal"}], "killed by SIGKILL"),
+        (
+            [KILLED, {**RESULT, "UNIT_RESULT": "oom-kill"}],
+            "killed by SIGKILL (the VM had no memory left)",
+        ),
+        (
+            [KILLED, {**RESULT, "UNIT_RESULT": "oom-kill", "INVOCATION_ID": "a"}],
+            "killed by SIGKILL",
+        ),
+        ([{**KILLED, "EXIT_STATUS": "15"}], "killed by SIGTERM"),
+        ([{**KILLED, "EXIT_STATUS": "77"}], "killed by signal 77"),
+        (
+            [{**KILLED, "EXIT_CODE": "dumped", "EXIT_STATUS": "6"}],
+            "killed by SIGABRT, dumping core: two",
+        ),
+        ([EXITED], "exit status 3: two"),
+        ([KILLED, EXITED], "exit status 3: two"),
+        ([EXITED, KILLED], "killed by SIGKILL"),
+        ([{"EXIT_CODE": "exited", "EXIT_STATUS": "2"}], "exit status 2: two"),
+        ([{**EXIT, "EXIT_CODE": ["binary"]}, 7], ""),
+    ],
+)
+def test_how_a_process_ended_is_systemds_word_and_its_own_last_line(
+    journal: Journal, records: list[Any], why: str
 ) -> None:
-    given, told = tmp_path / "given", tmp_path / "told"
-    journalctl = tmp_path / "journalctl"
-    journalctl.write_text(f'#!/bin/sh\necho "$@" >{given}\n/bin/cat {told}\n')
-    journalctl.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    told.write_text(f"one\ntwo\033[1m{1:0300}\n")
-    found = SystemdUnit().last_line()
+    journal.records.write_text("\n".join(["no json", *map(json.dumps, records)]))
+    journal.lines.write_text("one\ntwo\n")
+    assert SystemdUnit().last_end() == why
+    asked = journal.asked.read_text().splitlines()
+    assert {"UNIT=pilot-rendezvous.service", "--since=-90s"} < {*asked[0].split()}
+    run = records[-1].get("INVOCATION_ID", "") if why.endswith("two") else ""
+    # Whatever an earlier or a later one said is no reason for this end.
+    assert f"_SYSTEMD_INVOCATION_ID={run} " in asked[-1] or not why.endswith("two")
+
+
+def test_the_last_line_is_its_own_or_why_store_let_it_not_start(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal.records.write_text(json.dumps(EXITED))
+    journal.lines.write_text(f"one\ntwo\033[1m{1:0300}\n")
+    found = SystemdUnit().last_end().removeprefix("exit status 3: ")
     assert len(found) == 200
     assert found.isprintable()
-    words = given.read_text().split()
+    words = journal.asked.read_text().split()
     assert {"--since=-90s", "--lines=100", "SYSLOG_IDENTIFIER=pilot-rendezvous"} < {*words}
-    told.write_text("one\npilot:   registry.json: 5 keys\n")
-    assert SystemdUnit().last_line() == "one"
-    told.write_text("one\npilot:   registry.json: 5 keys\npilot: store: no room\n")
-    assert SystemdUnit().last_line() == "pilot: store: no room"
-    told.write_text("pilot:   registry.json: 5 keys\n")
-    assert not SystemdUnit().last_line()
-    journalctl.unlink()
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert not SystemdUnit().last_line()
+    for lines, why in (
+        ("one\npilot:   registry.json: 5 keys\n", "exit status 3: one"),
+        (
+            "one\npilot:   r: 5 keys\npilot: store: no room\n",
+            "exit status 3: pilot: store: no room",
+        ),
+        ("pilot:   registry.json: 5 keys\n", "exit status 3"),
+    ):
+        journal.lines.write_text(lines)
+        assert SystemdUnit().last_end() == why
+    (journal.asked.parent / "journalctl").unlink()
+    monkeypatch.setenv("PATH", str(journal.asked.parent))
+    assert not SystemdUnit().last_end()
+
+
+def test_one_that_was_killed_is_said_to_be_and_by_what(fleet: Fleet) -> None:
+    fleet.until(fleet.serving, "serving")
+    before = len(fleet.said)
+    with fleet.unit.log.open("a") as log:
+        log.write('{"level":"WARN","msg":"unknown message type"}\n')
+    os.kill(fleet.pid(), signal.SIGKILL)
+    fleet.until(lambda: any("exits" in line for line in fleet.said[before:]), "said")
+    assert "the rendezvous exits: killed by SIGKILL" in fleet.said[before:]
+    found = document(fleet.it.facts(Published(), started=1.0))
+    assert found["last_error"]["text"] == "the rendezvous exits: killed by SIGKILL"
+
+
+def test_what_is_declared_and_the_binary_does_not_know_is_in_the_status(fleet: Fleet) -> None:
+    def unsupported() -> Any:
+        return document(fleet.it.facts(Published(), started=1.0))["registry"]["unsupported"]
+
+    names = ("admin", "dashboard", "replication")
+    fleet.tokens = Tokens(values=dict.fromkeys(names, "t0ken"))
+    fleet.follower.declare(secrets={name: f"projects/p/secrets/{name}" for name in names})
+    fleet.follower.order(banner="planned")
+    assert unsupported() == [], "nothing is known of what does not run"
+    fleet.until(fleet.serving, "serving")
+    assert unsupported() == []
+    # As the rendezvous of February 2026: no such flags, and any configuration taken in silence.
+    old = archive().replace(b"admin-token", b"xdmin-token").replace(b"repl-token", b"rexl-token")
+    old = old.replace(b"banner.txt", b"bxnner.txt").replace(b"dashboard-token", b"dxshboard-token")
+    path = release.path_of(fleet.spec.binary, fleet.place.opt)
+    path.unlink()
+    path.write_bytes(old)
+    fleet.it = fleet.service()
+    fleet.round()
+    everything = ["banner", "tokens.admin", "tokens.dashboard", "tokens.replication"]
+    assert unsupported() == everything
+    fleet.follower.order()
+    fleet.follower.declare(secrets={"dashboard": "projects/p/secrets/d"})
+    assert unsupported() == ["tokens.dashboard"]
+
+
+@pytest.mark.parametrize("content", [b"", b"\x7fELF packed", None])
+def test_a_binary_that_tells_nothing_is_blamed_for_nothing(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    if content is not None:
+        (tmp_path / "b").write_bytes(content)
+    assert words_of(tmp_path / "b") is None
 
 
 def test_what_is_accepted_and_cannot_be_had_is_in_the_status(fleet: Fleet) -> None:
