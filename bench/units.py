@@ -35,7 +35,8 @@ from startup.node import units
 from tests.conftest import pulumi_environment
 from tests.vm.fleet import Fleet
 
-NAME = "pilot-units"
+# Of this process alone: another checkout may measure, or be tested, at the same time.
+NAME = f"pilot-units-{os.getpid()}"
 MEMORY_MB = 8000
 # As pilot-node: so many on one command line, and the next when they run.
 BATCH = 15
@@ -183,11 +184,9 @@ def booted(folder: Path) -> Iterator[int]:
         try:
             yield _first(running, folder)
         finally:
-            for pid in processes.children(running.pid):
-                for child in (*processes.children(pid), pid):
-                    os.kill(child, 9)
-            running.kill()
-            running.wait()
+            if running.poll() is None:
+                processes.kill_container(running.pid)
+            processes.end(running)
             _until(lambda: group.remove(0.1), "its cgroups are gone")
             for each in extra:
                 _until(lambda each=each: _gone(each), f"{each} is gone")  # type: ignore[misc]
@@ -195,26 +194,21 @@ def booted(folder: Path) -> Iterator[int]:
 
 def _first(running: subprocess.Popen[bytes], folder: Path) -> int:
     """Wait until systemd in the container has started what it starts."""
-    found: list[int] = []
 
     def up() -> bool:
         if running.poll() is not None:
             said = (folder / "console").read_text(errors="replace")
             raise SystemExit(f"the container does not boot: {said[-2000:]}")
-        # The launcher, systemd-nspawn, systemd.
-        found[:] = [
-            pid
-            for nspawn in processes.children(running.pid)
-            for pid in processes.children(nspawn)
-            if processes.is_first(pid)
-        ]
-        if not found:
+        first = processes.first_in(running.pid)
+        if first is None:
             return False
-        state = inside(found[0], "systemctl", "is-system-running", check=False)
+        state = inside(first, "systemctl", "is-system-running", check=False)
         return state.strip() in ("running", "degraded")
 
     _until(up, "the container has booted")
-    return found[0]
+    first = processes.first_in(running.pid)
+    assert first is not None
+    return first
 
 
 def inside(first: int, *command: str, check: bool = True, text: str = "") -> str:

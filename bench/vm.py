@@ -30,7 +30,7 @@ from lab.drivers.container import lab_name
 from lab.drivers.host import ensure_packages, no_containers
 from lab.drivers.namespace import Namespace
 from lab.drivers.places import free_port
-from lab.drivers.processes import children, find, is_first
+from lab.drivers.processes import end, find, first_in
 from lab.image import default_cache, ensure_image
 from tests.lab.client import Client
 from tests.lab.drivers.conftest import leftovers
@@ -212,11 +212,10 @@ class Vm:
         """This machine's id of the VM's PID 1."""
         (folder,) = (self.state / "machines").iterdir()
         launcher = find(folder / "pid", str(folder))
-        for child in children(launcher) if launcher else []:
-            for grandchild in children(child):
-                if is_first(grandchild):
-                    return grandchild
-        raise BenchError("the container is gone:\n" + self._last_lines())
+        first = None if launcher is None else first_in(launcher)
+        if first is None:
+            raise BenchError("the container is gone:\n" + self._last_lines())
+        return first
 
     def processes(self, comm: str) -> list[int]:
         """This machine's ids of the VM's processes whose name (15 letters) is `comm`."""
@@ -269,8 +268,7 @@ class Vm:
 
     def stop_registry(self) -> None:
         if self._registry is not None:
-            self._registry.terminate()
-            self._registry.wait()
+            end(self._registry)
             self._registry = None
             shutil.rmtree(self._registry_folder, ignore_errors=True)
 

@@ -26,6 +26,7 @@ from typing import IO
 from components.config import FleetConfig
 from demo import agents, checkout, cloud, sessions, stack
 from demo.errors import DemoError
+from lab.machines import MachineError
 
 _RENDEZVOUS = checkout.ROOT / "artifacts" / "lab" / "pilot-rendezvous"
 
@@ -155,7 +156,7 @@ def main(arguments: list[str]) -> int:
             signal.signal(number, signal.default_int_handler)
     try:
         commands[arguments[0]]()
-    except DemoError as error:
+    except (DemoError, MachineError) as error:
         print(f"lab: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

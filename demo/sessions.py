@@ -16,6 +16,7 @@ from typing import IO
 
 from demo import checkout
 from demo.errors import DemoError, until
+from lab.drivers import processes
 
 
 def run(command: list[str], *, holding: IO[str] | None = None, **environment: str) -> None:
@@ -43,7 +44,8 @@ def run(command: list[str], *, holding: IO[str] | None = None, **environment: st
         try:
             _await_end(process)
         except KeyboardInterrupt:
-            os.killpg(process.pid, signal.SIGINT)
+            # Its whole group. It is not reaped yet, so the number is its own.
+            processes.tell(-process.pid, signal.SIGINT)
             print(
                 "\nlab: what is under way is ending; Ctrl-C again cuts it off",
                 file=sys.stderr,
@@ -52,7 +54,7 @@ def run(command: list[str], *, holding: IO[str] | None = None, **environment: st
             _await_end(process)
             raise
     finally:
-        _end_session(process.pid)
+        processes.kill_session(process.pid)
         if holding is not None:
             holding.truncate(0)
         process.wait()
@@ -76,7 +78,7 @@ def take(lock: IO[str]) -> bool:
     leader = lock.read()
     if not leader.isdecimal() or Path(f"/proc/{leader}").exists():
         return False
-    _end_session(int(leader))
+    processes.kill_session(int(leader))
     with suppress(DemoError):
         until(lambda: _locks(lock), 5, "somebody else holds it")
         return True
@@ -89,11 +91,3 @@ def _locks(lock: IO[str]) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _end_session(leader: int) -> None:
-    """Kills what is left of a session; plugins of a Pulumi that was killed are."""
-    for folder in Path("/proc").iterdir():
-        with suppress(ProcessLookupError, PermissionError, ValueError):
-            if os.getsid(pid := int(folder.name)) == leader:
-                os.kill(pid, signal.SIGKILL)

@@ -9,7 +9,6 @@ import argparse
 import fcntl
 import json
 import logging
-import os
 import shutil
 import signal
 import sys
@@ -160,10 +159,7 @@ def _end_machines(state: Path) -> None:
 def _down(options: argparse.Namespace) -> None:
     pid = _server(options.state)
     if pid is not None:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
-        if not processes.wait(pid, 30):
-            processes.kill(pid)
+        processes.stop(pid, 30)
     if not options.state.exists():
         return
     _end_machines(options.state)

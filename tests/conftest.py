@@ -9,11 +9,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+pytest_plugins = ["tests.remains"]
 
 # A shell that is not interactive has its background ignore Ctrl-C, and whatever is started there as
 # well; what a test interrupts has to hear it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# How long an example takes says nothing where other things run beside.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 ROOT = Path(__file__).resolve().parent.parent
 CHOSEN_BY_THE_USER = (

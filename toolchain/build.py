@@ -30,6 +30,10 @@ Run = Callable[[Component, Sequence[str], Path], str]
 """Runs a command of a component's build in a folder and returns what it printed."""
 
 
+END_SECONDS = 30.0
+"""What an interrupted Go gets to end in."""
+
+
 def cache_root(environ: Mapping[str, str]) -> Path:
     """Where built components are kept for this user."""
     cache = environ.get("XDG_CACHE_HOME") or ""
@@ -152,6 +156,16 @@ def go_too_old(version: str, toolchain: str, wanted: tuple[int, int, int]) -> st
     return f"Go {recipe.dotted(have)} is too old{setting}"
 
 
+def _end(process: subprocess.Popen[str]) -> None:
+    """Asks a process to end, kills it where it does not, and reaps it."""
+    process.terminate()
+    try:
+        process.communicate(timeout=END_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+
+
 def go_runner(log: Path, proxy: str) -> Run:
     """Runs Go with everything pinned; its output goes to the log, a failure to a sentence."""
     environ = {
@@ -184,8 +198,7 @@ def go_runner(log: Path, proxy: str) -> Run:
             try:
                 output, _ = process.communicate()
             except BaseException:
-                process.terminate()
-                process.wait()
+                _end(process)
                 raise
             file.seek(start)
             errors = file.read()

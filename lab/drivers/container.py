@@ -176,10 +176,9 @@ class Container:
         self._watch.forget(machine.path)
         waited = 0.0
         while pid is not None and waited < STOP_SECONDS:
-            leader = self._leader(pid)
+            leader = processes.first_in(pid)
             if leader is not None:
-                with suppress(ProcessLookupError):
-                    os.kill(leader, _POWER_OFF)
+                processes.tell(leader, _POWER_OFF)
             if processes.wait(pid, _ASK_SECONDS):
                 pid = None
             waited += _ASK_SECONDS
@@ -337,30 +336,15 @@ class Container:
             if not (folder / "pid").exists():
                 return False
             pid = self._pid(path)
-            return pid is None or self._leader(pid) is not None
+            return pid is None or processes.first_in(pid) is not None
 
         return self._pid(path) if processes.until(settled, _UP_SECONDS) else None
-
-    def _leader(self, pid: int) -> int | None:
-        """Return the container's first process: the child of the child of its launcher."""
-        for child in processes.children(pid):
-            for grandchild in processes.children(child):
-                if processes.is_first(grandchild):
-                    return grandchild
-        return None
 
     def _kill(self, folder: Path) -> None:
         pid = processes.find(folder / "pid", str(folder))
         if pid is None:
             return
-        below = processes.children(pid)
-        leader = self._leader(pid)
-        processes.kill(pid)
-        for each in below:
-            processes.kill(each)
-        if leader is not None:
-            # The last of them is gone when the first one is, and then its mounts are too.
-            processes.kill(leader)
+        processes.kill_container(pid)
 
     def _end(self, path: str) -> None:
         folder = self._places.machine(path)

@@ -1,17 +1,27 @@
-"""Processes that outlive the one that started them: known by what stands in their command line."""
+"""Processes: those that outlive the one that started them, known by what stands in their command
+line, and the one way in which any of them is ended.
+
+Whoever ends a process may find that it is gone already: another told it, or its parent or child
+ended. That is no error anywhere here. What ends a process returns once it is gone.
+"""
 
 import os
 import select
 import signal
+import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from lab.machines import MachineError
 
 KILL_SECONDS: Final = 30.0  # a killed process that stays so long hangs in the kernel
+END_SECONDS: Final = 10.0  # what a process gets to end in when it is asked to
+
+Child = TypeVar("Child", bound="subprocess.Popen[Any]")
 
 
 def find(pid_file: Path, marker: str) -> int | None:
@@ -57,15 +67,96 @@ def wait(pid: int, seconds: float) -> bool:
         os.close(watched)
 
 
-def kill(pid: int) -> None:
-    """End a process without asking it, and wait for its end."""
+def tell(pid: int, number: int) -> bool:
+    """Send a signal to a process; False where it is gone."""
     try:
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, number)
     except ProcessLookupError:
-        return
-    if not wait(pid, KILL_SECONDS):
-        message = f"process {pid} does not go away"
-        raise MachineError(message)
+        return False
+    return True
+
+
+def kill(*pids: int) -> None:
+    """End processes without asking them, and wait until all are gone.
+
+    One may end another by its own end. All are looked up before the first is told, so that none
+    gives its id to a stranger meanwhile.
+    """
+    watched: dict[int, int] = {}
+    try:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                watched[pid] = os.pidfd_open(pid)
+        for each in watched.values():
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(each, signal.SIGKILL)
+        poll = select.poll()
+        end = time.monotonic() + KILL_SECONDS
+        for pid, each in watched.items():
+            poll.register(each, select.POLLIN)
+            if not poll.poll(max(0.0, end - time.monotonic()) * 1000):
+                message = f"process {pid} does not go away"
+                raise MachineError(message)
+            poll.unregister(each)
+    finally:
+        for each in watched.values():
+            os.close(each)
+
+
+def stop(pid: int, seconds: float = END_SECONDS) -> None:
+    """Ask a process to end (SIGTERM); kill it where it has not within `seconds`."""
+    if tell(pid, signal.SIGTERM) and not wait(pid, seconds):
+        kill(pid)
+
+
+def end(
+    child: "subprocess.Popen[Any]", number: int = signal.SIGTERM, seconds: float = END_SECONDS
+) -> int:
+    """Send `number` to a child of this process, kill it where it has not ended within `seconds`,
+    reap it and close its pipes; return its exit status."""
+    try:
+        child.send_signal(number)
+        try:
+            return child.wait(seconds)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            return child.wait(KILL_SECONDS)
+    finally:
+        for pipe in (child.stdin, child.stdout, child.stderr):
+            if pipe is not None:
+                # What was never read from the other end.
+                with suppress(OSError):
+                    pipe.close()
+
+
+@contextmanager
+def ending(child: Child) -> Iterator[Child]:
+    """Kill a child when the block ends, however it ends; one that has ended by then is reaped."""
+    try:
+        yield child
+    finally:
+        end(child, signal.SIGKILL)
+
+
+def kill_session(leader: int) -> None:
+    """Kill what is in the session of `leader`, which may be gone."""
+    members = []
+    for folder in Path("/proc").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError, ValueError):
+            if (
+                os.getsid(pid := int(folder.name)) == leader
+                # Another user's can be ended by nobody but root.
+                and os.geteuid() in (0, folder.stat().st_uid)
+            ):
+                members.append(pid)
+    kill(*members)
+
+
+def kill_container(launcher: int) -> None:
+    """Kill a container: its launcher, what that started, and the first process in it, with which
+    all of its processes end, and its mounts go."""
+    first = first_in(launcher)
+    kill(launcher, *children(launcher), *([] if first is None else [first]))
 
 
 class Watch:
@@ -131,7 +222,16 @@ def children(pid: int) -> list[int]:
         return []
 
 
-def is_first(pid: int) -> bool:
+def first_in(launcher: int) -> int | None:
+    """Return the first process of a container: the child of the child of its launcher."""
+    for child in children(launcher):
+        for grandchild in children(child):
+            if _is_first(grandchild):
+                return grandchild
+    return None
+
+
+def _is_first(pid: int) -> bool:
     """Tell whether a process is the first one of a process namespace other than this one's."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()

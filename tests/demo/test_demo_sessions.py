@@ -103,10 +103,7 @@ class Harness:
                 signal.pidfd_send_signal(each, signal.SIGKILL)
             os.close(each)
         os.close(self.pipe)
-        self.process.kill()
-        self.process.wait(PATIENCE)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
+        processes.end(self.process, signal.SIGKILL)
 
 
 @pytest.fixture

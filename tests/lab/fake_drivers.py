@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from lab.machines import Disk, Machine, MachineError, NoMachines
 
-PATIENCE = 30.0
+PATIENCE = 120.0
 """Seconds after which a test that waits for something is broken."""
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lab import __main__ as command
+from lab.drivers.processes import ending
 from lab.machines import MachineError
 from lab.server import serve
 from tests.lab.client import Client
@@ -88,7 +89,7 @@ def test_down_ends_no_stranger_that_has_got_the_id(tmp_path: Path) -> None:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
-    try:
+    with ending(stranger):
         assert stranger.stdout is not None
         stranger.stdout.readline()
         for name in ("lock", "pid"):
@@ -98,9 +99,6 @@ def test_down_ends_no_stranger_that_has_got_the_id(tmp_path: Path) -> None:
         assert stranger.poll() is None
         stranger.communicate(timeout=PATIENCE)
         assert stranger.returncode == 0
-    finally:
-        stranger.kill()
-        stranger.communicate(timeout=PATIENCE)
 
 
 def test_an_interrupted_preparation_is_a_sentence(

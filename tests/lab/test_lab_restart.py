@@ -1,7 +1,6 @@
 """What survives the end of the process, however it comes."""
 
 import json
-import os
 import select
 import signal
 import subprocess
@@ -15,6 +14,7 @@ from typing import IO, Any
 
 import pytest
 
+from lab.drivers.processes import ending
 from lab.server import Lab, serve
 from lab.web import Request
 from tests.lab.client import COMPUTE, REGION, ZONE, Client, make_network, vm
@@ -36,14 +36,11 @@ def process(state: Path) -> Iterator[tuple["subprocess.Popen[str]", Client]]:
     running = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    try:
+    with ending(running):
         assert running.stdout is not None
         line = read_line(running.stdout)
         assert line, running.communicate(timeout=PATIENCE)
         yield running, Client(json.loads(line)["url"])
-    finally:
-        running.kill()
-        running.communicate(timeout=PATIENCE)
 
 
 def test_state_survives_a_stop_and_another_port(tmp_path: Path) -> None:
@@ -116,7 +113,7 @@ def kill_while_writing(running: "subprocess.Popen[str]", client: Client, turn: i
     for thread in threads:
         thread.start()
     assert enough.wait(PATIENCE)
-    os.kill(running.pid, signal.SIGKILL)
+    running.kill()
     for thread in threads:
         thread.join(PATIENCE)
     return made

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from lab.drivers.processes import ending
 from lab.metadata import MetadataServing, serve_metadata
 from lab.server import Serving
 from tests.lab.client import COMPUTE, ZONE, Client, vm
@@ -73,14 +74,12 @@ def namespace() -> Iterator[Path]:
         stderr=subprocess.STDOUT,
         text=True,
     )
-    with holder:
+    with ending(holder):
         assert holder.stdout is not None
         said = holder.stdout.readline()
         if said != "up\n":
-            holder.kill()
             pytest.skip(f"no network namespace can be made: {said.strip()}")
         yield Path(f"/proc/{holder.pid}/ns/net")
-        # `cat` ends with its input, and the namespace with it.
 
 
 def socket_in(namespace: Path) -> socket.socket:
@@ -223,7 +222,7 @@ def test_googles_runner_waits_for_a_metadata_server_that_is_away(
         text=True,
     )
     deadline = time.monotonic() + SECONDS
-    with process:
+    with ending(process):
         # Two and not one: it was refused, and asked again.
         while refused(namespace) < 2:
             assert process.poll() is None
@@ -249,11 +248,10 @@ def test_googles_runner_of_2021_gives_up_on_a_503(
         stderr=subprocess.STDOUT,
         text=True,
     )
-    with process:
+    with ending(process):
         assert process.stdout is not None
         if not any("20211116" in line for line in iter(process.stdout.readline, "")):
             pytest.skip("this is another version of the runner")
         assert "invalid character" in process.stdout.readline()
         # Now and then it hangs here, once it has taken this for Google and tries to log there.
-        process.kill()
     assert not log.exists()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from lab.drivers.processes import ending
 from ops.cli import main
 from tests.components.fleet import ROOT
 from tests.ops.conftest import Said
@@ -93,16 +94,13 @@ def test_a_restart_that_is_interrupted_and_resumed(fleet: Fleet, ops: Run) -> No
     )
     assert process.stdout is not None
     said = []
-    try:
+    with ending(process):
         for line in process.stdout:
             said.append(line)
             if "swarm-1: drain" in line:
                 process.send_signal(signal.SIGTERM)
                 break
         rest, _ = process.communicate(timeout=60)
-    finally:
-        process.kill()
-        process.wait()
     assert process.returncode == 130, [*said, rest]
     assert fleet.running("swarm-3") == 0
     resumed = ops("restart", "--resume")

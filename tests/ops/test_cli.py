@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from lab.drivers.processes import ending
 from lab.server import Serving
 from lab.web import Request, Response
 from ops.fleet import seconds
@@ -153,16 +154,13 @@ def test_a_command_that_is_ended_ends_its_silence(simulated: Simulated) -> None:
     command += ["--project", "p1", "--poll", "0.05", "restart", "--yes"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
-    try:
+    with ending(process):
         for line in process.stdout:
             if b"swarm-3: drain" in line:
                 break
         assert simulated.order(RENDEZVOUS)["banner"].startswith("restart under way since")
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-        process.wait()
     assert process.returncode == 130, (out, err)
     assert b"ops restart --resume` goes on" in err
     assert b"alerts sound again" in out

@@ -22,6 +22,7 @@ from google.protobuf import empty_pb2, struct_pb2
 from pulumi.runtime.proto import analyzer_pb2, analyzer_pb2_grpc
 from pulumi_policy import proxy
 
+from lab.drivers.processes import ending
 from policy import endpoints, exposure, fits, ghosts, identity, pack, project_script, protection
 from tests.policy.planned import INSTANCE
 
@@ -42,14 +43,15 @@ def analyzer(
 ) -> Iterator[Any]:
     """A client of the pack, started in both ways that there are, from a foreign folder."""
     environment = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
-    with subprocess.Popen(
+    process = subprocess.Popen(
         STARTS[request.param],
         cwd=tmp_path_factory.mktemp("program"),
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    ) as process:
+    )
+    with ending(process):
         assert process.stdout is not None
         port = process.stdout.readline().strip()
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:

@@ -19,8 +19,11 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from lab.drivers.processes import ending
+
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 30.0
+# Seconds, of a machine that has other things to do, too.
+PATIENCE = 120.0
 
 
 def wait_for(condition: Callable[[], bool], what: str, seconds: float = PATIENCE) -> None:
@@ -172,8 +175,7 @@ class Standin:
         return 0
 
     def stop(self, number: int = signal.SIGTERM) -> int:
-        if self.process.poll() is None:
-            self.process.send_signal(number)
+        self.process.send_signal(number)
         return self.process.wait(PATIENCE)
 
 
@@ -197,13 +199,9 @@ def standin(
     with log.open("wb") as err:
         process = subprocess.Popen(command, cwd=ROOT, stderr=err, env={**os.environ, "TZ": "UTC"})
     found = Standin(process, log)
-    try:
+    with ending(process):
         wait_for(found.started, "the stand-in's start")
         yield found
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
 
 
 def whitelist(folder: Path, cidr: str = "127.0.0.0/8", rate: int = 100_000) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from lab.drivers.processes import end
 from standin.state import read_snapshot
 from tests.standin.client import Standin, standin, wait_for, whitelist
 
@@ -90,9 +91,7 @@ class Daemon:
 
     def stop(self, number: int = signal.SIGTERM) -> None:
         if self.process is not None:
-            if self.process.poll() is None:
-                self.process.send_signal(number)
-            self.process.wait(30)
+            end(self.process, number, 30)
 
     def info(self) -> Any:
         """What the daemon says of itself, through pilotctl."""
@@ -131,7 +130,7 @@ class Fleet:
 
     def stop(self) -> None:
         for daemon in self.daemons:
-            if daemon.process is not None and daemon.process.poll() is None:
+            if daemon.process is not None:
                 daemon.process.terminate()
         for daemon in self.daemons:
             daemon.stop()

@@ -13,7 +13,16 @@ from pathlib import Path
 import pytest
 
 from standin.beacon import discovered
-from tests.standin.client import ROOT, Client, Identity, Standin, standin, wait_for, whitelist
+from tests.standin.client import (
+    PATIENCE,
+    ROOT,
+    Client,
+    Identity,
+    Standin,
+    standin,
+    wait_for,
+    whitelist,
+)
 
 
 def framed(message: object) -> bytes:
@@ -98,7 +107,7 @@ def test_a_client_that_reads_nothing_is_dropped_and_the_others_are_served(
     with running.client() as greedy, running.client() as other:
         other.ask(Identity().register())
         greedy.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        greedy.socket.settimeout(5)
+        greedy.socket.settimeout(PATIENCE)
         # 17 MB of questions are 90 MB of answers: far more than sockets and MAX_UNSENT hold.
         with contextlib.suppress(OSError):
             greedy.socket.sendall(ask * 400)

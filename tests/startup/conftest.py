@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from components.startup import render
+from lab.drivers.processes import ending
 from tests.startup import specs
 from tests.startup.google import Google
 
@@ -148,8 +149,8 @@ class Vm:
 
     def run(self, **environment: str) -> tuple[int, str]:
         """Run the script as Google's runner does: until the end of its output. Status, output."""
-        process = self.start(**environment)
-        output, _ = process.communicate(timeout=120)
+        with ending(self.start(**environment)) as process:
+            output, _ = process.communicate(timeout=120)
         return process.returncode, output
 
     def call(self, code: str, **environment: str) -> tuple[int, str]:

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lab.drivers.processes import end, ending
 from startup.node import bench
 from startup.node.bench import CgroupFreezer, Governor, command, short
 from startup.node.place import Place
@@ -204,8 +205,7 @@ def test_without_a_freezer_by_signals(tmp_path: Path) -> None:
         assert len(said) == 2
     finally:
         for process in processes:
-            process.kill()
-            process.wait()
+            end(process, signal.SIGKILL)
 
 
 def state(process: int) -> str:
@@ -293,13 +293,10 @@ def test_a_signal_ends_the_benchmark_as_well(tmp_path: Path) -> None:
         cwd=ROOT,
         env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
     )
-    try:
+    with ending(process):
         until(started.exists)
         process.send_signal(signal.SIGHUP)
         assert process.wait(20) == 128 + signal.SIGHUP
-    finally:
-        process.kill()
-        process.wait()
     assert stopped.read_text().strip() == f"stop pilotbench-{process.pid}.service"
 
 

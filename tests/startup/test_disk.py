@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from lab.drivers.processes import ending
 from tests.startup.conftest import Vm
 
 
@@ -128,10 +129,11 @@ def test_a_disk_that_comes_late_is_waited_for(vm: Vm) -> None:
         stderr=subprocess.STDOUT,
         text=True,
     )
-    assert process.stdout
-    assert process.stdout.readline() == "waiting\n"
-    vm.attach_disk()
-    output, _ = process.communicate(timeout=60)
+    with ending(process):
+        assert process.stdout
+        assert process.stdout.readline() == "waiting\n"
+        vm.attach_disk()
+        output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
     assert vm.calls("mount")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from lab.drivers import processes
 from startup.node import growth, pressure
 from startup.node.bench import Governor
 from startup.node.growth import History, Look
@@ -69,8 +71,7 @@ class World:
 
     def close(self) -> None:
         for process in self.processes.values():
-            process.kill()
-            process.communicate()
+            processes.end(process, signal.SIGKILL)
 
 
 @pytest.fixture

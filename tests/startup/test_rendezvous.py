@@ -23,6 +23,7 @@ from typing import Any, cast
 
 import pytest
 
+from lab.drivers import processes
 from standin.build import archive
 from standin.state import Node, State, sealed
 from startup.node import kernel, registry, release, secrets, units
@@ -205,8 +206,7 @@ class FakeUnit:
     def end(self) -> None:
         self.wanted = False
         if self.child is not None:
-            self.child.kill()
-            self.child.wait()
+            processes.end(self.child, signal.SIGKILL)
 
 
 @dataclass

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from components.startup import STARTUP_DIR
+from lab.drivers.processes import ending
 from startup.node import release
 from tests.startup.conftest import Vm
 from tests.startup.google import TOKEN, Google, hang_up
@@ -226,13 +227,13 @@ def test_two_in_parallel_do_the_work_once(vm: Vm) -> None:
         f'[ "$1" = daemon-reload ] || exit 0\n'
         f'echo > "{vm.root}/inside"\nread -r < "{vm.root}/gate"',
     )
-    first = vm.start()
-    (vm.root / "inside").read_text(encoding="ascii")
-    second = vm.start()
-    while not waits_for_the_lock(second):
-        assert second.poll() is None
-    (vm.root / "gate").write_text("go\n", encoding="ascii")
-    outputs = [process.communicate(timeout=60)[0] for process in (first, second)]
+    with ending(vm.start()) as first:
+        (vm.root / "inside").read_text(encoding="ascii")
+        with ending(vm.start()) as second:
+            while not waits_for_the_lock(second):
+                assert second.poll() is None
+            (vm.root / "gate").write_text("go\n", encoding="ascii")
+            outputs = [process.communicate(timeout=60)[0] for process in (first, second)]
     assert [first.returncode, second.returncode] == [0, 0], outputs
     assert outputs[0].endswith("done: swarm\n")
     assert outputs[1] == "pilot: nothing to do: done in this boot, by this script\n"
@@ -243,14 +244,12 @@ def test_a_lock_held_for_ever_is_a_failure(vm: Vm) -> None:
     fresh(vm)
     (vm.root / "run/pilot").mkdir(parents=True)
     holder = subprocess.Popen(["flock", str(vm.root / "run/pilot/lock"), "cat"], stdin=-1)
-    try:
+    with ending(holder):
         # It has the lock once somebody else cannot take it.
         probe = ["flock", "--nonblock", str(vm.root / "run/pilot/lock"), "true"]
         while subprocess.run(probe, check=False).returncode == 0:
             pass
         status, output = vm.run(PILOT_LOCK_SECONDS="0")
-    finally:
-        holder.communicate()
     assert status == 1
     assert "another run has held" in output
     assert not (vm.root / "run/pilot/guard").exists()

@@ -9,11 +9,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
+from lab.drivers.processes import ending
 from tests.toolchain import fakes
 from tests.toolchain.fakes import ROOT, Machine
 from toolchain import build, recipe
@@ -166,17 +167,20 @@ def test_the_second_of_two_builds_waits_says_so_and_builds_nothing(tmp_path: Pat
         "import pathlib; from toolchain import build\n"
         "with build.only_one(pathlib.Path(sys.argv[2]), 'A build'): print('in')\n"
     )
-    with build.only_one(root / "lock", "A build"):
+    with ExitStack() as ends, ExitStack() as building:
+        building.enter_context(build.only_one(root / "lock", "A build"))
         other = subprocess.Popen(
             [sys.executable, "-c", waiter, str(ROOT), str(root / "lock")],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
+        ends.enter_context(ending(other))
         assert other.stderr is not None
         assert "A build is under way in another process" in other.stderr.readline()
         assert other.poll() is None
-    out, _ = other.communicate(timeout=30)
+        building.close()
+        out, _ = other.communicate(timeout=30)
     assert out == "in\n"
 
 
@@ -315,9 +319,10 @@ def test_an_interruption_ends_go_too(machine: Machine, number: signal.Signals) -
         # Who runs tests in the background ignores SIGINT, and children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
-    compiler = int(pids.read_text())
-    program.send_signal(number)
-    _, errors = program.communicate(timeout=30)
+    with ending(program):
+        compiler = int(pids.read_text())
+        program.send_signal(number)
+        _, errors = program.communicate(timeout=30)
     assert program.returncode == 130
     assert errors.splitlines()[-1].startswith("Interrupted. What is finished is kept")
     with pytest.raises(ProcessLookupError):

@@ -32,6 +32,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from lab.drivers import processes
 from lab.drivers.cgroups import hierarchies
 from lab.drivers.host import ensure_packages, no_containers
 from lab.drivers.processes import until as wait_until
@@ -553,7 +554,8 @@ def _each(drivers: Sequence[str], arguments: Sequence[str], *, until: float) -> 
             for process in running:
                 process.send_signal(signal.SIGTERM)
             for process in running:
-                process.wait()
+                # It ends its fleet first.
+                processes.end(process, seconds=300)
             return False
     return whole
 

@@ -13,12 +13,13 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from random import Random
 from typing import Any
 
+from lab.drivers import processes
 from tests.vm.fleet import BOOT_ID, DASHBOARD, RENDEZVOUS, STORE, Fleet, Measured
 from tests.vm.walls import pid_walls, pid_walls_of_a_container
 
@@ -44,11 +45,10 @@ def drained_by_a_session_that_ends(fleet: Fleet, vm: str, chance: Random) -> Mea
         stderr=subprocess.STDOUT,
     )
     slowest = 0.0
-    assert session.stdout is not None
-    # It says what it does; at its first word the drain has been asked for.
-    said = session.stdout.readline()
-    session.kill()
-    session.communicate()
+    with processes.ending(session):
+        assert session.stdout is not None
+        # It says what it does; at its first word the drain has been asked for.
+        said = session.stdout.readline()
     seen: list[int] = []
     while (not seen or seen[-1]) and time.monotonic() - start < fleet.patience:
         began = time.monotonic()
@@ -169,17 +169,19 @@ def scripts_in_parallel(fleet: Fleet, vm: str, chance: Random) -> Measured:
     """The startup script run by hand, twice at a time, with the guard removed."""
     before = fleet.processes(vm)
     with never_more(fleet, vm) as looks:
-        runs = [
-            subprocess.Popen(
-                fleet.ssh(vm, f"rm -f /run/pilot/guard; sleep {chance.uniform(0, 1)}; {RUNNER}"),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            for _ in range(2)
-        ]
-        said = [run.communicate(timeout=fleet.patience)[0] for run in runs]
+        with ExitStack() as ends:
+            runs = []
+            for _ in range(2):
+                line = f"rm -f /run/pilot/guard; sleep {chance.uniform(0, 1)}; {RUNNER}"
+                run = subprocess.Popen(
+                    fleet.ssh(vm, line),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                )
+                runs.append(ends.enter_context(processes.ending(run)))
+            said = [run.communicate(timeout=fleet.patience)[0] for run in runs]
         assert all("exit status 0" in each for each in said), said
         fleet.whole(vm)
     assert fleet.processes(vm) == before, "agents were touched"
@@ -342,16 +344,13 @@ def _power_cut(fleet: Fleet, writing: str, moment: float) -> tuple[int, Measured
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
     )
-    assert process.stdout
-    try:
+    with processes.ending(process):
+        assert process.stdout
         assert process.stdout.readline(), "no snapshot was written"
         time.sleep(moment)
         fleet.act(RENDEZVOUS, "reset")
-    finally:
         process.kill()
-        process.wait()
-    lines = 1 + process.stdout.read().count(b"\n")
-    process.stdout.close()
+        lines = 1 + process.stdout.read().count(b"\n")
     start = time.monotonic()
     fleet.until(
         lambda: (fleet.stats() or (0, 0))[0] == total,

@@ -179,15 +179,13 @@ def test_a_process_is_known_by_its_command_line(tmp_path: Path) -> None:
     assert processes.find(pid_file, "x") is None
     marker = str(tmp_path)
     child = subprocess.Popen([sys.executable, "-c", "input()", marker], stdin=subprocess.PIPE)
-    try:
+    with processes.ending(child):
         pid_file.write_text(f"{child.pid}\n")
         assert processes.until(lambda: processes.find(pid_file, marker) == child.pid, 10)
         assert processes.find(pid_file, "somebody else's") is None
         assert not processes.wait(child.pid, 0)
         processes.kill(child.pid)
         assert processes.find(pid_file, marker) is None
-    finally:
-        child.communicate()
     processes.kill(child.pid)
 
 
@@ -204,13 +202,9 @@ def test_a_process_that_ends_meanwhile_hides_no_other(
 
     monkeypatch.setattr(Path, "stat", ended)
     marker = str(tmp_path)
-    with subprocess.Popen(
-        [sys.executable, "-c", "input()", marker], stdin=subprocess.PIPE
-    ) as child:
-        try:
-            assert processes.until(lambda: processes.having(marker) == [child.pid], 10)
-        finally:
-            child.kill()
+    child = subprocess.Popen([sys.executable, "-c", "input()", marker], stdin=subprocess.PIPE)
+    with processes.ending(child):
+        assert processes.until(lambda: processes.having(marker) == [child.pid], 10)
 
 
 # QEMU
@@ -237,18 +231,16 @@ def test_a_guest_is_not_taken_for_one_whose_name_begins_its_own(tmp_path: Path, 
     for number in (1, 10):
         places.record(machine(number))
     one, ten = (places.machine(machine(number).path) for number in (1, 10))
-    with subprocess.Popen(
+    guest = subprocess.Popen(
         [sys.executable, "-c", "input()", f"-pidfile={ten / 'pid'}"], stdin=subprocess.PIPE
-    ) as guest:
-        try:
-            for folder in (one, ten):
-                (folder / "pid").write_text(f"{guest.pid}\n")
-            assert processes.until(lambda: qemu.is_running(machine(10)) is True, 10)
-            assert qemu.is_running(machine(1)) is False
-            qemu.power_cut(machine(1))
-            assert not processes.wait(guest.pid, 0)
-        finally:
-            guest.kill()
+    )
+    with processes.ending(guest):
+        for folder in (one, ten):
+            (folder / "pid").write_text(f"{guest.pid}\n")
+        assert processes.until(lambda: qemu.is_running(machine(10)) is True, 10)
+        assert qemu.is_running(machine(1)) is False
+        qemu.power_cut(machine(1))
+        assert not processes.wait(guest.pid, 0)
 
 
 def _put_disks(state: Path, vm: Machine, kind: str = "qcow2") -> None:
@@ -370,7 +362,8 @@ def test_the_relay_carries_both_ways(tmp_path: Path) -> None:
         answering.start()
         guest, end = socket.socketpair()
         command = [sys.executable, "-I", "-S", relay.__file__, str(endpoint)]
-        with guest, subprocess.Popen(command, stdin=end.fileno(), stdout=end.fileno()) as process:
+        relaying = subprocess.Popen(command, stdin=end.fileno(), stdout=end.fileno())
+        with guest, processes.ending(relaying) as process:
             end.close()
             guest.settimeout(20)
             guest.sendall(b"x" * 70000)
@@ -391,7 +384,8 @@ def test_the_relay_does_not_wait_for_a_server_in_a_long_poll(tmp_path: Path) -> 
         endpoint.write_text(f"127.0.0.1 {server.getsockname()[1]}\n")
         guest, end = socket.socketpair()
         command = [sys.executable, "-I", "-S", relay.__file__, str(endpoint)]
-        with subprocess.Popen(command, stdin=end.fileno(), stdout=end.fileno()) as process:
+        relaying = subprocess.Popen(command, stdin=end.fileno(), stdout=end.fileno())
+        with processes.ending(relaying) as process:
             end.close()
             peer, _ = server.accept()
             with peer:
