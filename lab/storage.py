@@ -89,6 +89,9 @@ class Storage:
             ("GET", f"{bucket}/iam", self._get_policy),
             ("PUT", f"{bucket}/iam", self._set_policy),
             ("GET", f"{bucket}/iam/testPermissions", self._test_permissions),
+            # Google's provider asks, with the slash, before it deletes a bucket.
+            ("GET", f"{bucket}/anywhereCaches", self._list_caches),
+            ("GET", f"{bucket}/anywhereCaches/", self._list_caches),
             ("GET", f"{bucket}/o", self._list_objects),
             ("GET", one, self._get_object),
             ("GET", f"/download{one}", self._download),
@@ -202,6 +205,12 @@ class Storage:
             self._bucket(tx, request.params["bucket"])
         asked = [each for each in request.query.get("permissions", "").split(",") if each]
         return {"kind": "storage#testIamPermissionsResponse", "permissions": asked}
+
+    def _list_caches(self, request: Request) -> Json:
+        with self._store.transaction() as tx:
+            self._bucket(tx, request.params["bucket"])
+        # None can be made here.
+        return {"kind": "storage#anywhereCaches"}
 
     # Objects: a record of a name holds the live generation and the noncurrent ones.
 

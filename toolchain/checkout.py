@@ -37,7 +37,8 @@ def ensure_venv(root: Path, *, dev: bool) -> None:
 
     A stamp is written after success only. An installation that was interrupted has left its
     marker, and starts from an empty venv; so does one in a checkout that was moved, because the
-    programs of a venv name its old place.
+    programs of a venv name its old place. A venv without a stamp that has exactly what is pinned
+    is taken as it is: `pulumi install` makes one.
     """
     venv = root / ".venv"
     done, marker, place = (venv / name for name in (".requirements", ".installing", ".place"))
@@ -53,6 +54,14 @@ def ensure_venv(root: Path, *, dev: bool) -> None:
     if complete():
         return
     with only_one(root / "toolchain", "Setting up this checkout"):
+        if complete():
+            return
+        if not done.exists() and not marker.exists():
+            for files, text in ((DEV_REQUIREMENTS, full), (REQUIREMENTS, base)):
+                if _has_exactly(venv, "".join((root / name).read_text() for name in files)):
+                    place.write_text(str(root))
+                    done.write_text(text)
+                    break
         if complete():
             return
         say("Setting up .venv with the pinned requirements (a minute or so, once)")
@@ -76,6 +85,41 @@ def ensure_venv(root: Path, *, dev: bool) -> None:
         partial.write_text(full if dev else base)
         marker.unlink()
         partial.rename(done)
+
+
+# What a venv has beside what is installed into it.
+_OWN = {"pip", "setuptools", "wheel"}
+# The last file of a package that is written is INSTALLER: without it, it is not whole.
+_INSTALLED = """
+import importlib.metadata, sys
+if sys.version_info >= (3, 11):
+    for each in importlib.metadata.distributions():
+        if each.read_text("INSTALLER") is not None:
+            print(f"{each.name}=={each.version}")
+"""
+
+
+def _has_exactly(venv: Path, requirements: str) -> bool:
+    """Tell whether a venv was made where it is and has what is pinned, whole, and nothing else."""
+
+    def pins(text: str) -> set[str]:
+        found = re.findall(r"^([\w.-]+)==([^\s;]+)", text, re.MULTILINE)
+        names = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in found}
+        return {f"{name}=={version}" for name, version in names.items() if name not in _OWN}
+
+    try:
+        if str(venv) not in (venv / "bin" / "activate").read_text():
+            return False
+        # -I: what is installed there, whatever PYTHONPATH says.
+        answer = subprocess.run(
+            [venv / "bin" / "python", "-I", "-c", _INSTALLED],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError:
+        return False
+    return answer.returncode == 0 and pins(answer.stdout) == pins(requirements)
 
 
 def _runs_pip(venv: Path) -> bool:

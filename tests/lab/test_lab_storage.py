@@ -65,6 +65,13 @@ def test_only_an_empty_bucket_is_deleted(bucket: Client) -> None:
     assert bucket.call("DELETE", f"{B}/box").status == 204
 
 
+@pytest.mark.parametrize("path", ["anywhereCaches/", "anywhereCaches"])
+def test_a_bucket_has_no_caches(bucket: Client, path: str) -> None:
+    """The current provider asks before it deletes a bucket."""
+    assert bucket.get(f"{B}/box/{path}") == {"kind": "storage#anywhereCaches"}
+    assert bucket.call("GET", f"{B}/another/{path}").status == 404
+
+
 def test_an_upload_is_stated_with_its_sums(bucket: Client) -> None:
     data = bytes(range(256)) * 1000
     answer = bucket.upload("box", "dir/file name", data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import zipfile
 from collections.abc import Sequence
@@ -121,6 +122,76 @@ def test_a_checkout_that_moved_gets_a_new_venv(root: Path, pip: Pip) -> None:
     (moved / "requirements.txt").write_text("other\n")
     checkout.ensure_venv(moved, dev=False)
     assert pip.words()[4:] == ["install"]
+
+
+# Small wheels' worth of a venv that somebody else made.
+PINS = "one-thing==1.2.3 \\\n    --hash=sha256:00\nother.thing==4 --hash=sha256:11\n"
+
+
+def foreign(root: Path, *installed: str, whole: bool = True) -> None:
+    """As `pulumi install`: a venv of its own, with pip and packages; no stamp of ours."""
+    (root / "requirements.txt").write_text(PINS)
+    (root / "requirements-dev.txt").write_text("for-tests==5 --hash=sha256:22\n")
+    venv = root / ".venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    (packages,) = venv.glob("lib/python*/site-packages")
+    for each in ("pip==26.0", *installed):
+        name, _, version = each.partition("==")
+        info = packages / f"{name}-{version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        if whole:
+            (info / "INSTALLER").write_text("pip\n")
+
+
+BASE = ("One_Thing==1.2.3", "other_thing==4")
+
+
+def test_a_venv_that_pulumi_install_has_made_is_taken_as_it_is(root: Path, pip: Pip) -> None:
+    foreign(root, *BASE)
+    checkout.ensure_venv(root, dev=False)
+    assert pip.words() == []
+    # What is pinned for tests is added to it.
+    checkout.ensure_venv(root, dev=True)
+    assert pip.words()[-1] == "install"
+    words = len(pip.words())
+    checkout.ensure_venv(root, dev=False)
+    assert len(pip.words()) == words
+
+
+def test_one_with_what_tests_need_is_whole_for_both(root: Path, pip: Pip) -> None:
+    foreign(root, *BASE, "for_tests==5")
+    checkout.ensure_venv(root, dev=True)
+    checkout.ensure_venv(root, dev=False)
+    assert pip.words() == []
+
+
+@pytest.mark.parametrize(
+    "installed",
+    [
+        ("one_thing==1.2.3",),
+        ("one_thing==1.2.4", "other_thing==4"),
+        (*BASE, "another==1"),
+        (),
+    ],
+)
+def test_one_with_anything_else_is_set_up(root: Path, pip: Pip, installed: tuple[str, ...]) -> None:
+    foreign(root, *installed)
+    checkout.ensure_venv(root, dev=False)
+    assert pip.words()[-1] == "install"
+
+
+def test_one_that_was_interrupted_or_was_moved_is_made_again(root: Path, pip: Pip) -> None:
+    foreign(root, *BASE, whole=False)
+    checkout.ensure_venv(root, dev=False)
+    assert pip.words() == ["--clear", "install"]
+    elsewhere = root / "elsewhere"
+    (elsewhere / "toolchain").mkdir(parents=True)
+    foreign(elsewhere, *BASE)
+    moved = elsewhere.with_name("moved")
+    elsewhere.rename(moved)
+    checkout.ensure_venv(moved, dev=False)
+    assert pip.words() == ["--clear", "install"] * 2
 
 
 def test_a_checkout_that_moved_or_another_python_is_set_up_again(root: Path) -> None:

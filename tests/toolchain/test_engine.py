@@ -14,7 +14,7 @@ import pulumi
 import pytest
 from pulumi._types import input_type_py_to_pulumi_names, input_type_types, is_input_type
 
-from toolchain import recipe
+from toolchain import build, recipe
 
 pytestmark = pytest.mark.engine
 
@@ -42,14 +42,36 @@ def test_there_is_a_pulumi_that_runs(pulumi_env: dict[str, str], tmp_path: Path)
     assert answer.stderr == ""
 
 
+def built_provider(environ: Mapping[str, str]) -> Path | None:
+    """The provider that was built from source, where that is the one in use.
+
+    An installed Pulumi may have its plugins in a PULUMI_HOME of its own, under the same name.
+    """
+    home = build.locate(build.cache_root(environ)).home()
+    if environ.get("PULUMI_HOME") != str(home):
+        return None
+    return home / Path(recipe.PROVIDER.output).relative_to("home")
+
+
+def test_an_installed_provider_is_not_taken_for_the_built_one(tmp_path: Path) -> None:
+    environ = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    assert built_provider(environ) is None
+    installed = tmp_path / "pulumi"
+    plugin = installed / Path(recipe.PROVIDER.output).relative_to("home")
+    plugin.parent.mkdir(parents=True)
+    plugin.touch()
+    assert built_provider({**environ, "PULUMI_HOME": str(installed)}) is None
+    home = build.locate(build.cache_root(environ)).home()
+    built = built_provider({**environ, "PULUMI_HOME": str(home)})
+    assert built == home / plugin.relative_to(installed)
+
+
 @pytest.fixture(scope="module")
 def accepted(pulumi_env: dict[str, str]) -> dict[str, Any]:
     """What our provider accepts, by token: an object maps names to values, a list holds its
     element, a leaf is its kind."""
-    plugin = Path(pulumi_env.get("PULUMI_HOME", "/nowhere")) / Path(
-        recipe.PROVIDER.output
-    ).relative_to("home")
-    if not plugin.exists():
+    plugin = built_provider(pulumi_env)
+    if plugin is None:
         pytest.skip("an installed Pulumi is in use: it brings the real provider")
     names: dict[str, Any] = json.loads(
         subprocess.run([plugin, "--names"], capture_output=True, text=True, check=True).stdout
