@@ -24,8 +24,10 @@ from lab.drivers import processes
 # Inherited by all that a test starts, unless it is given another environment.
 _MARK = f"TESTS_OF={os.getpid()}"
 # What was told to end may be on its way.
-_SECONDS = float(os.environ.get("TESTS_REMAINS_SECONDS", "10"))
+_SECONDS = float(os.environ.get("TESTS_REMAINS_SECONDS", "60"))
 
+
+_LIBRARIES = ("asyncio", "concurrent", "google", "grpc", "pulumi")
 
 # The file whose tests run, and the threads that there were before the first of them.
 _file: Path | None = None
@@ -65,11 +67,10 @@ def _nothing_is_left(file: str) -> None:
     """Of a file's tests no process and no thread goes on when its last test is over."""
 
     def threads() -> list[threading.Thread]:
-        # Pulumi's SDK closes no event loop, and with it no threads of the loop.
         return [
             thread
             for thread in threading.enumerate()
-            if thread not in _threads and not thread.name.startswith("asyncio_")
+            if thread not in _threads and not _is_a_librarys(thread)
         ]
 
     if processes.until(lambda: not _started() and not threads(), _SECONDS):
@@ -109,6 +110,12 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
     if isinstance(error, BaseExceptionGroup):
         for each in error.exceptions:
             yield from _chain(each)
+
+
+def _is_a_librarys(thread: threading.Thread) -> bool:
+    """Pulumi's SDK closes neither its event loop nor its channels, and with them no threads."""
+    target = getattr(thread, "_target", None)
+    return (getattr(target, "__module__", "") or "").split(".")[0] in _LIBRARIES
 
 
 @pytest.fixture(autouse=True)
