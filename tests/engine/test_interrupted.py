@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import shutil
 import signal
@@ -105,7 +104,7 @@ def test_ctrl_c_during_an_update_loses_nothing(
             said.append(line)
             # A disk that is being made: its VM, and much else, is not begun.
             if "-disk creating" in line and signal.SIGINT not in sent:
-                os.kill(process.pid, signal.SIGINT)
+                process.send_signal(signal.SIGINT)
                 sent.append(signal.SIGINT)
     answer = quiet(Answer(code=process.returncode, text="".join(said)))
     assert sent

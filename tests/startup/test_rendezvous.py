@@ -550,7 +550,7 @@ def test_one_that_was_killed_is_said_to_be_and_by_what(fleet: Fleet) -> None:
     before = len(fleet.said)
     with fleet.unit.log.open("a") as log:
         log.write('{"level":"WARN","msg":"unknown message type"}\n')
-    os.kill(fleet.pid(), signal.SIGKILL)
+    assert processes.tell(fleet.pid(), signal.SIGKILL)
     fleet.until(lambda: any("exits" in line for line in fleet.said[before:]), "said")
     assert "the rendezvous exits: killed by SIGKILL" in fleet.said[before:]
     found = document(fleet.it.facts(Published(), started=1.0))
