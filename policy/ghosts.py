@@ -99,6 +99,10 @@ _FLEETS: Final = frozenset({"pilot-role", "pilot-spec", "pilot-fleet"})
 _PROJECTS: Final = re.compile(r"project(common)?metadata(item)?$", re.IGNORECASE)
 _FOR_ALL: Final = re.compile(rf"{_PROJECTS.pattern}|instancesettings$", re.IGNORECASE)
 _OBJECT: Final = re.compile(r"bucketobject$", re.IGNORECASE)
+_LATER: Final = (
+    "A preview only remarks it, `make up` refuses it before anything is made, and a plain "
+    "`pulumi up` judges it once it is known, when what does not wait for it may be made"
+)
 _REMEDY: Final = (
     "Take it out: code belongs into the project's one startup-script item "
     f"({OWNER}, key {OWNER_KEY}), data into keys of another name"
@@ -235,7 +239,7 @@ class _Finder:
             yield Finding(
                 path=where,
                 problem="the name of a metadata key is not known yet, so it could be a script's",
-                remedy="It is judged in the update; better write the name out",
+                remedy=f"Write the name out. {_LATER}",
                 unjudged=True,
             )
 
@@ -267,7 +271,7 @@ def _unjudged(path: str) -> Finding:
     return Finding(
         path=path,
         problem="not known yet, so nobody can say whether a startup script is in it",
-        remedy="It is judged in the update, where it is known; to see it in the plan, "
-        "let its keys not depend on other resources' outputs",
+        remedy="Write its keys out, and let only values depend on other resources' outputs. "
+        f"{_LATER}",
         unjudged=True,
     )

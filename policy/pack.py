@@ -31,6 +31,7 @@ from . import endpoints, exposure, fits, ghosts, identity, project_script, prote
 from .values import Finding, Resource, plain
 
 NAME: Final = "pilot-fleet"
+MUST_KNOW: Final = "PILOT_REFUSE_UNKNOWN"
 
 _STRINGS: Final = {"type": "array", "items": {"type": "string", "minLength": 1}}
 _COUNT: Final = {"type": "number", "minimum": 0}
@@ -62,6 +63,8 @@ class Mode:
     def __init__(self) -> None:
         told = os.environ.get("PULUMI_DRY_RUN")
         self.preview: bool | None = None if told is None else told == "true"
+        # `make up` sets it: what its plan does not know is not carried out.
+        self._must_know = os.environ.get(MUST_KNOW) == "1"
 
     def watch(self) -> None:
         """Note the mode from now on whenever the engine configures the pack."""
@@ -77,8 +80,8 @@ class Mode:
 
     @property
     def refuses_unknown(self) -> bool:
-        """Whether what is unknown now will stay so."""
-        return self.preview is False
+        """Whether what is unknown now will stay so, or nothing may be unknown."""
+        return self.preview is False or self._must_know
 
 
 class Remarks(threading.local):

@@ -162,6 +162,8 @@ def preview_or_up(verb: str, stack: str, arguments: list[str]) -> NoReturn:
         backend = chosen_backend() or environ["PULUMI_BACKEND_URL"]
         if warning := environment.local_backend_warning(backend):
             say(warning)
+        # For the policies (policy/pack.py): nothing is carried out that the plan does not know.
+        environ["PILOT_REFUSE_UNKNOWN"] = "1"
     elif found is None:
         say(environment.NO_CREDENTIALS)
         environ["GOOGLE_OAUTH_ACCESS_TOKEN"] = environment.PLACEHOLDER_TOKEN

@@ -102,7 +102,9 @@ def cli(pulumi_env: dict[str, str], tmp_path: Path) -> Cli:
         command: tuple[str, ...] = ("preview",),
         settings: dict[str, Any] | None = None,
         pack: Path = ANALYZER,
+        must_know: bool = False,
     ) -> Run:
+        env["PILOT_REFUSE_UNKNOWN"] = "1" if must_know else "0"
         project = (HERE / "program" / "Pulumi.yaml").read_text("utf-8")
         if standin:
             project += f"plugins:\n  providers:\n    - {{name: gcp, path: {plugin}}}\n"
@@ -586,6 +588,37 @@ def test_a_wholly_unknown_map_is_a_remark_in_preview_and_judged_in_the_update(cl
     assert "harmful creating" not in run.output
 
     cli(resources[:1], standin=True, command=("up", "--yes")).passed()
+
+
+SCRIPT_MAP = {"startup-script": "echo"}
+# Every kind that can hold metadata as a whole that only another resource's creation tells.
+UNKNOWN_KINDS = [
+    instance("bad-instance", metadata=unknown(SCRIPT_MAP)),
+    template("bad-template", metadata=unknown(SCRIPT_MAP)),
+    elsewhere("RegionInstanceTemplate", "bad-region-template", "metadata", unknown(SCRIPT_MAP)),
+    elsewhere("InstanceFromTemplate", "bad-from-template", "metadata", unknown(SCRIPT_MAP)),
+    elsewhere("InstanceGroupManager", "bad-group", "allInstancesConfig.metadata", unknown({})),
+    elsewhere("PerInstanceConfig", "bad-per-instance", "preservedState", unknown({})),
+    elsewhere("InstanceSettings", "bad-settings", "metadata.items", unknown(SCRIPT_MAP)),
+    elsewhere("gcp:container/nodePool:NodePool", "bad-gke", "nodeConfig.metadata", unknown({})),
+    item("bad-item", "gs://x", unknown("startup-script-url")),
+]
+
+
+def test_make_up_refuses_what_is_unknown_before_anything_beside_it_is_made(cli: Cli) -> None:
+    """A plain preview remarks it. `make up` (PILOT_REFUSE_UNKNOWN) does not go beyond its plan."""
+    resources = [disk("beside", protect=True), *UNKNOWN_KINDS]
+    names = {one["name"] for one in UNKNOWN_KINDS}
+    settings = {"no-default-service-account": {"enforcementLevel": "disabled"}}
+    run = cli(resources, standin=True, settings=settings)
+    assert run.code == 0, run.output
+    assert run.remarks == {("judged-in-preview", name) for name in names}, run.output
+    up = ("up", "--yes")
+    run = cli(resources, standin=True, settings=settings, command=up, must_know=True)
+    assert run.code != 0
+    assert run.refused == {("no-ghost-startup-script", name) for name in names}, run.output
+    assert "`make up` refuses it before anything is made" in run.output
+    assert not re.search(r"\b(creating|created)\b", run.output), run.output
 
 
 def test_an_unknown_spec_is_a_remark_in_preview_and_judged_in_the_update(cli: Cli) -> None:

@@ -137,6 +137,8 @@ def test_an_engine_that_does_not_tell_the_mode(monkeypatch: pytest.MonkeyPatch) 
     assert pack.Mode().refuses_unknown
     monkeypatch.setenv("PULUMI_DRY_RUN", "true")
     assert not pack.Mode().refuses_unknown
+    monkeypatch.setenv("PILOT_REFUSE_UNKNOWN", "1")
+    assert pack.Mode().refuses_unknown
 
 
 def test_settings_that_do_not_exist_are_refused_by_name() -> None:

@@ -45,7 +45,10 @@ with open(os.environ["FAKE_LOG"], "a") as log:
 if sys.argv[1] == "version":
     print(os.environ["FAKE_PULUMI_VERSION"])
 elif sys.argv[1] in ("preview", "up"):
-    names = ("GOOGLE_OAUTH_ACCESS_TOKEN", "PULUMI_BACKEND_URL", "PULUMI_HOME")
+    names = (
+        *("GOOGLE_OAUTH_ACCESS_TOKEN", "PULUMI_BACKEND_URL", "PULUMI_HOME"),
+        "PILOT_REFUSE_UNKNOWN",
+    )
     print(json.dumps({name: os.environ.get(name) for name in names}))
 """
 

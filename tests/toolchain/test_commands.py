@@ -112,6 +112,7 @@ def test_a_plan_without_google_says_so(machine: Machine, checkout: Path) -> None
     ]
     seen = json.loads(result.stdout)
     assert seen["GOOGLE_OAUTH_ACCESS_TOKEN"].startswith("placeholder")
+    assert seen["PILOT_REFUSE_UNKNOWN"] is None
     assert seen["PULUMI_BACKEND_URL"] == f"file://{checkout}/.state"
     assert machine.calls()[0] == "python -m components.stack_file Pulumi.swarm.yaml"
     assert machine.calls()[-2] == "pulumi stack select --create --non-interactive swarm"
@@ -159,6 +160,7 @@ def test_up_where_nobody_can_be_asked(machine: Machine, checkout: Path) -> None:
     agreed = machine.run("up", "swarm", root=checkout)
     assert agreed.returncode == 0
     assert "docs/PRODUCTION.md" in agreed.stderr
+    assert json.loads(agreed.stdout)["PILOT_REFUSE_UNKNOWN"] == "1"
     assert machine.calls()[-1] == (
         "pulumi up --stack swarm --policy-pack policy"
         " --policy-pack-config policy/settings.json --non-interactive --yes"
