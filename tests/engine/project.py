@@ -46,15 +46,10 @@ class Project:
     environment: Mapping[str, str]
     stack: str = "test"
     extra: dict[str, Any] = field(default_factory=dict)
+    _bin: str = ""
 
     def __post_init__(self) -> None:
-        for room in ("components", "startup", "policy"):
-            shutil.copytree(
-                ROOT / room, self.folder / room, ignore=shutil.ignore_patterns("__pycache__")
-            )
-        for file in ("Pulumi.yaml", "__main__.py"):
-            shutil.copy(ROOT / file, self.folder / file)
-        (self.folder / ".venv").symlink_to(ROOT / ".venv")
+        self.take(ROOT)
         # Any file will do as a binary that nobody starts.
         for binary in ("pilot-daemon", "pilot-rendezvous"):
             path = self.folder / "artifacts" / "1.18.0" / binary
@@ -65,6 +60,23 @@ class Project:
             "PULUMI_BACKEND_URL": f"file://{self.folder / '.state'}",
             "GOOGLE_OAUTH_ACCESS_TOKEN": "planning-only",
         }
+
+    def take(self, tree: Path) -> None:
+        """The program of `tree`, in place of the one that is there; stack and state stay."""
+        for room in ("components", "startup", "policy"):
+            shutil.rmtree(self.folder / room, ignore_errors=True)
+            shutil.copytree(
+                tree / room, self.folder / room, ignore=shutil.ignore_patterns("__pycache__")
+            )
+        for file in ("Pulumi.yaml", "__main__.py"):
+            shutil.copy(tree / file, self.folder / file)
+        venv = (tree / ".venv").resolve()
+        (self.folder / ".venv").unlink(missing_ok=True)
+        (self.folder / ".venv").symlink_to(venv)
+        # A language host that takes the Python of PATH.
+        path = self.environment.get("PATH", "").removeprefix(f"{self._bin}:")
+        self._bin = str(venv / "bin")
+        self.environment = dict(self.environment) | {"PATH": f"{self._bin}:{path}"}
 
     @property
     def stack_file(self) -> Path:

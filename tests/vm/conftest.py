@@ -4,22 +4,31 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lab.drivers.host import ensure_packages, missing_packages, no_containers
 from lab.image import ImageError, default_cache, ensure_image
+from tests.components.fleet import ROOT
 from tests.vm.fleet import Fleet
 
-Boot = Callable[[str, dict[str, int], float], AbstractContextManager[Fleet]]
+Boot = Callable[..., AbstractContextManager[Fleet]]
 
 
 @pytest.fixture(scope="module")
 def booted(tmp_path_factory: pytest.TempPathFactory, pulumi_env: dict[str, str]) -> Boot:
-    """Makes a fleet: driver, agents by swarm VM, seconds that a boot may take."""
+    """Makes a fleet: driver, agents by swarm VM, seconds that a boot may take, and the checkout
+    that it is carried out from."""
 
     @contextmanager
-    def boot(driver: str, wanted: dict[str, int], patience: float) -> Iterator[Fleet]:
+    def boot(
+        driver: str,
+        wanted: dict[str, int],
+        patience: float,
+        tree: Path = ROOT,
+        settings: dict[str, Any] | None = None,
+    ) -> Iterator[Fleet]:
         root = os.geteuid() == 0
         if driver == "container" and (why := no_containers()):
             pytest.skip(why)
@@ -35,6 +44,8 @@ def booted(tmp_path_factory: pytest.TempPathFactory, pulumi_env: dict[str, str])
         folder: Path = tmp_path_factory.mktemp(driver)
         fleet = Fleet(folder, pulumi_env, driver=driver, patience=patience)
         try:
+            fleet.take(tree)
+            fleet.settings = dict(settings or {})
             fleet.carry_out(wanted)
             yield fleet
         finally:

@@ -41,7 +41,7 @@ STORE = "/var/lib/pilot/registry"  # on the rendezvous
 _PROCESSES = (
     "for p in $(pgrep -x pilot-daemon); do"
     " a=$(tr '\\0' ' ' <\"/proc/$p/cmdline\" | sed -n 's/.* -listen :\\([0-9]*\\) .*/\\1/p');"
-    ' s=$(cut -d \' \' -f 22 "/proc/$p/stat"); [ -z "$a$s" ] || echo "$a $p $s";'
+    ' s=$(cut -d \' \' -f 22 "/proc/$p/stat"); [ -z "$a" ] || [ -z "$s" ] || echo "$a $p $s";'
     " done 2>/dev/null; true"
 )
 Measured = dict[str, float | int | str]
@@ -87,6 +87,15 @@ class Fleet:
         self.port = int(self.serving.url.rpartition(":")[2])
         self.api = Client(self.serving.url, timeout=180)
         self.wanted: dict[str, int] = {}
+        # The checkout that it is carried out from, and what its stack file has beside the lab's.
+        self.tree = ROOT
+        self.settings: dict[str, Any] = {}
+        self.releases: dict[str, dict[str, str]] = {}
+
+    def take(self, tree: Path) -> None:
+        """From now on the program is that of `tree`."""
+        self.tree = tree
+        self.project.take(tree)
 
     def carry_out(self, wanted: Mapping[str, int]) -> None:
         """`pulumi up` for a rendezvous and swarm VMs with so many agents; wait until all are
@@ -107,7 +116,9 @@ class Fleet:
         with said("boot and registration"):
             self.all_online()
 
-    def update(self, wanted: Mapping[str, int], environment: Mapping[str, str]) -> None:
+    def update(
+        self, wanted: Mapping[str, int], environment: Mapping[str, str] | None = None
+    ) -> None:
         """`pulumi up` with other numbers and, for all agents, another environment; it does not wait
         for the VMs."""
         self.wanted = dict(wanted)
@@ -118,14 +129,19 @@ class Fleet:
 
     def _stack(self, environment: Mapping[str, str] | None = None) -> str:
         """The lab's own stack file, with another port and other numbers of agents."""
-        text = (ROOT / "Pulumi.lab.yaml").read_text().replace(":8480", f":{self.port}")
+        text = (self.tree / "Pulumi.lab.yaml").read_text().replace(":8480", f":{self.port}")
         stack = yaml.safe_load(text)
         swarm = [
             {"name": name, "machineType": self.machine, "agents": agents}
             | ({"env": dict(environment)} if environment else {})
+            | ({"release": self.releases[name]} if name in self.releases else {})
             for name, agents in self.wanted.items()
         ]
         stack["config"]["pilot-fleet:swarm"] = swarm
+        known = yaml.safe_load((self.tree / "Pulumi.yaml").read_text())["config"]
+        stack["config"] |= {
+            f"pilot-fleet:{key}": value for key, value in self.settings.items() if key in known
+        }
         # What the plan asks for: a GiB for 750 agents.
         memory = 1024 * math.ceil(sum(self.wanted.values()) / 750)
         stack["config"]["pilot-fleet:rendezvous"]["machineType"] = f"e2-custom-2-{memory}"

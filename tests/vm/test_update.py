@@ -1,0 +1,228 @@
+"""An update that nobody notices: a fleet of the commit before, this one, and back.
+
+The tests share one fleet and go on from each other: forward, a script that fails, and the way back.
+PILOT_UPDATE_FROM=COMMIT names another commit to come from. A commit that restarts agents says so in
+its text, with their number here: `Restarts-agents: 50` (or PILOT_UPDATE_RESTARTS=50).
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.components.fleet import ROOT
+from tests.conftest import measured
+from tests.vm.conftest import Boot
+from tests.vm.fleet import CLOUD, RENDEZVOUS, Fleet, said
+from tests.vm.rows import EXITS
+from tests.vm.update import (
+    Looks,
+    NoCommitError,
+    checked_out,
+    commit_before,
+    problems,
+    restarts,
+    told_since,
+)
+
+pytestmark = pytest.mark.engine
+
+WANTED = {"swarm-1": 15, "swarm-2": 35}
+VMS = (*WANTED, RENDEZVOUS)
+WINDOW = 15
+# Seconds from one VM's turn to the next, where they are waited for; and where nobody should.
+TURN, LONG = 10, 3600
+# After the last VM has the script: longer than until it has asked for its orders.
+LOOKS_AFTER = 12
+
+
+@pytest.fixture(scope="module")
+def commit() -> str:
+    """The commit to come from; "" where there is none (why is printed, and the tests that need it
+    are skipped)."""
+    try:
+        return commit_before()
+    except NoCommitError as error:
+        print(f"no commit to come from: {error}")
+        return ""
+
+
+@pytest.fixture(scope="module")
+def before(commit: str, tmp_path_factory: pytest.TempPathFactory) -> Path | None:
+    """The tree of that commit."""
+    return checked_out(commit, tmp_path_factory.mktemp("before") / "tree") if commit else None
+
+
+@pytest.fixture(scope="module")
+def fleet(booted: Boot, before: Path | None) -> Iterator[Fleet]:
+    settings = {"programStagger": TURN, "window": WINDOW}
+    with booted("container", WANTED, 240, tree=before or ROOT, settings=settings) as made:
+        with said("orders that must not be carried out twice"):
+            _give_orders(made)
+        yield made
+
+
+def _give_orders(fleet: Fleet) -> None:
+    """A store set aside, a restart whose order is gone, and a rejected release that is still the
+    declared one: carried out, all of them."""
+    fleet.order(RENDEZVOUS, restart="once", clean=True)
+    fleet.until_status(RENDEZVOUS, lambda told: bool(told["registry"]["set_aside"]), "set aside")
+    fleet.all_online()
+    processes = fleet.processes("swarm-1")
+    fleet.order("swarm-1", restart="once")
+    fleet.until(
+        lambda: not set(fleet.processes("swarm-1").values()) & set(processes.values()),
+        "an ordered restart",
+    )
+    fleet.whole("swarm-1")
+    fleet.order("swarm-1")
+    path = fleet.project.folder / "artifacts" / "bad" / "pilot-daemon"
+    path.parent.mkdir()
+    path.write_bytes(EXITS)
+    fleet.releases["swarm-2"] = {"version": "9.9.9", "daemon": "artifacts/bad/pilot-daemon"}
+    fleet.update(WANTED)
+    fleet.until_status(
+        "swarm-2",
+        lambda told: (told["roll"]["state"], told["phase"]) == ("halted", "whole"),
+        "back",
+    )
+    fleet.until_status("swarm-1", lambda told: told["orders"]["state"] == "absent", "no order")
+    fleet.all_online()
+
+
+def carried_over(fleet: Fleet, tree: Path, commit: str) -> None:
+    """`up` from `tree`: nobody notices."""
+    looks = Looks(fleet)
+    fleet.take(tree)
+    fleet.update(WANTED)
+    with said("until all VMs have the new script"):
+        for vm in VMS:
+            has_the_script(fleet, vm)
+    looks.more(LOOKS_AFTER)
+    taken = looks.taken()
+    for each in restarts(taken):
+        measured(str(each))
+    measured(f"{len(taken)} looks at {len(VMS)} VMs")
+    told = told_since(commit) if commit else None
+    assert told is not None
+    found = problems(taken, wanted=WANTED, window=WINDOW, told=told)
+    assert not found, "\n".join(found)
+
+
+def has_the_script(fleet: Fleet, vm: str) -> None:
+    """Wait until a VM has applied the script that it expects, and all is as declared there."""
+    expected = fleet.declared(vm)["script"]["sha256"]
+
+    def ended(told: dict[str, Any]) -> bool:
+        phase = told["phase"] in ("whole", "serving")
+        return told["script"]["state"] == "failed" or (told["node"]["script"] == expected and phase)
+
+    told = fleet.until_status(vm, ended, "the new script is applied")
+    if told["script"]["state"] == "failed":
+        why = fleet.run(vm, "journalctl --unit pilot-script --output cat --lines 12")
+        pytest.fail(f"{vm}: its new script failed:\n{why}")
+
+
+def operated_by(fleet: Fleet, tree: Path) -> None:
+    """`ops` of `tree` understands the VMs that there are, and they its orders."""
+    command = [str(tree / ".venv/bin/python"), "-m", "ops", "--endpoint", fleet.serving.url]
+
+    def ops(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*command, "--project", CLOUD, *arguments],
+            cwd=tree,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    told = ops("status", "--json")
+    # 1: the roll of swarm-2 has halted.
+    assert told.returncode == 1, told
+    rows = {row["vm"]: row for row in json.loads(told.stdout)["rows"]}
+    assert {vm: rows[vm]["running"] for vm in WANTED} == WANTED
+    assert {row["phase"] for row in rows.values()} == {"whole", "serving"}
+    for verb in ("pause", "resume"):
+        # It waits until the VMs have read it.
+        done = ops(verb)
+        assert done.returncode == 0, done
+
+
+def test_nobody_notices_the_way_forward(fleet: Fleet, before: Path | None, commit: str) -> None:
+    if before is None:
+        pytest.skip(
+            "no commit to come from: a clone without history, or one with the same startup/"
+        )
+    operated_by(fleet, ROOT)
+    carried_over(fleet, ROOT, commit)
+    operated_by(fleet, before)
+
+
+def break_limits(fleet: Fleet) -> None:
+    """`up` of this commit with a script that fails in "limits"."""
+    fleet.settings["programStagger"] = LONG
+    file = fleet.project.folder / "startup" / "node" / "apply.py"
+    line = "    numbers = limits.sysctls(kernel.machine(place), spec)\n"
+    text = file.read_text()
+    assert text.count(line) == 1
+    file.write_text(text.replace(line, '    raise limits.LimitsError("no number fits")\n'))
+    fleet.update(WANTED)
+    told = fleet.until_status(
+        "swarm-1", lambda told: told["script"]["state"] == "failed", "its new script failed"
+    )
+    assert told["node"]["script"] == ""
+    assert told["phase"] == "whole"
+    why = fleet.run("swarm-1", "journalctl --unit pilot-script --output cat --lines 12")
+    assert 'FAILED in step "programs, spec, kernel limits"' in why
+    assert "no number fits" in why
+
+
+def touched(fleet: Fleet) -> dict[str, Any]:
+    found: dict[str, Any] = {vm: fleet.processes(vm) for vm in WANTED}
+    found[RENDEZVOUS] = fleet.run(RENDEZVOUS, "systemctl show -P MainPID pilot-rendezvous.service")
+    return found
+
+
+@pytest.mark.parametrize("rebooted", [False, True], ids=["waiting", "rebooted"])
+def test_a_script_that_fails_is_ended_by_the_commit_before(fleet: Fleet, rebooted: bool) -> None:
+    identities, running = fleet.identities(), touched(fleet)
+    break_limits(fleet)
+    told = fleet.until_status(
+        "swarm-2", lambda told: told["script"]["state"] == "waiting", "it waits for its turn"
+    )
+    assert told["script"]["turn"] > told["time"]
+    assert touched(fleet) == running
+    runs = len(fleet.ended("swarm-2"))
+    if rebooted:
+        fleet.act("swarm-2", "reset")
+        assert fleet.until_ended("swarm-2", runs + 1) == 1
+        # It fails before any agent is started.
+        assert fleet.running("swarm-2") == 0
+        del running["swarm-2"]
+    fleet.take(ROOT)
+    fleet.update(WANTED)
+    if rebooted:
+        # No pilot-node is there to do it; what does in ten minutes is started now.
+        fleet.run("swarm-2", "systemctl start pilot-script-again.service")
+        fleet.heard_since(time.monotonic(), "swarm-2")
+    for vm in VMS:
+        has_the_script(fleet, vm)
+    assert {vm: touched(fleet)[vm] for vm in running} == running
+    # processes() sees that no port has two.
+    assert {vm: len(fleet.processes(vm)) for vm in WANTED} == WANTED
+    assert fleet.identities() == identities
+    fleet.settings["programStagger"] = TURN
+
+
+def test_nobody_notices_the_way_back(fleet: Fleet, before: Path | None, commit: str) -> None:
+    if before is None:
+        pytest.skip(
+            "no commit to come from: a clone without history, or one with the same startup/"
+        )
+    carried_over(fleet, before, commit)
