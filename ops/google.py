@@ -52,6 +52,7 @@ _PASSING: Final = (
     auth_exceptions.TransportError,
 )
 _SCOPES: Final = ("https://www.googleapis.com/auth/cloud-platform",)
+_NOT_GOOGLE: Final = "what answers is not Google's API (a proxy's page?)"
 # A scope of a list that is merely empty has a warning too.
 _NO_WARNINGS: Final = ("", "NO_RESULTS_ON_PAGE")
 _PAGE: Final = 500  # Compute Engine's own limit of a page
@@ -133,7 +134,7 @@ def _failure(what: str, error: Exception) -> OpsError:
     if isinstance(error, auth_exceptions.GoogleAuthError):
         return DeniedError(f"{what}: you are not logged in ({one_line(str(error))[:300]}): {LOGIN}")
     if isinstance(error, json_format.ParseError):
-        return UnreachableError(f"{what}: what answers is not Google's API (a proxy's page?)")
+        return UnreachableError(f"{what}: {_NOT_GOOGLE}")
     return UnreachableError(f"{what}: {_nobody(error)}")
 
 
@@ -427,11 +428,11 @@ class Cloud:
         try:
             found = got.json() if got.content else {}
         except ValueError:
-            found = {}
-        if not isinstance(found, dict):
-            found = {}
+            found = None
         if got.status_code >= 300:
             raise refusal(what, answer(got.status_code, found, got.text))
+        if not isinstance(found, dict):
+            raise UnreachableError(f"{what}: {_NOT_GOOGLE}")
         return found
 
     def forward(self, zone: str, vm: str, port: int) -> int:
