@@ -13,7 +13,7 @@ if __name__ == "__main__":  # Pulumi's name for it; tests of the declarations ha
 allowed_scripts: list[str] = []
 guard.register(allowed_scripts)
 
-from components import images, last, outputs, spec, startup
+from components import images, last, outputs, spec, stack_file, startup
 from components.access import FleetAccess, FleetAccessArgs
 from components.bucket import FleetBucket, FleetBucketArgs, read_binary
 from components.config import from_pulumi
@@ -28,7 +28,7 @@ from components.vm import VmArgs
 NAME = "pilot-fleet"
 ROOT = Path(__file__).resolve().parent
 
-config = from_pulumi()
+config = from_pulumi(stack_file.problems_of(ROOT, pulumi.get_stack()))
 allowed_scripts += config.allowed_scripts
 fleet = outputs.label(pulumi.get_stack())
 for warning in config.warnings():

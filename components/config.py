@@ -10,7 +10,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -261,16 +261,19 @@ class FleetConfig:
         return warnings
 
     @classmethod
-    def parse(cls, values: Mapping[str, Any], *, project: str | None) -> FleetConfig:
+    def parse(
+        cls, values: Mapping[str, Any], *, project: str | None, refused: Sequence[Problem] = ()
+    ) -> FleetConfig:
         """The fleet that `values` describes (the keys of `pilot-fleet:` without the prefix).
 
-        `project` is `gcp:project`. Raises `ConfigError` with every problem.
+        `project` is `gcp:project`, `refused` what is wrong with the text of some values: of those
+        nothing else is said. Raises `ConfigError` with every problem.
         """
-        return _parse(values, project)
+        return _parse(values, project, refused)
 
 
-def from_pulumi() -> FleetConfig:
-    """The fleet in the configuration of the stack that Pulumi is running.
+def from_pulumi(refused: Sequence[Problem] = ()) -> FleetConfig:
+    """The fleet in the configuration of the stack that Pulumi is running; `refused` as above.
 
     Raises `pulumi.RunError`, which the engine prints without a traceback.
     """
@@ -282,7 +285,7 @@ def from_pulumi() -> FleetConfig:
         if key.startswith(prefix)
     }
     try:
-        return FleetConfig.parse(values, project=everything.get("gcp:project"))
+        return FleetConfig.parse(values, project=everything.get("gcp:project"), refused=refused)
     except ConfigError as error:
         raise pulumi.RunError(str(error)) from None
 
@@ -298,7 +301,9 @@ class _Context:
     names: dict[str, str] = field(default_factory=dict)
 
 
-def _parse(values: Mapping[str, Any], project: str | None) -> FleetConfig:
+def _parse(
+    values: Mapping[str, Any], project: str | None, refused: Sequence[Problem]
+) -> FleetConfig:
     problems: list[Problem] = []
     root = Node(values, PROJECT_NAME, problems, top=True)
     if project is None:
@@ -408,6 +413,8 @@ def _parse(values: Mapping[str, Any], project: str | None) -> FleetConfig:
     )
     for node in (roll, snapshots, endpoints, root):
         node.unknown_keys()
+    told = {problem.path for problem in refused}
+    problems = [*refused, *(problem for problem in problems if problem.path not in told)]
     if problems:
         raise ConfigError(problems)
     return config

@@ -122,15 +122,23 @@ def parse(text: str, name: str) -> FleetConfig:
         if key.startswith(ours)
     }
     project = reading.values.get("gcp:project")
+    return FleetConfig.parse(
+        values, project=None if project is None else str(project), refused=reading.problems
+    )
+
+
+def problems_of(folder: Path, stack: str) -> list[Problem]:
+    """What the engine has read in its own way in the file of `stack` in `folder`: for the program,
+    where Pulumi is run without the check before it. There is no such file where the configuration
+    is elsewhere (`--config-file`).
+    """
+    path = folder / f"Pulumi.{stack}.yaml"
     try:
-        config = FleetConfig.parse(values, project=None if project is None else str(project))
+        return read(path.read_text(encoding="utf-8", errors="replace"), path.name).problems
+    except FileNotFoundError:
+        return []
     except ConfigError as error:
-        # What has been refused by its text already is not missing.
-        refused = {problem.path for problem in reading.problems}
-        reading.problems += (problem for problem in error.problems if problem.path not in refused)
-    if reading.problems:
-        raise ConfigError(reading.problems)
-    return config
+        return list(error.problems)
 
 
 class _Values:

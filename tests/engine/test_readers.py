@@ -152,6 +152,20 @@ def test_every_scalar_is_the_same_to_both_or_refused_by_its_text(project: Projec
     assert len(mine) / 10 < len(refused) < len(mine)
 
 
+def test_plain_pulumi_refuses_what_it_has_read_as_another_value(project: Project) -> None:
+    """Without the check before it: the engine has 16 where the file has 020, and says nothing."""
+    text = SEED_FILE.read_text().replace(
+        "encryptionsalt",
+        "  pilot-fleet:window: 020\n  pilot-fleet:basePort: 012_000\nencryptionsalt",
+    )
+    project.write(text)
+    answer = project.preview(policies=False).no_traceback()
+    assert answer.code != 0
+    assert "the stack's configuration has 2 problems" in answer.text
+    assert "pilot-fleet:window: 020 is not the same to all that read it" in answer.text
+    assert "pilot-fleet:basePort: 012_000 is not the same" in answer.text
+
+
 # Says much of what a stack file can, in few words: a changed one is often a fleet still.
 FLEET = """\
 config:
