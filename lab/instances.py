@@ -485,11 +485,12 @@ def _attachments(transaction: Transaction, disks: Iterable[Json]) -> Iterable[At
 
 def driver_disk(body: Json) -> Disk:
     """Return a disk as a driver needs it."""
-    source = body.get("sourceImage")
+    source, snapshot = body.get("sourceImage"), body.get("sourceSnapshot")
     return Disk(
         path=links.path_of(body["selfLink"], Scope(project="")),
         size_gb=int(body["sizeGb"]),
         image=links.path_of(source, Scope(project="")) if source else None,
+        snapshot=links.path_of(snapshot, Scope(project="")) if snapshot else None,
     )
 
 

@@ -327,6 +327,15 @@ def disk(transaction: Transaction, scope: Scope, body: Json) -> Json:
             least = source["diskSizeGb"]
             why = f"Requested disk size cannot be smaller than the image size ({least} GB)"
             raise invalid("resource.sizeGb", size, why)
+    if result.get("sourceSnapshot"):
+        source = find(transaction, links.path_of(str(result["sourceSnapshot"]), _global(scope)))
+        result["sourceSnapshot"] = source["selfLink"]
+        result["sourceSnapshotId"] = source["id"]
+        size = size or source["diskSizeGb"]
+        if int(size) < int(source["diskSizeGb"]):
+            least = source["diskSizeGb"]
+            why = f"Requested disk size cannot be smaller than the snapshot size ({least} GB)"
+            raise invalid("resource.sizeGb", size, why)
     kind = links.last(str(result.get("type") or "pd-standard"))
     if kind not in catalog.DISK_TYPES:
         raise invalid("resource.type", body.get("type"), "The referenced resource does not exist.")
@@ -421,6 +430,22 @@ def _image(_: Transaction, __: Scope, body: Json) -> Json:
     }
 
 
+def _snapshot(transaction: Transaction, scope: Scope, body: Json) -> Json:
+    value = body.get("sourceDisk")
+    if not value:
+        raise required("resource.sourceDisk")
+    source = find(transaction, links.path_of(str(value), scope))
+    return {
+        **body,
+        "sourceDisk": source["selfLink"],
+        "sourceDiskId": source["id"],
+        "diskSizeGb": source["sizeGb"],
+        "storageLocations": ["us"],
+        "snapshotType": "STANDARD",
+        "status": "CREATING",
+    }
+
+
 def _instance_template(_: Transaction, __: Scope, body: Json) -> Json:
     properties = dict(body.get("properties") or {})
     if not properties.get("machineType"):
@@ -469,6 +494,13 @@ KINDS: Final = (
         complete=_instance_template,
     ),
     Kind(collection="images", singular="image", level="global", complete=_image, labelled=True),
+    Kind(
+        collection="snapshots",
+        singular="snapshot",
+        level="global",
+        complete=_snapshot,
+        labelled=True,
+    ),
     Kind(
         collection="subnetworks",
         singular="subnetwork",
@@ -563,12 +595,16 @@ def _same(held: Any, given: Any) -> bool:
     return given is None or bool(held == given)
 
 
+REMEMBERED: Final = ("images", "instanceTemplates", "snapshots")
+"""What can be deleted whatever was made of it, and names no user of what it was made of."""
+
+
 def user_of(transaction: Transaction, body: Json) -> str | None:
     """Return the path of a resource that names this one, None where nothing does."""
     project = project_of(body)
     own = body["selfLink"]
     for collection in transaction.collections(f"{links.STORE}projects/{project}/"):
-        if collection.endswith(("/operations", "/images", "/instanceTemplates")):
+        if collection.endswith(("/operations", *(f"/{kind}" for kind in REMEMBERED))):
             continue
         for name, other in transaction.look(collection).items():
             if other.get("selfLink") != own and _names(other, own):

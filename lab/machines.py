@@ -15,11 +15,13 @@ class MachineError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Disk:
-    """A persistent disk: `path` is its resource (`projects/…`), `image` its source or None."""
+    """A persistent disk: `path` is its resource (`projects/…`), `image` its source or None;
+    `snapshot` is what it is filled from."""
 
     path: str
     size_gb: int
     image: str | None
+    snapshot: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +67,7 @@ class Driver(Protocol):
         ...
 
     def create_disk(self, disk: Disk) -> None:
-        """Make a disk: from its image, or blank."""
+        """Make a disk: from its image or its snapshot, or blank."""
         ...
 
     def resize_disk(self, disk: Disk) -> None:
@@ -74,6 +76,14 @@ class Driver(Protocol):
 
     def delete_disk(self, disk: Disk) -> None:
         """Delete a disk's data."""
+        ...
+
+    def create_snapshot(self, disk: Disk, snapshot: str) -> None:
+        """Keep what is on a disk now as the snapshot of that path; of a disk without an image."""
+        ...
+
+    def delete_snapshot(self, snapshot: str) -> None:
+        """Forget a snapshot."""
         ...
 
     def start(self, machine: Machine) -> None:
@@ -124,6 +134,12 @@ class NoMachines:
         """Do nothing."""
 
     def delete_disk(self, disk: Disk) -> None:
+        """Do nothing."""
+
+    def create_snapshot(self, disk: Disk, snapshot: str) -> None:
+        """Do nothing."""
+
+    def delete_snapshot(self, snapshot: str) -> None:
         """Do nothing."""
 
     def start(self, machine: Machine) -> None:

@@ -15,6 +15,8 @@ _STRINGS: Final = frozenset(
         "addressType",
         "machineType",
         "sourceImage",
+        "sourceDisk",
+        "sourceSnapshot",
         "family",
         "type",
         "ipCidrRange",

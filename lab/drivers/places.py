@@ -63,6 +63,10 @@ class Places:
         """Return the data of the disk `path`; `kind` is `raw`, `qcow2`, `tree` or `json`."""
         return self.state / "disks" / f"{slug(path)}.{kind}"
 
+    def snapshot(self, path: str) -> Path:
+        """Return the data of the snapshot `path`."""
+        return self.state / "snapshots" / f"{slug(path)}.raw"
+
     def build_of(self, path: str) -> Path | None:
         """Return the folder of the image that a disk was made of, or None for a blank one."""
         try:
@@ -164,6 +168,16 @@ def make_raw(path: Path, size_gb: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
         file.truncate(max(size_gb * GIB, file.tell()))
+
+
+def copy_raw(source: Path, target: Path) -> None:
+    """Copy a sparse file; what is there already is complete."""
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(target.name + ".part")
+    run("cp", "--sparse=always", "--reflink=auto", str(source), str(part))
+    part.rename(target)
 
 
 def credentials(machine: Machine, key: str, *, networks: list[str]) -> dict[str, str]:

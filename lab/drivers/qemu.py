@@ -27,6 +27,7 @@ from lab.drivers.places import (
     Endpoint,
     Places,
     boot_disk,
+    copy_raw,
     credentials,
     free_port,
     lan_interface,
@@ -114,7 +115,10 @@ class Qemu:
     def create_disk(self, disk: Disk) -> None:
         """Make a disk: an overlay of its image, or a blank sparse file."""
         if disk.image is None:
-            make_raw(self._places.disk(disk.path, "raw"), disk.size_gb)
+            raw = self._places.disk(disk.path, "raw")
+            if disk.snapshot is not None and not raw.exists():
+                copy_raw(self._places.snapshot(disk.snapshot), raw)
+            make_raw(raw, disk.size_gb)
             return
         base = self._places.keep_image(ensure_image(self._cache))
         target = self._places.disk(disk.path, "qcow2")
@@ -147,6 +151,17 @@ class Qemu:
         """Delete a disk's data."""
         for kind in ("raw", "qcow2", "json"):
             self._places.disk(disk.path, kind).unlink(missing_ok=True)
+
+    def create_snapshot(self, disk: Disk, snapshot: str) -> None:
+        """Copy a disk that was made blank, as it is now."""
+        if disk.image is not None:
+            message = f"{disk.path}: this driver takes snapshots of disks without an image only"
+            raise MachineError(message)
+        copy_raw(self._places.disk(disk.path, "raw"), self._places.snapshot(snapshot))
+
+    def delete_snapshot(self, snapshot: str) -> None:
+        """Delete a snapshot's data."""
+        self._places.snapshot(snapshot).unlink(missing_ok=True)
 
     # Machines
 

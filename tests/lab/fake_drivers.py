@@ -37,6 +37,12 @@ class Recorder(NoMachines):
     def delete_disk(self, disk: Disk) -> None:
         self._called("delete_disk", disk)
 
+    def create_snapshot(self, disk: Disk, snapshot: str) -> None:
+        self._called("create_snapshot", disk)
+
+    def delete_snapshot(self, snapshot: str) -> None:
+        self.calls.append(f"delete_snapshot {snapshot.rsplit('/', 1)[-1]}")
+
     def start(self, machine: Machine) -> None:
         self._called("start", machine)
 

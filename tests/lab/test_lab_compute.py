@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ from hypothesis import strategies as st
 
 from lab import catalog
 from lab.compute import MOST_SERIAL, project_number
-from lab.machines import Disk
+from lab.drivers.container import Container
+from lab.drivers.places import Places
+from lab.drivers.qemu import Qemu
+from lab.machines import Disk, MachineError
 from lab.server import Serving, serve
 from tests.lab.client import COMPUTE, REGION, ZONE, Client, make_network, vm
 from tests.lab.fake_drivers import PATIENCE, Gated, Recorder
@@ -817,3 +821,78 @@ def test_an_image_may_go_while_a_disk_was_made_from_it(client: Client) -> None:
     client.do("POST", f"{ZONE}/disks", {"name": "d", "sourceImage": source})
     client.do("DELETE", f"{images}/mine")
     assert client.call("GET", f"{images}/family/own").status == 404
+
+
+# Snapshots
+
+
+def test_a_disk_is_made_of_a_snapshot_under_the_name_of_the_one_before(
+    machines: Client, recorder: Recorder
+) -> None:
+    """The way to another type of disk; what is on it is the driver's to keep."""
+    machines.do("POST", f"{ZONE}/disks", {"name": "data", "sizeGb": "10", "type": "pd-balanced"})
+    keep = {"name": "data-before"}
+    machines.do("POST", f"{ZONE}/disks/data/createSnapshot", keep)
+    snapshot = f"{COMPUTE}/global/snapshots/data-before"
+    held = machines.get(snapshot)
+    assert (held["status"], held["diskSizeGb"]) == ("READY", "10")
+    assert held["sourceDisk"].endswith("/disks/data")
+    assert machines.call("POST", f"{ZONE}/disks/data/createSnapshot", keep).status == 409
+    assert (
+        machines.call("POST", f"{ZONE}/disks/none/createSnapshot", keep | {"name": "x"}).status
+        == 404
+    )
+    # It outlives what it was made of.
+    machines.do("DELETE", f"{ZONE}/disks/data")
+    assert machines.call("GET", f"{ZONE}/disks/data").status == 404
+    new = {
+        "name": "data",
+        "sourceSnapshot": "global/snapshots/data-before",
+        "type": f"projects/p1/zones/{ZONE.rsplit('/', 1)[1]}/diskTypes/hyperdisk-balanced",
+    }
+    small = machines.call("POST", f"{ZONE}/disks", new | {"sizeGb": "9"})
+    assert (small.status, "smaller than the snapshot" in small.message) == (400, True)
+    missing = machines.call(
+        "POST", f"{ZONE}/disks", new | {"sourceSnapshot": "global/snapshots/no"}
+    )
+    assert missing.status == 404
+    machines.do("POST", f"{ZONE}/disks", new)
+    made = machines.get(f"{ZONE}/disks/data")
+    assert (made["sizeGb"], made["type"].rsplit("/", 1)[1]) == ("10", "hyperdisk-balanced")
+    assert made["sourceSnapshot"].endswith("/snapshots/data-before")
+    machines.do("DELETE", snapshot)
+    assert machines.call("GET", snapshot).status == 404
+    assert recorder.calls == [
+        "create_disk data",
+        "create_snapshot data",
+        "delete_disk data",
+        "create_disk data",
+        "delete_snapshot data-before",
+    ]
+
+
+@pytest.mark.parametrize("driver", ["container", "qemu"])
+def test_a_driver_keeps_what_is_on_a_disk(tmp_path: Path, driver: str) -> None:
+    kind: Any = {"container": Container, "qemu": Qemu}[driver]
+    # Without what checks that this machine can boot anything.
+    made: Any = kind.__new__(kind)
+    made._places = Places(tmp_path)
+    disk = Disk(path="projects/p1/zones/z/disks/data", size_gb=1, image=None)
+    made.create_disk(disk)
+    with made._places.disk(disk.path, "raw").open("r+b") as stream:
+        stream.seek(512 << 20)
+        stream.write(b"identities")
+    made.create_snapshot(disk, "projects/p1/global/snapshots/s")
+    other = replace(
+        disk, path=f"{disk.path}-2", size_gb=2, snapshot="projects/p1/global/snapshots/s"
+    )
+    made.create_disk(other)
+    raw = made._places.disk(other.path, "raw")
+    with raw.open("rb") as stream:
+        stream.seek(512 << 20)
+        assert stream.read(10) == b"identities"
+    assert raw.stat().st_size == 2 << 30
+    made.delete_snapshot("projects/p1/global/snapshots/s")
+    made.delete_snapshot("projects/p1/global/snapshots/s")
+    with pytest.raises(MachineError, match="without an image"):
+        made.create_snapshot(replace(disk, image="i"), "projects/p1/global/snapshots/t")
