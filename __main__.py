@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pulumi
+import pulumi_gcp as gcp
 
 from components import ending, guard
 
@@ -31,7 +32,8 @@ ROOT = Path(__file__).resolve().parent
 config = from_pulumi(stack_file.problems_of(ROOT, pulumi.get_stack()))
 allowed_scripts += config.allowed_scripts
 fleet = outputs.label(pulumi.get_stack())
-for warning in config.warnings():
+was = last.read()
+for warning in (*config.warnings(), *outputs.moves(config, was.machine_types)):
     pulumi.log.warn(warning)
 
 script = startup.render()
@@ -55,7 +57,7 @@ daemons = {
 }
 outputs.require_built((rendezvous_binary, *daemons.values()))
 sizes = images.require(config.images, images.look, dry_run=pulumi.runtime.is_dry_run())
-last.require(config, last.read(), sizes)
+last.require(config, was, sizes)
 
 
 def labels(role: str) -> dict[str, str]:
@@ -114,39 +116,49 @@ project_script = startup.ProjectStartupScript(
 # A first boot finds its script, its release, its tokens and the right to read them.
 ready = pulumi.ResourceOptions(depends_on=[*needed, project_script])
 
-rendezvous = Rendezvous(
-    config.rendezvous.name,
-    RendezvousArgs(
-        vm=VmArgs(
-            vm_name=config.rendezvous.name,
-            zone=config.zone,
-            machine_type=config.rendezvous.machine.name,
-            image=config.image,
-            own_image=config.rendezvous.image,
-            boot_disk_gb=config.rendezvous.boot_disk_gb,
-            disk_gb=config.rendezvous.disk_gb,
-            hyperdisk=config.rendezvous.machine.hyperdisk,
-            migrates=config.rendezvous.machine.migrates,
-            subnet_id=network.subnet_id,
-            service_account=identity.email,
-            metadata=spec.metadata(
-                spec.rendezvous_spec(
-                    config, rendezvous=rendezvous_binary, script_sha256=script.sha256
-                )
+
+def make_rendezvous(after: gcp.compute.Instance | None) -> Rendezvous:
+    """The rendezvous; nothing is done to it before `after` is done."""
+    return Rendezvous(
+        config.rendezvous.name,
+        RendezvousArgs(
+            vm=VmArgs(
+                vm_name=config.rendezvous.name,
+                zone=config.zone,
+                machine_type=config.rendezvous.machine.name,
+                image=config.image,
+                own_image=config.rendezvous.image,
+                boot_disk_gb=config.rendezvous.boot_disk_gb,
+                disk_gb=config.rendezvous.disk_gb,
+                hyperdisk=config.rendezvous.machine.hyperdisk,
+                migrates=config.rendezvous.machine.migrates,
+                subnet_id=network.subnet_id,
+                service_account=identity.email,
+                metadata=spec.metadata(
+                    spec.rendezvous_spec(
+                        config, rendezvous=rendezvous_binary, script_sha256=script.sha256
+                    )
+                ),
+                labels=labels(spec.ROLE_RENDEZVOUS),
+                tag=TAG_RENDEZVOUS,
+                protect=config.protect,
+                internal_address=network.internal_address,
+                external_address=network.external_address,
+                after=after,
             ),
-            labels=labels(spec.ROLE_RENDEZVOUS),
-            tag=TAG_RENDEZVOUS,
-            protect=config.protect,
-            internal_address=network.internal_address,
-            external_address=network.external_address,
+            region=config.region,
+            snapshots=config.snapshots,
         ),
-        region=config.region,
-        snapshots=config.snapshots,
-    ),
-    ready,
-)
-swarm = [
-    SwarmVm(
+        ready,
+    )
+
+
+# One VM after the other, the smallest first: a change that stops VMs stops one at a time, and what
+# goes wrong with one stops no larger one. The rendezvous is the last; of a fleet that is still to
+# be made it is the first, because agents need it (docs/DECISIONS.md).
+vms: list[Rendezvous | SwarmVm] = [] if was.machine_types else [make_rendezvous(None)]
+for vm in sorted(config.swarm, key=lambda each: (each.agents, each.name)):
+    one = SwarmVm(
         vm.name,
         VmArgs(
             vm_name=vm.name,
@@ -166,11 +178,13 @@ swarm = [
             labels=labels(spec.ROLE_SWARM),
             tag=TAG_SWARM,
             protect=config.protect,
+            after=vms[-1].instance if vms else None,
         ),
         ready,
     )
-    for vm in config.swarm
-]
+    vms.append(one)
+if was.machine_types:
+    vms.append(make_rendezvous(vms[-1].instance))
 FleetMonitoring(
     NAME,
     FleetMonitoringArgs(
@@ -181,7 +195,7 @@ FleetMonitoring(
         monitoring=config.monitoring,
     ),
     # Alerts are on what VMs say: they have to be there first.
-    pulumi.ResourceOptions(depends_on=[rendezvous, *swarm]),
+    pulumi.ResourceOptions(depends_on=vms),
 )
 FleetAccess(
     NAME,

@@ -7,7 +7,7 @@ there before anything is declared.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pulumi
@@ -30,12 +30,13 @@ _DISK = "gcp:compute/disk:Disk"
 class Last:
     """Sizes of disks in GB: of VMs' boot disks by the VM, of other disks by the disk.
 
-    `devices`: the device name of each VM's boot disk.
+    `devices`: the device name of each VM's boot disk; `machine_types`: that of each VM.
     """
 
     boot_gb: Mapping[str, int]
     disk_gb: Mapping[str, int]
     devices: Mapping[str, str]
+    machine_types: Mapping[str, str] = field(default_factory=dict)
 
 
 def require(config: FleetConfig, last: Last, images: Mapping[str, int]) -> None:
@@ -110,6 +111,7 @@ def read() -> Last:
         boot_gb={name: int(boot["initializeParams"]["size"]) for name, boot in boots.items()},
         disk_gb={disk["name"]: int(disk["size"]) for disk in disks if disk.get("size")},
         devices={name: boot["deviceName"] for name, boot in boots.items()},
+        machine_types={vm["name"]: vm["machineType"] for vm in vms if vm.get("machineType")},
     )
 
 

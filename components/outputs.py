@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pulumi
@@ -30,6 +32,21 @@ def of(config: FleetConfig) -> dict[str, Any]:
         "vms": {name: _vm(fit) for name, fit in config.fits.items()},
         "vcpus": capacity.vcpus_by_family(machines),
     }
+
+
+def moves(config: FleetConfig, before: Mapping[str, str]) -> list[str]:
+    """A warning for each VM that moves to a series with other disks. `before`: machine types."""
+    found = []
+    for name, fit in config.fits.items():
+        was = replace(fit.machine, name=before.get(name, fit.machine.name))
+        if was.hyperdisk != fit.machine.hyperdisk:
+            found.append(
+                f"{name} is a {was.name} and becomes a {fit.machine.name}, which takes another "
+                "type of disk. Its state disk cannot be changed to that in place, so the plan "
+                "replaces it: do NOT unprotect it, what is on it would be lost. "
+                'docs/PRODUCTION.md, "A VM of another series", has the way'
+            )
+    return found
 
 
 def label(stack: str) -> str:

@@ -24,8 +24,9 @@ class RendezvousArgs:
 
 
 class Rendezvous(pulumi.ComponentResource):
-    """The rendezvous VM, its protected disk, hourly and daily snapshots."""
+    """The rendezvous VM, its protected disk, hourly and daily snapshots; `instance` is the VM."""
 
+    instance: gcp.compute.Instance
     instance_id: pulumi.Output[str]
     address: pulumi.Output[str]
 
@@ -78,7 +79,11 @@ class Rendezvous(pulumi.ComponentResource):
                         )
                     ),
                 ),
-                opts=child,
+                # It has one name, and providers before 2023 make it anew for other days. Its
+                # attachment goes first: Google deletes no policy that a disk has.
+                opts=pulumi.ResourceOptions.merge(
+                    child, pulumi.ResourceOptions(delete_before_replace=True)
+                ),
             )
             gcp.compute.DiskResourcePolicyAttachment(
                 f"{name}-{kind}-attachment",
@@ -88,6 +93,7 @@ class Rendezvous(pulumi.ComponentResource):
                 opts=child,
             )
         instance = vm.instance(name, args.vm, disk, child)
+        self.instance = instance
         self.instance_id = instance.instance_id
         self.address = instance.network_interfaces[0].network_ip
         self.register_outputs({"instanceId": self.instance_id, "address": self.address})

@@ -72,7 +72,11 @@ class FleetSecrets(pulumi.ComponentResource):
                     secret_data=pulumi.Output.secret(text),
                     opts=pulumi.ResourceOptions.merge(
                         child,
-                        pulumi.ResourceOptions(additional_secret_outputs=["secretData"]),
+                        pulumi.ResourceOptions(
+                            additional_secret_outputs=["secretData"],
+                            # One that was disabled by hand, after a newer one, stays so.
+                            ignore_changes=["enabled"],
+                        ),
                     ),
                 )
         self.register_outputs({})

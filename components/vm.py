@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pulumi
 import pulumi_gcp as gcp
 
+from components import power
 from components.config import STATE_DISK_SUFFIX
 
 # The device name under which a VM finds its state disk (docs/CONTRACT.md).
@@ -23,7 +24,8 @@ class VmArgs:
 
     `hyperdisk` for machine types that take no Persistent Disk; `migrates` for those that Google
     moves to another host while they run. `image` is for a new boot disk; the VM is made again when
-    it gets another `own_image`, which takes its place.
+    it gets another `own_image`, which takes its place. `after` is the VM that comes before this one
+    where VMs are stopped: nothing is done to this one before that one is done.
     """
 
     vm_name: str
@@ -43,6 +45,7 @@ class VmArgs:
     protect: bool
     internal_address: pulumi.Input[str] | None = None
     external_address: pulumi.Input[str] | None = None
+    after: gcp.compute.Instance | None = None
 
 
 def _disk_type(args: VmArgs) -> str:
@@ -69,7 +72,11 @@ def state_disk(name: str, args: VmArgs, opts: pulumi.ResourceOptions) -> gcp.com
         size=args.disk_gb,
         type=_disk_type(args),
         labels=args.labels,
-        opts=pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(protect=args.protect)),
+        opts=pulumi.ResourceOptions.merge(
+            opts,
+            # One that was made of a snapshot (docs/PRODUCTION.md) is this disk all the same.
+            pulumi.ResourceOptions(protect=args.protect, ignore_changes=["snapshot"]),
+        ),
     )
 
 
@@ -84,6 +91,8 @@ def instance(
         machine_type=args.machine_type,
         # A new machine type stops and starts the VM instead of failing half way.
         allow_stopping_for_update=True,
+        # A VM that is found off is a change like any other.
+        desired_status="RUNNING",
         boot_disk=gcp.compute.InstanceBootDiskArgs(
             device_name=None if args.own_image is None else boot_device(args.own_image),
             initialize_params=gcp.compute.InstanceBootDiskInitializeParamsArgs(
@@ -134,6 +143,8 @@ def instance(
                 # that the disk was made from. Where the VM is replaced, the engine takes what is
                 # asked for now (docs/GOTCHAS.md).
                 ignore_changes=["bootDisk.initializeParams.image"],
+                depends_on=[] if args.after is None else [args.after],
+                hooks=power.hooks(name),
             ),
         ),
     )

@@ -120,9 +120,16 @@ class Inputs:
         self._seen[resource.urn] = resource
         return resource
 
-    def instead_of(self, resource: Resource) -> Resource:
-        """What was kept of `resource`, or itself where it was not seen in this run."""
-        return self._seen.get(resource.urn, resource)
+    def declared(self, resources: Iterable[Resource]) -> list[Resource]:
+        """What was kept of each of `resources` that the program declares in this run; all of
+        them, as they are, where none was seen.
+
+        In a run with a refresh the engine shows a stack policy also what the program does not
+        declare any more and this run is about to delete.
+        """
+        if not self._seen:
+            return list(resources)
+        return [self._seen[one.urn] for one in resources if one.urn in self._seen]
 
 
 def resource_of(args: ResourceValidationArgs | PolicyResource) -> Resource:
@@ -202,7 +209,7 @@ class Rules:
         """A mandatory policy about resources together; the engine asks it when all are there."""
 
         def validate(args: StackValidationArgs, report: ReportViolation) -> None:
-            resources = [self._inputs.instead_of(resource_of(one)) for one in args.resources]
+            resources = self._inputs.declared(resource_of(one) for one in args.resources)
             for culprit, finding in rule(resources, configured(name, config, args.get_config())):
                 report(str(finding), culprit.urn if culprit else None)
 

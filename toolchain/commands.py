@@ -167,6 +167,8 @@ def preview_or_up(verb: str, stack: str, arguments: list[str]) -> NoReturn:
     elif found is None:
         say(environment.NO_CREDENTIALS)
         environ["GOOGLE_OAUTH_ACCESS_TOKEN"] = environment.PLACEHOLDER_TOKEN
+        # Who cannot ask Google plans from what is recorded.
+        arguments = ["--refresh=false", *arguments]
     select_stack(pulumi, stack, environ)
     command = [pulumi.path, verb, "--stack", stack, "--policy-pack", pulumi.policy_pack]
     command += ["--policy-pack-config", "policy/settings.json"]

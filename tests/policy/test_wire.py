@@ -24,7 +24,7 @@ from pulumi_policy import proxy
 
 from lab.drivers.processes import ending
 from policy import endpoints, exposure, fits, ghosts, identity, pack, project_script, protection
-from tests.policy.planned import INSTANCE
+from tests.policy.planned import INSTANCE, spec, vm
 
 POLICY = Path(__file__).parents[2] / "policy"
 UNKNOWN = proxy.UNKNOWN_STRING_VALUE
@@ -139,6 +139,16 @@ def test_an_engine_that_does_not_tell_the_mode(monkeypatch: pytest.MonkeyPatch) 
     assert not pack.Mode().refuses_unknown
     monkeypatch.setenv("PILOT_REFUSE_UNKNOWN", "1")
     assert pack.Mode().refuses_unknown
+
+
+def test_a_stack_policy_judges_what_the_program_declares() -> None:
+    """With a refresh the engine shows it what is about to be deleted as well."""
+    here, gone = (vm(spec(), name=name) for name in ("here", "gone"))
+    inputs = pack.Inputs()
+    assert inputs.declared([here, gone]) == [here, gone]
+    inputs.note(here)
+    blurred = dataclasses.replace(here, props={})
+    assert inputs.declared([blurred, gone]) == [here]
 
 
 def test_settings_that_do_not_exist_are_refused_by_name() -> None:

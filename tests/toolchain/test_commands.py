@@ -118,7 +118,7 @@ def test_a_plan_without_google_says_so(machine: Machine, checkout: Path) -> None
     assert machine.calls()[-2] == "pulumi stack select --create --non-interactive swarm"
     assert machine.calls()[-1] == (
         "pulumi preview --stack swarm --policy-pack policy"
-        " --policy-pack-config policy/settings.json --non-interactive --diff"
+        " --policy-pack-config policy/settings.json --non-interactive --refresh=false --diff"
     )
 
 
