@@ -89,9 +89,8 @@ async def _before_update(update: pulumi.ResourceHookArgs) -> None:
         return
     if "machineType" in keys and isinstance(new.get("machineType"), str):
         await asyncio.to_thread(_check_sold, update.id, new["machineType"])
-    will = "`pulumi up` stops" if pulumi.runtime.is_dry_run() else "stopping"
     pulumi.log.warn(
-        f"{will} {_name(update.id)} and starts it again, to change {' and '.join(keys)}: its "
+        f"`pulumi up` stops {_name(update.id)} and starts it again, to change {' and '.join(keys)}: its "
         "agents or its registry are away meanwhile, and no other VM is stopped before it is back"
     )
 
