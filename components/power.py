@@ -90,8 +90,9 @@ async def _before_update(update: pulumi.ResourceHookArgs) -> None:
     if "machineType" in keys and isinstance(new.get("machineType"), str):
         await asyncio.to_thread(_check_sold, update.id, new["machineType"])
     pulumi.log.warn(
-        f"`pulumi up` stops {_name(update.id)} and starts it again, to change {' and '.join(keys)}: its "
-        "agents or its registry are away meanwhile, and no other VM is stopped before it is back"
+        f"`pulumi up` stops {_name(update.id)} and starts it again, to change "
+        f"{' and '.join(keys)}: its agents or its registry are away meanwhile, and no other VM is "
+        "stopped before it is back"
     )
 
 
