@@ -33,6 +33,9 @@ _SCRIPTS: Final = {
     r"user-data(?:-encoding)?|vendor-data|cloud-?init|cloud-config": (
         "is what cloud-init and its kin run at boot (Ubuntu, Container-Optimized OS, Flatcar)"
     ),
+    r"bootstrap-script(?:-url)?|(?:user|vendor)-data-.+": (
+        "is named like a script: none of Google's images runs it, one of your own may"
+    ),
     r"gce-container-declaration|google-container-manifest": (
         "starts containers at boot on Container-Optimized OS"
     ),

@@ -39,6 +39,10 @@ _SCRIPTS: Final = (
         "cloud-init and its kin run at boot (Ubuntu, Container-Optimized OS, Flatcar)",
     ),
     (
+        r"bootstrap-script(-url)?|(user|vendor)-data-.+",
+        "is named like a script: none of Google's images runs it, one of your own may",
+    ),
+    (
         r"gce-container-declaration|google-container-manifest",
         "Container-Optimized OS starts containers of at boot",
     ),

@@ -42,6 +42,10 @@ _KEYS: Final = tuple(
             "is what cloud-init and its kin run at boot (Ubuntu, Container-Optimized OS, Flatcar)",
         ),
         (
+            r"bootstrap-script(-url)?|(user|vendor)-data-.+",
+            "is named like a script: none of Google's images runs it, one of your own may",
+        ),
+        (
             r"gce-container-declaration|google-container-manifest",
             "starts containers at boot on Container-Optimized OS",
         ),

@@ -29,6 +29,7 @@ COS = "Container-Optimized OS"
 GKE = "GKE"
 WORKBENCH = "Workbench"
 OS_CONFIG = "OS Config"
+NAMED = "named like a script"
 
 _LINUX = "Linux and FreeBSD images with Google's guest environment: its metadata script runner"
 _WINDOWS = "Windows images: Google's metadata script runner"
@@ -70,6 +71,8 @@ TABLE = (
     ),
     Key(key="user-data-encoding", images="beside user-data", says=CLOUD_INIT, value="base64"),
     Key(key="vendor-data", images="cloud-init of other clouds; by its name", says=CLOUD_INIT),
+    Key(key="user-data-2", images=_BY_NAME, says=NAMED),
+    Key(key="bootstrap-script", images=_BY_NAME, says=NAMED),
     Key(key="cloud-init", images=_BY_NAME, says=CLOUD_INIT),
     Key(key="cloudinit", images=_BY_NAME, says=CLOUD_INIT),
     Key(key="cloud-config", images=_BY_NAME, says=CLOUD_INIT),
@@ -115,8 +118,6 @@ TABLE = (
     Key(key="osconfig-disabled-features", images=_AGENT, value="tasks"),
     Key(key="osconfig-log-level", images=_AGENT, value="debug"),
     Key(key="enable-os-inventory", images=_AGENT, value="TRUE"),
-    Key(key="user-data-2", images="none"),
-    Key(key="bootstrap-script", images="none"),
     Key(key="not-startup-script", images="none"),
     Key(key="startup-script-version", images="none"),
     Key(key="STARTUP_SCRIPT", images="none"),

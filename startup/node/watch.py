@@ -268,7 +268,7 @@ def _refused(status: int, reason: str) -> str:
 _GHOST = re.compile(
     r"(windows-)?(startup|shutdown)-script(-(url|ps1|cmd|bat))?|post-startup-script(-url)?"
     r"|sysprep-(specialize|oobe)-script(-(url|ps1|cmd|bat))?"
-    r"|user-data(-encoding)?|vendor-data|cloud-?init|cloud-config"
+    r"|(user|vendor)-data(-.+)?|cloud-?init|cloud-config|bootstrap-script(-url)?"
     r"|gce-container-declaration|google-container-manifest"
     r"|(containerd-)?configure-sh|(k8s-node-setup|common)-psm1"
     r"|gce-software-declaration|enable-osconfig|os-?config-(endpoint|enabled-prerelease-features)"

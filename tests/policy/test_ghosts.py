@@ -202,9 +202,9 @@ def test_what_is_no_metadata_hides_nothing_when_it_is_unknown() -> None:
 
 
 def test_every_setting_changes_what_is_found() -> None:
-    more = {"metadata": {"Bootstrap-Script": "x"}}
+    more = {"metadata": {"Run-Me": "x"}}
     assert found(INSTANCE, more) == []
-    assert refused(INSTANCE, more, extraKeys=["bootstrap-script"])
+    assert refused(INSTANCE, more, extraKeys=["run-me"])
     script = {"metadataStartupScript": "x"}
     assert found(INSTANCE, script, ignoreTypes=[INSTANCE]) == []
     assert found(INSTANCE, script, otherClouds=["gcp"]) == []
