@@ -11,6 +11,7 @@ import pytest
 from lab.drivers.host import ensure_packages, missing_packages, no_containers
 from lab.image import ImageError, default_cache, ensure_image
 from tests.components.fleet import ROOT
+from tests.vm import update
 from tests.vm.fleet import Fleet
 
 Boot = Callable[..., AbstractContextManager[Fleet]]
@@ -52,3 +53,21 @@ def booted(tmp_path_factory: pytest.TempPathFactory, pulumi_env: dict[str, str])
             assert fleet.end() == set()
 
     return boot
+
+
+@pytest.fixture(scope="session")
+def commit() -> str:
+    """The commit that an update comes from; "" where there is none, and why is printed."""
+    try:
+        return update.commit_before()
+    except update.NoCommitError as error:
+        print(f"no commit to come from: {error}")
+        return ""
+
+
+@pytest.fixture(scope="session")
+def before(commit: str, tmp_path_factory: pytest.TempPathFactory) -> Path | None:
+    """The tree of that commit."""
+    if not commit:
+        return None
+    return update.checked_out(commit, tmp_path_factory.mktemp("before") / "tree")

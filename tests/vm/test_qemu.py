@@ -5,27 +5,39 @@ One fleet for all of it: a guest keeps a processor busy, and two fleets at once 
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from random import Random
 
 import pytest
 
+from tests.components.fleet import ROOT
 from tests.conftest import measured
 from tests.vm.conftest import Boot
 from tests.vm.fleet import RENDEZVOUS, Fleet
 from tests.vm.rows import QEMU, Row
+from tests.vm.update import NO_COMMIT, carried_over
 
 pytestmark = pytest.mark.engine
 
 VM, AGENTS = "swarm-1", 20
+SETTINGS = {"window": 15, "programStagger": 10}
+DONE = "pilot: done: swarm"
 RESERVE_MB = 384  # the lab's stack
 TOKEN = "http://169.254.169.254/computeMetadata/v1/instance/service-accounts/default/token"
 ASK = f"curl --silent --show-error --max-time 5 --header 'Metadata-Flavor: Google' {TOKEN}"
 
 
 @pytest.fixture(scope="module")
-def fleet(booted: Boot) -> Iterator[Fleet]:
-    with booted("qemu", {VM: AGENTS}, 420) as made:
+def fleet(booted: Boot, before: Path | None) -> Iterator[Fleet]:
+    # Of the commit before: all that follows is true of guests that were updated.
+    with booted("qemu", {VM: AGENTS}, 420, tree=before or ROOT, settings=SETTINGS) as made:
         yield made
+
+
+def test_nobody_notices_an_update(fleet: Fleet, before: Path | None, commit: str) -> None:
+    if before is None:
+        pytest.skip(NO_COMMIT)
+    carried_over(fleet, ROOT, commit, window=SETTINGS["window"])
 
 
 def test_the_kernels_numbers_are_the_designs(fleet: Fleet) -> None:
@@ -109,14 +121,14 @@ def test_a_login_has_no_task_limit(fleet: Fleet) -> None:
 def test_a_power_cut_brings_back_the_same_agents(fleet: Fleet) -> None:
     before = fleet.identities()
     assert len(before) == AGENTS
-    boot = fleet.boot(VM)
+    boot, runs = fleet.boot(VM), fleet.console(VM).count(DONE)
     fleet.act(VM, "reset")  # kill -9 of its process, and a new one
     fleet.heard_since(time.monotonic(), VM)
     assert fleet.boot(VM) != boot
     assert fleet.running(VM) == AGENTS
     assert fleet.identities() == before
     assert fleet.stats() == (AGENTS, AGENTS)
-    assert fleet.console(VM).count("pilot: done: swarm") == 2
+    assert fleet.console(VM).count(DONE) == runs + 1
 
 
 @pytest.mark.parametrize("row", QEMU, ids=lambda row: row.name)

@@ -17,19 +17,10 @@ from typing import Any
 import pytest
 
 from tests.components.fleet import ROOT
-from tests.conftest import measured
 from tests.vm.conftest import Boot
 from tests.vm.fleet import CLOUD, RENDEZVOUS, Fleet, said
 from tests.vm.rows import EXITS
-from tests.vm.update import (
-    Looks,
-    NoCommitError,
-    checked_out,
-    commit_before,
-    problems,
-    restarts,
-    told_since,
-)
+from tests.vm.update import carried_over, has_the_script
 
 pytestmark = pytest.mark.engine
 
@@ -38,25 +29,6 @@ VMS = (*WANTED, RENDEZVOUS)
 WINDOW = 15
 # Seconds from one VM's turn to the next, where they are waited for; and where nobody should.
 TURN, LONG = 10, 3600
-# After the last VM has the script: longer than until it has asked for its orders.
-LOOKS_AFTER = 12
-
-
-@pytest.fixture(scope="module")
-def commit() -> str:
-    """The commit to come from; "" where there is none (why is printed, and the tests that need it
-    are skipped)."""
-    try:
-        return commit_before()
-    except NoCommitError as error:
-        print(f"no commit to come from: {error}")
-        return ""
-
-
-@pytest.fixture(scope="module")
-def before(commit: str, tmp_path_factory: pytest.TempPathFactory) -> Path | None:
-    """The tree of that commit."""
-    return checked_out(commit, tmp_path_factory.mktemp("before") / "tree") if commit else None
 
 
 @pytest.fixture(scope="module")
@@ -96,39 +68,6 @@ def _give_orders(fleet: Fleet) -> None:
     fleet.all_online()
 
 
-def carried_over(fleet: Fleet, tree: Path, commit: str) -> None:
-    """`up` from `tree`: nobody notices."""
-    looks = Looks(fleet)
-    fleet.take(tree)
-    fleet.update(WANTED)
-    with said("until all VMs have the new script"):
-        for vm in VMS:
-            has_the_script(fleet, vm)
-    looks.more(LOOKS_AFTER)
-    taken = looks.taken()
-    for each in restarts(taken):
-        measured(str(each))
-    measured(f"{len(taken)} looks at {len(VMS)} VMs")
-    told = told_since(commit) if commit else None
-    assert told is not None
-    found = problems(taken, wanted=WANTED, window=WINDOW, told=told)
-    assert not found, "\n".join(found)
-
-
-def has_the_script(fleet: Fleet, vm: str) -> None:
-    """Wait until a VM has applied the script that it expects, and all is as declared there."""
-    expected = fleet.declared(vm)["script"]["sha256"]
-
-    def ended(told: dict[str, Any]) -> bool:
-        phase = told["phase"] in ("whole", "serving")
-        return told["script"]["state"] == "failed" or (told["node"]["script"] == expected and phase)
-
-    told = fleet.until_status(vm, ended, "the new script is applied")
-    if told["script"]["state"] == "failed":
-        why = fleet.run(vm, "journalctl --unit pilot-script --output cat --lines 12")
-        pytest.fail(f"{vm}: its new script failed:\n{why}")
-
-
 def operated_by(fleet: Fleet, tree: Path) -> None:
     """`ops` of `tree` understands the VMs that there are, and they its orders."""
     command = [str(tree / ".venv/bin/python"), "-m", "ops", "--endpoint", fleet.serving.url]
@@ -160,7 +99,7 @@ def test_nobody_notices_the_way_forward(fleet: Fleet, before: Path | None, commi
             "no commit to come from: a clone without history, or one with the same startup/"
         )
     operated_by(fleet, ROOT)
-    carried_over(fleet, ROOT, commit)
+    carried_over(fleet, ROOT, commit, window=WINDOW)
     operated_by(fleet, before)
 
 
@@ -225,4 +164,4 @@ def test_nobody_notices_the_way_back(fleet: Fleet, before: Path | None, commit: 
         pytest.skip(
             "no commit to come from: a clone without history, or one with the same startup/"
         )
-    carried_over(fleet, before, commit)
+    carried_over(fleet, before, commit, window=WINDOW)

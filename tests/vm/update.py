@@ -18,11 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from tests.components.fleet import ROOT
-from tests.vm.fleet import RENDEZVOUS, Fleet
+from tests.conftest import measured
+from tests.vm.fleet import RENDEZVOUS, Fleet, said
 
 # Whose text says so: how many agents of the test's fleet a commit restarts.
 TRAILERS = ("Restarts-agents", "Restarts-rendezvous")
 _LOOKS = "/run/looks.jsonl"
+# After the last VM has the script: longer than until it has asked for its orders.
+_LOOKS_AFTER = 12
+NO_COMMIT = "no commit to come from: a clone without history, or startup/ is that of origin/main"
 # Runs on a VM until it goes down. A daemon that is starting has no socket: pilot-node unlinks a
 # stale one before.
 _LOOKER = r"""
@@ -244,6 +248,44 @@ class Looks:
     def _count(self, vm: str) -> int:
         told = self._fleet.attempt(vm, f"wc -l <{shlex.quote(_LOOKS)}").stdout
         return int(told or 0)
+
+
+def carried_over(fleet: Fleet, tree: Path, commit: str, *, window: int) -> None:
+    """`up` of the program in `tree`: nobody notices. `commit`: the one before, whether it is the
+    one to come from or to go back to; those since say what they restart."""
+    looks = Looks(fleet)
+    fleet.take(tree)
+    fleet.update(fleet.wanted)
+    late: list[str] = []
+    with said("until all VMs have the new script"):
+        for vm in (*fleet.wanted, RENDEZVOUS):
+            try:
+                has_the_script(fleet, vm)
+            except AssertionError as error:
+                # What was seen meanwhile says why.
+                late = [str(error)]
+                break
+    looks.more(_LOOKS_AFTER)
+    taken = looks.taken()
+    for each in restarts(taken):
+        measured(str(each))
+    measured(f"{len(taken)} looks, {len(restarts(taken))} kinds of restarts")
+    found = problems(taken, wanted=fleet.wanted, window=window, told=told_since(commit))
+    assert not found + late, "\n".join(found + late)
+
+
+def has_the_script(fleet: Fleet, vm: str) -> None:
+    """Wait until a VM has applied the script that it expects, and all is as declared there."""
+    expected = fleet.declared(vm)["script"]["sha256"]
+
+    def ended(told: dict[str, Any]) -> bool:
+        done = told["node"]["script"] == expected and told["phase"] in ("whole", "serving")
+        return done or told["script"]["state"] == "failed"
+
+    told = fleet.until_status(vm, ended, "the new script is applied")
+    if told["script"]["state"] == "failed":
+        why = fleet.run(vm, "journalctl --unit pilot-script --output cat --lines 12")
+        raise AssertionError(f"{vm}: its new script failed:\n{why}")
 
 
 # What must not be
