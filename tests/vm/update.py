@@ -226,10 +226,10 @@ class Looks:
 
     def more(self, count: int) -> None:
         """Wait until each VM has looked so many times more."""
+        enough = {vm: self._count(vm) + count for vm in self._vms}
         for vm in self._vms:
-            wanted = self._count(vm) + count
             self._fleet.until(
-                lambda vm=vm, wanted=wanted: self._count(vm) >= wanted,  # type: ignore[misc]
+                lambda vm=vm: self._count(vm) >= enough[vm],  # type: ignore[misc]
                 f"{vm}: {count} looks",
             )
 
