@@ -117,46 +117,11 @@ project_script = startup.ProjectStartupScript(
 ready = pulumi.ResourceOptions(depends_on=[*needed, project_script])
 
 
-def make_rendezvous(after: gcp.compute.Instance | None) -> Rendezvous:
-    """The rendezvous; nothing is done to it before `after` is done."""
-    return Rendezvous(
-        config.rendezvous.name,
-        RendezvousArgs(
-            vm=VmArgs(
-                vm_name=config.rendezvous.name,
-                zone=config.zone,
-                machine_type=config.rendezvous.machine.name,
-                image=config.image,
-                own_image=config.rendezvous.image,
-                boot_disk_gb=config.rendezvous.boot_disk_gb,
-                disk_gb=config.rendezvous.disk_gb,
-                hyperdisk=config.rendezvous.machine.hyperdisk,
-                migrates=config.rendezvous.machine.migrates,
-                subnet_id=network.subnet_id,
-                service_account=identity.email,
-                metadata=spec.metadata(
-                    spec.rendezvous_spec(
-                        config, rendezvous=rendezvous_binary, script_sha256=script.sha256
-                    )
-                ),
-                labels=labels(spec.ROLE_RENDEZVOUS),
-                tag=TAG_RENDEZVOUS,
-                protect=config.protect,
-                internal_address=network.internal_address,
-                external_address=network.external_address,
-                after=after,
-            ),
-            region=config.region,
-            snapshots=config.snapshots,
-        ),
-        ready,
-    )
-
-
-# One VM after the other, the smallest first: a change that stops VMs stops one at a time, and what
-# goes wrong with one stops no larger one. The rendezvous is the last; of a fleet that is still to
-# be made it is the first, because agents need it (docs/DECISIONS.md).
-vms: list[Rendezvous | SwarmVm] = [] if was.machine_types else [make_rendezvous(None)]
+# VMs that this update stops take turns, each after the one before; no other waits for anybody
+# (docs/DECISIONS.md).
+turns = last.stopped(config, was)
+before: gcp.compute.Instance | None = None
+vms: list[Rendezvous | SwarmVm] = []
 for vm in sorted(config.swarm, key=lambda each: (each.agents, each.name)):
     one = SwarmVm(
         vm.name,
@@ -178,13 +143,46 @@ for vm in sorted(config.swarm, key=lambda each: (each.agents, each.name)):
             labels=labels(spec.ROLE_SWARM),
             tag=TAG_SWARM,
             protect=config.protect,
-            after=vms[-1].instance if vms else None,
+            after=before if vm.name in turns else None,
         ),
         ready,
     )
     vms.append(one)
-if was.machine_types:
-    vms.append(make_rendezvous(vms[-1].instance))
+    if vm.name in turns:
+        before = one.instance
+rendezvous = Rendezvous(
+    config.rendezvous.name,
+    RendezvousArgs(
+        vm=VmArgs(
+            vm_name=config.rendezvous.name,
+            zone=config.zone,
+            machine_type=config.rendezvous.machine.name,
+            image=config.image,
+            own_image=config.rendezvous.image,
+            boot_disk_gb=config.rendezvous.boot_disk_gb,
+            disk_gb=config.rendezvous.disk_gb,
+            hyperdisk=config.rendezvous.machine.hyperdisk,
+            migrates=config.rendezvous.machine.migrates,
+            subnet_id=network.subnet_id,
+            service_account=identity.email,
+            metadata=spec.metadata(
+                spec.rendezvous_spec(
+                    config, rendezvous=rendezvous_binary, script_sha256=script.sha256
+                )
+            ),
+            labels=labels(spec.ROLE_RENDEZVOUS),
+            tag=TAG_RENDEZVOUS,
+            protect=config.protect,
+            internal_address=network.internal_address,
+            external_address=network.external_address,
+            after=before if config.rendezvous.name in turns else None,
+        ),
+        region=config.region,
+        snapshots=config.snapshots,
+    ),
+    ready,
+)
+vms.append(rendezvous)
 FleetMonitoring(
     NAME,
     FleetMonitoringArgs(

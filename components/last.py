@@ -6,7 +6,7 @@ there before anything is declared.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,13 +30,15 @@ _DISK = "gcp:compute/disk:Disk"
 class Last:
     """Sizes of disks in GB: of VMs' boot disks by the VM, of other disks by the disk.
 
-    `devices`: the device name of each VM's boot disk; `machine_types`: that of each VM.
+    `devices`: the device name of each VM's boot disk; `machine_types` and `accounts` (addresses):
+    those of each VM.
     """
 
     boot_gb: Mapping[str, int]
     disk_gb: Mapping[str, int]
     devices: Mapping[str, str]
     machine_types: Mapping[str, str] = field(default_factory=dict)
+    accounts: Mapping[str, str] = field(default_factory=dict)
 
 
 def require(config: FleetConfig, last: Last, images: Mapping[str, int]) -> None:
@@ -84,6 +86,29 @@ def no_room(config: FleetConfig, last: Last, images: Mapping[str, int]) -> list[
     return problems
 
 
+def stopped(config: FleetConfig, last: Last) -> list[str]:
+    """VMs that an update to `config` stops, or makes again: they take turns, in this order.
+
+    The one with the fewest agents is the first. The rendezvous is the last: whatever may go wrong
+    with a stop (no room in the zone for the start) is met on a VM of agents first.
+    """
+    # Without one in the configuration the program makes it (components/identity.py).
+    account = config.service_account or f"{PROJECT_NAME}@{config.project}.iam.gserviceaccount.com"
+    names = []
+    by_size = sorted(config.swarm, key=lambda each: (each.agents, each.name))
+    vms: list[RendezvousConfig | SwarmVmConfig] = [*by_size, config.rendezvous]
+    for vm in vms:
+        if vm.name not in last.machine_types:
+            continue
+        if (
+            vm.machine.name != last.machine_types[vm.name]
+            or account != last.accounts.get(vm.name, account)
+            or _is_made(vm, last)
+        ):
+            names.append(vm.name)
+    return names
+
+
 def _vms(config: FleetConfig) -> list[tuple[str, RendezvousConfig | SwarmVmConfig]]:
     swarm = [(f"swarm[{index}]", vm) for index, vm in enumerate(config.swarm)]
     return [("rendezvous", config.rendezvous), *swarm]
@@ -103,15 +128,32 @@ def read() -> Last:
     # asked for the stack's outputs it says that there are none.
     if not _ask("readStackOutputs", name=stack):
         return Last(boot_gb={}, disk_gb={}, devices={})
-    resources = _ask("readStackResourceOutputs", stackName=stack).values()
-    vms = [each["outputs"] for each in resources if each["type"] == _INSTANCE]
-    disks = [each["outputs"] for each in resources if each["type"] == _DISK]
-    boots = {vm["name"]: vm["bootDisk"] for vm in vms if vm.get("bootDisk")}
+    resources = _ask("readStackResourceOutputs", stackName=stack)
+    return known(
+        [
+            (each["type"], each["outputs"])
+            for urn, each in resources.items()
+            # A stack may hold what is not the fleet's.
+            if "::pilot:fleet:" in urn
+        ]
+    )
+
+
+def known(resources: Iterable[tuple[str, Mapping[str, Any]]]) -> Last:
+    """What is to be known of (type, outputs) of resources; a part that is not recorded is left out
+    (a provider that could not read a disk records none of it)."""
+    found = list(resources)
+    vms = [outputs for type_, outputs in found if type_ == _INSTANCE]
+    disks = [outputs for type_, outputs in found if type_ == _DISK]
+    boots = {vm["name"]: vm.get("bootDisk") or {} for vm in vms}
+    sizes = {name: (boot.get("initializeParams") or {}).get("size") for name, boot in boots.items()}
+    accounts = {vm["name"]: (vm.get("serviceAccount") or {}).get("email") for vm in vms}
     return Last(
-        boot_gb={name: int(boot["initializeParams"]["size"]) for name, boot in boots.items()},
+        boot_gb={name: int(size) for name, size in sizes.items() if size},
         disk_gb={disk["name"]: int(disk["size"]) for disk in disks if disk.get("size")},
-        devices={name: boot["deviceName"] for name, boot in boots.items()},
+        devices={name: boot.get("deviceName") or "" for name, boot in boots.items()},
         machine_types={vm["name"]: vm["machineType"] for vm in vms if vm.get("machineType")},
+        accounts={name: email for name, email in accounts.items() if email},
     )
 
 

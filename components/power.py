@@ -16,6 +16,8 @@ from typing import Any, Final
 
 import pulumi
 
+from components.images import PLACEHOLDER_TOKEN
+
 # Inputs of gcp.compute.Instance that are changed with the VM off, by the provider's source
 # (`needToStopInstanceBeforeUpdating`), each with the parts of it that count; without parts all of
 # it counts. docs/CONTRACT.md lists them.
@@ -37,6 +39,7 @@ _WAITS: Final = 5
 _COMPUTE: Final = "https://compute.googleapis.com/compute/v1/"
 _SCOPES: Final = ("https://www.googleapis.com/auth/cloud-platform",)
 _OFF: Final = frozenset({"TERMINATED", "STOPPED"})
+_ON: Final = frozenset({"PROVISIONING", "STAGING", "RUNNING", "REPAIRING"})
 
 
 def stopping(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -128,14 +131,17 @@ def _start_again(instance: str) -> None:
     name = _name(instance)
     try:
         compute = _Compute()
-        if compute.get(instance).get("status") not in _OFF:
+        status = compute.get(instance).get("status")
+        if status in _ON:
             return
+        if status not in _OFF:
+            raise _ComputeError(f"it is {status}")
         compute.start(instance)
     except _ComputeError as error:
         pulumi.log.error(
             f"{name} may be off, because its change failed, and it could not be started again: "
             f"{error}. The next `pulumi up` starts it; so does `gcloud compute instances start "
-            f"{name}`"
+            f"{name}`. What is left to do for other VMs `pulumi up --continue-on-error` does"
         )
     else:
         pulumi.log.warn(f"{name} was stopped for a change that failed: it is started again")
@@ -166,9 +172,13 @@ class _Compute:
             warnings.simplefilter("ignore", FutureWarning)
             from google.auth import exceptions  # noqa: PLC0415 - a plan seldom needs it
             from google.auth.transport.requests import AuthorizedSession  # noqa: PLC0415
-        self._base = _setting("computeCustomEndpoint") or _COMPUTE
+        self._base = (
+            _setting("computeCustomEndpoint")
+            or os.environ.get("GOOGLE_COMPUTE_CUSTOM_ENDPOINT")
+            or _COMPUTE
+        )
         try:
-            self._session = AuthorizedSession(_credentials())  # type: ignore[no-untyped-call]
+            self._session = AuthorizedSession(_impersonating(_credentials()))  # type: ignore[no-untyped-call]
         except (exceptions.GoogleAuthError, OSError, ValueError) as error:
             raise _ComputeError(_line(error)) from None
         self._failures = (exceptions.GoogleAuthError, OSError)
@@ -196,10 +206,11 @@ class _Compute:
             url = f"{self._base}{path}"
             answer = self._session.request(method, url, timeout=timeout)  # type: ignore[no-untyped-call]
             body = answer.json() if answer.content else {}
+        except ValueError:
+            # A proxy's page. (An OSError as well, so it is looked at first.)
+            body = {}
         except self._failures as error:
             raise _ComputeError(_line(error)) from None
-        except ValueError:
-            body = {}
         if not answer.ok:
             told = body.get("error", {}).get("message") if isinstance(body, dict) else None
             raise _ComputeError(told or f"HTTP {answer.status_code}", answer.status_code)
@@ -216,6 +227,8 @@ def _credentials() -> Any:
     from google.oauth2.credentials import Credentials  # noqa: PLC0415
 
     token = _setting("accessToken") or os.environ.get("GOOGLE_OAUTH_ACCESS_TOKEN")
+    if token == PLACEHOLDER_TOKEN:
+        raise ValueError("there are no Google credentials")
     if token:
         return Credentials(token)  # type: ignore[no-untyped-call]
     given = _setting("credentials") or next(
@@ -233,6 +246,20 @@ def _credentials() -> Any:
     else:
         found = google.auth.default(scopes=_SCOPES)
     return found[0]
+
+
+def _impersonating(credentials: Any) -> Any:
+    """`credentials`, or those of the account that the provider is told to act as with them."""
+    from google.auth import impersonated_credentials  # noqa: PLC0415
+
+    target = _setting("impersonateServiceAccount") or os.environ.get(
+        "GOOGLE_IMPERSONATE_SERVICE_ACCOUNT"
+    )
+    if not target:
+        return credentials
+    return impersonated_credentials.Credentials(  # type: ignore[no-untyped-call]
+        source_credentials=credentials, target_principal=target, target_scopes=list(_SCOPES)
+    )
 
 
 def _line(error: Exception) -> str:

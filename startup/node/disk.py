@@ -77,8 +77,13 @@ class StateDisk:
         if self._is_growing(size) or filesystem is None or size - filesystem < LARGER:
             return ""
         if self._failed is None or self._failed[0] != size:
-            self._grow(device)
-            return ""
+            try:
+                self._grow(device)
+            except OSError as error:
+                # Not installed, or no memory for it.
+                self._failed = (size, error.strerror or str(error))
+            else:
+                return ""
         return (
             f"{device} has {size >> 20} MiB and its file system {filesystem >> 20} MiB: resize2fs "
             f"failed ({self._failed[1]}); a restart of the VM grows it"

@@ -447,6 +447,10 @@ class Follower:
         if last is not None and last.sha256 != script.sha256:
             last = None
         at_work = self._is_at_work(last)
+        if not at_work and self.applied_script() == script.sha256:
+            # It ended while this was looking.
+            self.script = CURRENT
+            return
         if last is not None and (last.tries > 1 or not at_work):
             # Also while it is tried again: nobody has mended it yet.
             self.script = FAILED

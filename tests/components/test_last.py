@@ -6,7 +6,7 @@ import pulumi
 import pytest
 
 from components.config import FleetConfig
-from components.last import Last, no_room, require, shrinking
+from components.last import Last, known, no_room, require, shrinking, stopped
 from components.vm import boot_device
 from tests.components.fleet import changed
 
@@ -74,3 +74,48 @@ def test_a_boot_disk_that_is_made_has_room_for_its_image() -> None:
     )
     assert no_room(config(bootDiskGb=40, image="corp-images/golden"), THERE, sizes) == []
     assert no_room(config(), NEW, {}) == []
+
+
+RUNNING = Last(
+    boot_gb={},
+    disk_gb={},
+    devices=THERE.devices,
+    machine_types={
+        "pilot-rendezvous": "n2-standard-4",
+        "swarm-1": "e2-standard-16",
+        "swarm-2": "n2d-highcpu-128",
+        "swarm-3": "e2-standard-8",
+    },
+    accounts=dict.fromkeys(VMS, "pilot-fleet@project-1.iam.gserviceaccount.com"),
+)
+
+
+def test_who_is_stopped_takes_turns_and_nobody_else() -> None:
+    assert stopped(config(), RUNNING) == []
+    assert stopped(config(agents=10, diskGb=100, env={"GOGC": "50"}), RUNNING) == []
+    assert stopped(config({"machineType": "n2-standard-8"}), RUNNING) == ["pilot-rendezvous"]
+    assert stopped(config(machineType="e2-standard-32"), RUNNING) == ["swarm-1"]
+    assert stopped(config(image="corp-images/golden"), RUNNING) == ["swarm-1"]
+    # By agents (1,500, 3,000, 5,000), the rendezvous last.
+    everybody = ["swarm-3", "swarm-1", "swarm-2", "pilot-rendezvous"]
+    values = changed(serviceAccount="other@project-1.iam.gserviceaccount.com")
+    other = FleetConfig.parse(values, project="project-1")
+    assert stopped(other, RUNNING) == everybody
+    # Nobody is there to be stopped.
+    assert stopped(other, NEW) == []
+
+
+def test_a_part_that_is_not_recorded_is_left_out() -> None:
+    instance, disk = "gcp:compute/instance:Instance", "gcp:compute/disk:Disk"
+    found = known(
+        [
+            (instance, {"name": "a"}),
+            (instance, {"name": "b", "bootDisk": {"deviceName": "d"}, "serviceAccount": None}),
+            (instance, {"name": "c", "bootDisk": {"initializeParams": {"size": None}}}),
+            (instance, {"name": "d", "bootDisk": {"initializeParams": {"size": 20.0}}}),
+            (disk, {"name": "e", "size": None}),
+        ]
+    )
+    assert (found.boot_gb, found.disk_gb) == ({"d": 20}, {})
+    assert found.devices == {"a": "", "b": "d", "c": "", "d": ""}
+    assert (found.machine_types, found.accounts) == ({}, {})
