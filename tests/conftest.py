@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any, TypeVar
 
 import hypothesis
 import pytest
@@ -42,6 +45,15 @@ CHOSEN_BY_THE_USER = (
 
 # The files that take the longest, in their order: whoever begins one last waits for it alone.
 _FIRST = ("vm/test_qemu.py", "vm/test_rows_container.py", "vm/")
+
+
+T = TypeVar("T")
+
+
+def run_async(coroutine: Coroutine[Any, Any, T]) -> T:
+    """As asyncio.run, which leaves the thread without the loop that Pulumi's mocks look for."""
+    with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+        return runner.run(coroutine)
 
 
 # How a line begins in which a test prints what it measured.

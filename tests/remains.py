@@ -28,6 +28,8 @@ _SECONDS = float(os.environ.get("TESTS_REMAINS_SECONDS", "60"))
 
 
 _LIBRARIES = ("asyncio", "concurrent", "google", "grpc", "pulumi")
+# pilot-node's fetcher ends with its process (startup/node/release.py).
+_ENDLESS = ("fetch",)
 
 # The file whose tests run, and the threads that there were before the first of them.
 _file: Path | None = None
@@ -70,7 +72,7 @@ def _nothing_is_left(file: str) -> None:
         return [
             thread
             for thread in threading.enumerate()
-            if thread not in _threads and not _is_a_librarys(thread)
+            if thread not in _threads and thread.name not in _ENDLESS and not _is_a_librarys(thread)
         ]
 
     if processes.until(lambda: not _started() and not threads(), _SECONDS):

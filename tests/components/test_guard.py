@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import pulumi
 import pytest
 
 from components import guard
+from tests.conftest import run_async
 
 INSTANCE = "gcp:compute/instance:Instance"
 TEMPLATE = "gcp:compute/regionInstanceTemplate:RegionInstanceTemplate"
@@ -75,10 +75,7 @@ def test_what_an_output_hides_is_found() -> None:
         with pytest.raises(guard.GhostScriptError):
             guard.refuse(args(ITEM, key))
 
-    # Not asyncio.run, which leaves the thread without the loop that Pulumi's mocks look for.
-    loop = asyncio.new_event_loop()
-    loop.run_until_complete(program())
-    loop.close()
+    run_async(program())
 
 
 @pytest.mark.parametrize(

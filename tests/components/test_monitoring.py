@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import Any, cast
 
@@ -12,6 +11,7 @@ import yaml
 
 from components.monitoring import PATIENCE_SECONDS, Patience, is_unknown_metric
 from tests.components.fleet import Recorder, changed, run_program, seed
+from tests.conftest import run_async
 
 POLICY = "monitoring/alertPolicy:AlertPolicy"
 CHANNEL = "monitoring/notificationChannel:NotificationChannel"
@@ -154,12 +154,12 @@ def test_an_alert_on_a_new_metric_is_tried_again_for_a_while(
             count += 1
         return count
 
-    assert asyncio.run(tries()) > 1
+    assert run_async(tries()) > 1
     assert now[0] == PATIENCE_SECONDS
     assert len(said) == 1
     assert "monitoring.agent" in str(told)
     # The limit is that of all alerts together: the next does not wait as long again.
-    assert asyncio.run(patience(failure(NEW))) is False
+    assert run_async(patience(failure(NEW))) is False
     assert now[0] == PATIENCE_SECONDS
 
 
@@ -169,5 +169,5 @@ def test_other_failures_are_final(error: str) -> None:
         raise AssertionError("there is nothing to wait for")
 
     # An earlier failure, in the place after, counts no more.
-    assert asyncio.run(Patience(sleep=sleep)(failure(error, NEW))) is False
+    assert run_async(Patience(sleep=sleep)(failure(error, NEW))) is False
     assert not is_unknown_metric(error)

@@ -15,6 +15,7 @@ from standin.knobs import Knobs
 from standin.limiter import Bucket, read_whitelist
 from standin.log import Log
 from standin.wire import IDLE_SECONDS, MAX_FRAME, Connection, Wire
+from tests.conftest import run_async
 from tests.standin.client import Identity
 from tests.standin.test_standin_registry import World
 
@@ -59,7 +60,7 @@ def with_wire(
             for _, writer in pairs:
                 writer.close()
 
-    asyncio.run(run())
+    run_async(run())
 
 
 def of(wire: Wire, pair: Pair) -> Connection:
