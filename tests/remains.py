@@ -31,8 +31,8 @@ _LIBRARIES = ("asyncio", "concurrent", "google", "grpc", "pulumi")
 # pilot-node's fetcher ends with its process (startup/node/release.py).
 _ENDLESS = ("fetch",)
 
-# Pulumi's language host.
-_HOST = "/pulumi-language-python"
+# Plugins of Pulumi's engine: its language host, its providers, its policies.
+_PLUGINS = ("/pulumi-language-python ", "/pulumi-resource-", " pulumi.policy ")
 
 # The file whose tests run, and the threads that there were before the first of them.
 _file: Path | None = None
@@ -78,8 +78,8 @@ def _nothing_is_left(file: str) -> None:
             if thread not in _threads and thread.name not in _ENDLESS and not _is_a_librarys(thread)
         ]
 
-    # Its engine may have ended without it, and it looks for that every five minutes only.
-    processes.kill(*(pid for pid in _started() if _HOST in _told(pid).partition(" ")[0]))
+    # An engine that was ended leaves them, and they look for it every five minutes only.
+    processes.kill(*(pid for pid in _started() if any(each in _told(pid) for each in _PLUGINS)))
     if processes.until(lambda: not _started() and not threads(), _SECONDS):
         return
     left = [f"process {pid}: {_told(pid)}" for pid in _started()]
