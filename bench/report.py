@@ -238,7 +238,7 @@ def full_table(*fulls: Full) -> str:
 
 
 def _full_rows(full: Full) -> list[tuple[str, str, str]]:
-    """What is measured, the measurement, the aim. PID 1 and pilot-node start no bare process."""
+    """Rows of (name, measurement, aim). PID 1 and pilot-node start no bare process."""
     last = next(p for p in full.points if p.online >= full.agents)
     idle, n = full.idle, full.agents
     few = min(_FEW, n // 2)

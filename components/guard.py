@@ -51,7 +51,7 @@ _SCRIPTS: Final = {
     ),
     r"os-?config-endpoint": "has Google's OS Config agent take what it runs from another server",
 }
-# What is no harm under enable-osconfig: the agent does nothing then.
+# Values of enable-osconfig that do no harm: they switch the agent off.
 _OFF: Final = frozenset({"false", "f", "0"})
 # Properties of providers that hold a script under a name of their own.
 _SCRIPT_PROPERTY: Final = re.compile(

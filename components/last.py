@@ -122,7 +122,7 @@ def _is_made(vm: RendezvousConfig | SwarmVmConfig, last: Last) -> bool:
 
 
 def read() -> Last:
-    """What is in the stack's last state; nothing before a first update has ended."""
+    """Read the stack's last state. It is empty until a first update has ended."""
     stack = f"{pulumi.get_organization()}/{pulumi.get_project()}/{pulumi.get_stack()}"
     # Asked for the resources of a state that is not there yet, the engine (3.259) follows a nil;
     # asked for the stack's outputs it says that there are none.
@@ -140,8 +140,10 @@ def read() -> Last:
 
 
 def known(resources: Iterable[tuple[str, Mapping[str, Any]]]) -> Last:
-    """What is to be known of (type, outputs) of resources; a part that is not recorded is left out
-    (a provider that could not read a disk records none of it)."""
+    """Collect what is recorded of `resources`, each (type, outputs).
+
+    A missing part is left out: a provider that could not read a disk records none of it.
+    """
     found = list(resources)
     vms = [outputs for type_, outputs in found if type_ == _INSTANCE]
     disks = [outputs for type_, outputs in found if type_ == _DISK]

@@ -304,7 +304,7 @@ def unsold(name: str) -> str:
 
 
 def _custom_problem(match: re.Match[str]) -> str:
-    """What is not sold of the custom type that `match` is, "" where it is sold."""
+    """Why Google does not sell the custom type in `match`, or ""."""
     series, size, memory_mb = match["series"] or "n1", match["size"], int(match["mb"])
     if series not in _CUSTOM_SERIES:
         return f"{series.upper()} has no custom types"
