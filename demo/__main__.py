@@ -18,7 +18,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -131,12 +131,20 @@ def table(config: FleetConfig) -> str:
 
 
 def down() -> None:
-    """Ends the cloud and its machines, and removes the lab's state."""
+    """Ends the cloud and its machines, and removes the lab's state.
+
+    DemoError, with nothing removed, while a `make lab` is at work or where a machine does not end.
+    """
     lock = checkout.STATE / "demo.lock"
-    if lock.exists():
-        with lock.open("a+") as left:
-            sessions.take(left)
-    sessions.run([sys.executable, "-m", "lab", "down", "--state", str(checkout.STATE)])
+    with lock.open("a+") if lock.exists() else nullcontext() as mine:
+        if mine is not None and not sessions.take(mine, cut=True):
+            raise DemoError(
+                "a `make lab` is at work in this checkout and would go on: interrupt it (Ctrl-C), "
+                "and type `make lab-down` again"
+            )
+        sessions.run([sys.executable, "-m", "lab", "down", "--state", str(checkout.STATE)])
+    if checkout.STATE.is_symlink():
+        checkout.STATE.unlink()
     print("The lab is down; nothing of it is left.")
 
 

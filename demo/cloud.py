@@ -14,6 +14,7 @@ from typing import Any
 from components.config import FleetConfig
 from demo import checkout
 from demo.errors import DemoError, until
+from lab.drivers import processes
 
 API = "http://127.0.0.1:8480"
 DRIVERS = ("qemu", "container")
@@ -57,12 +58,17 @@ def serve(wanted: str) -> None:
             stderr=log,
             start_new_session=True,
         )
-    until(
-        lambda: lab_status() is not None or process.poll() is not None,
-        60,
-        f"the cloud does not answer at {API}: see {checkout.STATE / 'log'}",
-    )
-    status = lab_status()
+    try:
+        until(
+            lambda: lab_status() is not None or process.poll() is not None,
+            60,
+            f"the cloud does not answer at {API}: see {checkout.STATE / 'log'}",
+        )
+        status = lab_status()
+    except BaseException:
+        # It would come up later, when nobody waits for it: perhaps after `make lab-down`.
+        processes.end(process)
+        raise
     if status is None or process.poll() is not None:
         last = (checkout.STATE / "log").read_text(errors="replace").strip().splitlines()[-1:]
         raise DemoError(f"the cloud does not come up: {''.join(last)}")

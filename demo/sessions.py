@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
-from pathlib import Path
 from typing import IO
 
 from demo import checkout
@@ -39,7 +38,7 @@ def run(command: list[str], *, holding: IO[str] | None = None, **environment: st
     try:
         if holding is not None:
             holding.truncate(0)
-            holding.write(str(process.pid))
+            holding.write(f"{process.pid} {os.getpid()}")
             holding.flush()
         try:
             _await_end(process)
@@ -67,16 +66,20 @@ def _await_end(process: subprocess.Popen[bytes]) -> None:
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
 
 
-def take(lock: IO[str]) -> bool:
+def take(lock: IO[str], *, cut: bool = False) -> bool:
     """Takes the lock; False where somebody is at work.
 
-    It names the session of a Pulumi that runs: plugins that have outlived theirs are ended.
+    It names the session of a Pulumi that runs: plugins that have outlived theirs are ended. With
+    `cut`, so is a Pulumi that has outlived the `make lab` that started it.
     """
     if _locks(lock):
         return True
     lock.seek(0)
-    leader = lock.read()
-    if not leader.isdecimal() or Path(f"/proc/{leader}").exists():
+    leader, _, starter = lock.read().partition(" ")
+    if not leader.isdecimal():
+        return False
+    parent = processes.parent(int(leader))
+    if parent is not None and not (cut and starter.isdecimal() and parent != int(starter)):
         return False
     processes.kill_session(int(leader))
     with suppress(DemoError):

@@ -9,6 +9,7 @@ import argparse
 import fcntl
 import json
 import logging
+import os
 import shutil
 import signal
 import sys
@@ -24,7 +25,7 @@ from lab.drivers.qemu import Qemu
 from lab.image import default_cache, ensure_image
 from lab.machines import Machine, MachineError
 from lab.server import banner
-from lab.store import StoreError
+from lab.store import StoreError, hold
 
 LOG = logging.getLogger("lab")
 
@@ -35,6 +36,9 @@ def main(arguments: list[str]) -> int:
     level = logging.DEBUG if options.verbose else logging.INFO
     logging.basicConfig(level=level, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
     try:
+        if "state" in options:
+            # By its path processes are known for this lab's: by whatever name it is called.
+            options.state = options.state.resolve()
         {"prepare": _prepare, "serve": _serve, "down": _down}[options.command](options)
     except (StoreError, MachineError, OSError) as error:
         sys.stderr.write(f"lab: {error}\n")
@@ -143,27 +147,48 @@ def _driver(state: Path) -> str | None:
 
 
 def _end_machines(state: Path) -> None:
-    """End the machines in `state`, and what their driver has on this machine."""
+    """End the machines in `state`, and what their driver has on this machine. MachineError, with
+    all else left as it is, where one cannot be ended."""
+    _refuse_moved(state)
 
     def nowhere(_: Machine) -> tuple[str, int]:
         # Machines that are about to be ended ask nobody anything any more.
         return ("127.0.0.1", 9)
 
     name = _driver(state)
-    if name == "qemu":
+    # Where nothing says whose they are, by either: a state that somebody removed, or a part of it.
+    unknown = name not in cloud.DRIVERS
+    if name == "qemu" or unknown:
         Qemu(state, metadata_endpoint=nowhere).shutdown()
-    elif name == "container":
+    if name == "container" or (unknown and os.geteuid() == 0):
         Container(state, metadata_endpoint=nowhere, api_port=9).shutdown()
 
 
+def _refuse_moved(state: Path) -> None:
+    """MachineError where a machine of this state runs that was started when it was elsewhere: by
+    its command line it is none of this lab's."""
+    for folder in state.glob("machines/*"):
+        pid = processes.find(folder / "pid", f"/machines/{folder.name}")
+        if pid is not None and processes.find(folder / "pid", str(folder)) is None:
+            message = (
+                f"process {pid} runs {folder.name} and was started when {state} was in another"
+                " place: move it back there first, or end the process"
+            )
+            raise MachineError(message)
+
+
 def _down(options: argparse.Namespace) -> None:
-    pid = _server(options.state)
+    state = options.state
+    pid = _server(state)
     if pid is not None:
         processes.stop(pid, 30)
-    if not options.state.exists():
+    if not state.exists():
+        _end_machines(state)
         return
-    _end_machines(options.state)
-    shutil.rmtree(options.state)
+    # Held, so that no server that is just coming up starts machines meanwhile.
+    with hold(state / "lock"):
+        _end_machines(state)
+        shutil.rmtree(state)
 
 
 if __name__ == "__main__":

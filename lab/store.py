@@ -104,7 +104,7 @@ class Store:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self.blobs = Blobs(directory / "blobs")
-        self._held = _hold(directory / "lock")
+        self._held = hold(directory / "lock")
         self._changed = threading.Condition(threading.RLock())
         self._documents: dict[str, dict[str, Json]] = {}
         self._generation = 0
@@ -235,7 +235,8 @@ class Blobs:
                 path.unlink()
 
 
-def _hold(path: Path) -> TextIO:
+def hold(path: Path) -> TextIO:
+    """Take the lock of a state, until the file is closed; StoreError where somebody has it."""
     file = path.open("a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -6,6 +6,7 @@ controller is there, a container may have as many tasks as the kernel of a machi
 """
 
 import contextlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -103,6 +104,16 @@ class Group:
             with contextlib.suppress(OSError):
                 (parent / "cgroup.subtree_control").write_text(f"+{controller}")
         (directory / f"{controller}.max").write_text(limit)
+
+    def processes(self) -> list[int]:
+        """Return the ids of the processes in it and below, sorted."""
+        found: set[int] = set()
+        for directory in self.directories:
+            for folder, _, _ in os.walk(directory):
+                # It may go meanwhile, or be a threaded one, which has none of its own.
+                with contextlib.suppress(OSError):
+                    found.update(map(int, Path(folder, "cgroup.procs").read_text().split()))
+        return sorted(found)
 
     def remove(self, seconds: float = 5.0) -> bool:
         """Remove it with all below, once its processes are gone; tell whether that worked."""

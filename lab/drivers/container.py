@@ -261,11 +261,24 @@ class Container:
             self._leave_nothing()
 
     def shutdown(self) -> None:
-        """End all containers of this lab without asking them, and remove the lab's network."""
+        """End all containers of this lab without asking them, and remove the lab's network.
+
+        It needs nothing of the state: also a container whose files are gone, or that has just been
+        started and has no pid file yet, is ended. MachineError where one stays.
+        """
         self._watch.close()
         for folder in self._places.state.glob("machines/*"):
             self._kill(folder)
-            self._group_of(folder).remove()
+        while launchers := processes.having(f"/{LAUNCHER.name}\0{self._places.state}/machines/"):
+            for each in launchers:
+                processes.kill_container(each)
+        lab = self._lab_group()
+        # What a launcher had started that ended before it was asked for its children.
+        processes.kill(*lab.processes())
+        if not lab.remove():
+            where = ", ".join(str(each) for each in lab.directories)
+            message = f"processes {lab.processes()} in {where} do not end: end them, and try again"
+            raise MachineError(message)
         for raw in self._places.state.glob("disks/*.raw"):
             _detach(raw)
         self.close()
@@ -437,9 +450,12 @@ class Container:
 
         return dial
 
+    def _lab_group(self) -> Group:
+        return Group(self._found, self._name)
+
     def _leave_nothing(self) -> None:
         self._namespace.delete()
-        Group(self._found, self._name).remove()
+        self._lab_group().remove()
 
 
 def _loops(raw: Path) -> list[str]:

@@ -214,6 +214,15 @@ def until(condition: Callable[[], bool], seconds: float, interval: float = 0.05)
     return True
 
 
+def parent(pid: int) -> int | None:
+    """Return the id of a process' parent; None where the process is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return next(int(line.split()[1]) for line in lines if line.startswith("PPid:"))
+
+
 def children(pid: int) -> list[int]:
     """Return the ids of a process' children."""
     try:

@@ -280,11 +280,12 @@ class Qemu:
         self._watch.close()
 
     def shutdown(self) -> None:
-        """End all guests of this lab without asking them."""
-        for folder in self._places.state.glob("machines/*"):
-            pid = processes.find(folder / "pid", f"{folder}/")
-            if pid is not None:
-                processes.kill(pid)
+        """End all guests of this lab without asking them; MachineError where one stays.
+
+        By what stands in their command lines: one that has just been started has no pid file yet.
+        """
+        while guests := processes.having(f"-pidfile\0{self._places.state}/machines/"):
+            processes.kill(*guests)
         # Also those of machines that are forgotten: a relay outlives its guest by a second or two.
         for relay in processes.having(f"{_RELAY}\0{self._places.state}/"):
             processes.kill(relay)

@@ -6,6 +6,7 @@ import pytest
 
 from demo import checkout, cloud
 from demo.errors import DemoError
+from lab.drivers import processes
 from lab.server import serve
 from tests.demo.conftest import Served
 from tests.demo.fleet import CONFIG, ZONE
@@ -55,3 +56,16 @@ def test_a_vm_that_does_not_start_is_told_with_the_reason(
 def test_a_cloud_that_is_gone_is_a_sentence(state: Path) -> None:
     with pytest.raises(DemoError, match="answers no longer"):
         cloud.start_what_is_off(CONFIG)
+
+
+def test_a_cloud_whose_start_is_interrupted_does_not_come_up_later(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        assert processes.having(f"--state\0{state}"), "it was not started"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cloud, "until", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cloud.serve("qemu")
+    assert processes.having(f"--state\0{state}") == []

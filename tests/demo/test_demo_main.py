@@ -47,6 +47,18 @@ def test_machines_of_another_driver_are_named_before_anything_is_done(
     cloud.refuse_another(cloud.driver())
 
 
+def test_a_lab_is_not_removed_from_under_a_make_lab_that_is_at_work(
+    state: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sessions, "run", lambda *_, **__: pytest.fail("something was done"))
+    with (state / "demo.lock").open("a+") as theirs:
+        assert sessions.take(theirs)
+        assert demo.main(["down"]) == 1
+    said = capsys.readouterr().err
+    assert "a `make lab` is at work in this checkout" in said
+    assert (state / "demo.lock").exists()
+
+
 def test_what_is_quickly_found_missing_comes_before_what_takes_minutes(
     state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -163,3 +163,17 @@ def test_plugins_that_outlive_a_pulumi_that_was_killed_too_are_ended(harness: Ha
         # Whoever reaps it does so some time after its end.
         assert processes.until(lambda: sessions.take(lock), PATIENCE)
     harness.ended()
+
+
+@pytest.mark.parametrize("harness", ["stubborn"], indirect=True)
+def test_a_pulumi_that_outlives_its_make_lab_is_cut_off_by_who_asks_for_that(
+    harness: Harness,
+) -> None:
+    with harness.lock.open("a+") as lock:
+        # Its `make lab` is at work.
+        assert not sessions.take(lock, cut=True)
+        harness.process.kill()
+        harness.process.wait(PATIENCE)
+        assert not sessions.take(lock)
+        assert sessions.take(lock, cut=True)
+    harness.ended()

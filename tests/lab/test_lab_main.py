@@ -1,14 +1,18 @@
 """The command line: whose a lab is, which driver ends it, and who is asked to."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from lab import __main__ as command
+from lab.drivers.cgroups import Group
 from lab.drivers.processes import ending
 from lab.machines import MachineError
 from lab.server import serve
@@ -99,6 +103,90 @@ def test_down_ends_no_stranger_that_has_got_the_id(tmp_path: Path) -> None:
         assert stranger.poll() is None
         stranger.communicate(timeout=PATIENCE)
         assert stranger.returncode == 0
+
+
+# As a driver has just started it: its command line, and no pid file yet.
+STARTING = {
+    "container": ["/bin/bash", "{folder}/container.sh", "{state}/machines/p_z_vm"],
+    "qemu": ["/bin/bash", "{folder}/container.sh", "-pidfile", "{state}/machines/p_z_vm/pid"],
+}
+
+
+@contextmanager
+def starting(folder: Path, state: Path, driver: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """A machine of the lab in `state` that is just being started, until the block ends."""
+    if driver == "container" and os.geteuid() != 0:
+        pytest.skip("containers need root")
+    (folder / "container.sh").write_text("echo; read -r\n")
+    (state / "machines" / "p_z_vm").mkdir(parents=True)
+    (state / "driver").write_text(f"{driver}\n")
+    line = [word.format(folder=folder, state=state) for word in STARTING[driver]]
+    machine = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with ending(machine):
+        assert machine.stdout is not None
+        machine.stdout.readline()
+        yield machine
+
+
+@pytest.mark.parametrize("driver", STARTING)
+@pytest.mark.parametrize("removed", ["nothing", "driver", "."])
+def test_down_ends_a_machine_that_is_just_being_started(
+    tmp_path: Path, driver: str, removed: str
+) -> None:
+    """Whatever of the state somebody has removed before."""
+    state = tmp_path / "state"
+    with starting(tmp_path, state, driver) as machine:
+        if removed == ".":
+            shutil.rmtree(state)
+        elif removed == "driver":
+            (state / "driver").unlink()
+        done = lab("down", "--state", str(state))
+        assert done.returncode == 0, done.stderr
+        assert machine.poll() == -signal.SIGKILL
+    assert not state.exists()
+
+
+def test_down_removes_nothing_where_a_container_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with starting(tmp_path, tmp_path / "state", "container"):
+        monkeypatch.setattr(Group, "remove", lambda _: False)
+        monkeypatch.setattr(Group, "processes", lambda _: [])
+        assert command.main(["down", "--state", str(tmp_path / "state")]) == 1
+    assert "do not end: end them, and try again" in capsys.readouterr().err
+    assert (tmp_path / "state" / "driver").exists()
+
+
+def test_down_knows_the_machines_by_whatever_name_the_state_has(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    (tmp_path / "link").symlink_to(state)
+    with starting(tmp_path, state, "qemu") as machine:
+        assert lab("down", "--state", str(tmp_path / "link")).returncode == 0
+        assert machine.poll() == -signal.SIGKILL
+    assert not state.exists()
+
+
+def test_down_refuses_a_state_that_was_moved_while_its_machines_ran(tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    with starting(tmp_path, old, "qemu") as machine:
+        (old / "machines" / "p_z_vm" / "pid").write_text(str(machine.pid))
+        old.rename(new)
+        refused = lab("down", "--state", str(new))
+        assert machine.poll() is None
+    assert refused.returncode == 1
+    assert f"process {machine.pid} runs p_z_vm" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert (new / "driver").exists()
+
+
+def test_down_removes_nothing_from_under_a_server_that_has_just_come_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serve(tmp_path / "state"):
+        monkeypatch.setattr(command, "_server", lambda _: None)
+        assert command.main(["down", "--state", str(tmp_path / "state")]) == 1
+        assert f"in use by process {os.getpid()}" in capsys.readouterr().err
+        assert (tmp_path / "state" / "state.sqlite3").exists()
 
 
 def test_an_interrupted_preparation_is_a_sentence(
