@@ -169,9 +169,11 @@ def alerts(*, agents: int, online: float) -> tuple[Alert, ...]:
         ),
         Alert(
             name="GhostScript",
-            summary="A VM carries a startup script of its own",
-            advice="At its next boot the fleet's own script would not run. `ops audit` names the "
-            "key; `gcloud compute instances remove-metadata` removes it. Who put it there?",
+            summary="A VM runs what nobody declared",
+            advice="A key of its metadata or of the project's does that. With a startup script at "
+            "the VM the fleet's own does not run at its next boot. `ops audit` names the key; `"
+            "gcloud compute instances remove-metadata` removes it, or `gcloud compute project-info "
+            "remove-metadata`. Who put it there?",
             severity="page",
             minutes=1,
             series=Series(metric="pilot_ghosts"),

@@ -89,7 +89,11 @@ def _common(out: _Text, document: Document) -> None:
     out.one("pilot_disk_device_bytes", "Size of the state disk.", disk["device"])
     out.one("pilot_disk_size_bytes", "Size of the file system on it.", disk["size"])
     out.one("pilot_disk_free_bytes", "What is free on it.", disk["free"])
-    out.one("pilot_ghosts", "Startup scripts in instance metadata.", len(document["ghosts"]))
+    out.one(
+        "pilot_ghosts",
+        "Metadata keys, of the VM and of its project, that run what nobody declared.",
+        len(document["ghosts"]),
+    )
     for name in ("spec", "script"):
         out.one(
             f"pilot_{name}_current",
@@ -157,7 +161,7 @@ def _swarm(out: _Text, document: Document) -> None:
     out.one("pilot_window_size", "Starts in flight that are allowed now.", window["size"])
     out.one("pilot_window_limit", "Starts in flight that are allowed at most.", window["limit"])
     out.one("pilot_memory_slice_bytes", "Memory of pilot.slice.", memory["slice"])
-    out.one("pilot_agent_memory_mean_bytes", "Memory an agent.", memory["agent_mean"])
+    out.one("pilot_agent_memory_mean_bytes", "Mean memory per agent.", memory["agent_mean"])
     out.one("pilot_agents_over_limit", "Agents above twice the planning size.", memory["over"])
     out.one(
         "pilot_memory_growth_bytes_per_hour",
@@ -167,7 +171,7 @@ def _swarm(out: _Text, document: Document) -> None:
     out.one("pilot_memory_leak", "1 while memory leaks.", int(bool(memory["leak"])))
     out.one(
         "pilot_agent_connections_mean",
-        "Connections an agent, of those that were asked.",
+        "Mean connections per agent, of those that were asked.",
         document["connections"]["mean"],
     )
     out.one("pilot_udp_sockets", "UDP sockets that are bound.", document["udp_sockets"])

@@ -71,6 +71,12 @@ def test_rules_are_the_alerts_of_cloud_monitoring() -> None:
             assert rule["expr"].endswith(f" {sign} {expected}"), (alert.name, rule["expr"])
 
 
+def test_who_is_called_for_a_ghost_script_is_told_of_both_places() -> None:
+    (alert,) = [alert for alert in policies() if alert.name == "GhostScript"]
+    for command in ("instances remove-metadata", "project-info remove-metadata"):
+        assert f"gcloud compute {command}" in alert.advice
+
+
 def test_grafana_has_the_panels_of_cloud_monitoring() -> None:
     theirs = {
         panel["title"]: {target["legendFormat"]: target["expr"] for target in panel["targets"]}

@@ -124,6 +124,13 @@ def test_a_swarm_vm() -> None:
     assert found["pilot_node_start_time_seconds"] == int(NOW - 700)
 
 
+def test_ghosts_are_those_of_the_vm_and_of_its_project() -> None:
+    text = metrics.text(document(facts.swarm(ghosts=("user-data", "project/enable-osconfig"))))
+    assert parsed(text)["pilot_ghosts", ()] == 2
+    (about,) = re.findall(r"# HELP pilot_ghosts (.*)", text)
+    assert "of the VM and of its project" in about
+
+
 def test_what_could_not_be_had_is_absent() -> None:
     found = series(sample=Sample())
     for name in (
