@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Final
 
+import google_crc32c
+
 from lab import Json
-from lab.crc32c import crc32c
 from lab.errors import ApiError, already_exists, invalid, not_found, required
 from lab.iam import Policies
 from lab.store import Store, Transaction, fingerprint
@@ -167,7 +168,7 @@ class Secrets:
         if shown["state"] != "ENABLED":
             message = f"Secret Version [{shown['name']}] is in {shown['state']} state."
             raise ApiError(400, "failedPrecondition", message, "FAILED_PRECONDITION")
-        checksum = str(crc32c(base64.b64decode(body["data"])))
+        checksum = str(google_crc32c.value(base64.b64decode(body["data"])))
         payload = {"data": body["data"], "dataCrc32c": checksum}
         return {"name": shown["name"], "payload": payload}
 

@@ -14,9 +14,10 @@ from email.utils import formatdate
 from functools import partial
 from typing import Any, Final
 
+import google_crc32c
+
 from lab import Json
 from lab.compute import project_number
-from lab.crc32c import crc32c
 from lab.errors import ApiError, invalid, required, stale
 from lab.iam import Policies
 from lab.store import Blobs, Store, Transaction
@@ -559,7 +560,7 @@ def _digests(data: bytes) -> dict[str, str]:
     md5 = hashlib.md5(data, usedforsecurity=False).digest()
     return {
         "md5Hash": base64.b64encode(md5).decode(),
-        "crc32c": base64.b64encode(crc32c(data).to_bytes(4, "big")).decode(),
+        "crc32c": base64.b64encode(google_crc32c.value(data).to_bytes(4, "big")).decode(),
     }
 
 

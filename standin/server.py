@@ -17,7 +17,7 @@ from typing import Final
 from standin import NOTICE, VERSION, store
 from standin.beacon import Beacon
 from standin.dashboard import MAX_HEAD, Dashboard
-from standin.ed25519 import best_verifier
+from standin.ed25519 import LibcryptoVerifier
 from standin.flags import Address, Options
 from standin.limiter import Limiter, read_whitelist
 from standin.log import Log
@@ -59,7 +59,10 @@ class Server:
         self._options = options
         self._log = log
         self._loop = asyncio.get_running_loop()
-        self._verifier = best_verifier()
+        try:
+            self._verifier = LibcryptoVerifier()
+        except OSError as error:
+            raise CannotStartError(error) from error
         started = time.time()
         file = options.store
         state = store.load(file, log, started=started) if file else State(started=started)

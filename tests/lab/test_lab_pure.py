@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lab import Json, addressing, catalog, crc32c
+from lab import Json, addressing, catalog
 from lab.addressing import NoAddressError
 from lab.errors import ApiError
 from lab.query import compile_filter, page
@@ -141,25 +141,6 @@ def test_external_addresses_are_documentation_ranges() -> None:
         everything.add(addressing.first_external(everything))
     with pytest.raises(NoAddressError):
         addressing.first_external(everything)
-
-
-def test_crc32c_of_the_known_vectors() -> None:
-    # RFC 3720, B.4, and the check value of the CRC catalogue.
-    assert crc32c.crc32c(b"123456789") == 0xE3069283
-    assert crc32c.crc32c(bytes(32)) == 0x8A9136AA
-    assert crc32c.crc32c(b"\xff" * 32) == 0x62A8AB43
-    assert crc32c.crc32c(b"") == 0
-
-
-@pytest.mark.parametrize("size", [64 * 1024 - 1, 64 * 1024, 64 * 1024 + 1, 200_003])
-def test_crc32c_is_the_same_by_lanes_and_by_loop(size: int) -> None:
-    data = bytes(n * 131 % 251 for n in range(size))
-    value = 0xFFFFFFFF
-    for byte in data:
-        value ^= byte
-        for _ in range(8):
-            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
-    assert crc32c.crc32c(data) == value ^ 0xFFFFFFFF
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def test_it_runs_by_itself_without_cryptography(program: Path, tmp_path: Path) -
     whitelist(tmp_path)
     alone = (sys.executable, "-S", "-E", "-s", str(program))
     with standin(tmp_path, program=alone) as running, running.client() as client:
-        assert running.running["verifier"] == "python"
+        assert running.running["verifier"] == "libcrypto"
         identity = Identity()
         node = client.ask(identity.register())["node_id"]
         assert client.ask(identity.signed("heartbeat", node))["type"] == "heartbeat_ok"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from standin.ed25519 import CryptographyVerifier
+from standin.ed25519 import LibcryptoVerifier
 from standin.limiter import Limiter
 from standin.log import Log
 from standin.registry import Registry
@@ -24,7 +24,7 @@ class Counting:
 
     def __init__(self) -> None:
         self.calls = 0
-        self._verify = CryptographyVerifier()
+        self._verify = LibcryptoVerifier()
 
     def __call__(self, key: bytes, message: bytes, signature: bytes, /) -> bool:
         self.calls += 1
