@@ -104,7 +104,9 @@ class FleetAccess(pulumi.ComponentResource):
                 on_project(member, role, role.removeprefix("roles/"))
             on_project(member, operator, "operator")
             on_bucket(member, BUCKET_ORDER_ROLE, "orders", orders)
-        self.register_outputs({})
+        # The full name of the role; empty where the configuration lets nobody order.
+        self.operator_role = pulumi.Output.from_input(operator)
+        self.register_outputs({"operatorRole": self.operator_role})
 
     def _operator_role(
         self, name: str, args: FleetAccessArgs, opts: pulumi.ResourceOptions

@@ -145,6 +145,8 @@ class FleetMonitoring(pulumi.ComponentResource):
         super().__init__("pilot:fleet:FleetMonitoring", name, None, opts)
         child = pulumi.ResourceOptions(parent=self)
         agents = [_agent(name, args, child)] if args.monitoring.agent else []
+        # Cloud Monitoring's own name of the dashboard; None without monitoring.
+        self.dashboard_id: pulumi.Output[str] | None = None
         if args.monitoring.enabled:
             channels = [
                 _channel(name, args, channel, child) for channel in args.monitoring.channels
@@ -157,14 +159,14 @@ class FleetMonitoring(pulumi.ComponentResource):
             )
             for alert in alerts(agents=args.agents, online=args.monitoring.online):
                 _policy(name, args, alert, channels, last)
-            gcp.monitoring.Dashboard(
+            self.dashboard_id = gcp.monitoring.Dashboard(
                 f"{name}-dashboard",
                 project=args.project,
                 # In the words of the API, so that a plan compares like with like.
                 dashboard_json=json.dumps(dashboard(args.fleet), sort_keys=True),
                 opts=child,
-            )
-        self.register_outputs({})
+            ).id
+        self.register_outputs({"dashboardId": self.dashboard_id})
 
 
 def _agent(

@@ -39,6 +39,8 @@ class FleetSecrets(pulumi.ComponentResource):
         member = pulumi.Output.from_input(args.account).apply(
             lambda email: f"serviceAccount:{email}"
         )
+        # By token; the full name: projects/P/secrets/S.
+        self.secret_names: dict[str, pulumi.Output[str]] = {}
         for what in described.table("TOKENS"):
             if what not in args.tokens:
                 continue
@@ -58,6 +60,7 @@ class FleetSecrets(pulumi.ComponentResource):
                 ),
                 opts=child,
             )
+            self.secret_names[what] = secret.id
             gcp.secretmanager.SecretIamMember(
                 f"{name}-{what}-token-reader",
                 secret_id=secret.id,
@@ -79,4 +82,4 @@ class FleetSecrets(pulumi.ComponentResource):
                         ),
                     ),
                 )
-        self.register_outputs({})
+        self.register_outputs({"secretNames": self.secret_names})
