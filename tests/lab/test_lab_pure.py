@@ -1,4 +1,4 @@
-"""The parts without state: filters, pages, addresses, checksums, machine types."""
+"""The parts without state: filters, pages, addresses, machine types."""
 
 from typing import Any
 
