@@ -8,6 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 _LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)")
+_HEADING = re.compile(r"\]\((?!https?:)([^)#\s]*)#([^)\s]+)\)")
 _DOCUMENT = re.compile(r"\bdocs/[A-Za-z]+\.md\b")
 _SECTION = re.compile(r'\b([A-Z]+)\.md\)?, "([^"\n]+)"')
 
@@ -49,7 +50,18 @@ def test_every_section_that_is_named_is_there() -> None:
         assert f"## {section}\n" in text, f"{path.relative_to(ROOT)}: {page}.md, {section}"
 
 
-def test_the_readme_leads_to_every_document() -> None:
-    readme = (ROOT / "README.md").read_text("utf-8")
+def test_the_readme_leads_to_the_index_and_the_index_to_every_document() -> None:
+    assert "docs/index.md" in _LINK.findall((ROOT / "README.md").read_text("utf-8"))
+    index = ROOT / "docs" / "index.md"
+    led_to = set(_LINK.findall(index.read_text("utf-8")))
     for page in tracked("docs/*.md"):
-        assert f"docs/{page.name}" in readme, page.name
+        assert page == index or page.name in led_to, page.name
+
+
+def test_every_heading_that_a_link_names_is_there() -> None:
+    for page in tracked("*.md"):
+        for link, heading in _HEADING.findall(page.read_text("utf-8")):
+            target = page.parent / link if link else page
+            titles = re.findall(r"^#+ (.*)$", target.read_text("utf-8"), re.MULTILINE)
+            anchors = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+            assert heading in anchors, f"{page.relative_to(ROOT)}: {link}#{heading}"

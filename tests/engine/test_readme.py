@@ -1,4 +1,4 @@
-"""The README's commands do what it says, and the plan that it shows is the plan that is made."""
+"""The documented commands do what they say, and the documented plan is the plan that is made."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.components.fleet import ROOT
 
 pytestmark = pytest.mark.engine
 
-README = (ROOT / "README.md").read_text()
+INDEX = (ROOT / "docs" / "index.md").read_text()
 
 
 def git_status() -> str:
@@ -22,8 +22,8 @@ def git_status() -> str:
     ).stdout
 
 
-def test_make_preview_makes_the_plan_that_the_readme_shows(pulumi_env: dict[str, str]) -> None:
-    assert "$ make preview" in README
+def test_make_preview_makes_the_plan_that_the_docs_show(pulumi_env: dict[str, str]) -> None:
+    assert "$ make preview" in INDEX
     before = git_status()
     done = subprocess.run(
         ["make", "preview"],
@@ -37,7 +37,7 @@ def test_make_preview_makes_the_plan_that_the_readme_shows(pulumi_env: dict[str,
         check=False,
     )
     assert done.returncode == 0, done.stdout
-    (shown,) = re.findall(r"```text\nvms : \{\n(.*?)\}\n```", README, re.DOTALL)
+    (shown,) = re.findall(r"```text\nvms : \{\n(.*?)\}\n```", INDEX, re.DOTALL)
     for line in shown.splitlines():
         name, text = line.split(":", 1)
         assert re.search(rf"{name.strip()}\s*: {re.escape(text.strip())}", done.stdout), line
@@ -46,12 +46,12 @@ def test_make_preview_makes_the_plan_that_the_readme_shows(pulumi_env: dict[str,
     assert git_status() == before
 
 
-def test_the_refusals_that_the_readme_shows_are_those_of_the_reader() -> None:
+def test_the_refusals_that_the_docs_show_are_those_of_the_reader() -> None:
     text = (ROOT / "Pulumi.swarm.yaml").read_text()
     text = text.replace("agents: 1500", "agents: 3500").replace("name: swarm-2", "name: swarm-1")
     with pytest.raises(ConfigError) as caught:
         parse(text, "Pulumi.swarm.yaml")
-    (shown,) = re.findall(r"```text\n(pilot-fleet:swarm.*?)```", README, re.DOTALL)
+    (shown,) = re.findall(r"```text\n(pilot-fleet:swarm.*?)```", INDEX, re.DOTALL)
     assert {str(problem) for problem in caught.value.problems} >= set(shown.splitlines())
 
 
