@@ -29,7 +29,8 @@ from components.vm import VmArgs
 NAME = "pilot-fleet"
 ROOT = Path(__file__).resolve().parent
 
-config = from_pulumi(stack_file.problems_of(ROOT, pulumi.get_stack()))
+given = pulumi.runtime.get_config_env()
+config = from_pulumi(stack_file.problems_of(ROOT, pulumi.get_stack(), given))
 allowed_scripts += config.allowed_scripts
 fleet = outputs.label(pulumi.get_stack())
 was = last.read()

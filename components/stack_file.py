@@ -14,10 +14,12 @@ import datetime
 import json
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pulumi
 import yaml
 
 from components.config import PROJECT_NAME, FleetConfig
@@ -66,12 +68,14 @@ class Reading:
     """The `config:` of a stack file: values by key (`NAMESPACE:NAME`), as the engine has them.
 
     `problems` are those of the text; `encrypted` has the paths of what only the engine can read.
-    What cannot be read is None in `values`.
+    What cannot be read is None in `values`; `odd` has the texts of scalars that are refused because
+    they are not the same to all readers, by their paths.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     encrypted: list[str] = field(default_factory=list)
+    odd: dict[str, str] = field(default_factory=dict)
 
 
 def read(text: str, name: str) -> Reading:
@@ -127,18 +131,109 @@ def parse(text: str, name: str) -> FleetConfig:
     )
 
 
-def problems_of(folder: Path, stack: str) -> list[Problem]:
+def problems_of(folder: Path, stack: str, engine: Mapping[str, str]) -> list[Problem]:
     """What the engine has read in its own way in the file of `stack` in `folder`: for the program,
-    where Pulumi is run without the check before it. There is no such file where the configuration
-    is elsewhere (`--config-file`).
+    where Pulumi is run without the check before it.
+
+    `engine` has the values that the engine hands over. Where they are not those of that file, the
+    configuration is elsewhere (`--config-file`), and nothing is said of the file. So it is where
+    there is no such file, or none that anybody could read.
     """
     path = folder / f"Pulumi.{stack}.yaml"
     try:
-        return read(path.read_text(encoding="utf-8", errors="replace"), path.name).problems
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return []
+    except OSError as error:
+        pulumi.log.warn(_not_judged(path, error.strerror or type(error).__name__))
+        return []
+    except UnicodeDecodeError as error:
+        pulumi.log.warn(_not_judged(path, f"byte {error.start} is not UTF-8"))
+        return []
+    try:
+        reading = read(text, path.name)
     except ConfigError as error:
         return list(error.problems)
+    return reading.problems if is_read(reading, engine) else []
+
+
+def _not_judged(path: Path, why: str) -> str:
+    return (
+        f"{path.name}: cannot be read ({why}), so the configuration is not from there; if that is "
+        "meant (`--config-file`), move it away"
+    )
+
+
+def is_read(reading: Reading, engine: Mapping[str, str]) -> bool:
+    """Whether the engine may have its values from what was read here."""
+    for key, mine in reading.values.items():
+        if key != "gcp:project" and not key.startswith(f"{PROJECT_NAME}:"):
+            continue
+        theirs: Any = engine.get(key)
+        if isinstance(mine, dict | list) and theirs is not None:
+            try:
+                theirs = json.loads(theirs)
+            except ValueError:
+                return False
+        if not _may_be(mine, theirs, key, reading):
+            return False
+    return True
+
+
+def _may_be(mine: Any, theirs: Any, path: str, reading: Reading) -> bool:
+    """Whether `theirs` (the engine's, None for nothing) may come from the text that `mine` is read
+    from. A map may have more keys: an environment of Pulumi ESC adds to it."""
+    if path in reading.odd:
+        return _may_come_of(reading.odd[path], theirs)
+    if path in reading.encrypted or any(problem.path == path for problem in reading.problems):
+        return True
+    if isinstance(mine, dict):
+        return isinstance(theirs, dict) and all(
+            _may_be(value, theirs.get(key), f"{path}.{key}", reading) for key, value in mine.items()
+        )
+    if isinstance(mine, list):
+        return (
+            isinstance(theirs, list)
+            and len(mine) == len(theirs)
+            and all(
+                _may_be(one, other, f"{path}[{at}]", reading)
+                for at, (one, other) in enumerate(zip(mine, theirs, strict=True))
+            )
+        )
+    return bool(mine == theirs)
+
+
+def _may_come_of(text: str, theirs: Any) -> bool:
+    """Whether go-yaml may make `theirs` of a scalar that is ambiguous. True where nobody knows."""
+    if _is_date(text):
+        # It adds a time of day.
+        return bool(theirs != text or len(text) > len("2026-11-29"))
+    number = _number(text)
+    if number is None:
+        return True
+    try:
+        return not isinstance(theirs, bool) and float(theirs) == number
+    except (TypeError, ValueError):
+        return False
+
+
+def _number(text: str) -> float | None:
+    """The number that a scalar is to go-yaml, by its source; None where it may be another one."""
+    # With a dot in front it takes underscores for what they are.
+    plain = text if text.startswith(".") else text.replace("_", "")
+    if "_" in plain:
+        return None
+    try:
+        if re.fullmatch(r"[-+]?0[0-7]+", plain):
+            number = float(int(plain, 8))
+        elif re.fullmatch(r"[-+]?0[xXoObB].+", plain):
+            number = float(int(plain, 0))
+        else:
+            number = float(plain)
+    except (ValueError, OverflowError):
+        return None
+    # Beyond that the two count differently, or do not count.
+    return number if abs(number) < 1e15 else None
 
 
 class _Values:
@@ -218,6 +313,7 @@ class _Values:
             return None
         value = _scalar(node)
         if value is _AMBIGUOUS:
+            self.reading.odd[path] = text
             self.problem(
                 path,
                 f"{text[:60]} is not the same to all that read it: put it in quotes, or write a "

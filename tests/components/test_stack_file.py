@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import pulumi
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.config import FleetConfig
 from components.reading import ConfigError
-from components.stack_file import EncryptedError, parse
-from tests.components.fleet import ROOT, SEED_FILE
+from components.stack_file import EncryptedError, is_read, parse, problems_of, read
+from tests.components.fleet import ROOT, SEED_FILE, Recorder
 
 SEED_TEXT = SEED_FILE.read_text()
 LINES = SEED_TEXT.splitlines()
@@ -333,6 +336,119 @@ def test_an_alias_bomb_ends(width: int) -> None:
 def test_what_others_keys_hold_is_theirs() -> None:
     text = SEED_TEXT.replace("config:", "config:\n  gcp:batching: {sendAfter: 1.5}\n  gcp:x: null")
     assert parse(text, "Pulumi.x.yaml") == parse(SEED_TEXT, "Pulumi.x.yaml")
+
+
+def handed_over(text: str) -> dict[str, str]:
+    """What the engine hands to the program of the values in `text`, which are the same to all."""
+    config = yaml.safe_load(text)["config"]
+    return {key: v if isinstance(v, str) else json.dumps(v) for key, v in config.items()}
+
+
+ODD_TEXT = (
+    SEED_TEXT.replace("encryptionsalt", "  pilot-fleet:window: 020\nencryptionsalt")
+    .replace("agents: 5000", "agents: 5_000")
+    .replace('GOGC: "50"', "GOGC: 2026-11-29")
+)
+ODD = handed_over(
+    SEED_TEXT.replace("encryptionsalt", "  pilot-fleet:window: 16\nencryptionsalt").replace(
+        'GOGC: "50"', 'GOGC: "2026-11-29T00:00:00Z"'
+    )
+)
+
+
+def test_the_file_that_the_engine_has_read_is_judged(tmp_path: Path) -> None:
+    (tmp_path / "Pulumi.x.yaml").write_text(ODD_TEXT)
+    found = problems_of(tmp_path, "x", ODD)
+    assert [problem.path for problem in found] == [
+        "pilot-fleet:swarm[1].agents",
+        "pilot-fleet:swarm[2].env.GOGC",
+        "pilot-fleet:window",
+    ]
+    assert problems_of(tmp_path, "other", ODD) == []
+    # Values that stand in no file, and those that only the engine can read.
+    more = ODD | {"pilot-fleet:nat": "true", "pilot-fleet:tokens": '{"admin": "0123456789abcdef"}'}
+    secret = "  pilot-fleet:tokens: {admin: {secure: v1:x}}\n  pilot-fleet:window: 020"
+    (tmp_path / "Pulumi.x.yaml").write_text(ODD_TEXT.replace("  pilot-fleet:window: 020", secret))
+    assert len(problems_of(tmp_path, "x", more)) == 3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pilot-fleet:window": "20"},
+        {"pilot-fleet:window": "020"},
+        {"pilot-fleet:zone": "us-central1-b"},
+        {"gcp:project": "another-project"},
+        {"pilot-fleet:swarm": json.dumps(json.loads(ODD["pilot-fleet:swarm"])[:2])},
+        {"pilot-fleet:swarm": ODD["pilot-fleet:swarm"].replace("3000", "2999")},
+        {"pilot-fleet:swarm": ODD["pilot-fleet:swarm"].replace("T00:00:00Z", "")},
+        {"pilot-fleet:swarm": "none"},
+    ],
+    ids=str,
+)
+def test_a_file_that_the_engine_has_not_read_is_not_judged(
+    tmp_path: Path, change: dict[str, str]
+) -> None:
+    """`--config-file` names another one: what the engine has cannot come from here."""
+    (tmp_path / "Pulumi.x.yaml").write_text(ODD_TEXT)
+    assert problems_of(tmp_path, "x", ODD | change) == []
+    assert problems_of(tmp_path, "x", {k: v for k, v in ODD.items() if k not in change}) == []
+
+
+@pytest.mark.parametrize("value", [each for each in AMBIGUOUS if "!" not in each])
+def test_every_ambiguous_scalar_that_the_engine_reads_as_it_does_is_judged(value: str) -> None:
+    """By what the engine was seen to make of each (tests/engine/test_readers.py has the rest)."""
+    made = {
+        "020": 16,
+        "012000": 5120,
+        "0777": 511,
+        "00": 0,
+        "08": 8,
+        "-0": 0,
+        "+1": 1,
+        "0x10": 16,
+        "0X1F": 31,
+        "-0x1": -1,
+        "0o20": 16,
+        "0b11": 3,
+        "1_18": 118,
+        "1__0": 10,
+        "1_": 1,
+        "1_000.5": 1000.5,
+        "1e3": 1000,
+        "1E5": 100_000,
+        "1e+3": 1000,
+        "0.5e3": 500,
+        ".5": 0.5,
+        "5.": 5,
+        "-.5": -0.5,
+        "+.5": 0.5,
+        "1234567890.5": 1234567890.5,
+        "0.1234567": 0.1234567,
+        "2026-11-29": "2026-11-29T00:00:00Z",
+    }.get(value, "whatever")
+    reading = read(f"config: {{pilot-fleet:x: {{y: {value}}}}}", "x")
+    assert list(reading.odd.values()) == [value]
+    assert is_read(reading, {"pilot-fleet:x": json.dumps({"y": made})})
+    assert is_read(reading, {"pilot-fleet:x": json.dumps({"y": str(made)})})
+
+
+def test_a_file_that_cannot_be_read_is_a_sentence(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pulumi.runtime.set_mocks(Recorder(), project="pilot-fleet", stack="x", preview=True)
+    path = tmp_path / "Pulumi.x.yaml"
+    path.mkdir()
+    assert problems_of(tmp_path, "x", ODD) == []
+    path.rmdir()
+    path.write_bytes(b"config: \xff")
+    assert problems_of(tmp_path, "x", ODD) == []
+    first, second = [record.message for record in caplog.records]
+    assert first.startswith("Pulumi.x.yaml: cannot be read (Is a directory)")
+    assert second.startswith("Pulumi.x.yaml: cannot be read (byte 8 is not UTF-8)")
+    # What PyYAML cannot read, go-yaml may: who knows what it has read then.
+    path.write_text("config: [")
+    assert [problem.path for problem in problems_of(tmp_path, "x", ODD)] == ["Pulumi.x.yaml"]
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:

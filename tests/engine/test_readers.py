@@ -14,7 +14,7 @@ import yaml
 
 from components.config import FleetConfig
 from components.reading import ConfigError
-from components.stack_file import parse, read
+from components.stack_file import Reading, is_read, parse, read
 from tests.components.fleet import SEED_FILE
 from tests.components.test_accepted import rendered, vm_accepts
 from tests.components.test_stack_file import AMBIGUOUS
@@ -148,6 +148,14 @@ def test_every_scalar_is_the_same_to_both_or_refused_by_its_text(project: Projec
         if not same(value, theirs[key].get("objectValue", theirs[key].get("value")), key)
     }
     assert third == {}
+    # So each may be what the engine has made of the file.
+    engine = {key: each["value"] for key, each in theirs.items() if key in mine}
+    strange = {
+        key: (ours.odd.get(key, value), engine[key])
+        for key, value in mine.items()
+        if not is_read(Reading(values={key: value}, problems=ours.problems, odd=ours.odd), engine)
+    }
+    assert strange == {}
     # Some of each verdict, or nothing is compared.
     assert len(mine) / 10 < len(refused) < len(mine)
 
@@ -164,6 +172,22 @@ def test_plain_pulumi_refuses_what_it_has_read_as_another_value(project: Project
     assert "the stack's configuration has 2 problems" in answer.text
     assert "pilot-fleet:window: 020 is not the same to all that read it" in answer.text
     assert "pilot-fleet:basePort: 012_000 is not the same" in answer.text
+
+
+def test_a_file_beside_the_one_that_is_named_is_not_judged(project: Project) -> None:
+    text = SEED_FILE.read_text()
+    project.write(text.replace("encryptionsalt", "  pilot-fleet:window: 020\nencryptionsalt"))
+    other = project.folder / "other.yaml"
+    other.write_text(text.replace("encryptionsalt", "  pilot-fleet:window: 20\nencryptionsalt"))
+    answer = project.preview(f"--config-file={other}", policies=False).no_traceback()
+    assert answer.code == 0, answer.text
+    assert project.preview(policies=False).code != 0
+    # Nor is one that nobody can read.
+    project.stack_file.unlink()
+    project.stack_file.mkdir()
+    answer = project.preview(f"--config-file={other}", policies=False).no_traceback()
+    assert answer.code == 0, answer.text
+    assert f"{project.stack_file.name}: cannot be read (Is a directory)" in answer.text
 
 
 # Says much of what a stack file can, in few words: a changed one is often a fleet still.
