@@ -14,7 +14,7 @@ if __name__ == "__main__":  # Pulumi's name for it; tests of the declarations ha
 allowed_scripts: list[str] = []
 guard.register(allowed_scripts)
 
-from components import images, last, outputs, spec, stack_file, startup
+from components import accounts, images, last, outputs, sold, spec, stack_file, startup
 from components.access import FleetAccess, FleetAccessArgs
 from components.bucket import FleetBucket, FleetBucketArgs, read_binary
 from components.config import from_pulumi
@@ -57,8 +57,18 @@ daemons = {
     for vm in config.swarm
 }
 outputs.require_built((rendezvous_binary, *daemons.values()))
-sizes = images.require(config.images, images.look, dry_run=pulumi.runtime.is_dry_run())
-last.require(config, was, sizes)
+dry_run = pulumi.runtime.is_dry_run()
+sizes, missing = images.look_up(
+    config.images, last.needed_images(config, was), images.look, dry_run=dry_run
+)
+missing += sold.problems(
+    config.zone,
+    last.needed_types(config, was),
+    sold.looker(config.project, config.zone),
+    dry_run=dry_run,
+)
+missing += accounts.problems(config.service_account, last.other_account(config, was), accounts.look)
+last.require(config, was, sizes, missing)
 
 
 def labels(role: str) -> dict[str, str]:

@@ -6,63 +6,75 @@ been deleted by then.
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 
 import pulumi
 import pulumi_gcp as gcp
 
-# What toolchain/environment.py gives a plan without credentials in the place of a token.
-PLACEHOLDER_TOKEN = "placeholder-for-a-plan-without-google"  # noqa: S105 - no secret
+from components.rest import NO_CREDENTIALS, NotLookedUpError, no_credentials
+
 # What Google's "there is none" looks like in what the provider makes of it.
 _NOT_FOUND = re.compile(r"\b[Ee]rror 404\b|\bnotFound\b")
 
 
-class NotLookedUpError(Exception):
-    """Nobody can tell whether there is such an image. The text says why."""
-
-
-def require(
-    asked: Mapping[str, str], look: Callable[[str], int | None], *, dry_run: bool
-) -> dict[str, int]:
+def look_up(
+    asked: Mapping[str, str],
+    needed: Container[str],
+    look: Callable[[str], int | None],
+    *,
+    dry_run: bool,
+) -> tuple[dict[str, int], list[str]]:
     """Looks up every image of `asked` (PROJECT/FAMILY or PROJECT/NAME, by the path of its key).
 
-    Returns their sizes, GB; none where they could not be looked up, which in a preview is a warning
-    and in an update a `pulumi.RunError`, as for one that is not there.
+    `needed` has the paths of those that this update makes a boot disk of, or that are new. Returns
+    the sizes of those that are there, GB, and a sentence for each needed one that is not. What
+    cannot be looked up is such a sentence in an update, and a warning in a preview. Of an image
+    that is not needed now either is a warning: a VM that runs is not held up by it.
     """
-    try:
-        found = {image: look(image) for image in dict.fromkeys(asked.values())}
-    except NotLookedUpError as error:
-        what = f"{', '.join(asked)}: not looked up, so nobody knows whether it is there: {error}"
-        if not dry_run:
-            raise pulumi.RunError(f"{what}. Nothing was changed") from None
-        pulumi.log.warn(what)
-        return {}
+    sizes: dict[str, int] = {}
     problems = []
-    for path, image in asked.items():
-        if found[image] is None:
-            project, name = image.split("/")
-            problems.append(
-                f"{path}: the project {project} has no image and no family of images called "
-                f"{name}. Nothing was changed; `gcloud compute images list --project={project}` "
-                "lists them"
+    now = {path: image for path, image in asked.items() if path in needed}
+    later = {path: image for path, image in asked.items() if path not in needed}
+    for paths, is_needed in ((now, True), (later, False)):
+        try:
+            found = {image: look(image) for image in dict.fromkeys(paths.values())}
+        except NotLookedUpError as error:
+            what = (
+                f"{', '.join(paths)}: not looked up, so nobody knows whether it is there: {error}"
             )
-    if problems:
-        raise pulumi.RunError("\n".join(problems))
-    return {image: size for image, size in found.items() if size is not None}
+            if is_needed and not dry_run:
+                problems.append(f"{what}. Nothing was changed")
+            else:
+                pulumi.log.warn(what)
+            continue
+        sizes |= {image: size for image, size in found.items() if size is not None}
+        for path, image in paths.items():
+            if found[image] is not None:
+                continue
+            project, name = image.split("/")
+            what = (
+                f"{path}: the project {project} has no image and no family of images called {name}"
+            )
+            where = f"`gcloud compute images list --project={project}` lists them"
+            if is_needed:
+                problems.append(f"{what}. Nothing was changed; {where}")
+            else:
+                pulumi.log.warn(
+                    f"{what}. No boot disk is made of it now; an update that has to make a VM "
+                    f"with it (one that is lost, new or replaced) will fail. {where}"
+                )
+    return sizes, problems
 
 
 def look(image: str) -> int | None:
     """The size of an image, GB, or None where there is none.
 
-    Asked through the provider: at its endpoint, with its rights.
+    Asked through the provider: at its endpoint, with its rights. Raises `NotLookedUpError` where
+    nobody can tell.
     """
-    config = pulumi.runtime.get_config_env()
-    if os.environ.get("GOOGLE_OAUTH_ACCESS_TOKEN") == PLACEHOLDER_TOKEN and not (
-        config.get("gcp:accessToken") or config.get("gcp:credentials")
-    ):
-        raise NotLookedUpError("there are no Google credentials")
+    if no_credentials():
+        raise NotLookedUpError(NO_CREDENTIALS)
     project, name = image.split("/")
     # In the provider's order: an image of that name, else the newest of the family.
     size = _size(project=project, name=name)

@@ -6,8 +6,8 @@ there before anything is declared.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pulumi
@@ -31,7 +31,7 @@ class Last:
     """Sizes of disks in GB: of VMs' boot disks by the VM, of other disks by the disk.
 
     `devices`: the device name of each VM's boot disk; `machine_types` and `accounts` (addresses):
-    those of each VM.
+    those of each VM. `image`: the fleet's; None where none is recorded.
     """
 
     boot_gb: Mapping[str, int]
@@ -39,16 +39,20 @@ class Last:
     devices: Mapping[str, str]
     machine_types: Mapping[str, str] = field(default_factory=dict)
     accounts: Mapping[str, str] = field(default_factory=dict)
+    image: str | None = None
 
 
-def require(config: FleetConfig, last: Last, images: Mapping[str, int]) -> None:
+def require(
+    config: FleetConfig, last: Last, images: Mapping[str, int], missing: Sequence[str] = ()
+) -> None:
     """Raises `pulumi.RunError` for what cannot be made of what is there.
 
-    `images`: sizes of those that are known, GB.
+    `images`: sizes of those that are known, GB. `missing`: sentences about what Google does not
+    have.
     """
-    problems = shrinking(config, last) + no_room(config, last, images)
+    problems = [*missing, *map(str, shrinking(config, last) + no_room(config, last, images))]
     if problems:
-        raise pulumi.RunError("\n".join(str(problem) for problem in problems))
+        raise pulumi.RunError("\n".join(problems))
 
 
 def shrinking(config: FleetConfig, last: Last) -> list[Problem]:
@@ -86,6 +90,43 @@ def no_room(config: FleetConfig, last: Last, images: Mapping[str, int]) -> list[
     return problems
 
 
+def needed_images(config: FleetConfig, last: Last) -> set[str]:
+    """The paths of images that an update to `config` makes a boot disk of, and of the fleet's where
+    it is another one than before.
+
+    VMs that were lost at Google, and those that Pulumi is told to replace, are not known here.
+    """
+    made = [(path, vm) for path, vm in _vms(config) if _is_made(vm, last)]
+    needed = {f"{path}.image" if vm.image else "image" for path, vm in made}
+    # A release before this one recorded none: what its VMs were made of is no news.
+    if config.image != last.image and (last.image or not last.devices):
+        needed.add("image")
+    return {f"{PROJECT_NAME}:{key}" for key in needed}
+
+
+def needed_types(config: FleetConfig, last: Last) -> dict[str, tuple[str, str]]:
+    """VM and machine type, by the path of the key, of VMs that an update to `config` makes, makes
+    again or gives another type."""
+    return {
+        f"{PROJECT_NAME}:{path}.machineType": (vm.name, vm.machine.name)
+        for path, vm in _vms(config)
+        if _is_made(vm, last) or vm.machine.name != last.machine_types.get(vm.name)
+    }
+
+
+def other_account(config: FleetConfig, last: Last) -> list[str]:
+    """VMs that an update to `config` stops to give them the account that it names."""
+    if config.service_account is None:
+        # The program makes it.
+        return []
+    was = last.accounts
+    return [
+        vm.name
+        for vm in _by_size(config)
+        if was.get(vm.name, config.service_account) != config.service_account
+    ]
+
+
 def stopped(config: FleetConfig, last: Last) -> list[str]:
     """VMs that an update to `config` stops, or makes again: they take turns, in this order.
 
@@ -95,9 +136,7 @@ def stopped(config: FleetConfig, last: Last) -> list[str]:
     # Without one in the configuration the program makes it (components/identity.py).
     account = config.service_account or f"{PROJECT_NAME}@{config.project}.iam.gserviceaccount.com"
     names = []
-    by_size = sorted(config.swarm, key=lambda each: (each.agents, each.name))
-    vms: list[RendezvousConfig | SwarmVmConfig] = [*by_size, config.rendezvous]
-    for vm in vms:
+    for vm in _by_size(config):
         if vm.name not in last.machine_types:
             continue
         if (
@@ -107,6 +146,10 @@ def stopped(config: FleetConfig, last: Last) -> list[str]:
         ):
             names.append(vm.name)
     return names
+
+
+def _by_size(config: FleetConfig) -> list[RendezvousConfig | SwarmVmConfig]:
+    return [*sorted(config.swarm, key=lambda each: (each.agents, each.name)), config.rendezvous]
 
 
 def _vms(config: FleetConfig) -> list[tuple[str, RendezvousConfig | SwarmVmConfig]]:
@@ -126,10 +169,11 @@ def read() -> Last:
     stack = f"{pulumi.get_organization()}/{pulumi.get_project()}/{pulumi.get_stack()}"
     # Asked for the resources of a state that is not there yet, the engine (3.259) follows a nil;
     # asked for the stack's outputs it says that there are none.
-    if not _ask("readStackOutputs", name=stack):
+    outputs = _ask("readStackOutputs", name=stack)
+    if not outputs:
         return Last(boot_gb={}, disk_gb={}, devices={})
     resources = _ask("readStackResourceOutputs", stackName=stack)
-    return known(
+    last = known(
         [
             (each["type"], each["outputs"])
             for urn, each in resources.items()
@@ -137,6 +181,8 @@ def read() -> Last:
             if "::pilot:fleet:" in urn
         ]
     )
+    image = outputs.get("image")
+    return replace(last, image=image if isinstance(image, str) else None)
 
 
 def known(resources: Iterable[tuple[str, Mapping[str, Any]]]) -> Last:

@@ -30,6 +30,8 @@ def of(config: FleetConfig) -> dict[str, Any]:
         "dashboard": f"http://localhost:{DASHBOARD_PORT}",
         "dashboardTunnel": tunnel,
         "vms": {name: _vm(fit) for name, fit in config.fits.items()},
+        # Read by the next update (components/last.py).
+        "image": config.image,
         "vcpus": capacity.vcpus_by_family(machines),
     }
 

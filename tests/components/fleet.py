@@ -14,6 +14,8 @@ import pulumi
 import pytest
 import yaml
 
+from components import accounts, sold
+
 ROOT = Path(__file__).resolve().parents[2]
 SEED_FILE = ROOT / "Pulumi.swarm.yaml"
 
@@ -78,11 +80,11 @@ class Recorder(pulumi.runtime.Mocks):
 
 
 @contextmanager
-def _environment(config: Mapping[str, Any]) -> Iterator[None]:
+def _environment(config: Mapping[str, Any]) -> Iterator[pytest.MonkeyPatch]:
     patch = pytest.MonkeyPatch()
     patch.setenv("PULUMI_CONFIG", json.dumps(config))
     try:
-        yield
+        yield patch
     finally:
         patch.undo()
 
@@ -101,6 +103,9 @@ def run_program(
     def program() -> None:
         runpy.run_path(str(ROOT / "__main__.py"))
 
-    with _environment(config):
+    with _environment(config) as patch:
+        # What is asked of Google beside the engine.
+        patch.setattr(sold, "looker", lambda *_: lambda _: "")
+        patch.setattr(accounts, "look", lambda _: True)
         pulumi.runtime.test(program)()  # type: ignore[no-untyped-call]
     return recorder

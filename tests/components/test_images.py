@@ -5,7 +5,7 @@ from __future__ import annotations
 import pulumi
 import pytest
 
-from components import images
+from components import images, rest
 from tests.components.fleet import Recorder
 from toolchain import environment
 
@@ -30,35 +30,60 @@ def test_every_image_that_is_not_there_is_named_with_its_key(dry_run: bool) -> N
         looked.append(image)
         return 10 if image == "corp-images/golden" else None
 
-    with pytest.raises(pulumi.RunError) as caught:
-        images.require(ASKED, look, dry_run=dry_run)
-    assert str(caught.value).startswith(
-        "pilot-fleet:swarm[1].image: the project corp-images has no"
-    )
-    assert "Nothing was changed" in str(caught.value)
-    assert len(str(caught.value).splitlines()) == 1
+    sizes, (problem,) = images.look_up(ASKED, set(ASKED), look, dry_run=dry_run)
+    assert problem.startswith("pilot-fleet:swarm[1].image: the project corp-images has no")
+    assert "Nothing was changed" in problem
     assert looked == ["corp-images/golden", "corp-images/canary"], "each once"
-    sizes = images.require(ASKED, lambda _: 10, dry_run=dry_run)
+    assert sizes == {"corp-images/golden": 10}
+    sizes, problems = images.look_up(ASKED, set(ASKED), lambda _: 10, dry_run=dry_run)
     assert sizes == {"corp-images/golden": 10, "corp-images/canary": 10}
+    assert problems == []
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_one_that_no_boot_disk_is_made_of_is_a_warning(
+    dry_run: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    needed = {"pilot-fleet:rendezvous.image"}
+
+    def look(image: str) -> int | None:
+        return 10 if image == "corp-images/golden" else None
+
+    sizes, problems = images.look_up(ASKED, needed, look, dry_run=dry_run)
+    assert (sizes, problems) == ({"corp-images/golden": 10}, [])
+    (record,) = caplog.records
+    assert record.message.startswith("pilot-fleet:swarm[1].image: the project corp-images has no")
+    assert "an update that has to make a VM with it" in record.message
+    caplog.clear()
+
+    def refused(image: str) -> int | None:
+        if image == "corp-images/golden":
+            return 10
+        raise rest.NotLookedUpError("Error 403: no right")
+
+    asked = {key: image for key, image in ASKED.items() if key != "pilot-fleet:image"}
+    sizes, problems = images.look_up(asked, needed, refused, dry_run=dry_run)
+    assert (sizes, problems) == ({"corp-images/golden": 10}, [])
+    assert "swarm[1].image: not looked up" in caplog.text
 
 
 def test_what_cannot_be_looked_up_is_a_warning_in_a_preview(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     def look(_: str) -> int | None:
-        raise images.NotLookedUpError("Error 403: no right")
+        raise rest.NotLookedUpError("Error 403: no right")
 
-    assert images.require(ASKED, look, dry_run=True) == {}
+    assert images.look_up(ASKED, set(ASKED), look, dry_run=True) == ({}, [])
     assert "not looked up" in caplog.text
     assert "Error 403: no right" in caplog.text
-    with pytest.raises(pulumi.RunError, match=r"Error 403: no right\. Nothing was changed"):
-        images.require(ASKED, look, dry_run=False)
+    _, (problem,) = images.look_up(ASKED, set(ASKED), look, dry_run=False)
+    assert problem.endswith("Error 403: no right. Nothing was changed")
 
 
 def test_nothing_is_asked_with_the_placeholder_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert images.PLACEHOLDER_TOKEN == environment.PLACEHOLDER_TOKEN
-    monkeypatch.setenv("GOOGLE_OAUTH_ACCESS_TOKEN", images.PLACEHOLDER_TOKEN)
-    with pytest.raises(images.NotLookedUpError, match="no Google credentials"):
+    assert rest.PLACEHOLDER_TOKEN == environment.PLACEHOLDER_TOKEN
+    monkeypatch.setenv("GOOGLE_OAUTH_ACCESS_TOKEN", rest.PLACEHOLDER_TOKEN)
+    with pytest.raises(rest.NotLookedUpError, match="no Google credentials"):
         images.look("corp-images/golden")
     monkeypatch.setenv("PULUMI_CONFIG", '{"gcp:accessToken": "anything"}')
     assert images.look("corp-images/golden") == 10

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pulumi
 import pytest
 
 from components.config import FleetConfig
-from components.last import Last, known, no_room, require, shrinking, stopped
+from components.last import (
+    Last,
+    known,
+    needed_images,
+    needed_types,
+    no_room,
+    other_account,
+    require,
+    shrinking,
+    stopped,
+)
 from components.vm import boot_device
 from tests.components.fleet import changed
 
@@ -103,6 +115,48 @@ def test_who_is_stopped_takes_turns_and_nobody_else() -> None:
     assert stopped(other, RUNNING) == everybody
     # Nobody is there to be stopped.
     assert stopped(other, NEW) == []
+
+
+DEBIAN = "debian-cloud/debian-12"
+
+
+def test_an_image_is_needed_for_a_boot_disk_that_is_made_or_when_it_is_new() -> None:
+    fleets = "pilot-fleet:image"
+    assert needed_images(config(), NEW) == {fleets}
+    there = replace(THERE, image=DEBIAN)
+    assert needed_images(config(), there) == set()
+    # A release before this one recorded no image.
+    assert needed_images(config(), THERE) == set()
+    newer = FleetConfig.parse(changed(image="corp-images/golden"), project="project-1")
+    assert needed_images(newer, there) == {fleets}
+    # A VM that is new is made of the fleet's, one that is made again of its own.
+    without = {name: "x" for name in VMS if name != "swarm-1"}
+    assert needed_images(config(), replace(there, devices=without)) == {fleets}
+    own, key = "corp-images/golden", "pilot-fleet:swarm[0].image"
+    assert needed_images(config(image=own), there) == {key}
+    assert needed_images(config(image=own), replace(there, devices=without)) == {key}
+    deployed = replace(there, devices={**THERE.devices, "swarm-1": boot_device(own)})
+    assert needed_images(config(image=own), deployed) == set()
+
+
+def test_a_machine_type_is_needed_where_a_vm_is_made_or_gets_another() -> None:
+    assert set(needed_types(config(), NEW).values()) == set(RUNNING.machine_types.items())
+    assert needed_types(config(agents=10, env={"GOGC": "50"}), RUNNING) == {}
+    key = "pilot-fleet:swarm[0].machineType"
+    other = needed_types(config(machineType="e2-standard-32"), RUNNING)
+    assert other == {key: ("swarm-1", "e2-standard-32")}
+    again = needed_types(config(image="corp-images/golden"), RUNNING)
+    assert again == {key: ("swarm-1", "e2-standard-16")}
+
+
+def test_an_account_is_another_where_a_vm_that_is_there_has_not_got_it() -> None:
+    values = changed(serviceAccount="other@project-1.iam.gserviceaccount.com")
+    other = FleetConfig.parse(values, project="project-1")
+    assert other_account(other, RUNNING) == ["swarm-3", "swarm-1", "swarm-2", "pilot-rendezvous"]
+    assert other_account(other, NEW) == []
+    assert other_account(config(), RUNNING) == []
+    has = {**RUNNING.accounts, "swarm-3": values["serviceAccount"]}
+    assert other_account(other, replace(RUNNING, accounts=has))[0] == "swarm-1"
 
 
 def test_a_part_that_is_not_recorded_is_left_out() -> None:

@@ -16,7 +16,7 @@ import pytest
 from lab.server import Serving, serve
 from tests.components.fleet import changed
 from tests.engine.project import Project
-from tests.engine.test_update import CLOUD, FLEET, call, instances
+from tests.engine.test_update import CLOUD, FLEET, call, delete, instances
 from toolchain import environment
 
 pytestmark = pytest.mark.engine
@@ -153,6 +153,38 @@ def test_a_name_that_is_not_there_is_refused_before_anything_is_touched(
     assert instances(cloud) == before
 
 
+def test_one_that_no_boot_disk_is_made_of_holds_up_no_update(
+    project: Project, cloud: Serving
+) -> None:
+    """Deployed, and then its image is deleted, so that the family is empty."""
+    project.configure(fleet({"swarm-2": "corp-images/canary"}, **GOLDEN))
+    assert project.up(policies=False).no_traceback().code == 0
+    for name in ("corp-base-20261101", "other-7"):
+        delete(cloud, f"projects/corp-images/global/images/{name}")
+    values = fleet({"swarm-2": "corp-images/canary"}, **GOLDEN)
+    values["swarm"][0] |= {"agents": 2900}
+    project.configure(values)
+    done = project.up().no_traceback()
+    assert done.code == 0, done.text
+    for path, image in (("image", "golden"), ("swarm[1].image", "canary")):
+        assert (
+            f"warning: pilot-fleet:{path}: the project corp-images has no image and no family of "
+            f"images called {image}. No boot disk is made of it now" in done.text
+        ), done.text
+
+    # A VM that is to be made needs it, and so does a fleet that is given another.
+    values["swarm"].append({"name": "swarm-4", "machineType": "e2-standard-8", "agents": 10})
+    project.configure(values)
+    refused = project.up("--skip-preview", policies=False).no_traceback()
+    assert refused.code != 0
+    assert "called golden. Nothing was changed" in refused.text, refused.text
+    assert "swarm[1].image: the project corp-images has no image" in refused.text
+    assert set(instances(cloud)) == VMS
+    del values["swarm"][3]
+    project.configure(values | {"image": "corp-images/canary"})
+    assert project.preview(policies=False).code != 0
+
+
 def test_a_plan_without_rights_says_that_it_could_not_look(project: Project) -> None:
     """As Google refuses a token: at once, and the plan goes on."""
     with refusing() as url:
@@ -165,6 +197,8 @@ def test_a_plan_without_rights_says_that_it_could_not_look(project: Project) -> 
         assert preview.code == 0, preview.text
         assert "warning: pilot-fleet:image: not looked up" in preview.text
         assert "Error 401: no such token" in preview.text
+        assert "swarm[2].machineType: not looked up" in preview.text
+        assert "the credentials are refused" in preview.text
         update = project.up("--skip-preview", "--refresh=false").no_traceback()
         assert update.code != 0
         assert "Error 401: no such token" in update.text
@@ -180,7 +214,8 @@ def test_a_plan_without_credentials_asks_nobody(project: Project) -> None:
     preview = project.preview("--refresh=false").no_traceback()
     assert preview.code == 0, preview.text
     assert "pilot-fleet:image: not looked up" in preview.text
-    assert "there are no Google credentials" in preview.text
+    assert "pilot-fleet:swarm[2].machineType: not looked up" in preview.text
+    assert preview.text.count("there are no Google credentials") >= 2
 
 
 @contextmanager

@@ -6,7 +6,6 @@ What is stopped and started is what the API's driver was told, in its order.
 from __future__ import annotations
 
 import copy
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from lab.machines import Machine, MachineError
 from lab.server import Serving, serve
 from tests.components.fleet import changed
 from tests.engine.project import Project
-from tests.engine.test_update import CLOUD, FLEET, call, instances
+from tests.engine.test_update import CLOUD, FLEET, call, delete, instances, make_account
 from tests.lab.fake_drivers import Recorder
 
 pytestmark = pytest.mark.engine
@@ -91,6 +90,7 @@ def test_vms_are_stopped_one_by_one_and_named_in_the_plan(
 
     # Another account stops all four, another machine type one of them; a spec stops none.
     values["serviceAccount"] = f"other@{CLOUD}.iam.gserviceaccount.com"
+    make_account(cloud, values["serviceAccount"])
     values["swarm"][0] |= {"machineType": "e2-standard-32"}
     values["swarm"][1] |= {"env": {"GOGC": "75"}}
     project.configure(values)
@@ -128,6 +128,7 @@ def test_one_that_fails_stops_no_larger_one_and_is_started_again(
 ) -> None:
     values = deployed(project, machines)
     values["serviceAccount"] = f"other@{CLOUD}.iam.gserviceaccount.com"
+    make_account(cloud, values["serviceAccount"])
     project.configure(values)
     machines.sold_out = {"swarm-3"}
     failed = project.up(policies=False).no_traceback()
@@ -181,19 +182,67 @@ def test_a_vm_that_cannot_be_started_holds_up_no_other(
     assert {vm["status"] for vm in instances(cloud).values()} == {"RUNNING"}
 
 
-def test_a_machine_type_that_the_zone_has_not_stops_nothing(
+def test_a_machine_type_that_the_zone_has_not_stops_deletes_and_makes_nothing(
+    project: Project, machines: Machines, cloud: Serving
+) -> None:
+    """Of a VM that gets another type, of one that is made again, and of a new one."""
+    values = deployed(project, machines)
+    call(cloud, "projects/corp-images/global/images", {"name": "golden-1", "family": "golden"})
+    before = {name: vm["id"] for name, vm in instances(cloud).items()}
+    # Sold, but not in the zones of this cloud.
+    unsold = {"machineType": "m1-megamem-96"}
+    values["swarm"][0] |= unsold
+    values["swarm"][1] |= unsold | {"image": "corp-images/golden"}
+    values["swarm"].append(unsold | {"name": "swarm-4", "agents": 10})
+    project.configure(values)
+    for answer in (project.preview(policies=False), project.up("--skip-preview", policies=False)):
+        answer.no_traceback()
+        assert answer.code != 0
+        for index, vm in ((0, "swarm-1"), (1, "swarm-2"), (3, "swarm-4")):
+            assert (
+                f"pilot-fleet:swarm[{index}].machineType: us-central1-a has no machine type "
+                f"m1-megamem-96, so {vm} cannot be one. Nothing was changed" in answer.text
+            ), answer.text
+    assert machines.moves() == []
+    assert {name: vm["id"] for name, vm in instances(cloud).items()} == before
+    assert "swarm-4-state" not in {disk["name"] for disk in call(cloud, f"{ZONE}/disks")["items"]}
+
+
+def test_a_new_fleet_of_a_machine_type_that_the_zone_has_not_makes_nothing(
+    project: Project, cloud: Serving
+) -> None:
+    values = copy.deepcopy(changed(**FLEET))
+    values["rendezvous"] |= {"machineType": "m1-megamem-96"}
+    project.configure(values)
+    for answer in (project.preview(policies=False), project.up("--skip-preview", policies=False)):
+        assert answer.no_traceback().code != 0
+        assert "rendezvous.machineType: us-central1-a has no machine type" in answer.text
+    assert not call(cloud, f"projects/{CLOUD}/global/networks").get("items")
+
+
+def test_an_account_that_is_not_there_stops_nothing(
     project: Project, machines: Machines, cloud: Serving
 ) -> None:
     values = deployed(project, machines)
-    # Sold, but not in the zones of this cloud.
-    values["swarm"][0] |= {"machineType": "m1-megamem-96"}
+    values["serviceAccount"] = f"vmss@{CLOUD}.iam.gserviceaccount.com"
     project.configure(values)
-    for answer in (project.preview(policies=False), project.up(policies=False)):
+    for answer in (project.preview(policies=False), project.up("--skip-preview", policies=False)):
         answer.no_traceback()
         assert answer.code != 0
-        assert "us-central1-a has no machine type m1-megamem-96" in answer.text
+        assert (
+            "pilot-fleet:serviceAccount: there is no service account "
+            f"{values['serviceAccount']}, so swarm-3, swarm-1, swarm-2, pilot-rendezvous cannot "
+            "get it. Nothing was changed" in answer.text
+        ), answer.text
     assert machines.moves() == []
-    assert instances(cloud)["swarm-1"]["status"] == "RUNNING"
+
+    # Nobody can tell: said, and no refusal.
+    project.extra = {**cloud.settings(), "gcp:iamCustomEndpoint": "http://127.0.0.1:1/v1/"}
+    project.configure(values)
+    plan = project.preview(policies=False).no_traceback()
+    assert plan.code == 0, plan.text
+    assert "serviceAccount: not looked up" in plan.text
+    assert "swarm-3 is stopped before Google says so" in plan.text
 
 
 def test_other_days_of_snapshots_change_nothing_else(project: Project, machines: Machines) -> None:
@@ -252,13 +301,3 @@ def test_a_vm_moves_to_a_series_with_other_disks(
     assert machines.moves() == ["start swarm-1"]
     delete(cloud, f"projects/{CLOUD}/global/snapshots/swarm-1-move")
     assert project.steps() == {}
-
-
-def delete(cloud: Serving, path: str) -> None:
-    request = urllib.request.Request(
-        f"{cloud.url}/compute/v1/{path}",
-        headers={"Authorization": "Bearer anything"},
-        method="DELETE",
-    )
-    with urllib.request.urlopen(request, timeout=30) as response:
-        assert response.status == 200

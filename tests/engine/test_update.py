@@ -55,6 +55,28 @@ def call(cloud: Serving, path: str, body: dict[str, Any] | None = None) -> dict[
     return answer
 
 
+def delete(cloud: Serving, path: str) -> None:
+    request = urllib.request.Request(
+        f"{cloud.url}/compute/v1/{path}",
+        headers={"Authorization": "Bearer anything"},
+        method="DELETE",
+    )
+    with urllib.request.urlopen(request, timeout=30) as response:
+        assert response.status == 200
+
+
+def make_account(cloud: Serving, email: str) -> None:
+    """The service account of that address (`NAME@PROJECT.iam.gserviceaccount.com`)."""
+    name, _, domain = email.partition("@")
+    request = urllib.request.Request(
+        f"{cloud.url}/v1/projects/{domain.partition('.')[0]}/serviceAccounts",
+        data=json.dumps({"accountId": name}).encode(),
+        headers={"Authorization": "Bearer anything", "Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=30) as response:
+        assert json.load(response)["email"] == email
+
+
 def instances(cloud: Serving) -> dict[str, dict[str, Any]]:
     listed = call(cloud, f"projects/{CLOUD}/zones/us-central1-a/instances")
     return {instance["name"]: instance for instance in listed.get("items", [])}

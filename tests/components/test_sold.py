@@ -1,0 +1,147 @@
+"""Machine types and accounts are looked up: there, not there, or nobody can tell."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pulumi
+import pytest
+
+from components import accounts, rest, sold
+from lab.server import Serving, serve
+from tests.components.fleet import Recorder
+from tests.engine.test_update import make_account
+
+ZONE = "us-central1-a"
+ASKED = {
+    "pilot-fleet:rendezvous.machineType": ("pilot-rendezvous", "n2-standard-4"),
+    "pilot-fleet:swarm[0].machineType": ("swarm-1", "m1-megamem-96"),
+    "pilot-fleet:swarm[2].machineType": ("swarm-3", "m1-megamem-96"),
+}
+EMAIL = "vms@project-1.iam.gserviceaccount.com"
+
+
+@pytest.fixture(autouse=True)
+def engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PULUMI_CONFIG", "{}")
+    monkeypatch.delenv("GOOGLE_OAUTH_ACCESS_TOKEN", raising=False)
+    pulumi.runtime.set_mocks(Recorder(), project="pilot-fleet", stack="test", preview=True)
+
+
+@pytest.fixture
+def cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serving]:
+    with serve(tmp_path / "cloud") as serving:
+        monkeypatch.setenv("PULUMI_CONFIG", json.dumps(serving.settings()))
+        yield serving
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_type_that_the_zone_has_not_is_a_sentence_for_each_vm(
+    dry_run: bool, cloud: Serving
+) -> None:
+    assert cloud.url
+    found = sold.problems(ZONE, ASKED, sold.looker("project-1", ZONE), dry_run=dry_run)
+    assert [text.partition(". ")[0] for text in found] == [
+        f"pilot-fleet:swarm[{index}].machineType: us-central1-a has no machine type "
+        f"m1-megamem-96, so {vm} cannot be one"
+        for index, vm in ((0, "swarm-1"), (2, "swarm-3"))
+    ]
+    assert all("gcloud compute machine-types list --zones=us-central1-a" in text for text in found)
+
+
+def test_each_type_is_asked_for_once_and_a_deprecated_one_is_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    looked: list[str] = []
+
+    def look(kind: str) -> str:
+        looked.append(kind)
+        return "DEPRECATED" if kind == "m1-megamem-96" else ""
+
+    assert sold.problems(ZONE, ASKED, look, dry_run=False) == []
+    assert looked == ["n2-standard-4", "m1-megamem-96"]
+    assert [record.message for record in caplog.records] == [
+        "Google calls the machine type m1-megamem-96 deprecated"
+    ]
+    assert sold.problems(ZONE, {}, look, dry_run=False) == []
+    assert len(looked) == 2
+
+
+def test_what_cannot_be_looked_up_is_a_warning_in_a_preview(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GOOGLE_OAUTH_ACCESS_TOKEN", rest.PLACEHOLDER_TOKEN)
+    look = sold.looker("project-1", ZONE)
+    assert sold.problems(ZONE, ASKED, look, dry_run=True) == []
+    assert "pilot-fleet:swarm[2].machineType: not looked up" in caplog.text
+    (problem,) = sold.problems(ZONE, ASKED, look, dry_run=False)
+    assert problem.endswith("there are no Google credentials. Nothing was changed")
+
+
+def test_a_project_or_zone_that_is_not_there_is_not_a_type_that_is_not_sold(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def get(_: rest.Google, path: str) -> None:
+        raise rest.GoogleError(f"The resource '{path.partition('/zones/')[0]}' was not found", 404)
+
+    monkeypatch.setenv("GOOGLE_OAUTH_ACCESS_TOKEN", "anything")
+    monkeypatch.setattr(rest.Google, "get", get)
+    with pytest.raises(rest.NotLookedUpError, match="'projects/project-1' was not found"):
+        sold.looker("project-1", ZONE)("e2-standard-4")
+
+
+def test_nobody_that_answers_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    nowhere = {"gcp:accessToken": "anything", "gcp:computeCustomEndpoint": "http://127.0.0.1:1/"}
+    monkeypatch.setenv("PULUMI_CONFIG", json.dumps(nowhere))
+    with pytest.raises(rest.NotLookedUpError) as caught:
+        sold.looker("project-1", ZONE)("e2-standard-4")
+    assert "127.0.0.1" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_an_account_that_is_not_there_is_a_sentence(cloud: Serving) -> None:
+    (problem,) = accounts.problems(EMAIL, ["swarm-3", "swarm-1"], accounts.look)
+    assert problem.startswith(
+        f"pilot-fleet:serviceAccount: there is no service account {EMAIL}, so swarm-3, swarm-1 "
+        "cannot get it. Nothing was changed"
+    )
+    make_account(cloud, EMAIL)
+    assert accounts.problems(EMAIL, ["swarm-3"], accounts.look) == []
+
+
+def test_an_account_that_nobody_gets_is_not_looked_up() -> None:
+    def look(_: str) -> bool:
+        raise AssertionError
+
+    assert accounts.problems(EMAIL, [], look) == []
+    assert accounts.problems(None, [], look) == []
+
+
+@pytest.mark.parametrize(
+    ("email", "token", "why"),
+    [
+        (EMAIL, rest.PLACEHOLDER_TOKEN, "there are no Google credentials"),
+        ("vms@example.com", "anything", "its address does not name its project"),
+        (EMAIL, "anything", "Permission 'iam.serviceAccounts.get' denied"),
+    ],
+)
+def test_an_account_that_cannot_be_looked_up_is_a_warning(
+    email: str,
+    token: str,
+    why: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As Google answers without the right: the same for an account that is not there."""
+
+    def get(_: rest.Google, path: str) -> None:
+        message = f"Permission 'iam.serviceAccounts.get' denied on {path} (or it may not exist)."
+        raise rest.GoogleError(message, 403)
+
+    monkeypatch.setenv("GOOGLE_OAUTH_ACCESS_TOKEN", token)
+    monkeypatch.setattr(rest.Google, "get", get)
+    assert accounts.problems(email, ["swarm-3"], accounts.look) == []
+    assert why in caplog.text
+    assert "swarm-3 is stopped before Google says so" in caplog.text
