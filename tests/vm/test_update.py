@@ -11,6 +11,7 @@ import json
 import subprocess
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from tests.components.fleet import ROOT
 from tests.vm.conftest import Boot
 from tests.vm.fleet import CLOUD, RENDEZVOUS, Fleet, said
 from tests.vm.rows import EXITS
-from tests.vm.update import carried_over, has_the_script
+from tests.vm.update import NO_COMMIT, Looks, carried_over, has_the_script
 
 pytestmark = pytest.mark.engine
 
@@ -40,6 +41,12 @@ def fleet(booted: Boot, before: Path | None) -> Iterator[Fleet]:
         yield made
 
 
+@pytest.fixture(scope="module")
+def broken() -> dict[str, dict[str, str]]:
+    """What the `up` of a script that fails has written, once it has: metadata by VM."""
+    return {}
+
+
 def _give_orders(fleet: Fleet) -> None:
     """A store set aside, a restart whose order is gone, and a rejected release that is still the
     declared one: carried out, all of them."""
@@ -48,17 +55,18 @@ def _give_orders(fleet: Fleet) -> None:
     fleet.all_online()
     processes = fleet.processes("swarm-1")
     fleet.order("swarm-1", restart="once")
+    # By the API, as `up` does; the next `up` declares the same.
+    fleet.change_spec("swarm-2", release=fleet.release("9.9.9", EXITS))
+    path = fleet.project.folder / "artifacts" / "bad" / "pilot-daemon"
+    path.parent.mkdir()
+    path.write_bytes(EXITS)
+    fleet.releases["swarm-2"] = {"version": "9.9.9", "daemon": "artifacts/bad/pilot-daemon"}
     fleet.until(
         lambda: not set(fleet.processes("swarm-1").values()) & set(processes.values()),
         "an ordered restart",
     )
     fleet.whole("swarm-1")
     fleet.order("swarm-1")
-    path = fleet.project.folder / "artifacts" / "bad" / "pilot-daemon"
-    path.parent.mkdir()
-    path.write_bytes(EXITS)
-    fleet.releases["swarm-2"] = {"version": "9.9.9", "daemon": "artifacts/bad/pilot-daemon"}
-    fleet.update(WANTED)
     fleet.until_status(
         "swarm-2",
         lambda told: (told["roll"]["state"], told["phase"]) == ("halted", "whole"),
@@ -95,73 +103,88 @@ def operated_by(fleet: Fleet, tree: Path) -> None:
 
 def test_nobody_notices_the_way_forward(fleet: Fleet, before: Path | None, commit: str) -> None:
     if before is None:
-        pytest.skip(
-            "no commit to come from: a clone without history, or one with the same startup/"
-        )
+        pytest.skip(NO_COMMIT)
     operated_by(fleet, ROOT)
-    carried_over(fleet, ROOT, commit, window=WINDOW)
-    operated_by(fleet, before)
+    # That nobody notices who of the two commits gives orders is looked at as well.
+    operated = partial(operated_by, fleet, before)
+    carried_over(fleet, ROOT, commit, window=WINDOW, after=operated)
 
 
 def break_limits(fleet: Fleet) -> None:
     """`up` of this commit with a script that fails in "limits"."""
-    fleet.settings["programStagger"] = LONG
+    fleet.take(ROOT)
     file = fleet.project.folder / "startup" / "node" / "apply.py"
     line = "    numbers = limits.sysctls(kernel.machine(place), spec)\n"
     text = file.read_text()
     assert text.count(line) == 1
     file.write_text(text.replace(line, '    raise limits.LimitsError("no number fits")\n'))
+    fleet.settings["programStagger"] = LONG
     fleet.update(WANTED)
+    fleet.settings["programStagger"] = TURN
+
+
+def the_first_fails_and_the_second_waits(fleet: Fleet) -> None:
+    expected = fleet.declared("swarm-1")["script"]["sha256"]
     told = fleet.until_status(
-        "swarm-1", lambda told: told["script"]["state"] == "failed", "its new script failed"
+        "swarm-1",
+        lambda told: (told["script"]["state"], told["script"]["expected"]) == ("failed", expected),
+        "its new script failed",
     )
     assert told["node"]["script"] == ""
     assert told["phase"] == "whole"
     why = fleet.run("swarm-1", "journalctl --unit pilot-script --output cat --lines 12")
     assert 'FAILED in step "programs, spec, kernel limits"' in why
     assert "no number fits" in why
+    told = fleet.until_status(
+        "swarm-2",
+        lambda told: (told["script"]["state"], told["script"]["expected"]) == ("waiting", expected),
+        "it waits for its turn",
+    )
+    assert told["script"]["turn"] > told["time"]
 
 
-def touched(fleet: Fleet) -> dict[str, Any]:
-    found: dict[str, Any] = {vm: fleet.processes(vm) for vm in WANTED}
+def touched(fleet: Fleet, *vms: str) -> dict[str, Any]:
+    found: dict[str, Any] = {vm: fleet.processes(vm) for vm in vms}
     found[RENDEZVOUS] = fleet.run(RENDEZVOUS, "systemctl show -P MainPID pilot-rendezvous.service")
     return found
 
 
-@pytest.mark.parametrize("rebooted", [False, True], ids=["waiting", "rebooted"])
-def test_a_script_that_fails_is_ended_by_the_commit_before(fleet: Fleet, rebooted: bool) -> None:
-    identities, running = fleet.identities(), touched(fleet)
+def test_a_script_that_fails_and_a_vm_that_boots_into_it_are_mended_by_the_commit_before(
+    fleet: Fleet, broken: dict[str, dict[str, str]]
+) -> None:
+    good = fleet.all_metadata()
+    identities, running = fleet.identities(), touched(fleet, *WANTED)
     break_limits(fleet)
-    told = fleet.until_status(
-        "swarm-2", lambda told: told["script"]["state"] == "waiting", "it waits for its turn"
-    )
-    assert told["script"]["turn"] > told["time"]
-    assert touched(fleet) == running
+    broken |= fleet.all_metadata()
+    the_first_fails_and_the_second_waits(fleet)
+    assert touched(fleet, *WANTED) == running
     runs = len(fleet.ended("swarm-2"))
-    if rebooted:
-        fleet.act("swarm-2", "reset")
-        assert fleet.until_ended("swarm-2", runs + 1) == 1
-        # It fails before any agent is started.
-        assert fleet.running("swarm-2") == 0
-        del running["swarm-2"]
-    fleet.take(ROOT)
-    fleet.update(WANTED)
-    if rebooted:
-        # No pilot-node is there to do it; what does in ten minutes is started now.
-        fleet.run("swarm-2", "systemctl start pilot-script-again.service")
-        fleet.heard_since(time.monotonic(), "swarm-2")
+    fleet.act("swarm-2", "reset")
+    assert fleet.until_ended("swarm-2", runs + 1) == 1
+    # It fails before any agent is started.
+    assert fleet.running("swarm-2") == 0
+    # What the `up` of that commit wrote; an `up` itself ends the next test's.
+    fleet.write_metadata(good)
+    # No pilot-node is there to do it; what does in ten minutes is started now.
+    fleet.run("swarm-2", "systemctl start pilot-script-again.service")
+    fleet.heard_since(time.monotonic(), "swarm-2")
     for vm in VMS:
         has_the_script(fleet, vm)
-    assert {vm: touched(fleet)[vm] for vm in running} == running
+    del running["swarm-2"]
+    assert touched(fleet, "swarm-1") == running
     # processes() sees that no port has two.
     assert {vm: len(fleet.processes(vm)) for vm in WANTED} == WANTED
     assert fleet.identities() == identities
-    fleet.settings["programStagger"] = TURN
 
 
-def test_nobody_notices_the_way_back(fleet: Fleet, before: Path | None, commit: str) -> None:
-    if before is None:
-        pytest.skip(
-            "no commit to come from: a clone without history, or one with the same startup/"
-        )
-    carried_over(fleet, before, commit, window=WINDOW)
+def test_nobody_notices_a_script_that_fails_and_the_way_back(
+    fleet: Fleet, broken: dict[str, dict[str, str]], before: Path | None, commit: str
+) -> None:
+    """`up` of the commit before comes before the second VM's turn."""
+    if not broken:
+        pytest.skip("the test before did not come to its script that fails")
+    looks, running = Looks(fleet), touched(fleet, *WANTED)
+    fleet.write_metadata(broken)
+    the_first_fails_and_the_second_waits(fleet)
+    assert touched(fleet, *WANTED) == running
+    carried_over(fleet, before or ROOT, commit, window=WINDOW, looks=looks)

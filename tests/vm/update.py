@@ -12,7 +12,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -226,11 +226,18 @@ class Looks:
 
     def more(self, count: int) -> None:
         """Wait until each VM has looked so many times more."""
-        enough = {vm: self._count(vm) + count for vm in self._vms}
+        self.until(self.counted(count))
+
+    def counted(self, more: int) -> dict[str, int]:
+        """By VM how many looks there are when it has looked so many times more."""
+        return {vm: self._count(vm) + more for vm in self._vms}
+
+    def until(self, enough: Mapping[str, int]) -> None:
+        """Wait until each VM has so many looks."""
         for vm in self._vms:
             self._fleet.until(
                 lambda vm=vm: self._count(vm) >= enough[vm],  # type: ignore[misc]
-                f"{vm}: {count} looks",
+                f"{vm}: {enough[vm]} looks",
             )
 
     def taken(self) -> list[Look]:
@@ -250,10 +257,19 @@ class Looks:
         return int(told or 0)
 
 
-def carried_over(fleet: Fleet, tree: Path, commit: str, *, window: int) -> None:
+def carried_over(
+    fleet: Fleet,
+    tree: Path,
+    commit: str,
+    *,
+    window: int,
+    looks: Looks | None = None,
+    after: Callable[[], None] = lambda: None,
+) -> None:
     """`up` of the program in `tree`: nobody notices. `commit`: the one before, whether it is the
-    one to come from or to go back to; those since say what they restart."""
-    looks = Looks(fleet)
+    one to come from or to go back to; those since say what they restart. `looks`: those of what
+    was done before, which is judged too; `after` is done and looked at when all have the script."""
+    looks = looks or Looks(fleet)
     fleet.take(tree)
     fleet.update(fleet.wanted)
     late: list[str] = []
@@ -265,7 +281,10 @@ def carried_over(fleet: Fleet, tree: Path, commit: str, *, window: int) -> None:
                 # What was seen meanwhile says why.
                 late = [str(error)]
                 break
-    looks.more(_LOOKS_AFTER)
+    enough = looks.counted(_LOOKS_AFTER)
+    if not late:
+        after()
+    looks.until(enough)
     taken = looks.taken()
     for each in restarts(taken):
         measured(str(each))
@@ -278,12 +297,17 @@ def has_the_script(fleet: Fleet, vm: str) -> None:
     """Wait until a VM has applied the script that it expects, and all is as declared there."""
     expected = fleet.declared(vm)["script"]["sha256"]
 
+    def failed(told: dict[str, Any]) -> bool:
+        # Not the one before it, of which the last status may speak.
+        script = told["script"]
+        return bool(script["state"] == "failed" and script["expected"] == expected)
+
     def ended(told: dict[str, Any]) -> bool:
         done = told["node"]["script"] == expected and told["phase"] in ("whole", "serving")
-        return done or told["script"]["state"] == "failed"
+        return done or failed(told)
 
     told = fleet.until_status(vm, ended, "the new script is applied")
-    if told["script"]["state"] == "failed":
+    if failed(told):
         why = fleet.run(vm, "journalctl --unit pilot-script --output cat --lines 12")
         raise AssertionError(f"{vm}: its new script failed:\n{why}")
 
