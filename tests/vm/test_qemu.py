@@ -13,7 +13,7 @@ import pytest
 from tests.components.fleet import ROOT
 from tests.conftest import measured
 from tests.vm.conftest import Boot
-from tests.vm.fleet import RENDEZVOUS, Fleet
+from tests.vm.fleet import CLOUD, RENDEZVOUS, ZONE, Fleet
 from tests.vm.rows import QEMU, Row
 from tests.vm.update import NO_COMMIT, carried_over
 
@@ -116,6 +116,25 @@ def test_a_login_has_no_task_limit(fleet: Fleet) -> None:
     assert set(fleet.run(VM, above).split()) == {"max"}
     people = "su --shell /bin/bash --command 'ulimit -Sn; ulimit -Hn' nobody"
     assert fleet.run(VM, people).split() == ["1048576", "1048576"]
+
+
+def test_a_state_disk_that_is_made_larger_is_grown_while_the_vm_runs(fleet: Fleet) -> None:
+    before, boot = fleet.processes(VM), fleet.boot(VM)
+    told = fleet.until_status(VM, lambda told: told["disk"]["size"] is not None, "its state disk")
+    old, size_gb = told["disk"], (told["disk"]["device"] >> 30) + 10
+    disk = f"/compute/v1/projects/{CLOUD}/zones/{ZONE}/disks/{VM}-state/resize"
+    # As `up` does for another `diskGb`.
+    fleet.api.do("POST", disk, {"sizeGb": str(size_gb)})
+    larger = old["size"] + (9 << 30)
+    told = fleet.until_status(
+        VM, lambda told: told["disk"]["size"] > larger, "a larger file system"
+    )
+    assert told["disk"]["device"] == size_gb << 30
+    assert told["disk"]["free"] > old["free"] + (9 << 30)
+    # What is said is so.
+    blocks = fleet.run(VM, "stat --file-system --format '%b %S' /var/lib/pilot").split()
+    assert int(blocks[0]) * int(blocks[1]) == told["disk"]["size"]
+    assert (fleet.boot(VM), fleet.processes(VM)) == (boot, before)
 
 
 def test_a_power_cut_brings_back_the_same_agents(fleet: Fleet) -> None:
