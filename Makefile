@@ -48,6 +48,8 @@ check: _lint ## linters, types and the tests that are quick: a minute
 bench: _dev toolchain artifacts ## measure plans, units, starts and a VM of 4,500 agents (root; long)
 	@echo "· what a plan costs, for 4 VMs and for 101"
 	@$(BIN)/python -m bench.preview
+	@echo "· what it costs that a plan asks Google first"
+	@$(BIN)/python -m bench.refresh
 	@$(BIN)/python -m bench.status
 	@echo "· what each directive of the agents' unit costs"
 	@$(BIN)/python -m bench.units
