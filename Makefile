@@ -1,11 +1,11 @@
 # Every target does its own set-up, and costs nothing for what is set up already.
-# What there is to do is done by toolchain/toolchain.py; this file only names it.
+# What there is to do is done by tools/toolchain/toolchain.py; this file only names it.
 
 STACK ?= swarm
 ARGS ?=
 
 SHELL := /bin/sh
-TOOLCHAIN := toolchain/python toolchain/toolchain.py
+TOOLCHAIN := tools/toolchain/python tools/toolchain/toolchain.py
 BIN := .venv/bin
 # How many of how many, so that one who waits sees it go on.
 # By file: a fleet of booted VMs is made once for a file (docs/GOTCHAS.md: groups are not kept).
@@ -28,14 +28,14 @@ preview: artifacts ## plan the fleet and check it against the policies; needs no
 up: artifacts ## make the fleet so (asks first; PILOT_FLEET_YES=1 where there is no terminal)
 	@$(TOOLCHAIN) venv && $(TOOLCHAIN) up "$(STACK)" $(ARGS)
 
-lab: ## the whole fleet on this machine: a cloud, VMs, agents (demo/ says how)
-	@$(TOOLCHAIN) venv && $(BIN)/python -m demo up
+lab: ## the whole fleet on this machine: a cloud, VMs, agents (lab/ says how)
+	@$(TOOLCHAIN) venv && $(BIN)/python -m lab up
 
 lab-status: ## what the lab has and does
-	@$(TOOLCHAIN) venv && $(BIN)/python -m demo status
+	@$(TOOLCHAIN) venv && $(BIN)/python -m lab status
 
 lab-down: ## end the lab and leave nothing behind
-	@$(TOOLCHAIN) venv && $(BIN)/python -m demo down
+	@$(TOOLCHAIN) venv && $(BIN)/python -m lab down
 
 test: _lint toolchain artifacts ## every check and every test, those with the real engine too
 	@echo "· tests, those with the real engine and real programs too (minutes)"
@@ -47,14 +47,14 @@ check: _lint ## linters, types and the tests that are quick: a minute
 
 bench: _dev toolchain artifacts ## measure plans, units, starts and a VM of 4,500 agents (root; long)
 	@echo "· what a plan costs, for 4 VMs and for 101"
-	@$(BIN)/python -m bench.preview
+	@$(BIN)/python -m tools.bench.preview
 	@echo "· what it costs that a plan asks Google first"
-	@$(BIN)/python -m bench.refresh
-	@$(BIN)/python -m bench.status
+	@$(BIN)/python -m tools.bench.refresh
+	@$(BIN)/python -m tools.bench.status
 	@echo "· what each directive of the agents' unit costs"
-	@$(BIN)/python -m bench.units
+	@$(BIN)/python -m tools.bench.units
 	@echo "· how fast agents start, and what a VM full of them costs"
-	@$(BIN)/python -m bench.scale $(ARGS)
+	@$(BIN)/python -m tools.bench.scale $(ARGS)
 
 campaign: _dev toolchain artifacts ## the acceptance rows with full counts; resumable, 110 minutes at most (root)
 	@$(BIN)/python -m tests.vm.campaign $(ARGS)
@@ -69,7 +69,7 @@ artifacts: ## fetch pilot-daemon into artifacts/
 	@$(TOOLCHAIN) artifacts
 
 requirements: ## pin requirements*.in again, with hashes
-	@toolchain/pin-requirements
+	@tools/toolchain/pin-requirements
 
 clean: ## remove .venv and caches; keeps .state/ (your state) and artifacts/
 	@# The guests of a lab ask for their metadata through programs in .venv.
@@ -85,4 +85,4 @@ _lint: _dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy .
-	@git ls-files -z -co --exclude-standard | toolchain/shell-files | xargs -0r $(BIN)/shellcheck
+	@git ls-files -z -co --exclude-standard | tools/toolchain/shell-files | xargs -0r $(BIN)/shellcheck

@@ -1,8 +1,8 @@
 """What is watched of a fleet: the alerts, and the panels of its dashboard, as data.
 
 Every metric is one of docs/CONTRACT.md, "Metrics". components/monitoring.py makes them in Cloud
-Monitoring; `prometheus/` holds the same for people who do not use it, and tests/monitoring compares
-the two.
+Monitoring; prometheus_rules.yml holds the same for people who do not use it, and
+tests/components/monitoring compares the two.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ MAX_PORT = 65_535
 # Local TCP ports of a VM for connections to one registry: the widest range (1024 to 65535), less
 # what the VM keeps for the system, and in quarters of a port what an agent takes of it: four
 # connections, its own UDP port and a quarter more that is reserved for new agents
-# (startup/node/limits.py works to the same numbers).
+# (startup/node/setup/limits.py works to the same numbers).
 LOCAL_PORTS = 65_536 - 1_024 - 4_096 - 128
 LOCAL_PORT_QUARTERS_PER_AGENT = 4 * (CONNECTIONS_PER_AGENT + 1) + 1
 # What a guest sees of the memory that is sold: up to 3 % less goes to the kernel's own tables, and

@@ -28,7 +28,7 @@ DASHBOARD_PORT = 3000
 STATE_DISK_SUFFIX = "-state"
 # Tables of variables that no stack file sets: the agents' unit or the loader has them.
 _RESERVED = ("RESERVED_VARIABLES", "LOADER_VARIABLES")
-# Seconds of roll.watchSeconds from which on growth is looked at (startup/node/roll.py).
+# Seconds of roll.watchSeconds from which on growth is looked at (startup/node/rollout/rollout.py).
 WATCH_LEAST = 20
 # Bytes of configuration. Pulumi hands all of it, gcp:… too, to the program and to the policies in
 # one environment variable, and Linux starts nothing with one of 131,072 bytes (MAX_ARG_STRLEN).
@@ -633,7 +633,7 @@ def _environment(node: Node) -> dict[str, str]:
 
 def _go_problem(name: str, value: str, environment: Mapping[Any, Any]) -> str:
     """Why no Go program may run with `value` for the variable `name`, "" where one may. A VM looks
-    once more (startup/node/spec.py)."""
+    once more (startup/node/desired/spec.py)."""
     problem = ""
     if name == "GODEBUG":
         harmless = described.table("GO_DEBUG")

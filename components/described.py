@@ -1,7 +1,7 @@
 """What a spec may hold, as the VM sees it: read as data, so that a plan accepts no more.
 
-startup/ is for a VM and nothing here imports it. `startup/node/fields.py` is literals only; they
-are read out of its text.
+startup/ is for a VM and nothing here imports it. `startup/node/desired/fields.py` is literals only;
+they are read out of its text.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-FILE = Path(__file__).resolve().parent.parent / "startup" / "node" / "fields.py"
+FILE = Path(__file__).resolve().parent.parent / "startup" / "node" / "desired" / "fields.py"
 
 
 @cache

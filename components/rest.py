@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import pulumi
 
-# What toolchain/environment.py gives a plan without credentials in the place of a token.
+# What tools/toolchain/environment.py gives a plan without credentials in the place of a token.
 PLACEHOLDER_TOKEN = "placeholder-for-a-plan-without-google"  # noqa: S105 - no secret
 NO_CREDENTIALS = "there are no Google credentials"
 # Seconds for one request. Waiting for an operation is a request of Google's own two minutes.

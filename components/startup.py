@@ -172,7 +172,10 @@ def _explain(failure: pulumi.ErrorHookArgs) -> bool:
 
 def _files(folder: Path) -> list[_File]:
     """Everything that the script carries, in a fixed order."""
-    modules = [(f"{_MODULES}/{p.name}", "0644", p) for p in _listed(folder / "node", "*.py")]
+    modules = [
+        (f"{_MODULES}/{p.relative_to(folder / 'node').as_posix()}", "0644", p)
+        for p in _listed(folder / "node", "**/*.py")
+    ]
     units = [(f"{_UNITS}/{p.name}", "0644", p) for p in _listed(folder / "units", "*")]
     program = [(_PROGRAM, "0755", folder / "pilot_node.py")]
     return [_file(*entry) for entry in (*modules, *units, *program)]

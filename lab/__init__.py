@@ -1,14 +1,9 @@
-"""A Compute Engine on this machine: the API, for programs written against Google's.
+"""The fleet on this machine: a cloud, its machines, a registry, and `make lab`.
 
-It is a local stand-in: it answers in Google's shapes what a Pulumi program, the official Python
-client and an operator ask of compute, storage, secrets, IAM and monitoring, keeps its state in
-a directory, and hands machines to a driver (`lab.machines`).
+machines  what boots: QEMU guests or containers, and their image
+cloud     Compute Engine and what else the program calls, in front of the machines
+standin   a registry that agents register with, where the real one is not to be had
+fleet     `make lab`: the production program with Pulumi.lab.yaml, on all of these
+
+The first two know no Pilot (tests/test_boundaries.py).
 """
-
-from typing import Any, Final
-
-Json = dict[str, Any]
-"""A JSON object, as a client sends it or reads it."""
-
-NAME: Final = "local stand-in for Compute Engine"
-"""What the `Server:` header, the log and error messages call this program."""

@@ -1,194 +1,176 @@
-"""A Compute Engine on this machine.
+"""The fleet on this machine.
 
-python -m lab prepare --driver DRIVER   packages and image that the driver's machines need
-python -m lab serve --state DIR [...]   serve until SIGTERM or SIGINT; machines run on
-python -m lab down --state DIR          end it, its machines, and all that it holds
+    python -m lab up       boot it: cloud, `pulumi up`, VMs, agents (what `make lab` does)
+    python -m lab status   what is there
+    python -m lab down     end it and leave nothing
+
+LAB_DRIVER is `qemu` (the default; no root needed) or `container` (root; native speed).
+PILOT_RENDEZVOUS is the path of a real rendezvous binary; without it a stand-in is built, which
+says in its log and on its page that it is one. Every step may be repeated after an interruption:
+Ctrl-C waits for what is under way, a second one cuts it off.
 """
 
-import argparse
-import fcntl
-import json
-import logging
+from __future__ import annotations
+
 import os
 import shutil
 import signal
 import sys
-import threading
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
-from lab import NAME, cloud
-from lab.drivers import processes
-from lab.drivers.container import Container
-from lab.drivers.host import ensure_packages, no_containers
-from lab.drivers.qemu import Qemu
-from lab.image import default_cache, ensure_image
-from lab.machines import Machine, MachineError
-from lab.server import banner
-from lab.store import StoreError, hold
+from components.config import FleetConfig
+from lab.fleet import agents, checkout, cloud, sessions, stack
+from lab.fleet.errors import DemoError
+from lab.machines.driver import MachineError
 
-LOG = logging.getLogger("lab")
+_RENDEZVOUS = checkout.ROOT / "artifacts" / "lab" / "pilot-rendezvous"
+
+
+@dataclass
+class Phases:
+    """Says what is being done, and in the end how long each phase took (seconds)."""
+
+    took: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        print(f"· {name} …", flush=True)
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.took[name] = time.monotonic() - start
+
+    def report(self) -> str:
+        width = max(map(len, self.took))
+        lines = [f"  {name:<{width}}  {seconds:6.1f} s" for name, seconds in self.took.items()]
+        return "\n".join([*lines, f"  {'in all':<{width}}  {sum(self.took.values()):6.1f} s"])
+
+
+def up() -> None:
+    """Boots the fleet and waits until every agent is online."""
+    wanted, config = cloud.driver(), checkout.fleet()
+    cloud.refuse_another(wanted)
+    checkout.STATE.mkdir(exist_ok=True)
+    with (checkout.STATE / "demo.lock").open("a+") as mine:
+        # Held until this process ends, however it ends, and Pulumi with it.
+        if not sessions.take(mine):
+            raise DemoError(
+                "another `make lab` is at work in this checkout, or the Pulumi that one left"
+            )
+        boot(config, wanted, mine)
+
+
+def boot(config: FleetConfig, wanted: str, mine: IO[str]) -> None:
+    """Boots the fleet with a driver, phase by phase, and says how long each has taken."""
+    phases = Phases()
+    prepare = [sys.executable, "-m", "lab.cloud", "prepare", "--driver", wanted]
+    # What takes no time to find missing comes before what takes minutes to build.
+    with phases("packages"):
+        sessions.run([*prepare, "--packages"])
+    with phases("Pulumi"):
+        sessions.run([sys.executable, "tools/toolchain/toolchain.py", "ensure"])
+    with phases("image"):
+        sessions.run(prepare)
+    with phases("binaries"):
+        sessions.run([sys.executable, "tools/toolchain/toolchain.py", "artifacts"])
+        rendezvous()
+    with phases("the cloud"):
+        cloud.serve(wanted)
+    with phases("pulumi up"):
+        stack.carry_out(mine)
+    with phases("VMs boot, agents register"):
+        cloud.start_what_is_off(config)
+        agents.wait_for(config)
+    print(table(config))
+    print(phases.report())
+    port = agents.dashboard_port(config)
+    print(f"\nThe dashboard: http://127.0.0.1:{port}   `make lab-down` ends it.")
+
+
+def rendezvous() -> None:
+    """Puts the rendezvous binary where the lab's stack looks for it."""
+    real = os.environ.get("PILOT_RENDEZVOUS")
+    _RENDEZVOUS.parent.mkdir(parents=True, exist_ok=True)
+    if real is None:
+        sessions.run([sys.executable, "-m", "lab.standin.build", str(_RENDEZVOUS)])
+        print("  the rendezvous is a stand-in (PILOT_RENDEZVOUS names a real one)", flush=True)
+        return
+    if not Path(real).is_file():
+        raise DemoError(f"PILOT_RENDEZVOUS is {real}: there is no such file")
+    part = _RENDEZVOUS.with_suffix(".part")
+    shutil.copy(real, part)
+    part.replace(_RENDEZVOUS)
+
+
+def table(config: FleetConfig) -> str:
+    """The fleet as it is: VMs, agents wanted and online."""
+    status = cloud.lab_status()
+    if status is None:
+        return "There is no lab: `make lab` boots one."
+    there = cloud.states(config)
+    rows = [("VM", "machine type", "state", "agents")]
+    for name, fit in config.fits.items():
+        is_rendezvous = name == config.rendezvous.name
+        wanted = "" if is_rendezvous else str(fit.agents)
+        rows.append((name, fit.machine.name, there.get(name, "absent"), wanted))
+    online = agents.registered(config)
+    total = "registry down" if online is None else f"{online}/{config.agents} online"
+    rows.append(("", "", "", total))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  "
+        + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+def down() -> None:
+    """Ends the cloud and its machines, and removes the lab's state.
+
+    DemoError, with nothing removed, while a `make lab` is at work or where a machine does not end.
+    """
+    lock = checkout.STATE / "demo.lock"
+    with lock.open("a+") if lock.exists() else nullcontext() as mine:
+        if mine is not None and not sessions.take(mine, cut=True):
+            raise DemoError(
+                "a `make lab` is at work in this checkout and would go on: interrupt it (Ctrl-C), "
+                "and type `make lab-down` again"
+            )
+        sessions.run([sys.executable, "-m", "lab.cloud", "down", "--state", str(checkout.STATE)])
+    if checkout.STATE.is_symlink():
+        checkout.STATE.unlink()
+    print("The lab is down; nothing of it is left.")
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command line; return 0, or 1 (130 where interrupted) with a sentence on stderr."""
-    options = _parser().parse_args(arguments)
-    level = logging.DEBUG if options.verbose else logging.INFO
-    logging.basicConfig(level=level, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
+    """Runs the command line; 0, or 1 with a sentence on stderr."""
+    commands: dict[str, Callable[[], None]] = {
+        "up": up,
+        "status": lambda: print(table(checkout.fleet())),
+        "down": down,
+    }
+    if len(arguments) != 1 or arguments[0] not in commands:
+        print((__doc__ or "").strip(), file=sys.stderr)
+        return 2
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # Being ended is being interrupted: what runs below is ended too.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
     try:
-        if "state" in options:
-            # By its path processes are known for this lab's: by whatever name it is called.
-            options.state = options.state.resolve()
-        {"prepare": _prepare, "serve": _serve, "down": _down}[options.command](options)
-    except (StoreError, MachineError, OSError) as error:
-        sys.stderr.write(f"lab: {error}\n")
+        commands[arguments[0]]()
+    except (DemoError, MachineError) as error:
+        print(f"lab: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write("lab: interrupted; the same command goes on from there\n")
+        print("\nlab: interrupted; `make lab` goes on, `make lab-down` ends it", file=sys.stderr)
         return 130
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="lab", description=f"A {NAME}.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    prepare = commands.add_parser("prepare", help="get what a driver's machines need")
-    serve = commands.add_parser("serve", help="serve the API on the loopback interface")
-    down = commands.add_parser("down", help="end a lab and leave nothing of it")
-    for command in (serve, down):
-        command.add_argument("--state", type=Path, required=True, help="directory of the lab")
-    for command in (prepare, serve):
-        command.add_argument("--driver", choices=cloud.DRIVERS, default="none")
-    prepare.add_argument("--packages", action="store_true", help="the packages alone, no image")
-    serve.add_argument("--port", type=int, default=0, help="port; 0, the default, takes a free one")
-    serve.add_argument(
-        "--print-settings",
-        action="store_true",
-        help="print url and Pulumi settings as one line of JSON once it serves",
-    )
-    for command in (prepare, serve, down):
-        command.add_argument("--verbose", action="store_true", help="log every request")
-    return parser
-
-
-def _prepare(options: argparse.Namespace) -> None:
-    if options.driver == "none":
-        return
-    if options.driver == "container" and (why := no_containers()):
-        message = f"{why} (or choose the qemu driver)"
-        raise MachineError(message)
-    installed = ensure_packages(options.driver)
-    if installed:
-        LOG.info("installed %s", ", ".join(installed))
-    if not options.packages:
-        ensure_image(default_cache())
-
-
-def _serve(options: argparse.Namespace) -> None:
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    options.state.mkdir(parents=True, exist_ok=True)
-    _choose_driver(options.state, options.driver)
-    with cloud.run(options.state, driver=options.driver, port=options.port) as (serving, _):
-        LOG.info("%s", banner(serving))
-        if options.print_settings:
-            settings = {"url": serving.url, "settings": serving.settings()}
-            sys.stdout.write(json.dumps(settings) + "\n")
-            sys.stdout.flush()
-        stop.wait()
-
-
-def _choose_driver(state: Path, driver: str) -> None:
-    """Write down what runs the machines from now on: who ends this lab has to know.
-
-    StoreError where the lab is served already, MachineError where it has another driver's machines:
-    only that one can end them.
-    """
-    if (server := _server(state)) is not None:
-        message = f"{state} is in use by process {server}; stop it or choose another directory"
-        raise StoreError(message)
-    before = _driver(state)
-    if before not in (None, driver):
-        if any(state.glob("machines/*/machine.json")):
-            message = (
-                f"{state} has machines of the {before} driver: `--driver {before}` goes on with"
-                f" them, `python -m lab down --state {state}` ends them"
-            )
-            raise MachineError(message)
-        _end_machines(state)
-    (state / "driver").write_text(f"{driver}\n")
-
-
-def _server(state: Path) -> int | None:
-    """Return the process that serves the lab in `state`, or None.
-
-    It holds the store's lock while it lives, and no longer: an id alone may be anybody's by now.
-    """
-    try:
-        with (state / "lock").open() as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return int(lock.read())
-    except FileNotFoundError:
-        return None
-    except ValueError:
-        message = f"{state} is just being opened by another process: try again"
-        raise StoreError(message) from None
-    return None
-
-
-def _driver(state: Path) -> str | None:
-    """Return what runs the machines in `state`; None before it was ever served."""
-    with suppress(FileNotFoundError):
-        return (state / "driver").read_text().strip()
-    return None
-
-
-def _end_machines(state: Path) -> None:
-    """End the machines in `state`, and what their driver has on this machine. MachineError, with
-    all else left as it is, where one cannot be ended."""
-    _refuse_moved(state)
-
-    def nowhere(_: Machine) -> tuple[str, int]:
-        # Machines that are about to be ended ask nobody anything any more.
-        return ("127.0.0.1", 9)
-
-    name = _driver(state)
-    # Where nothing says whose they are, by either: a state that somebody removed, or a part of it.
-    unknown = name not in cloud.DRIVERS
-    if name == "qemu" or unknown:
-        Qemu(state, metadata_endpoint=nowhere).shutdown()
-    if name == "container" or (unknown and os.geteuid() == 0):
-        Container(state, metadata_endpoint=nowhere, api_port=9).shutdown()
-
-
-def _refuse_moved(state: Path) -> None:
-    """MachineError where a machine of this state runs that was started when it was elsewhere: by
-    its command line it is none of this lab's."""
-    for folder in state.glob("machines/*"):
-        pid = processes.find(folder / "pid", f"/machines/{folder.name}")
-        if pid is not None and processes.find(folder / "pid", str(folder)) is None:
-            message = (
-                f"process {pid} runs {folder.name} and was started when {state} was in another"
-                " place: move it back there first, or end the process"
-            )
-            raise MachineError(message)
-
-
-def _down(options: argparse.Namespace) -> None:
-    state = options.state
-    pid = _server(state)
-    if pid is not None:
-        processes.stop(pid, 30)
-    if not state.exists():
-        _end_machines(state)
-        return
-    # Held, so that no server that is just coming up starts machines meanwhile.
-    with hold(state / "lock"):
-        _end_machines(state)
-        shutil.rmtree(state)
 
 
 if __name__ == "__main__":

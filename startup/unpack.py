@@ -11,6 +11,7 @@ import base64
 import bz2
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 # Everything below is ours, and what is not carried is of an older script.
@@ -31,9 +32,26 @@ def install(root: Path, data: bytes) -> None:
         path = root / name.lstrip("/")
         carried.add(path)
         put(path, b"".join(line + b"\n" for line in lines[first:at]), int(mode, 8))
-    for folder in {path.parent for path in carried if path.is_relative_to(root / LIB)}:
-        for found in folder.iterdir():
-            if found not in carried and (found.is_symlink() or not found.is_dir()):
+    # The folders in LIB, whose own entries are left alone.
+    lib = root / LIB
+    for top in {path.relative_to(lib).parts[0] for path in carried if path.is_relative_to(lib)}:
+        clear(lib / top, carried)
+
+
+def clear(folder: Path, carried: "set[Path]") -> None:
+    """Remove what is below `folder` and not in `carried`; of what Python compiled, that of modules
+    which are gone."""
+    for found in folder.iterdir():
+        if found.is_dir() and not found.is_symlink():
+            clear(found, carried)
+            # One that holds something stays.
+            with suppress(OSError):
+                found.rmdir()
+        else:
+            source = found
+            if folder.name == "__pycache__":
+                source = folder.parent / f"{found.name.partition('.')[0]}.py"
+            if source not in carried:
                 found.unlink()
 
 

@@ -97,7 +97,12 @@ def pulumi_environment() -> dict[str, str]:
     wait for one build. Set PULUMI_BACKEND_URL to a folder of the test's own. Raises
     subprocess.CalledProcessError where there is none and none can be built.
     """
-    toolchain = [sys.executable, str(ROOT / "toolchain" / "toolchain.py"), "env", "--json"]
+    toolchain = [
+        sys.executable,
+        str(ROOT / "tools" / "toolchain" / "toolchain.py"),
+        "env",
+        "--json",
+    ]
     answer = subprocess.run(toolchain, stdout=subprocess.PIPE, text=True, check=True)
     environ = {**os.environ, **json.loads(answer.stdout), "PULUMI_CONFIG_PASSPHRASE": ""}
     return {name: text for name, text in environ.items() if name not in CHOSEN_BY_THE_USER}
@@ -109,4 +114,4 @@ def pulumi_env() -> dict[str, str]:
     try:
         return pulumi_environment()
     except subprocess.CalledProcessError:
-        pytest.fail("toolchain/toolchain.py env found no Pulumi and could not build one")
+        pytest.fail("tools/toolchain/toolchain.py env found no Pulumi and could not build one")

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.drivers import processes
+from lab.machines import processes
 
 # Inherited by all that a test starts, unless it is given another environment.
 _MARK = f"TESTS_OF={os.getpid()}"
@@ -28,7 +28,7 @@ _SECONDS = float(os.environ.get("TESTS_REMAINS_SECONDS", "60"))
 
 
 _LIBRARIES = ("asyncio", "concurrent", "google", "grpc", "pulumi")
-# pilot-node's fetcher ends with its process (startup/node/release.py).
+# pilot-node's fetcher ends with its process (startup/node/setup/release.py).
 _ENDLESS = ("fetch",)
 
 # Plugins of Pulumi's engine: its language host, its providers, its policies.

@@ -13,7 +13,7 @@ from ops.audit import Bag, Declared, Project
 from ops.fleet import Fleet, Registry
 from policy.ghosts import Config
 from policy.ghosts import ghosts as refused
-from startup.node import watch
+from startup.node.desired import ghost_scripts
 from tests.ghosts import PLACE, TABLE, Key
 from tests.policy.planned import INSTANCE, planned
 
@@ -41,7 +41,7 @@ def of_an_instance(metadata: Mapping[str, str]) -> Iterator[tuple[str, list[str]
     yield "program", [each.does for each in guard.ghost_scripts(INSTANCE, props)]
     yield "policy", [each.problem for each in refused(planned(INSTANCE, props), Config())]
     yield "audit", audited(metadata, {})
-    yield "VM", list(watch.ghosts(metadata, {}))
+    yield "VM", list(ghost_scripts.ghosts(metadata, {}))
 
 
 def of_a_project(metadata: Mapping[str, str]) -> Iterator[tuple[str, list[str]]]:
@@ -56,7 +56,7 @@ def of_a_project(metadata: Mapping[str, str]) -> Iterator[tuple[str, list[str]]]
         [each.problem for item in items for each in refused(planned(ITEM, item), Config())],
     )
     yield "audit", audited({}, metadata)
-    yield "VM", list(watch.ghosts({}, metadata))
+    yield "VM", list(ghost_scripts.ghosts({}, metadata))
 
 
 @pytest.mark.parametrize("key", TABLE, ids=ids)

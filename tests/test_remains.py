@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.drivers.processes import until
+from lab.machines.processes import until
 from tests.conftest import ROOT
 
 BEGIN = """

@@ -10,14 +10,18 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
+from .desired.json_reader import SpecError
+from .desired.spec import Binary, RendezvousSpec, SwarmSpec, parse
+from .machine import files, user
+from .machine.metadata import MetadataServer
+from .machine.paths import AGAIN, Place, place_of
+from .machine.retry import FinalError, Retry, bounds_of
+from .machine.systemd import Systemctl
+from .rollout import roll_state
+from .setup import apply, isolation, kernel, limits, release, units
+
 # What only one command needs is imported there: compiled for the first time, where the CPU is
 # emulated, the services would hold up a boot by half a minute.
-from . import agents, apply, doors, files, kernel, limits, release, roll, units
-from .metadata import MetadataServer
-from .place import AGAIN, Place, place_of
-from .retry import FinalError, Retry, bounds_of
-from .spec import Binary, RendezvousSpec, SpecError, SwarmSpec, parse
-from .systemd import Systemctl
 
 # In the words of the startup script, which says its own steps in the same form.
 TITLES = {"limits": "kernel limits"}
@@ -81,7 +85,7 @@ class Node:
         """The binary that runs here: the accepted release's, whatever the spec says. The service
         fetches the spec's and rolls it out; one that was rejected stays so after a reboot."""
         spec = self.spec()
-        accepted = roll.recall(self.place, self.say).accepted
+        accepted = roll_state.recall(self.place, self.say).accepted
         if accepted and accepted.sha256 != spec.binary.sha256:
             old = Binary.of(spec.binary.name, accepted.sha256)
             try:
@@ -111,7 +115,7 @@ class Node:
         if isinstance(spec, SwarmSpec):
             self.place.agents.mkdir(parents=True, exist_ok=True)
             files.write(self.place.address, self._address() + "\n")
-            doors.close(self.place, self.say)
+            isolation.close(self.place, self.say)
         else:
             environment = units.rendezvous_environment(kernel.machine(self.place), spec)
             self._store(spec)
@@ -124,9 +128,9 @@ class Node:
         if not isinstance(spec, RendezvousSpec):
             raise FinalError(f"store: this VM is a {spec.role}, it has no registry")
         self._store(spec)
-        from . import rendezvous  # noqa: PLC0415
+        from . import rendezvous_loop  # noqa: PLC0415
 
-        rendezvous.prepare_store(self.place, self.say)
+        rendezvous_loop.prepare_store(self.place, self.say)
 
     def _store(self, spec: RendezvousSpec) -> None:
         if not self.place.is_mounted(self.place.state):
@@ -134,24 +138,24 @@ class Node:
         # Root's, and sticky: the rendezvous makes its own files in it, but cannot remove or
         # replace the whitelist.
         self.place.registry.mkdir(mode=0o700, exist_ok=True)
-        agents.share(self.place.registry)
+        user.share(self.place.registry)
         files.write(self.place.registry / "rate-limit-whitelist.json", units.whitelist(spec))
 
     def run(self) -> None:
-        from .follow import recall_spec  # noqa: PLC0415
+        from .follower import recall_spec  # noqa: PLC0415
 
         if isinstance(recall_spec(self.place).spec, RendezvousSpec):
-            from . import rendezvous  # noqa: PLC0415
+            from . import rendezvous_loop  # noqa: PLC0415
 
-            rendezvous.serve(self.place, say=self.say)
+            rendezvous_loop.serve(self.place, say=self.say)
             return
-        from . import service  # noqa: PLC0415
+        from . import swarm_loop  # noqa: PLC0415
 
         try:
             address = self.place.address.read_text(encoding="ascii").strip()
         except FileNotFoundError:
             address = self._address()
-        service.serve(self.place, address=address, systemd=Systemctl(), say=self.say)
+        swarm_loop.serve(self.place, address=address, systemd=Systemctl(), say=self.say)
 
     def _address(self) -> str:
         path = "instance/network-interfaces/0/ip"
@@ -203,12 +207,13 @@ def _say(line: str) -> None:
 
 def _ask(arguments: list[str]) -> int:
     """What people ask for; the exit status, of `bench` its command's."""
-    from . import ask, bench  # noqa: PLC0415
+    from . import local_orders  # noqa: PLC0415
+    from .pressure import benchmarks  # noqa: PLC0415
 
     if arguments[0] != "bench":
-        return ask.main(place_of(os.environ), arguments)
+        return local_orders.main(place_of(os.environ), arguments)
     try:
-        return bench.run(arguments[1 + (arguments[1:2] == ["--"]) :], environment=os.environ)
+        return benchmarks.run(arguments[1 + (arguments[1:2] == ["--"]) :], environment=os.environ)
     except FinalError as error:
         print(f"pilot-node: {error}", file=sys.stderr)
         return 1

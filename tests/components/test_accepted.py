@@ -17,8 +17,9 @@ from components.config import FleetConfig
 from components.machines import look_up
 from components.reading import ConfigError
 from components.spec import Binary, metadata, rendezvous_spec, swarm_spec
-from startup.node import fields, limits
-from startup.node import spec as on_vm
+from startup.node.desired import fields
+from startup.node.desired import spec as on_vm
+from startup.node.setup import limits
 from tests.components.fleet import changed
 
 SHA = "ab" * 32

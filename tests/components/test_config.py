@@ -11,7 +11,7 @@ import yaml
 from components.config import CONFIGURATION_MOST, FleetConfig
 from components.reading import ConfigError
 from tests.components.fleet import ROOT, changed, seed
-from tests.startup.test_spec import GO, NO_GO
+from tests.startup.node.desired.test_spec import GO, NO_GO
 
 
 def parse(values: dict[str, Any], project: str | None = "project-1") -> FleetConfig:

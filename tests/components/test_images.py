@@ -7,7 +7,7 @@ import pytest
 
 from components import images, rest
 from tests.components.fleet import Recorder
-from toolchain import environment
+from tools.toolchain import environment
 
 ASKED = {
     "pilot-fleet:image": "corp-images/golden",

@@ -10,7 +10,7 @@ import pulumi
 import pytest
 
 from components import accounts, rest, sold
-from lab.server import Serving, serve
+from lab.cloud.server import Serving, serve
 from tests.components.fleet import Recorder
 from tests.engine.test_update import make_account
 

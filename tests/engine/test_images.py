@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from lab.server import Serving, serve
+from lab.cloud.server import Serving, serve
 from tests.components.fleet import changed
 from tests.engine.project import Project
 from tests.engine.test_update import CLOUD, FLEET, call, delete, instances
-from toolchain import environment
+from tools.toolchain import environment
 
 pytestmark = pytest.mark.engine
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lab.server import Serving, serve
+from lab.cloud.server import Serving, serve
 from tests.components.fleet import changed
 from tests.engine.project import Project
 from tests.engine.test_update import FLEET, call, instances

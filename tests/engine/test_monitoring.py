@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from components.alerts import PANELS, alerts
-from lab.server import Serving, serve
+from lab.cloud.server import Serving, serve
 from tests.components.fleet import ROOT, changed
 from tests.engine.project import Project
 

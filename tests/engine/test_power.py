@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from lab.machines import Machine, MachineError
-from lab.server import Serving, serve
+from lab.cloud.server import Serving, serve
+from lab.machines.driver import Machine, MachineError
 from tests.components.fleet import changed
 from tests.engine.project import Project
 from tests.engine.test_update import CLOUD, FLEET, call, delete, instances, make_account
-from tests.lab.fake_drivers import Recorder
+from tests.lab.cloud.fake_drivers import Recorder
 
 pytestmark = pytest.mark.engine
 

@@ -219,7 +219,7 @@ def test_what_is_declared_while_the_program_is_imported_is_refused_too(project: 
         GHOST.replace("METADATA", '{"startup-script": "echo hush"}')
     )
     main = project.folder / "__main__.py"
-    first = "from components.access import"
+    first = "from components.config import"
     main.write_text(main.read_text().replace(first, f"import site_own\n{first}", 1))
     answer = project.preview(policies=False).no_traceback()
     assert answer.code != 0

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from lab.server import serve
+from lab.cloud.server import serve
 from tests.components.fleet import ROOT, changed
 from tests.engine.project import Project
 

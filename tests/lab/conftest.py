@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from lab.server import Serving, serve
-from tests.lab.client import Client, make_network
+from lab.cloud.server import Serving, serve
+from tests.lab.cloud.client import Client, make_network
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from lab.server import serve
+from lab.cloud.server import serve
 from ops.cli import main
 from tests.ops.simulated import Simulated
 from tests.vm.conftest import booted

@@ -14,18 +14,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from components import spec
-from lab.machines import Machine
-from lab.server import Serving
-from startup.node import orders as node_orders
-from startup.node.pressure import Heavy, Sample
-from startup.node.status import (
-    OrdersStatus,
-    RegistryStatus,
-    RollStatus,
-    document,
-    encode,
-)
-from tests.lab.client import COMPUTE, ZONE, Client, make_network, vm
+from lab.cloud.server import Serving
+from lab.machines.driver import Machine
+from startup.node.desired import orders as node_orders
+from startup.node.pressure.sampler import Heavy, Sample
+from startup.node.report.status import OrdersStatus, RegistryStatus, RollStatus, document, encode
+from tests.lab.cloud.client import COMPUTE, ZONE, Client, make_network, vm
 from tests.startup import facts
 
 BUCKET = "p1-pilot-fleet"

@@ -15,7 +15,7 @@ from ops import audit
 from ops.audit import Bag, Declared, Project
 from ops.fleet import Fleet, Registry
 from tests.components.fleet import ROOT
-from tests.lab.client import COMPUTE, ZONE, vm
+from tests.lab.cloud.client import COMPUTE, ZONE, vm
 from tests.ops.conftest import Ops
 from tests.ops.simulated import FLEET, RENDEZVOUS, SCRIPT, Simulated, sha256
 

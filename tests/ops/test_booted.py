@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.drivers.processes import ending
+from lab.machines.processes import ending
 from ops.cli import main
 from tests.components.fleet import ROOT
 from tests.ops.conftest import Said

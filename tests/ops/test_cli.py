@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from lab.drivers.processes import ending
-from lab.server import Serving
-from lab.web import Request, Response
+from lab.cloud.server import Serving
+from lab.cloud.web import Request, Response
+from lab.machines.processes import ending
 from ops.fleet import seconds
 from ops.google import Cloud, Place
 from ops.silence import Silence
 from tests.components.fleet import ROOT
-from tests.lab.client import ZONE
+from tests.lab.cloud.client import ZONE
 from tests.ops.conftest import Ops
 from tests.ops.simulated import FLEET, RENDEZVOUS, Simulated
 

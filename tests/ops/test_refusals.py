@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lab.web import Request, Response
+from lab.cloud.web import Request, Response
 from ops import google
 from ops.errors import (
     ClashError,

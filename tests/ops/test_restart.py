@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from lab.errors import OperationError
-from lab.machines import Machine
-from lab.web import Request, Response
+from lab.cloud.errors import OperationError
+from lab.cloud.web import Request, Response
+from lab.machines.driver import Machine
 from ops import plan as plans
 from ops import run
 from ops.errors import (
@@ -31,9 +31,9 @@ from ops.errors import (
 from ops.google import Cloud, Place
 from ops.orders import Order, Orders, changed
 from ops.plan import Await, Give, Go, Plan, Power, Seen, Totals, decide
-from startup.node.roll import Rejected
-from startup.node.status import encode
-from tests.lab.client import ZONE
+from startup.node.report.status import encode
+from startup.node.rollout.roll_state import Rejected
+from tests.lab.cloud.client import ZONE
 from tests.ops.conftest import Ops
 from tests.ops.simulated import (
     BUCKET,

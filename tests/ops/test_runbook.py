@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from lab.server import serve
+from lab.cloud.server import serve
 from ops.cli import app, main
 from tests.components.fleet import ROOT
 from tests.ops.simulated import Simulated

@@ -24,18 +24,18 @@ import requests
 from google.oauth2.credentials import Credentials
 from rich.console import Console
 
-from lab.server import serve
-from lab.web import Request, Response
+from lab.cloud.server import serve
+from lab.cloud.web import Request, Response
 from ops import fleet as fleets
 from ops import google, status, watch
 from ops.cli import main
 from ops.fleet import Doc, Instance, Registry, listen
 from ops.google import Cloud, Place
-from startup.node.pressure import Sample
-from startup.node.status import RollStatus, Said, document, encode
+from startup.node.pressure.sampler import Sample
+from startup.node.report.status import RollStatus, Said, document, encode
 from tests.components.fleet import ROOT
 from tests.conftest import measured
-from tests.lab.client import ZONE
+from tests.lab.cloud.client import ZONE
 from tests.ops.conftest import Ops
 from tests.ops.simulated import RENDEZVOUS, Simulated, rolling, swarm_spec
 from tests.startup import facts

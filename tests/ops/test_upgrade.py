@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from lab.server import serve
+from lab.cloud.server import serve
 from ops.cli import main
-from startup.node.status import ScriptStatus
+from startup.node.report.status import ScriptStatus
 from tests.components.fleet import ROOT
 from tests.ops.simulated import RENDEZVOUS, Simulated
 

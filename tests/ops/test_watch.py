@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from lab.web import Request, Response
+from lab.cloud.web import Request, Response
 from ops import plan as plans
 from ops import run, watch
 from ops.fleet import Fleet, Instance, Registry, listen
-from startup.node.disk import Usage
-from startup.node.pressure import Sample
-from startup.node.status import RollStatus, ScriptStatus, document, encode
-from tests.lab.client import ZONE
+from startup.node.machine.state_disk import Usage
+from startup.node.pressure.sampler import Sample
+from startup.node.report.status import RollStatus, ScriptStatus, document, encode
+from tests.lab.cloud.client import ZONE
 from tests.ops.conftest import Ops
 from tests.ops.simulated import BUCKET, RENDEZVOUS, Simulated, rendezvous_spec, swarm_spec
 from tests.startup import facts

@@ -22,7 +22,7 @@ from google.protobuf import empty_pb2, struct_pb2
 from pulumi.runtime.proto import analyzer_pb2, analyzer_pb2_grpc
 from pulumi_policy import proxy
 
-from lab.drivers.processes import ending
+from lab.machines.processes import ending
 from policy import endpoints, exposure, fits, ghosts, identity, pack, project_script, protection
 from tests.policy.planned import INSTANCE, spec, vm
 

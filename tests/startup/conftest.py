@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from components.startup import render
-from lab.drivers.processes import ending
+from lab.machines.processes import ending
 from tests.startup import specs
 from tests.startup.google import Google
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from startup.node.disk import Usage
-from startup.node.pressure import Sample
-from startup.node.status import (
+from startup.node.machine.state_disk import Usage
+from startup.node.pressure.sampler import Sample
+from startup.node.report.status import (
     OrdersStatus,
     RegistryStatus,
     RendezvousFacts,
@@ -40,7 +40,7 @@ class Window:
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """As startup.node.agents.View, of which the status needs these fields."""
+    """As startup.node.swarm.supervisor.View, of which the status needs these fields."""
 
     now: float = 100.0
     ready: frozenset[int] = frozenset(PORTS)

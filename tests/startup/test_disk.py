@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.drivers.processes import ending
+from lab.machines.processes import ending
 from tests.startup.conftest import Vm
 
 

@@ -16,15 +16,15 @@ from pathlib import Path
 
 import pytest
 
-from bench.units import booted, inside
 from components.startup import STARTUP_DIR
-from lab.drivers import processes
-from lab.drivers.host import ensure_packages, no_containers
-from startup.node import units
-from startup.node.limits import Machine
-from startup.node.spec import RendezvousSpec, SwarmSpec, parse
+from lab.machines import processes
+from lab.machines.host import ensure_packages, no_containers
+from startup.node.desired.spec import RendezvousSpec, SwarmSpec, parse
+from startup.node.setup import units
+from startup.node.setup.limits import Machine
 from tests.conftest import measured
 from tests.startup import specs
+from tools.bench.units import booted, inside
 
 pytestmark = pytest.mark.engine
 
@@ -42,9 +42,9 @@ while true; do sleep 1000 & wait; done
 NODE = """#!/usr/bin/python3 -IS
 import signal, sys
 sys.path.insert(0, "/usr/local/lib/pilot")
-from node.agents import drain_for_shutdown
-from node.place import Place
-from node.systemd import Systemctl
+from node.machine.paths import Place
+from node.machine.systemd import Systemctl
+from node.swarm.drain import drain_for_shutdown
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 open("/var/lib/pilot/keeps", "w").close()
 signal.sigwait({signal.SIGTERM})
@@ -80,9 +80,9 @@ time.sleep(3)
 RENDEZVOUS_NODE = """#!/usr/bin/python3 -IS
 import os, signal, sys
 sys.path.insert(0, "/usr/local/lib/pilot")
-from node.process import SystemdUnit, post
-from node.rendezvous import LAST_SNAPSHOT
-from node.systemd import Systemctl
+from node.machine.systemd import Systemctl
+from node.rendezvous.process import SystemdUnit, post
+from node.rendezvous_loop import LAST_SNAPSHOT
 if sys.argv[1] == "store":
     print("pilot:   registry.json: 5 keys", flush=True)
     if not os.path.isdir("/var/lib/pilot/registry"):
@@ -165,8 +165,8 @@ def most_at_once(upper: Path) -> int:
 
 def library() -> dict[str, str]:
     return {
-        f"/usr/local/lib/pilot/node/{path.name}": path.read_text(encoding="utf-8")
-        for path in sorted((STARTUP_DIR / "node").glob("*.py"))
+        f"/usr/local/lib/pilot/{path.relative_to(STARTUP_DIR)}": path.read_text(encoding="utf-8")
+        for path in sorted((STARTUP_DIR / "node").rglob("*.py"))
     }
 
 

@@ -50,7 +50,7 @@ def test_what_is_not_part_of_it_changes_nothing(copy: Path) -> None:
     assert render(copy) == render()
 
 
-@pytest.mark.parametrize("name", ["node/spec.py", "units/pilot.slice", "pilot_node.py"])
+@pytest.mark.parametrize("name", ["node/desired/spec.py", "units/pilot.slice", "pilot_node.py"])
 def test_every_file_is_part_of_it(copy: Path, name: str) -> None:
     with (copy / name).open("a", encoding="utf-8") as stream:
         stream.write("# changed\n")
@@ -75,7 +75,7 @@ def test_it_fits_with_room_for_what_is_to_come() -> None:
 def test_no_placeholder_is_left() -> None:
     text = render().text
     # What is embedded is verbatim, and may hold such marks of its own.
-    for path in (startup.STARTUP_DIR / "node").glob("*.py"):
+    for path in (startup.STARTUP_DIR / "node").rglob("*.py"):
         text = text.replace(path.read_text(encoding="utf-8"), "")
     for mark in ("{{", "}}", "{%", "{#"):
         assert mark not in text
@@ -116,23 +116,36 @@ def test_what_an_older_script_left_goes_and_nothing_is_written_twice(tmp_path: P
     lib = root / "usr/local/lib/pilot"
     before = {p: p.stat().st_ino for p in lib.rglob("*")}
     (lib / "node" / "older.py").write_text("", encoding="utf-8")
-    (lib / "node" / ".new.spec.py").write_text("half", encoding="utf-8")
+    (lib / "node" / "desired" / ".new.spec.py").write_text("half", encoding="utf-8")
     (lib / "units" / "older.service").symlink_to("/dev/null")
+    # As one before the packages left them, with what Python compiled of it; and a package.
+    (lib / "node" / "pressure.py").write_text("", encoding="utf-8")
+    (lib / "node" / "earlier").mkdir()
+    (lib / "node" / "earlier" / "module.py").write_text("", encoding="utf-8")
+    for name in ("pressure", "base_loop"):
+        compiled = lib / "node" / "__pycache__" / f"{name}.cpython-311.pyc"
+        compiled.parent.mkdir(exist_ok=True)
+        compiled.write_bytes(name.encode())
     neighbour = root / "usr/local/sbin/somebody-elses"
     neighbour.write_text("", encoding="utf-8")
     install(path, root)
+    # What is compiled of a module that is there stays: to compile takes seconds of an emulated CPU.
+    compiled = lib / "node" / "__pycache__" / "base_loop.cpython-311.pyc"
+    assert compiled.read_bytes() == b"base_loop"
+    compiled.unlink()
+    compiled.parent.rmdir()
     assert {p: p.stat().st_ino for p in lib.rglob("*")} == before
     assert neighbour.exists()
     # A link and a wrong mode are mended, and what a link points to is not written to.
     victim = tmp_path / "victim"
     victim.write_text("kept", encoding="utf-8")
-    (lib / "node" / "spec.py").unlink()
-    (lib / "node" / "spec.py").symlink_to(victim)
-    (lib / "node" / "retry.py").chmod(0o600)
+    (lib / "node" / "desired" / "spec.py").unlink()
+    (lib / "node" / "desired" / "spec.py").symlink_to(victim)
+    (lib / "node" / "machine" / "retry.py").chmod(0o600)
     install(path, root)
     assert victim.read_text(encoding="utf-8") == "kept"
-    assert not (lib / "node" / "spec.py").is_symlink()
-    assert (lib / "node" / "retry.py").stat().st_mode & 0o777 == 0o644
+    assert not (lib / "node" / "desired" / "spec.py").is_symlink()
+    assert (lib / "node" / "machine" / "retry.py").stat().st_mode & 0o777 == 0o644
 
 
 def test_what_is_embedded_comes_out_as_it_went_in(tmp_path: Path) -> None:
@@ -145,7 +158,7 @@ def test_what_is_embedded_comes_out_as_it_went_in(tmp_path: Path) -> None:
     folder = startup.STARTUP_DIR
     assert found == {
         str(p.relative_to(folder)): p.read_bytes()
-        for p in (*folder.glob("node/*.py"), *folder.glob("units/*"))
+        for p in (*folder.glob("node/**/*.py"), *folder.glob("units/*"))
     }
     program = root / "usr/local/sbin/pilot-node"
     assert program.read_bytes() == (folder / "pilot_node.py").read_bytes()
@@ -198,7 +211,8 @@ def test_how_to_read_what_it_carries(tmp_path: Path) -> None:
         ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert done.stdout.startswith("FILE 0644 ")
-    assert (startup.STARTUP_DIR / "node" / "spec.py").read_text(encoding="utf-8") in done.stdout
+    spec = startup.STARTUP_DIR / "node" / "desired" / "spec.py"
+    assert spec.read_text(encoding="utf-8") in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from components.startup import STARTUP_DIR
-from lab.drivers.processes import ending
-from startup.node import release
+from lab.machines.processes import ending
+from startup.node.setup import release
 from tests.startup.conftest import Vm
 from tests.startup.google import TOKEN, Google, hang_up
 

@@ -32,11 +32,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from lab.drivers import processes
-from lab.drivers.cgroups import hierarchies
-from lab.drivers.host import ensure_packages, no_containers
-from lab.drivers.processes import until as wait_until
-from lab.image import default_cache, ensure_image
+from lab.machines import processes
+from lab.machines.cgroups import hierarchies
+from lab.machines.host import ensure_packages, no_containers
+from lab.machines.image import default_cache, ensure_image
+from lab.machines.processes import until as wait_until
 from tests.components.fleet import ROOT
 from tests.conftest import pulumi_environment
 from tests.vm.fleet import Fleet

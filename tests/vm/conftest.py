@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from lab.drivers.host import ensure_packages, missing_packages, no_containers
-from lab.image import ImageError, default_cache, ensure_image
+from lab.machines.host import ensure_packages, missing_packages, no_containers
+from lab.machines.image import ImageError, default_cache, ensure_image
 from tests.components.fleet import ROOT
 from tests.vm import update
 from tests.vm.fleet import Fleet

@@ -21,14 +21,14 @@ from urllib.parse import quote
 
 import yaml
 
-from lab import cloud
-from lab.web import Request, Response
-from standin.build import build
+from lab.cloud import cloud
+from lab.cloud.web import Request, Response
+from lab.standin.build import build
 from tests.components.fleet import ROOT
 from tests.conftest import measured
 from tests.engine.project import Project
-from tests.lab.client import Client
-from tests.lab.drivers.conftest import leftovers
+from tests.lab.cloud.client import Client
+from tests.lab.machines.conftest import leftovers
 
 RENDEZVOUS = "pilot-rendezvous"
 CLOUD = "lab-project"
@@ -104,7 +104,7 @@ class Fleet:
         self.wanted = dict(wanted)
         binaries = self.project.folder / "artifacts"
         subprocess.run(
-            [sys.executable, "toolchain/toolchain.py", "artifacts"], cwd=ROOT, check=True
+            [sys.executable, "tools/toolchain/toolchain.py", "artifacts"], cwd=ROOT, check=True
         )
         daemon = ROOT / "artifacts" / "1.18.0" / "pilot-daemon"
         shutil.copy(daemon, binaries / "1.18.0" / "pilot-daemon")

@@ -19,9 +19,9 @@ from datetime import datetime, timedelta
 from random import Random
 from typing import Any
 
-from lab.drivers import processes
+from lab.machines import processes
 from tests.vm.fleet import BOOT_ID, DASHBOARD, RENDEZVOUS, STORE, Fleet, Measured
-from tests.vm.walls import pid_walls, pid_walls_of_a_container
+from tests.vm.kernel_limits import pid_walls, pid_walls_of_a_container
 
 RUNNER = "google_metadata_script_runner startup"
 # Seconds that anybody waits for an answer of the registry's dashboard, or of an sshd that is up.
@@ -529,7 +529,8 @@ def bad_release(fleet: Fleet, vm: str, chance: Random, kind: str) -> Measured:
     bad = release["daemon"]["sha256"]
     old = fleet.processes(vm)
     start = time.monotonic()
-    # Less than 20 s of watching cannot tell growth from warming up (roll.py); 60 is production's.
+    # Less than 20 s of watching cannot tell growth from warming up (rollout.py); 60 is
+    # production's.
     watch = 60 if kind == "grows" else before["roll"]["watchSeconds"]
     fleet.change_spec(vm, release=release, roll=before["roll"] | {"watchSeconds": watch})
     try:

@@ -12,8 +12,8 @@ import pytest
 from tests.vm import campaign
 from tests.vm.campaign import SHAPES, Kept, Result
 from tests.vm.fleet import Fleet, Measured
+from tests.vm.kernel_limits import pid_walls
 from tests.vm.rows import CONTAINER, QEMU
-from tests.vm.walls import pid_walls
 
 ONE, OTHER = "1" * 40, "2" * 40
 

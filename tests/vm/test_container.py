@@ -14,9 +14,9 @@ from urllib.parse import quote
 
 import pytest
 
-from lab import maintenance
-from startup.node.place import AGAIN as AGAIN_BY_HAND
-from tests.monitoring.names import metric_names
+from lab.cloud import maintenance
+from startup.node.machine.paths import AGAIN as AGAIN_BY_HAND
+from tests.components.monitoring.names import metric_names
 from tests.vm.conftest import Boot
 from tests.vm.fleet import CLOUD, RENDEZVOUS, STORE, ZONE, Fleet, said
 from tests.vm.rows import EXITS

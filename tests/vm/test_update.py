@@ -113,7 +113,7 @@ def test_nobody_notices_the_way_forward(fleet: Fleet, before: Path | None, commi
 def break_limits(fleet: Fleet) -> None:
     """`up` of this commit with a script that fails in "limits"."""
     fleet.take(ROOT)
-    file = fleet.project.folder / "startup" / "node" / "apply.py"
+    file = fleet.project.folder / "startup" / "node" / "setup" / "apply.py"
     line = "    numbers = limits.sysctls(kernel.machine(place), spec)\n"
     text = file.read_text()
     assert text.count(line) == 1

@@ -188,7 +188,9 @@ def checked_out(commit: str, folder: Path) -> Path:
     if same:
         (folder / ".venv").symlink_to(ROOT / ".venv")
     else:
-        subprocess.run([sys.executable, "toolchain/toolchain.py", "venv"], cwd=folder, check=True)
+        # An earlier commit has it in another place.
+        (toolchain,) = folder.glob("**/toolchain/toolchain.py")
+        subprocess.run([sys.executable, str(toolchain), "venv"], cwd=folder, check=True)
     return folder
 
 

@@ -1,0 +1,62 @@
+"""What Compute Engine does not have and a Compute Engine on one machine needs: paths below /lab/.
+
+A person at Google's console would tunnel to a port of a VM; here a port of this machine's loopback
+is forwarded to it.
+"""
+
+from lab.cloud import Json, links
+from lab.cloud.errors import ApiError, not_found
+from lab.cloud.instances import machine
+from lab.cloud.links import Scope
+from lab.cloud.store import Store
+from lab.cloud.web import Request, Route
+from lab.machines.driver import Driver, MachineError
+
+
+class Control:
+    """The lab's own paths."""
+
+    def __init__(self, store: Store, driver: Driver) -> None:
+        self._store = store
+        self._driver = driver
+
+    def routes(self) -> list[Route]:
+        """Return the table of paths below `/lab/`."""
+        instance = "/lab/projects/{project}/zones/{zone}/instances/{name}"
+        return [
+            Route(method="GET", template="/lab/status", handler=self._status),
+            Route(method="POST", template=f"{instance}/forward", handler=self._forward),
+        ]
+
+    def _status(self, _: Request) -> Json:
+        with self._store.transaction() as tx:
+            found = {
+                links.path_of(each["selfLink"], Scope(project="")): each["status"]
+                for collection in tx.collections(f"{links.STORE}projects/")
+                if collection.endswith("/instances")
+                for each in tx.documents(collection).values()
+            }
+        return {
+            # By which a lab is told from another one at the same port.
+            "state": str(self._store.directory.resolve()),
+            "driver": self._driver.description,
+            "instances": found,
+        }
+
+    def _forward(self, request: Request) -> Json:
+        """`{"port": N}` of the guest; answers `{"port": N}` of this machine's loopback."""
+        port = request.json().get("port")
+        if not isinstance(port, int) or not 0 < port < 65_536:
+            raise ApiError(400, "invalid", f"port must be a number from 1 to 65535, not {port!r}")
+        scope = Scope(
+            project=request.params["project"], level="zones", place=request.params["zone"]
+        )
+        with self._store.transaction() as tx:
+            instance = tx.get(scope.collection("instances"), request.params["name"])
+            if instance is None:
+                raise not_found(f"{scope.path}/instances/{request.params['name']}")
+            wanted = machine(tx, instance)
+        try:
+            return {"port": self._driver.forward(wanted, port)}
+        except MachineError as error:
+            raise ApiError(400, "resourceNotReady", str(error)) from error

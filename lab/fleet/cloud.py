@@ -1,0 +1,170 @@
+"""The lab's cloud: served, asked, and its VMs started as an operator would."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from http.client import HTTPException
+from typing import Any
+
+from components.config import FleetConfig
+from lab.fleet import checkout
+from lab.fleet.errors import DemoError, until
+from lab.machines import processes
+
+API = "http://127.0.0.1:8480"
+DRIVERS = ("qemu", "container")
+
+
+def driver() -> str:
+    """What runs the machines. DemoError for a name that is none."""
+    name = os.environ.get("LAB_DRIVER", DRIVERS[0])
+    if name not in DRIVERS:
+        raise DemoError(f"LAB_DRIVER is {name!r}: choose {' or '.join(DRIVERS)}")
+    return name
+
+
+def refuse_another(wanted: str) -> None:
+    """DemoError where a lab of another driver is here, or one of another checkout answers."""
+    serves = lab_status() is not None
+    marker = checkout.STATE / "driver"
+    runs = marker.read_text().strip() if marker.exists() else "?"
+    # Its machines run on when the cloud's process is gone, and are that driver's to end.
+    machines = any(checkout.STATE.glob("machines/*/machine.json"))
+    if runs != wanted and (serves or machines):
+        raise DemoError(
+            f"a lab with the {runs} driver is here: `make lab-down` first, "
+            f"or `LAB_DRIVER={runs} make lab` to go on with it"
+        )
+
+
+def serve(wanted: str) -> None:
+    """Serves the cloud with the driver `wanted` in a process of its own, unless one serves."""
+    if (status := lab_status()) is not None:
+        print(f"  is up: {status['driver']}", flush=True)
+        return
+    port = API.rsplit(":", 1)[1]
+    command = [sys.executable, "-m", "lab.cloud", "serve", "--driver", wanted, "--port", port]
+    with (checkout.STATE / "log").open("ab") as log:
+        process = subprocess.Popen(
+            [*command, "--state", str(checkout.STATE)],
+            cwd=checkout.ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        until(
+            lambda: lab_status() is not None or process.poll() is not None,
+            60,
+            f"the cloud does not answer at {API}: see {checkout.STATE / 'log'}",
+        )
+        status = lab_status()
+    except BaseException:
+        # It would come up later, when nobody waits for it: perhaps after `make lab-down`.
+        processes.end(process)
+        raise
+    if status is None or process.poll() is not None:
+        last = (checkout.STATE / "log").read_text(errors="replace").strip().splitlines()[-1:]
+        raise DemoError(f"the cloud does not come up: {''.join(last)}")
+    print(f"  {status['driver']}", flush=True)
+
+
+def lab_status() -> dict[str, Any] | None:
+    """What the cloud says of itself; None where none answers.
+
+    DemoError where the one that answers is not this checkout's.
+    """
+    try:
+        status = fetch(f"{API}/lab/status")
+    except (OSError, ValueError, HTTPException):
+        return None
+    if (state := status.get("state")) != str(checkout.STATE.resolve()):
+        whose = f"the lab in {state}" if state else "another program, or an older lab"
+        raise DemoError(f"{API} is {whose}: end that one first (`make lab-down` in its checkout)")
+    return status
+
+
+def states(config: FleetConfig) -> dict[str, str]:
+    """The states of the fleet's VMs that are there, by name. DemoError where there is no lab."""
+    if (status := lab_status()) is None:
+        raise DemoError(f"the cloud answers no longer at {API}: see {checkout.STATE / 'log'}")
+    there: dict[str, str] = status["instances"]
+    return {name: there[path] for name in config.fits if (path := place(config, name)) in there}
+
+
+def place(config: FleetConfig, vm: str) -> str:
+    """The path of a VM in the API."""
+    return f"projects/{config.project}/zones/{config.zone}/instances/{vm}"
+
+
+def start_what_is_off(config: FleetConfig) -> None:
+    """Starts the fleet's VMs that are off, as an operator would.
+
+    This machine was booted, or a guest was killed: to Pulumi that is no change.
+    """
+    until(
+        lambda: "STOPPING" not in states(config).values(),
+        180,
+        "a VM has been STOPPING for three minutes: `make lab-status` says which one",
+    )
+    for name, state in states(config).items():
+        if state == "TERMINATED":
+            print(f"  {name} is off: starting it", flush=True)
+            compute(place(config, name), "/start")
+
+
+def compute(path: str, action: str = "", *, method: str = "POST") -> None:
+    """Changes a resource of the lab's Compute Engine, and waits until that is done.
+
+    What is under way on it is waited for first.
+    """
+    scope = path.rsplit("/", 2)[0]
+    try:
+        for each in fetch(f"{API}/compute/v1/{scope}/operations").get("items", []):
+            if each["targetLink"].endswith(f"/{path}"):
+                _finished(each)
+        operation = _finished(fetch(f"{API}/compute/v1/{path}{action}", {}, method=method))
+    except urllib.error.HTTPError as error:
+        raise DemoError(f"{path}: {reason(error)}") from None
+    except (OSError, ValueError, HTTPException) as error:
+        raise DemoError(f"{path}: no answer ({error}): see {checkout.STATE / 'log'}") from None
+    if failed := operation.get("error"):
+        raise DemoError(f"{path}: {failed['errors'][0]['message']}")
+
+
+def _finished(operation: dict[str, Any]) -> dict[str, Any]:
+    link = f"{API}/compute/v1/projects/{operation['selfLink'].partition('/projects/')[2]}"
+    while operation["status"] != "DONE":
+        operation = fetch(f"{link}/wait", {}, timeout=150)
+    return operation
+
+
+def fetch(
+    url: str, body: dict[str, Any] | None = None, *, method: str | None = None, timeout: float = 5
+) -> dict[str, Any]:
+    """A JSON document. OSError where nobody answers or the answer is a refusal."""
+    request = urllib.request.Request(  # noqa: S310 (loopback only)
+        url,
+        data=None if body is None else json.dumps(body).encode(),
+        headers={"Content-Type": "application/json", "Authorization": "Bearer anything"},
+        method=method,
+    )
+    with urllib.request.urlopen(request, timeout=timeout) as response:  # noqa: S310
+        answer = json.load(response)
+    if not isinstance(answer, dict):
+        raise ValueError(answer)
+    return answer
+
+
+def reason(error: urllib.error.HTTPError) -> str:
+    """What a refusal says."""
+    try:
+        return str(json.load(error)["error"]["message"])
+    except (KeyError, TypeError, ValueError):
+        return str(error)

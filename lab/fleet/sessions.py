@@ -1,0 +1,96 @@
+"""Commands in sessions of their own: interrupted in order, ended with all that they started.
+
+The lock of the one that must not run twice names its session, for who finds it after a kill.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from typing import IO
+
+from lab.fleet import checkout
+from lab.fleet.errors import DemoError, until
+from lab.machines import processes
+
+
+def run(command: list[str], *, holding: IO[str] | None = None, **environment: str) -> None:
+    """Runs a command in the checkout; what it prints is for who watches.
+
+    The command also holds the file `holding` open, which names it while it runs. Ctrl-C asks it to
+    end and waits for that; a second one cuts it off. What it has started ends with it.
+    DemoError where it fails.
+    """
+    process = subprocess.Popen(
+        command,
+        cwd=checkout.ROOT,
+        env={**os.environ, **environment},
+        # Nobody is asked, and no terminal is put into a mode in which Ctrl-C is a key.
+        stdin=subprocess.DEVNULL,
+        # So that it hears Ctrl-C once and from here, and its plugins can be found.
+        start_new_session=True,
+        pass_fds=() if holding is None else (holding.fileno(),),
+    )
+    try:
+        if holding is not None:
+            holding.truncate(0)
+            holding.write(f"{process.pid} {os.getpid()}")
+            holding.flush()
+        try:
+            _await_end(process)
+        except KeyboardInterrupt:
+            # Its whole group. It is not reaped yet, so the number is its own.
+            processes.tell(-process.pid, signal.SIGINT)
+            print(
+                "\nlab: what is under way is ending; Ctrl-C again cuts it off",
+                file=sys.stderr,
+                flush=True,
+            )
+            _await_end(process)
+            raise
+    finally:
+        processes.kill_session(process.pid)
+        if holding is not None:
+            holding.truncate(0)
+        process.wait()
+    if process.returncode:
+        raise DemoError(f"this failed (above is why): {' '.join(command[1:])}")
+
+
+def _await_end(process: subprocess.Popen[bytes]) -> None:
+    """Waits until a process has ended, and leaves it to be reaped: its id stays its own."""
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+
+
+def take(lock: IO[str], *, cut: bool = False) -> bool:
+    """Takes the lock; False where somebody is at work.
+
+    It names the session of a Pulumi that runs: plugins that have outlived theirs are ended. With
+    `cut`, so is a Pulumi that has outlived the `make lab` that started it.
+    """
+    if _locks(lock):
+        return True
+    lock.seek(0)
+    leader, _, starter = lock.read().partition(" ")
+    if not leader.isdecimal():
+        return False
+    parent = processes.parent(int(leader))
+    if parent is not None and not (cut and starter.isdecimal() and parent != int(starter)):
+        return False
+    processes.kill_session(int(leader))
+    with suppress(DemoError):
+        until(lambda: _locks(lock), 5, "somebody else holds it")
+        return True
+    return False
+
+
+def _locks(lock: IO[str]) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,232 @@
+"""Orders (docs/CONTRACT.md): text in, frozen dataclasses out, every problem at once.
+
+And which of them are in force: those of the bucket, those given on the VM itself, and what is
+remembered of both. The bucket's object says what is to be, so that one that is read twice, late or
+after a reboot does no harm. What was ordered once and is done (a restart) stays known when its
+object is gone: else its absence would be another change, and restart everything again.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final
+
+from ..machine import files
+from ..machine.paths import Place
+from ..machine.polling import ABSENT, READ, UNREACHABLE, Reading
+from .json_reader import Reader, SpecError
+from .sources import Object
+from .spec import ROLE_RENDEZVOUS, ROLE_SWARM
+
+SCHEMA: Final = 1
+MALFORMED: Final = "malformed"
+GO: Final = "go"
+REJECT: Final = "reject"
+
+_ID = re.compile(r"[-0-9A-Za-z_.:]{1,64}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_VERDICT = re.compile("go|reject")
+_BENCHMARKS = re.compile("run|pause")
+# One line of printable characters: it is shown on a dashboard, and in logs.
+_BANNER = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]{0,200}")
+_WORDS = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]{0,200}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What is to become of the release with `sha256`: GO or REJECT. A GO counts once for each
+    `id`: when the release is rejected again, only a GO with another `id` tries it again."""
+
+    sha256: str
+    verdict: str
+    id: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Orders:
+    """What is ordered; without anything, nothing is."""
+
+    hold: bool = False
+    restart: str = ""
+    clean: bool = False
+    roll: Verdict | None = None
+    pause_benchmarks: bool = False
+    banner: str = ""
+    ignored: tuple[str, ...] = ()
+    """Fields that this version does not know (a newer `ops` wrote them)."""
+
+
+def parse(text: str | bytes, role: str) -> Orders:
+    """The orders in `text` for a VM of `role`. Raises SpecError with every problem."""
+    top = Reader.of(text, "orders")
+    schema = top.integer("schema", 0, 1 << 30)
+    if schema != SCHEMA and not top.problems:
+        raise SpecError(
+            [f"schema: is {schema}, this VM knows {SCHEMA}: use the `ops` of its release"]
+        )
+    there = set(top.names())
+    found = Orders(
+        hold="hold" in there and top.boolean("hold"),
+        restart=top.string("restart", _ID, _ID.pattern) if "restart" in there else "",
+        clean="clean" in there and top.boolean("clean"),
+        roll=_verdict(top.child("roll")) if "roll" in there else None,
+        pause_benchmarks=(
+            "benchmarks" in there
+            and top.string("benchmarks", _BENCHMARKS, "run or pause") == "pause"
+        ),
+        banner=_text(top, "banner", _BANNER),
+    )
+    for name in ("by", "at"):
+        _text(top, name, _WORDS)
+    if found.clean and "restart" not in there:
+        top.problem("clean", "goes with a restart only: give it one")
+    for name in ("clean", "banner"):
+        if role == ROLE_SWARM and name in there:
+            top.problem(name, "is for the rendezvous only")
+    if role == ROLE_RENDEZVOUS and "benchmarks" in there:
+        top.problem("benchmarks", "run on swarm VMs only")
+    top.end_document()
+    if top.problems:
+        raise SpecError(top.problems)
+    return replace(found, ignored=tuple(top.ignored))
+
+
+def _verdict(reader: Reader) -> Verdict:
+    found = Verdict(
+        sha256=reader.string("sha256", _SHA256, "64 hex digits"),
+        verdict=reader.string("verdict", _VERDICT, "go or reject"),
+        id=reader.string("id", _ID, _ID.pattern) if "id" in reader.names() else "",
+    )
+    reader.end()
+    return found
+
+
+def _text(reader: Reader, key: str, pattern: re.Pattern[str]) -> str:
+    if key not in reader.names():
+        return ""
+    return reader.string(key, pattern, "one line of at most 200 characters")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """The orders in force. `state` is ABSENT, READ, UNREACHABLE or MALFORMED, of the bucket's
+    object, `error` says more. `restarted` and `restarted_here` are the IDs of the last restarts,
+    from the bucket and on the VM: they outlive the orders."""
+
+    state: str = UNREACHABLE
+    generation: str = ""
+    error: str = ""
+    text: str = ""
+    orders: Orders = Orders()
+    here: Orders = Orders()
+    here_error: str = ""
+    restarted: str = ""
+    restarted_here: str = ""
+
+    @property
+    def hold(self) -> bool:
+        return self.orders.hold or self.here.hold
+
+    @property
+    def restart(self) -> str:
+        """One word for both restarts: another one, and every agent is started anew."""
+        return f"{self.restarted}/{self.restarted_here}".strip("/")
+
+
+def follow(standing: Standing, reading: Reading[Object], role: str) -> Standing:
+    """`standing`, after the bucket said `reading`."""
+    if reading.state == ABSENT:
+        return replace(standing, state=ABSENT, generation="", error="", text="", orders=Orders())
+    if reading.state != READ or reading.value is None:
+        return replace(standing, state=UNREACHABLE, error=reading.error or standing.error)
+    try:
+        orders = parse(reading.value.text, role)
+    except SpecError as error:
+        return replace(
+            standing,
+            state=MALFORMED,
+            generation=reading.value.generation,
+            error=str(error)[:1000],
+        )
+    return replace(
+        standing,
+        state=READ,
+        generation=reading.value.generation,
+        error="",
+        text=reading.value.text,
+        orders=orders,
+        restarted=orders.restart or standing.restarted,
+    )
+
+
+def follow_here(standing: Standing, text: str | None, role: str) -> Standing:
+    """`standing`, where the orders given on the VM are `text` (None: none are given)."""
+    if text is None:
+        return replace(standing, here=Orders(), here_error="")
+    try:
+        orders = parse(text, role)
+    except SpecError as error:
+        return replace(standing, here_error=str(error)[:1000])
+    return replace(
+        standing,
+        here=orders,
+        here_error="",
+        restarted_here=orders.restart or standing.restarted_here,
+    )
+
+
+def recall(place: Place, role: str, say: Callable[[str], None]) -> Standing:
+    """What is remembered from before: the last good orders, in force until the bucket answers.
+
+    A file that cannot be read or understood is said, and nothing is ordered. Where it is only the
+    orders in it (a newer program wrote them), a hold is one, and the restarts stay known: else all
+    agents would be started, or started anew.
+    """
+    path = place.node_state / "orders.json"
+    try:
+        kept = json.loads(path.read_bytes())
+        standing = Standing(
+            generation=str(kept["generation"]),
+            text=str(kept["text"]),
+            restarted=str(kept["restarted"]),
+            restarted_here=str(kept["restarted_here"]),
+        )
+    except FileNotFoundError:
+        return Standing()
+    except (OSError, ValueError, RecursionError, LookupError, TypeError) as error:
+        say(f"{path}: {error}: the last orders are not known until the bucket answers")
+        return Standing()
+    if not standing.text:
+        return standing
+    try:
+        return replace(standing, orders=parse(standing.text, role))
+    except SpecError as error:
+        held = _is_hold(standing.text)
+        say(
+            f"{path}: {error}: until the bucket answers, the last orders are not known but that "
+            f"this VM is {'held' if held else 'not held'}"
+        )
+        return replace(standing, orders=Orders(hold=held))
+
+
+def _is_hold(text: str) -> bool:
+    """Whether orders that are not understood hold the VM."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and found.get("hold") is True
+
+
+def remember(place: Place, standing: Standing) -> None:
+    """Keep what `recall` gives. Raises OSError."""
+    kept = {
+        "generation": standing.generation,
+        "restarted": standing.restarted,
+        "restarted_here": standing.restarted_here,
+        "text": standing.text,
+    }
+    files.write(place.node_state / "orders.json", json.dumps(kept, sort_keys=True) + "\n", 0o600)

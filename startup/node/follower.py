@@ -1,0 +1,565 @@
+"""What both roles follow: the spec, the orders, the project's script, ghosts, maintenance.
+
+`Follower.look` takes what the sources said last, without waiting, and acts on what is the same for
+both roles: a new spec's limits and units are applied, the project's script is run again where it
+is the one that the spec expects. What the roles do with spec and orders is theirs.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final, TypedDict, TypeVar
+
+from .desired import ghost_scripts, orders, sources
+from .desired.json_reader import SpecError
+from .desired.orders import Standing
+from .desired.sources import Attributes, Maintenance, Orders, OrdersPlace
+from .desired.spec import RendezvousSpec, Script, SwarmSpec, expected_script, parse
+from .machine import files, proc
+from .machine.metadata import MetadataServer
+from .machine.paths import AGAIN, Place
+from .machine.polling import ABSENT, READ, UNREACHABLE, Reading, Source, Wake
+from .machine.retry import FinalError
+from .report.status import OrdersStatus, ScriptStatus, SpecStatus
+from .setup import apply
+from .setup.limits import LimitsError
+
+CURRENT: Final = "current"
+MALFORMED: Final = "malformed"
+APPLYING: Final = "applying"
+WAITING: Final = "waiting"
+FAILED: Final = "failed"
+FOREIGN: Final = "foreign"
+
+# Seconds after which a script that was applied, and did not last, is applied again.
+SCRIPT_SECONDS = 600.0
+_SCRIPT_FAILED = (
+    "it was run and its work is not done: the serial console says in which step it failed. It is "
+    f"run again {SCRIPT_SECONDS // 60:.0f} minutes after the last time"
+)
+# Seconds that systemd may take to start the unit of a script that it was told to run.
+_STARTS = 5.0
+# Seconds between two attempts at what failed on this machine (a full disk, systemd).
+_AGAIN = 10.0
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
+_UNIT = "pilot-script"
+
+AnySpec = SwarmSpec | RendezvousSpec
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """The spec in use (`text` and `spec`), and how it stands with its source: CURRENT, ABSENT,
+    UNREACHABLE or MALFORMED, with `error`. `script`: what the newest spec expects, whether or not
+    that spec is one that can be used."""
+
+    text: str
+    spec: AnySpec
+    script: Script
+    state: str = UNREACHABLE
+    error: str = "not asked yet"
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.text.encode(errors="replace")).hexdigest()
+
+
+def follow_spec(
+    known: Known, reading: Reading[Mapping[str, str]], check: Callable[[AnySpec], None]
+) -> Known:
+    """`known`, after the instance's metadata said `reading`. `check` raises LimitsError for a spec
+    that this machine cannot be."""
+    if reading.state == UNREACHABLE:
+        return replace(known, state=UNREACHABLE, error=reading.error)
+    if reading.state != READ or reading.value is None:
+        return known
+    text = reading.value.get("pilot-spec")
+    if text is None:
+        return replace(known, state=ABSENT, error="metadata has no pilot-spec: run `pulumi up`")
+    expected = expected_script(text)
+    script = expected if expected.sha256 else known.script
+    try:
+        spec = parse(text)
+        if spec.role != known.spec.role:
+            raise SpecError([f"role: is {spec.role!r}, this VM is a {known.spec.role}: replace it"])
+        check(spec)
+    except (SpecError, LimitsError) as error:
+        return replace(known, state=MALFORMED, error=str(error)[:1000], script=script)
+    return Known(text=text, spec=spec, state=CURRENT, error="", script=script)
+
+
+def script_state(
+    project: Reading[Mapping[str, str]], *, expected: str, applied: str
+) -> tuple[str, bool]:
+    """How it stands with the project's script, and whether it is to be applied now. `applied`:
+    sha256 of the one whose work is done, "" where none's is."""
+    if project.state == UNREACHABLE or project.value is None:
+        return UNREACHABLE, False
+    found = ghost_scripts.script_hash(project.value)
+    if not found:
+        return ABSENT, False
+    if found == applied:
+        # The one that is expected may still be on its way to the project.
+        return (CURRENT if found == expected else APPLYING), False
+    return (APPLYING, True) if found == expected else (FOREIGN, False)
+
+
+def apply_script(place: Place) -> None:
+    """Google's runner, in a unit of its own: the script restarts this very service."""
+    unit = ["--no-block", "--collect", f"--unit={_UNIT}"]
+    unit += ["--description=Pilot: the project's startup script, applied again"]
+    done = subprocess.run(
+        ["systemd-run", *unit, "/bin/bash", str(place.runner)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    if done.returncode:
+        raise FinalError(f"the project's script was not run: {' '.join(done.stderr.split())}")
+
+
+def script_runs() -> bool:
+    """Whether the unit of `apply_script` is at work."""
+    command = ["systemctl", "is-active", "--quiet", f"{_UNIT}.service"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, check=False, timeout=60)
+    return done.returncode == 0
+
+
+@dataclass(frozen=True)
+class Turn:
+    """When this VM first expected the script `sha256`, in seconds since the kernel started."""
+
+    sha256: str
+    since: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """The script that was run last, when (seconds since the kernel started), and how often."""
+
+    sha256: str
+    uptime: float
+    tries: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changes:
+    """What changed at a look."""
+
+    spec: bool = False
+    orders: bool = False
+    maintenance: bool = False
+
+    def __bool__(self) -> bool:
+        return self.spec or self.orders or self.maintenance
+
+
+class CommonFacts(TypedDict):
+    """The part of status.Facts that a Follower knows."""
+
+    vm: str
+    now: float
+    boot: str
+    uptime: float
+    script: str
+    orders: OrdersStatus
+    spec: SpecStatus
+    project_script: ScriptStatus
+    ghosts: Sequence[str]
+
+
+class Follower:
+    """The sources of one VM, and what is made of them. `known` and `standing` are what counts."""
+
+    def __init__(
+        self,
+        *,
+        place: Place,
+        known: Known,
+        say: Callable[[str], None],
+        wake: Wake,
+        run_script: Callable[[Place], None] = apply_script,
+        script_runs: Callable[[], bool] = script_runs,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.place = place
+        self.known = known
+        self.say = say
+        self.standing = Standing()
+        self.maintenance = ""
+        self.ghosts: tuple[str, ...] = ()
+        # The metadata of the instance and of its project, as last heard.
+        self._seen: tuple[Mapping[str, str], Mapping[str, str]] = ({}, {})
+        self.script = UNREACHABLE
+        self._clock = clock
+        self._run_script = run_script
+        self._script_runs = script_runs
+        self._ran = float("-inf")
+        # An attempt that is known to be over.
+        self._ended: Attempt | None = None
+        self._turn: Turn | None = None
+        self._said_turn: tuple[tuple[Turn, Script], float] | None = None
+        self._recalled = False
+        # Whether the machine is known to be what `known.spec` says.
+        self._is_applied = False
+        self._apply_again = 0.0
+        self._said: dict[str, str] = {}
+        self._failed: Exception | None = None
+        self._unwritten = False
+        server = MetadataServer(host=place.metadata_host)
+        self.server = server
+        self._attributes: Source[Mapping[str, str]] = Source(
+            "instance metadata", Attributes(server=server, path="instance/attributes"), wake=wake
+        )
+        self._project: Source[Mapping[str, str]] = Source(
+            "project metadata", Attributes(server=server, path="project/attributes"), wake=wake
+        )
+        self._maintenance: Source[str] = Source(
+            "maintenance", Maintenance(server=server), wake=wake, every=1.0
+        )
+        self._orders: Source[sources.Object] = Source(
+            "orders",
+            Orders(server=server, where=self._orders_place),
+            wake=wake,
+            every=sources.ORDERS_SECONDS,
+        )
+
+    def start(self) -> None:
+        for source in self._sources():
+            source.start()
+
+    def stop(self) -> None:
+        for source in self._sources():
+            source.stop()
+
+    def look(self) -> Changes:
+        """Take what the sources said; what changed. Raises FinalError, OSError or
+        SubprocessError where a new spec could not be applied (the old one stays in use) or written
+        down; it is tried again. Raised last: one thing that fails holds up no other, least of all
+        the script, which may be what mends it."""
+        self._failed = None
+        changes = Changes(orders=self._look_at_orders(), maintenance=self._look_at_maintenance())
+        instance = self._attributes.latest()
+        project = self._project.latest()
+        # Who does not answer changes nothing.
+        self._seen = (
+            self._seen[0] if instance.value is None else instance.value,
+            self._seen[1] if project.value is None else project.value,
+        )
+        self.ghosts = ghost_scripts.ghosts(*self._seen)
+        self._note("ghosts", f"ghost: {', '.join(self.ghosts)}" if self.ghosts else "")
+        changed = self._look_at_spec(instance)
+        self._look_at_script(instance)
+        if self._failed is not None:
+            raise self._failed
+        return replace(changes, spec=changed)
+
+    def facts(self, now: float) -> CommonFacts:
+        """Its part of a status; `now` in seconds since the epoch."""
+        known, standing = self.known, self.standing
+        generation = standing.generation
+        return {
+            "vm": known.spec.name,
+            "now": now,
+            "boot": self.place.at(_BOOT_ID).read_text(encoding="ascii").strip(),
+            "uptime": proc.uptime(self.place),
+            "script": self.applied_script(),
+            "orders": OrdersStatus(
+                generation=int(generation) if generation.isdecimal() else None,
+                state=standing.state,
+                hold=standing.hold,
+                restart=standing.restarted or standing.restarted_here,
+                error=standing.error or standing.here_error,
+                ignored=standing.orders.ignored,
+            ),
+            "spec": SpecStatus(
+                sha256=known.sha256,
+                state=known.state,
+                error=known.error,
+                ignored=known.spec.ignored,
+            ),
+            "project_script": ScriptStatus(
+                expected=known.script.sha256,
+                state=self.script,
+                turn=self._turn_at(now),
+                error=_SCRIPT_FAILED if self.script == FAILED else "",
+            ),
+            "ghosts": self.ghosts,
+        }
+
+    def _sources(
+        self,
+    ) -> tuple[Source[Mapping[str, str]] | Source[str] | Source[sources.Object], ...]:
+        return (self._attributes, self._project, self._maintenance, self._orders)
+
+    def _orders_place(self) -> OrdersPlace:
+        spec = self.known.spec
+        return OrdersPlace(endpoint=spec.storage, bucket=spec.bucket, vm=spec.name)
+
+    # The spec
+
+    def _look_at_spec(self, instance: Reading[Mapping[str, str]]) -> bool:
+        new = follow_spec(self.known, instance, lambda spec: apply.check(self.place, spec))
+        if new.spec != self.known.spec or not self._is_applied:
+            if self._clock() < self._apply_again:
+                self.known = replace(self.known, script=new.script)
+                return False
+            self._apply_again = self._clock() + _AGAIN
+            # Where it fails halfway and the old one comes back, that is applied again.
+            self._is_applied = False
+            try:
+                self._apply(new.spec)
+            except LimitsError as error:
+                new = replace(self.known, state=MALFORMED, error=str(error), script=new.script)
+            except (OSError, subprocess.SubprocessError) as error:
+                self._failed = error
+                self.known = replace(self.known, script=new.script)
+                return False
+            else:
+                self._apply_again = 0.0
+                self._is_applied = True
+        changed = new.spec != self.known.spec
+        if changed:
+            what = f"{new.spec.agents} agents, release {new.spec.version}"
+            self.say(f"another spec: {what}, sha256 {new.sha256[:12]}")
+        self.known = new
+        self._note("spec", f"spec {new.state}: {new.error}" if new.state != CURRENT else "")
+        if new.state == CURRENT:
+            try:
+                self._remember_spec(new.text)
+            except OSError as error:
+                self._failed = error
+        return changed
+
+    def _remember_spec(self, text: str) -> None:
+        files.write(self.place.spec, text)
+        if self.is_mounted():
+            self.ensure_state()
+            files.write(self.place.node_state / "spec.json", text, 0o600)
+
+    def _apply(self, spec: AnySpec) -> None:
+        apply.apply_limits(self.place, spec, self.say)
+        apply.apply_units(self.place, spec, self.say)
+
+    def is_mounted(self) -> bool:
+        return self.place.is_mounted(self.place.state)
+
+    def ensure_state(self) -> None:
+        """The directory of what must not be forgotten; the state disk has to be mounted."""
+        self.place.node_state.mkdir(mode=0o700, exist_ok=True)
+
+    # Orders
+
+    def _look_at_orders(self) -> bool:
+        before = self.standing
+        if not self._recalled and self.is_mounted():
+            self._recalled = True
+            self.standing = orders.recall(self.place, self.known.spec.role, self.say)
+        reading = self._orders.latest()
+        if reading.state:
+            self.standing = orders.follow(self.standing, reading, self.known.spec.role)
+        self.standing = orders.follow_here(self.standing, self._here(), self.known.spec.role)
+        now = self.standing
+        self._note("orders", f"orders {now.state}: {now.error}" if now.error else "")
+        self._note("here", f"{self.place.orders}: {now.here_error}" if now.here_error else "")
+        if now != before:
+            self._unwritten = True
+        if self._unwritten and now.state in (READ, ABSENT) and self.is_mounted():
+            try:
+                self.ensure_state()
+                orders.remember(self.place, now)
+            except OSError as error:
+                # They are in force all the same.
+                self._failed = error
+            else:
+                self._unwritten = False
+        return now != before
+
+    def _here(self) -> str | None:
+        try:
+            return self.place.orders.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return None
+
+    def _look_at_maintenance(self) -> bool:
+        reading = self._maintenance.latest()
+        event = reading.value or ""
+        if reading.state != READ or event == self.maintenance:
+            # Unreachable is no end of it.
+            return False
+        if event != "NONE" or self.maintenance:
+            self.say(f"host maintenance: {event}")
+        self.maintenance = event
+        return True
+
+    # The project's script
+
+    def applied_script(self) -> str:
+        """sha256 of the script whose work is done in this boot, "" where none's is."""
+        try:
+            words = self.place.guard.read_text(encoding="ascii").split()
+        except (FileNotFoundError, UnicodeDecodeError):
+            return ""
+        return words[1] if len(words) == 2 else ""
+
+    def _look_at_script(self, instance: Reading[Mapping[str, str]]) -> None:
+        script, applied = self.known.script, self.applied_script()
+        project = self._project.latest()
+        self.script, due = script_state(project, expected=script.sha256, applied=applied)
+        if self._until_turn(script, applied) > 0 and due:
+            self.script, due = WAITING, False
+        said = ""
+        if self.script == FOREIGN:
+            said = (
+                "the project's startup script is neither the applied one nor the one that the spec "
+                "expects: it is not run"
+            )
+        elif self.script == WAITING:
+            said = (
+                f"the startup script {script.sha256[:12]} is expected: it is applied when it is "
+                f"this VM's turn, {script.after_seconds} s after it was first expected"
+            )
+        self._note("script", said)
+        if not due:
+            return
+        if instance.value is None or ghost_scripts.replaced(instance.value):
+            # The runner would run the ghost.
+            return
+        last = self._last_attempt()
+        if last is not None and last.sha256 != script.sha256:
+            last = None
+        at_work = self._is_at_work(last)
+        if not at_work and self.applied_script() == script.sha256:
+            # It ended while this was looking.
+            self.script = CURRENT
+            return
+        if last is not None and (last.tries > 1 or not at_work):
+            # Also while it is tried again: nobody has mended it yet.
+            self.script = FAILED
+            self._note("script", f"startup script {script.sha256[:12]}: {_SCRIPT_FAILED}")
+        now = proc.uptime(self.place)
+        if at_work or (last is not None and now - last.uptime < SCRIPT_SECONDS):
+            return
+        tries = last.tries + 1 if last else 1
+        self._remember_attempt(Attempt(sha256=script.sha256, uptime=now, tries=tries))
+        self.say(f"the project's startup script is {script.sha256[:12]}, as expected: applying it")
+        self._run_script(self.place)
+        self._ran = self._clock()
+
+    def _until_turn(self, script: Script, applied: str) -> float:
+        """Seconds until this VM may apply `script`. A VM on which no script's work is done waits
+        for nothing: it boots, or it is half way, and this one may be what mends it."""
+        path = self.place.run / "turn.json"
+        if script.sha256 in ("", applied):
+            if self._turn is not None:
+                path.unlink(missing_ok=True)
+            self._turn = None
+            return 0.0
+        now = proc.uptime(self.place)
+        if self._turn is None or self._turn.sha256 != script.sha256:
+            # pilot-node may have been restarted meanwhile.
+            kept = _recall(path, lambda found: Turn(str(found["sha256"]), float(found["since"])))
+            if kept is None or kept.sha256 != script.sha256 or kept.since > now:
+                kept = Turn(script.sha256, now)
+                try:
+                    files.write(path, json.dumps(asdict(kept)) + "\n", 0o600)
+                except OSError as error:
+                    # It is known as long as this process lives.
+                    self._failed = error
+            self._turn = kept
+        return max(0.0, self._turn.since + script.after_seconds - now) if applied else 0.0
+
+    def _turn_at(self, now: float) -> float | None:
+        """When this VM's turn is, in seconds since the epoch, while it waits for it. As it was said
+        first: else each look would say another second."""
+        if self.script != WAITING or self._turn is None:
+            return None
+        key = (self._turn, self.known.script)
+        if self._said_turn is None or self._said_turn[0] != key:
+            left = self._until_turn(self.known.script, self.applied_script())
+            self._said_turn = (key, now + left)
+        return self._said_turn[1]
+
+    def _is_at_work(self, last: Attempt | None) -> bool:
+        """Whether a run of the script has the lock, or is on its way to it."""
+        try:
+            handle = os.open(self.place.run / "lock", os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            pass
+        else:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            finally:
+                os.close(handle)
+        if last is None or last == self._ended:
+            return False
+        if self._clock() - self._ran < _STARTS or self._script_runs():
+            return True
+        self._ended = last
+        return False
+
+    def _last_attempt(self) -> Attempt | None:
+        return _recall(
+            self.place.run / "attempt.json",
+            lambda found: Attempt(
+                sha256=str(found["sha256"]),
+                uptime=float(found["uptime"]),
+                # Written by a pilot-node that did not count.
+                tries=int(found.get("tries", 1)),
+            ),
+        )
+
+    def _remember_attempt(self, attempt: Attempt) -> None:
+        """On disk: the script restarts this process."""
+        text = json.dumps(asdict(attempt)) + "\n"
+        files.write(self.place.run / "attempt.json", text, 0o600)
+
+    def _note(self, key: str, text: str) -> None:
+        """Say `text` when it is another one than before; "" is the end of it."""
+        if self._said.get(key, "") != text:
+            self._said[key] = text
+            if text:
+                self.say(text)
+
+
+def recall_spec(place: Place) -> Known:
+    """The spec to begin with: this boot's, else the last good one; one that this machine can be.
+    Raises FinalError where there is none."""
+    problems: list[str] = []
+    for path in (place.spec, place.node_state / "spec.json"):
+        try:
+            text = _read(path)
+            spec = parse(text)
+            apply.check(place, spec)
+        except FileNotFoundError:
+            problems.append(f"{path} is not there")
+        except (SpecError, LimitsError) as error:
+            problems.append(f"{path}: {error}")
+        else:
+            return Known(text=text, spec=spec, script=spec.script)
+    raise FinalError(f"there is no spec to begin with: {'; '.join(problems)}; {AGAIN}")
+
+
+def _recall(path: Path, build: Callable[[dict[str, Any]], T]) -> T | None:
+    """What `build` makes of the JSON in `path`; None where there is none that can be read."""
+    try:
+        return build(json.loads(path.read_bytes()))
+    except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError):
+        return None
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")

@@ -1,0 +1,194 @@
+"""What a person on the VM asks of pilot-node: drain, resume, restart, status.
+
+What is asked for is written down (/run/pilot/orders.json) and done by the service; whoever asked
+only watches, so a session that ends changes nothing. What is watched is the agents themselves.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .desired import orders
+from .desired.json_reader import SpecError
+from .desired.spec import ROLE_SWARM, SwarmSpec, parse
+from .machine import cgroup, files
+from .machine.paths import Place
+
+# Seconds between two looks at the agents, and after which a service that says nothing is missed.
+LOOK = 1.0
+SILENT = 180.0
+
+
+class AskError(Exception):
+    """What was asked for cannot be. The text says why, and what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """The agents: port -> which of its lives it is in (the inode of its cgroup); those with a
+    socket."""
+
+    running: Mapping[int, int]
+    ready: frozenset[int]
+
+
+def main(place: Place, arguments: list[str]) -> int:
+    """Do what `arguments` say. 0 when it is done, 1 when it cannot be, 130 when interrupted."""
+    command, *rest = arguments
+    try:
+        if rest:
+            raise AskError(f"{command}: takes no argument, was given {' '.join(rest)!r}")
+        if command == "status":
+            print(_status(place))
+        else:
+            _ask(place, command, print)
+    except AskError as error:
+        print(f"pilot-node: {error}", file=sys.stderr)
+        return 1
+    except PermissionError as error:
+        print(f"pilot-node: {error.filename}: {error.strerror}: use sudo", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"pilot-node: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\n{command} goes on without you; `pilot-node status` shows how far it is")
+        return 130
+    return 0
+
+
+def _ask(place: Place, command: str, say: Callable[[str], None]) -> None:
+    _spec(place)
+    before, here = look(place), _here(place)
+    if command == "restart":
+        write(place, hold=here.hold, restart=f"here-{int(time.time())}-{os.getpid()}")
+    else:
+        write(place, hold=command == "drain", restart=here.restart)
+    if command == "drain":
+        watch(place, say, lambda s: not s.running, lambda s: f"{len(s.running)} agents left")
+        say("drained; `pilot-node resume` starts them again")
+        return
+    here_too = command == "restart" and here.hold
+    if here_too or _held(place):
+        by = "`pilot-node resume`" if here_too else "an order in the bucket"
+        say(f"this VM is held: nothing is started before {by} says so")
+        return
+
+    def whole(seen: Seen) -> bool:
+        wanted = set(_spec(place).ports)
+        anew = command != "restart" or not _same(before, seen)
+        return (wanted <= seen.ready and anew) or _held(place)
+
+    def line(seen: Seen) -> str:
+        text = f"{len(seen.ready)} of {_spec(place).agents} agents ready"
+        if command == "restart":
+            text += f", {_same(before, seen)} still to be started anew"
+        return text
+
+    watch(place, say, whole, line)
+    say("held by an order in the bucket: nothing is started" if _held(place) else "done")
+
+
+def write(place: Place, *, hold: bool, restart: str) -> None:
+    """The orders given on this VM, in one rename. Raises OSError."""
+    text: dict[str, Any] = {"schema": orders.SCHEMA, "hold": hold}
+    if restart:
+        text["restart"] = restart
+    files.write(place.orders, json.dumps(text) + "\n", 0o600)
+
+
+def watch(
+    place: Place,
+    say: Callable[[str], None],
+    done: Callable[[Seen], bool],
+    line: Callable[[Seen], str],
+) -> None:
+    """Until it is `done`: a line when the numbers change, and one when pilot-node is silent."""
+    said, missed = "", False
+    while True:
+        seen = look(place)
+        if (text := line(seen)) != said:
+            said = text
+            say(text)
+        if done(seen):
+            return
+        if not missed and (silence := _silence(place)) is not None and silence > SILENT:
+            missed = True
+            say(f"pilot-node is silent for {silence:.0f} s: see `systemctl status pilot-node`")
+        time.sleep(LOOK)
+
+
+def look(place: Place) -> Seen:
+    """The agents as the file system shows them."""
+    running = {}
+    base = cgroup.cgroup(place)
+    for port in cgroup.processes(place):
+        try:
+            running[port] = (base / cgroup.UNIT.format(port)).stat().st_ino if base else 0
+        except FileNotFoundError:
+            # It ended between the two looks.
+            continue
+    ready = frozenset(port for port in running if place.socket(port).is_socket())
+    return Seen(running=running, ready=ready)
+
+
+def _same(before: Seen, now: Seen) -> int:
+    """How many still are in the life they were in before."""
+    return sum(now.running.get(port) == life for port, life in before.running.items())
+
+
+def _spec(place: Place) -> SwarmSpec:
+    try:
+        spec = parse(place.spec.read_bytes())
+    except FileNotFoundError:
+        raise AskError(f"{place.spec} is not there: is this VM the fleet's?") from None
+    except SpecError as error:
+        raise AskError(f"{place.spec}: {error}") from error
+    if not isinstance(spec, SwarmSpec):
+        raise AskError(
+            f"this VM is the {spec.role}: it has no agents. Order it from outside: `ops restart`"
+        )
+    return spec
+
+
+def _here(place: Place) -> orders.Orders:
+    """The orders given on this VM so far; none where they cannot be understood: they are about to
+    be replaced."""
+    try:
+        return orders.parse(place.orders.read_bytes(), ROLE_SWARM)
+    except (FileNotFoundError, SpecError):
+        return orders.Orders()
+
+
+def _known(place: Place) -> dict[str, Any]:
+    try:
+        found = json.loads(place.status.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _held(place: Place) -> bool:
+    """Whether an order in the bucket holds this VM, as far as its service knows."""
+    return orders.recall(place, ROLE_SWARM, lambda _: None).orders.hold
+
+
+def _silence(place: Place) -> float | None:
+    """Seconds since the last status."""
+    try:
+        return time.time() - place.status.stat().st_mtime
+    except FileNotFoundError:
+        return None
+
+
+def _status(place: Place) -> str:
+    found = _known(place)
+    if not found:
+        raise AskError(f"{place.status} is not there yet: see `systemctl status pilot-node`")
+    return json.dumps(found, indent=2, sort_keys=True, ensure_ascii=False)

@@ -1,0 +1,90 @@
+"""Numbers of the machine and of processes, as /proc and the cgroups show them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from .paths import Place
+
+
+def uptime(place: Place) -> float:
+    """Seconds since the kernel started: a clock that nobody sets."""
+    return float(place.at("/proc/uptime").read_text(encoding="ascii").split()[0])
+
+
+def most_descriptors(pid: int) -> float:
+    """How many descriptors a process may have, by its hard limit. ProcessLookupError: it is gone.
+
+    By its file: prlimit(2) on another user's process takes a capability that a host may keep from
+    its containers.
+    """
+    try:
+        lines = Path(f"/proc/{pid}/limits").read_text(encoding="ascii").splitlines()
+    except FileNotFoundError as error:
+        raise ProcessLookupError(error.errno, f"process {pid} is gone") from error
+    found = next(line.split()[4] for line in lines if line.startswith("Max open files"))
+    return float("inf") if found == "unlimited" else int(found)
+
+
+def descriptors(pid: int) -> int | None:
+    """How many descriptors a process has; None where that may not be known, which takes a
+    capability as well. ProcessLookupError: it is gone."""
+    try:
+        return len(os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH208
+    except FileNotFoundError as error:
+        raise ProcessLookupError(error.errno, f"process {pid} is gone") from error
+    except PermissionError:
+        return None
+
+
+def meminfo(place: Place) -> dict[str, int]:
+    """/proc/meminfo in bytes, by its names; raises OSError."""
+    found = {}
+    for line in place.at("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        name, _, rest = line.partition(":")
+        words = rest.split()
+        if words and words[0].isdigit():
+            found[name] = int(words[0]) << 10
+    return found
+
+
+def udp(place: Place) -> tuple[int, int]:
+    """UDP sockets of the VM that are bound, IPv4 and IPv6, and pages that their buffers hold.
+
+    Raises OSError, ValueError. /proc/net/udp would list each one: reading thousands of lines every
+    few seconds takes the kernel longer, and it locks what packets need.
+    """
+    # An unbound UDP socket is not counted: `inuse` counts what is hashed by port.
+    sockets = pages = 0
+    for name in ("sockstat", "sockstat6"):
+        try:
+            found = sockstat(place, name)
+        except FileNotFoundError:
+            if name == "sockstat":
+                raise
+            continue
+        for protocol in found.keys() & {"UDP", "UDP6"}:
+            sockets += found[protocol]["inuse"]
+            pages += found[protocol].get("mem", 0)
+    return sockets, pages
+
+
+def sockstat(place: Place, name: str) -> dict[str, dict[str, int]]:
+    """/proc/net/sockstat or sockstat6: protocol -> its numbers. Raises OSError, ValueError."""
+    lines = place.at(f"/proc/net/{name}").read_text(encoding="ascii").splitlines()
+    return {
+        words[0].rstrip(":"): dict(zip(words[1::2], map(int, words[2::2]), strict=False))
+        for words in map(str.split, lines)
+        if words
+    }
+
+
+def slice_stat(place: Place, name: str) -> dict[str, int]:
+    """memory.stat of the slice `name`, in bytes; empty where there is no memory controller."""
+    try:
+        text = place.at(f"/sys/fs/cgroup/{name}/memory.stat").read_text(encoding="ascii")
+    except OSError:
+        return {}
+    pairs = (line.split() for line in text.splitlines())
+    return {words[0]: int(words[1]) for words in pairs if len(words) == 2 and words[1].isdigit()}

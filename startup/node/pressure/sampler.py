@@ -1,0 +1,403 @@
+"""Memory and connections of a VM and its agents: what is measured, how often, and by whom.
+
+Two threads, so that neither the loop nor what must be quick waits for what is slow: one looks at
+the VM every second and freezes benchmarks in time, one asks and walks through agents. What each of
+these costs is said where it is done (real daemons, on the machine of docs/FACTS.md).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final
+
+from ..machine import cgroup, proc
+from ..machine.paths import Place
+from . import agent_ipc, kernel_limits, leak_detection
+from .agent_ipc import Info, IpcError
+from .agent_memory import held, measure, private_bytes, spread
+from .benchmarks import CgroupFreezer, Governor
+from .kernel_limits import Wall
+from .leak_detection import Held, History, Look
+
+# Seconds between two looks: at the VM's memory (two small files), at its walls (two for each
+# service), at a few agents, and at all of them.
+WATCH: Final = 1.0
+WALLS: Final = 10.0
+SOME: Final = 60.0
+ALL: Final = leak_detection.LOOK
+# Until the second look at a few agents; then twice as long each time, up to SOME. At the first look
+# of a boot nothing runs yet.
+SOON: Final = 5.0
+
+# Agents whose PSS makes the mean. smaps_rollup walks all pages of a process, 0.22 ms of CPU for
+# an idle agent, and holds its mmap lock meanwhile: 7 ms a minute.
+PSS_AGENTS: Final = 32
+# Agents asked for their connections, 0.3 ms each; the same ones each time, so that what is seen to
+# change are their connections and not the choice. Within BUDGET seconds: one that hangs takes two.
+ASKED: Final = 32
+BUDGET: Final = 20.0
+# Of those that may be above the limit: how many are measured exactly, and how many listed.
+MEASURED: Final = 64
+TOP: Final = 20
+
+MIB: Final = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planning:
+    """Planning sizes of the spec, in bytes: an agent, and a connection of one."""
+
+    agent: int
+    connection: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heavy:
+    """An agent above the limit: bytes (PSS), and its node id, None where it did not say."""
+
+    port: int
+    node_id: int | None
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """What was measured last; bytes, None where it could not be had, or was not yet.
+
+    `total`, `available`: of the VM. `slice`: memory.current of pilot.slice. `agent_mean`: PSS of a
+    sample of agents. `agent_limit`: twice the planning size; `over`: agents above it, `top`: the
+    largest of these. `growth`: bytes an hour; `leak`: a sentence, or "". `connections`: an agent,
+    of the `asked` that answered. `benchmarks`: none, running, frozen, paused. `walls`: those above
+    80 %.
+    """
+
+    total: int | None = None
+    available: int | None = None
+    slice: int | None = None
+    agent_mean: float | None = None
+    agent_limit: int = 0
+    over: int | None = None
+    top: Sequence[Heavy] = ()
+    growth: float | None = None
+    leak: str = ""
+    asked: int = 0
+    connections: float | None = None
+    udp_sockets: int | None = None
+    benchmarks: str = "none"
+    walls: Sequence[Wall] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Watched:
+    """What the quick thread saw last."""
+
+    total: int | None = None
+    available: int | None = None
+    slice: int | None = None
+    udp_sockets: int | None = None
+    benchmarks: str = "none"
+    walls: Sequence[Wall] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Walked:
+    """What the slow thread saw last."""
+
+    agent_mean: float | None = None
+    over: int | None = None
+    top: Sequence[Heavy] = ()
+    growth: float | None = None
+    leak: str = ""
+    asked: int = 0
+    connections: float | None = None
+
+
+class Watch:
+    """The quick one: the VM's memory, what is near a wall, and benchmarks."""
+
+    def __init__(
+        self, place: Place, governor: Governor, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.place = place
+        self.governor = governor
+        self.paused = False
+        self.latest = _Watched()
+        self._clock = clock
+        self._walls_at = float("-inf")
+
+    def step(self) -> None:
+        """One look. Raises OSError, where benchmarks could not be frozen."""
+        total = available = None
+        try:
+            memory = proc.meminfo(self.place)
+            total, available = memory.get("MemTotal"), memory.get("MemAvailable")
+        except OSError:
+            # Benchmarks stay as they are.
+            pass
+        benchmarks = self.governor.step(paused=self.paused, available=available, total=total)
+        near, sockets = self.latest.walls, self.latest.udp_sockets
+        if self._clock() - self._walls_at >= WALLS:
+            self._walls_at = self._clock()
+            near, sockets = kernel_limits.used(self.place), self._sockets()
+        self.latest = _Watched(
+            total=total,
+            available=available,
+            slice=_memory_current(self.place),
+            udp_sockets=sockets,
+            benchmarks=benchmarks,
+            walls=near,
+        )
+
+    def _sockets(self) -> int | None:
+        try:
+            return proc.udp(self.place)[0]
+        except (OSError, ValueError, LookupError):
+            return None
+
+
+@dataclass(kw_only=True)
+class Walk:
+    """The slow one: agents."""
+
+    place: Place
+    planning: Planning
+    ask: Callable[[Path], Info] = agent_ipc.info
+    clock: Callable[[], float] = time.monotonic
+    latest: _Walked = field(default_factory=_Walked)
+    _history: History = field(default_factory=History)
+    _all_at: float = float("-inf")
+    _panel: Sequence[int] = ()
+    _ids: dict[tuple[int, int], int] = field(default_factory=dict)
+
+    def step(self) -> None:
+        """One look at some agents and, where it is time, at all of them. Raises OSError."""
+        running = cgroup.processes(self.place)
+        connections, asked = self._connections(running)
+        measured = [
+            found.pss
+            for port in spread(list(running), PSS_AGENTS)
+            if (found := measure(self.place, running[port])) is not None
+        ]
+        self.latest = replace(
+            self.latest,
+            agent_mean=sum(measured) / len(measured) if measured else None,
+            asked=asked,
+            connections=connections,
+        )
+        now = self.clock()
+        if now - self._all_at >= ALL:
+            self._all_at = now
+            self._look_at_all(running, now)
+
+    def _look_at_all(self, running: Mapping[int, Sequence[int]], now: float) -> None:
+        uptime = proc.uptime(self.place)
+        seen = {
+            port: found
+            for port, processes in running.items()
+            if (found := held(self.place, processes, uptime)) is not None
+        }
+        look = Look(
+            at=now,
+            agents=seen,
+            overhead=_overhead(self.place, len(seen)),
+            connections=self.latest.connections,
+        )
+        self._history = leak_detection.seen(self._history, look)
+        verdict = leak_detection.judge(self._history, self.planning.connection)
+        over, top = self._heavy(running, seen)
+        self.latest = replace(
+            self.latest, over=over, top=top, growth=verdict.growth, leak=verdict.leak
+        )
+
+    def _heavy(
+        self, running: Mapping[int, Sequence[int]], seen: Mapping[int, Held]
+    ) -> tuple[int, list[Heavy]]:
+        """How many are above the limit, and the largest of these. PSS is at least what an agent
+        alone holds, and more by its share of the text: the largest are measured exactly."""
+        limit = 2 * self.planning.agent
+        certain = {port for port, one in seen.items() if one.bytes > limit}
+        largest = sorted(seen, key=lambda port: -seen[port].bytes)[:MEASURED]
+        # An agent's text is 11 MB (docs/FACTS.md), so half of the limit and more is worth a closer
+        # look.
+        exact = {
+            port: found.pss
+            for port in largest
+            if seen[port].bytes > limit // 2
+            and (found := measure(self.place, running[port])) is not None
+            and found.pss > limit
+        }
+        ports = sorted(exact, key=lambda port: -exact[port])[:TOP]
+        self._ids = {
+            key: ID
+            for key, ID in self._ids.items()
+            if key[0] in ports and key[1] == running[key[0]][0]
+        }
+        deadline = self.clock() + BUDGET
+        top = [
+            Heavy(port=port, node_id=self._id(port, running[port][0], deadline), bytes=exact[port])
+            for port in ports
+        ]
+        return len(certain | exact.keys()), top
+
+    def _id(self, port: int, process: int, deadline: float) -> int | None:
+        key = (port, process)
+        if key not in self._ids and self.clock() < deadline:
+            try:
+                self._ids[key] = self.ask(self.place.socket(port)).node_id
+            except IpcError:
+                return None
+        return self._ids.get(key)
+
+    def _connections(self, running: Mapping[int, Sequence[int]]) -> tuple[float | None, int]:
+        """`_mean` of the agents that answered, and how many did."""
+        # The same ones while nine tenths of them are there, and all that there are while few run.
+        kept = [port for port in self._panel if port in running]
+        few = len(self._panel) < min(ASKED, len(running))
+        if few or 10 * len(kept) < 9 * len(self._panel):
+            self._panel = kept = spread(list(running), ASKED)
+        found = []
+        deadline = self.clock() + BUDGET
+        for port in kept:
+            if self.clock() >= deadline:
+                break
+            try:
+                found.append(self.ask(self.place.socket(port)).connections)
+            except IpcError:
+                # It starts, stops, or hangs.
+                continue
+        return _mean(found), len(found)
+
+
+def _mean(found: Sequence[int]) -> float | None:
+    """Mean of what agents say they have, where the highest sixteenth counts as no more than the
+    next one: each says what it likes, and a million of one would explain any leak of all."""
+    if not found:
+        return None
+    cut = max(1, len(found) // 16) if len(found) > 2 else 0
+    most = sorted(found)[-1 - cut]
+    return sum(min(number, most) for number in found) / len(found)
+
+
+class Sampler:
+    """Both, each in its thread. `planning` and `pause` may be set at any time."""
+
+    def __init__(self, *, place: Place, planning: Planning, say: Callable[[str], None]) -> None:
+        """`say` gets a line when benchmarks are frozen or thawed, when a leak is seen and when it
+        is gone, and when something cannot be looked at; from the threads."""
+        self.place = place
+        self._say = say
+        self._governor = Governor(freezer=CgroupFreezer(place=place), say=say)
+        self._watch = Watch(place, self._governor)
+        self._walk = Walk(place=place, planning=planning)
+        self._ended = threading.Event()
+        self._leak = ""
+        self._broken: BaseException | None = None
+        self._threads = [
+            threading.Thread(target=self._run, name=name, args=(step, first, every), daemon=True)
+            for name, step, first, every in (
+                ("pressure", self._watch.step, WATCH, WATCH),
+                ("agents", self._walked, SOON, SOME),
+            )
+        ]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def close(self, seconds: float = 3.0) -> None:
+        """End, and thaw benchmarks, which nobody would do after this."""
+        self._ended.set()
+        deadline = time.monotonic() + seconds
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(max(0.0, deadline - time.monotonic()))
+        try:
+            self._governor.close()
+        except OSError as error:
+            self._say(f"benchmarks could not be thawed: {error}")
+
+    @property
+    def planning(self) -> Planning:
+        return self._walk.planning
+
+    @planning.setter
+    def planning(self, planning: Planning) -> None:
+        self._walk.planning = planning
+
+    def pause(self, paused: bool) -> None:
+        """Whether an order says that benchmarks pause; holds from the next second on."""
+        self._watch.paused = paused
+
+    def latest(self) -> Sample:
+        """What was measured last, without waiting. Raises RuntimeError when a thread is dead,
+        which is a mistake in this tree: nobody would freeze benchmarks any more."""
+        if self._broken is not None:
+            raise RuntimeError(f"pressure: {self._broken!r}") from self._broken
+        watched, walked = self._watch.latest, self._walk.latest
+        return Sample(
+            total=watched.total,
+            available=watched.available,
+            slice=watched.slice,
+            agent_mean=walked.agent_mean,
+            agent_limit=2 * self.planning.agent,
+            over=walked.over,
+            top=walked.top,
+            growth=walked.growth,
+            leak=walked.leak,
+            asked=walked.asked,
+            connections=walked.connections,
+            udp_sockets=watched.udp_sockets,
+            benchmarks=watched.benchmarks,
+            walls=watched.walls,
+        )
+
+    def mean_private_bytes(self, ports: Sequence[int]) -> float | None:
+        """`private_bytes` of this VM's agents of `ports`, now; 0.25 ms an agent, 64 at most."""
+        return private_bytes(self.place, ports)
+
+    def _walked(self) -> None:
+        self._walk.step()
+        leak = self._walk.latest.leak
+        # The numbers in the sentence change at each look: said when one begins and ends.
+        if bool(leak) != bool(self._leak):
+            self._say(f"memory leaks: {leak}" if leak else "memory leaks no more")
+        self._leak = leak
+
+    def _run(self, step: Callable[[], None], first: float, every: float) -> None:
+        """`step` until the end; `first`, `every`: the first and the longest pause, in seconds."""
+        said, pause = "", min(first, every)
+        try:
+            while not self._ended.is_set():
+                try:
+                    step()
+                    said = ""
+                except OSError as error:
+                    if str(error) != said:
+                        said = str(error)
+                        self._say(f"pressure: {said}")
+                self._ended.wait(pause)
+                pause = min(2 * pause, every)
+        except BaseException as error:
+            self._broken = error
+            raise
+
+
+def _memory_current(place: Place) -> int | None:
+    """Bytes of pilot.slice, with page tables, sockets and files; None without a controller."""
+    try:
+        path = place.at("/sys/fs/cgroup/pilot.slice/memory.current")
+        return int(path.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
+
+
+def _overhead(place: Place, count: int) -> float | None:
+    """Bytes that the kernel holds for an agent: of the slice, what is neither theirs nor files'."""
+    current, stat = _memory_current(place), proc.slice_stat(place, "pilot.slice")
+    if current is None or not count or "anon" not in stat or "file" not in stat:
+        return None
+    return max(0, current - stat["anon"] - stat["file"]) / count

@@ -1,0 +1,143 @@
+"""The status goes out as a guest attribute, from a thread of its own."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+from ..machine import files
+from ..machine.paths import Place
+from ..machine.retry import FinalError, TemporaryError
+from .status import Document, Published, clip, encode, significant
+
+ATTRIBUTE: Final = "pilot/status"
+# Seconds from one publication to the next: at least, when something changed; at most, when not.
+SOON: Final = 5.0
+LATER: Final = 60.0
+
+
+class Publisher:
+    """Writes /run/pilot/status.json and the guest attribute, from its own thread.
+
+    `publish` only leaves the document. It goes out SOON after the last one where it says something
+    new, LATER where it does not. A metadata server that is away costs nothing but the news: the
+    newest document is kept, and tried again after SOON, then twice that, up to LATER.
+    """
+
+    def __init__(
+        self,
+        *,
+        place: Place,
+        put: Callable[[str, str], None],
+        say: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`put` is MetadataServer.put_guest_attribute. `say` gets a line when publishing begins
+        to fail and one when it works again."""
+        self._place = place
+        self._put = put
+        self._say = say
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._changed = threading.Condition()
+        self._newest: Document | None = None
+        self._sent: Document | None = None
+        self._sent_at = 0.0
+        self._pause = SOON
+        self._failed = False
+        self._urgent = False
+        self._closed = False
+        self._left = False
+        self._published = Published()
+        self._thread = threading.Thread(target=self._run, name="status", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def published(self) -> Published:
+        """How publishing goes, for the next document."""
+        return self._published
+
+    def publish(self, found: Document) -> None:
+        """Leave `found` to be published; never waits for anybody."""
+        with self._changed:
+            self._newest = found
+            self._left = True
+            self._changed.notify()
+
+    def close(self, seconds: float = 5.0) -> None:
+        """Publish what is newest at once, once, and end; wait at most `seconds` for that."""
+        with self._changed:
+            self._closed = self._urgent = True
+            self._changed.notify()
+        if self._thread.ident is not None:
+            self._thread.join(seconds)
+
+    def step(self) -> float | None:
+        """Publish where it is time; seconds until it may be time again, None: at the next
+        document."""
+        with self._changed:
+            newest, urgent = self._newest, self._urgent
+            self._urgent = self._left = False
+        if newest is None:
+            return None
+        wait = 0.0 if urgent else self._wait(newest)
+        if wait > 0:
+            return wait
+        self._send(newest)
+        return self._pause
+
+    def _wait(self, newest: Document) -> float:
+        if self._sent is None and not self._failed:
+            return 0.0
+        elapsed = self._clock() - self._sent_at
+        if self._failed:
+            return self._pause - elapsed
+        news = significant(newest) != significant(self._sent or {})
+        return (SOON if news else LATER) - elapsed
+
+    def _send(self, newest: Document) -> None:
+        text = encode(newest)
+        # Each for itself: a /run that is full is what others should hear of.
+        here = self._problem(lambda: files.write(self._place.run / "status.json", text + "\n"))
+        there = self._problem(lambda: self._put(ATTRIBUTE, text))
+        problem = "; ".join(filter(None, (here, there)))
+        taken = self._published.time if there else self._wall_clock()
+        self._sent_at = self._clock()
+        if problem:
+            self._pause = min(self._pause * 2, LATER) if self._failed else SOON
+            self._published = Published(time=taken, error=clip(problem))
+            if not self._failed:
+                self._say(f"status: {problem}; tried again until it is taken")
+        else:
+            if self._failed:
+                self._say("status: taken again")
+            self._pause = SOON
+            self._sent = newest
+            self._published = Published(time=taken)
+        self._failed = bool(problem)
+
+    @staticmethod
+    def _problem(step: Callable[[], object]) -> str:
+        """Why `step` failed, "" where it did not."""
+        try:
+            step()
+        except (OSError, TemporaryError, FinalError) as error:
+            return str(error) or type(error).__name__
+        return ""
+
+    def _run(self) -> None:
+        while True:
+            pause = self.step()
+            with self._changed:
+                if self._urgent:
+                    continue
+                if self._closed:
+                    return
+                # Not where a document came in the meantime: `step` says how long that one waits.
+                if not self._left:
+                    self._changed.wait(pause)

@@ -1,0 +1,93 @@
+"""The machine as the kernel shows it, and its numbers as it takes them."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..machine.paths import Place
+from .limits import LimitsError, Machine
+
+# In a container these mean that the number is the host's to set. An EINVAL never does: then the
+# number is wrong, wherever it happens.
+_THE_HOSTS = frozenset({errno.ENOENT, errno.EROFS, errno.EACCES, errno.EPERM})
+
+
+def machine(place: Place) -> Machine:
+    """RAM and threads-max as /proc shows them. RAM is MemTotal: what the kernel has to give."""
+    fields = dict(
+        line.split(":", 1)
+        for line in place.at("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        if ":" in line
+    )
+    return Machine(
+        ram=int(fields["MemTotal"].split()[0]) << 10,
+        page=os.sysconf("SC_PAGESIZE"),
+        threads_max=int(place.at("/proc/sys/kernel/threads-max").read_text(encoding="ascii")),
+    )
+
+
+def apply(place: Place, numbers: Mapping[str, str], *, container: bool) -> list[str]:
+    """Give the kernel `numbers` and read each back. Those left to the host, `NAME (REASON)` each.
+
+    On a VM every number must be taken. In a container many belong to the host: those are not an
+    error but said. Raises LimitsError with every number that was refused.
+    """
+    refused, left = [], []
+    for name, value in numbers.items():
+        path = place.at("/proc/sys/" + name.replace(".", "/"))
+        try:
+            problem = _set(path, value)
+        except OSError as error:
+            problem = f"{os.strerror(error.errno or 0)}"
+            if container and error.errno in _THE_HOSTS:
+                left.append(f"{name} ({problem})")
+                continue
+        if problem:
+            refused.append(f"{name}={value}: {problem}")
+    if refused:
+        raise LimitsError(f"the kernel refused {'; '.join(refused)}")
+    return left
+
+
+def huge_pages_on_request(place: Place) -> str:
+    """Have the kernel give huge pages only to who asks for them; what keeps it from that, or "".
+
+    Debian's kernel gives them to all. Go takes memory in large pieces and uses little of each: the
+    first touch of one was 2 MiB, and an agent twice as large (docs/FACTS.md).
+    """
+    path = place.at("/sys/kernel/mm/transparent_hugepage/enabled")
+    try:
+        # The one in force is in brackets: "[always] madvise never".
+        if "[always]" in _read(path):
+            handle = os.open(path, os.O_WRONLY | os.O_TRUNC)
+            try:
+                os.write(handle, b"madvise\n")
+            finally:
+                os.close(handle)
+    except FileNotFoundError:
+        # A kernel without any.
+        return ""
+    except OSError as error:
+        return f"{path}: {error.strerror}"
+    return ""
+
+
+def _set(path: Path, value: str) -> str:
+    """Write when it differs (a read-only number that is right already is right). What is wrong."""
+    if _read(path) == value.split():
+        return ""
+    # Without O_CREAT: on a VM a name that the kernel does not know must not become a file.
+    handle = os.open(path, os.O_WRONLY | os.O_TRUNC)
+    try:
+        os.write(handle, f"{value}\n".encode())
+    finally:
+        os.close(handle)
+    now = _read(path)
+    return "" if now == value.split() else f"it is {' '.join(now)} after writing"
+
+
+def _read(path: Path) -> list[str]:
+    return path.read_text(encoding="ascii").split()

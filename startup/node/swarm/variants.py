@@ -1,0 +1,119 @@
+"""Variants: what agents are started with, side by side in /run/pilot/variants.
+
+A variant is a release, an environment, the text of the unit and the last ordered restart, and its
+ID is a hash of these. Agents of two variants run beside each other while one replaces the other.
+`/run/pilot/variant/PORT` links to what the agent of that port was last started with: it is what the
+unit executes, and what tells a pilot-node that was itself started anew what runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from ..desired.spec import Binary
+from ..machine import files
+from ..machine.paths import Place
+from ..machine.retry import FinalError
+from ..setup import release, units
+
+# Characters of an ID: 64 bits, of a handful of variants on one VM.
+LENGTH = 16
+_ID = re.compile(r"[0-9a-f]{16}")
+
+
+def identify(*, sha256: str, environment: Mapping[str, str], unit: str, restart: str) -> str:
+    """The ID of a variant: the same for what starts the same. Comments in `unit` do not count."""
+    made_of = [sha256, sorted(environment.items()), _directives(unit), restart]
+    return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:LENGTH]
+
+
+def ensure(
+    place: Place,
+    *,
+    binary: Binary,
+    version: str,
+    environment: Mapping[str, str],
+    unit: str,
+    restart: str,
+) -> str:
+    """Have a variant in place, and return its ID.
+
+    `unit` is the text of pilot-agent@.service as systemd has it, `restart` the ID of the last
+    ordered restart or "". Raises FinalError where the binary is not there, OSError with the path.
+    """
+    found = identify(sha256=binary.sha256, environment=environment, unit=unit, restart=restart)
+    executable = release.path_of(binary, place.opt)
+    if not executable.is_file():
+        raise FinalError(f"{executable} is not there: release {version} was not fetched")
+    folder = place.variants / found
+    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+    files.write(folder / "agent.env", units.environment_file(environment), 0o600)
+    about = {
+        "release": binary.sha256,
+        "version": version,
+        "restart": restart,
+        "unit": hashlib.sha256(_directives(unit).encode()).hexdigest(),
+    }
+    files.write(folder / "variant.json", json.dumps(about, sort_keys=True) + "\n")
+    # Last: what has it is complete.
+    files.link(folder / "pilot-daemon", str(executable))
+    return found
+
+
+def prune(place: Place, keep: Collection[str]) -> None:
+    """Remove every variant but those of `keep` and those that an agent was last started with."""
+    kept = {*keep, *read(place).values()}
+    for folder in _entries(place.variants):
+        if folder.name not in kept:
+            shutil.rmtree(folder)
+
+
+def about(place: Place, variant: str) -> dict[str, str]:
+    """What `variant` is (its `variant.json`); empty where that cannot be read."""
+    try:
+        found = json.loads((place.variants / variant / "variant.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def choose(place: Place, port: int, variant: str) -> None:
+    """Let the agent of `port` be started as `variant`, in one rename."""
+    place.chosen.mkdir(mode=0o755, parents=True, exist_ok=True)
+    new = place.chosen / f".{port}.new"
+    new.unlink(missing_ok=True)
+    # Nothing of it outlives the boot: no fsync, thousands are written while agents start.
+    new.symlink_to(f"../variants/{variant}")
+    new.rename(place.chosen / str(port))
+
+
+def forget(place: Place, port: int) -> None:
+    """Remove what the agent of `port` was started with: it is gone and not wanted."""
+    (place.chosen / str(port)).unlink(missing_ok=True)
+
+
+def read(place: Place) -> dict[int, str]:
+    """Port -> variant ID that its agent was last started with."""
+    found = {}
+    for entry in _entries(place.chosen):
+        if entry.name.isascii() and entry.name.isdigit() and entry.is_symlink():
+            name = entry.readlink().name
+            found[int(entry.name)] = name if _ID.fullmatch(name) else ""
+    return found
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except FileNotFoundError:
+        return []
+
+
+def _directives(unit: str) -> str:
+    lines = (line.strip() for line in unit.splitlines())
+    return "\n".join(line for line in lines if line and line[0] not in "#;")

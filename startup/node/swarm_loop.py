@@ -1,0 +1,382 @@
+"""The service on a swarm VM: what is followed, decided, kept and said, in one loop.
+
+Nothing in the loop waits for anybody: sources, fetches, samples and publications have threads of
+their own. Whatever fails in a round is said and tried again; the agents that run go on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from .base_loop import FAILURES, Loop, end_with_any_thread, roll_status
+from .desired.spec import Binary, SwarmSpec
+from .follower import AnySpec, Follower, recall_spec
+from .machine.errors import NotReadyError
+from .machine.kernel_log import KernelLog
+from .machine.paths import Place
+from .machine.polling import Wake
+from .machine.retry import FinalError
+from .machine.systemd import Systemd, SystemdError
+from .pressure import kernel_limits
+from .pressure.sampler import Planning, Sample, Sampler
+from .report.metrics import Exporter
+from .report.publisher import Publisher
+from .report.status import Published, SwarmFacts, document
+from .rollout import roll_state
+from .rollout import rollout as rolls
+from .setup import isolation, release, units
+from .setup.limits import LimitsError
+from .swarm import goal, variants
+from .swarm.decide import Goal
+from .swarm.drain import SHUTDOWN_SECONDS, drain_for_shutdown
+from .swarm.supervisor import Keeper
+
+AGENT_UNIT: Final = "/etc/systemd/system/pilot-agent@.service"
+
+# Seconds between two looks: at what the sources said (or when they say something), at the roll and
+# what follows from it, at what may be removed.
+LOOK = 1.0
+ROLL = 0.5
+PRUNE = 60.0
+# Seconds between two statements of the status; it goes out when it says something new. As often as
+# the keeper looks: more often would say the same, and count thousands of agents for it.
+STATUS = 2.0
+# Seconds between two measurements of a batch's memory: each walks the pages of some 30 agents.
+MEASURE = 5.0
+# Seconds until the next round after one that failed.
+FAILED = 2.0
+
+
+@dataclass(kw_only=True)
+class Swarm(Loop):
+    """The loop of a swarm VM. `round` is one turn."""
+
+    keeper: Keeper
+    private: Callable[[Sequence[int]], float | None]
+    """Mean private bytes of the agents of these ports (pressure.Sampler)."""
+    address: str
+    """The VM's own internal address, where its agents are reached."""
+    ports: tuple[int, ...] = ()
+    drained: str = ""
+    _variants: dict[tuple[str, str], str] = field(default_factory=dict)
+    _releases: dict[str, str] = field(default_factory=dict)
+    # Whether the keeper's goal is one that was decided on. Until then it acts on nothing: its first
+    # goal is to have no agents.
+    _aimed: bool = False
+
+    def round(self, *, woken: bool = False) -> float:
+        """One turn; the seconds until the next. `woken`: a source said something."""
+        try:
+            pause = self._turn(woken)
+        except FAILURES as error:
+            # Whatever it is, the agents that run go on; said once, not every two seconds.
+            self.fault(str(error))
+            pause = FAILED
+        return pause
+
+    def _turn(self, woken: bool) -> float:
+        if woken or self.is_due("look", LOOK):
+            self._look()
+        self.keep_disk()
+        spec = self._spec()
+        plan = goal.plan(spec, self.follower.standing, self.follower.maintenance)
+        if plan.drained != self.drained:
+            self.say(plan.drained or "no longer drained")
+        self.ports, self.drained = plan.ports, plan.drained
+        try:
+            self._decide(spec)
+        except FAILURES as error:
+            # The agents are kept at what was decided last.
+            self.fault(str(error))
+        if self.drained:
+            # Also where nothing can be written down any more.
+            self.keeper.goal = Goal(variants={}, window=spec.window)
+            self._aimed = True
+        if not self._aimed:
+            self.keeper.look()
+            return FAILED
+        pause = self.keeper.round()
+        if self.roll is not None and self.is_due("prune", PRUNE):
+            self._prune(self.roll)
+        return pause
+
+    def _decide(self, spec: SwarmSpec) -> None:
+        """The roll's next step, and the goal that follows from it. Raises what FAILURES has."""
+        if self.roll is None:
+            if not self.follower.is_mounted():
+                raise NotReadyError(
+                    self.place.unmounted(
+                        "what was accepted here is not known, and no agent is started"
+                    )
+                )
+            self.roll = roll_state.recall(self.place, self.say)
+            if self.roll.accepted is None:
+                # What runs then says what was accepted.
+                self.keeper.look()
+        if not self.is_due("roll", ROLL):
+            return
+        try:
+            state = self._advance(spec, self.roll)
+        except FAILURES as error:
+            # What cannot be remembered is not begun; what was begun before goes on.
+            self.fault(str(error))
+            state = self.roll
+        self.want(spec, state)
+        if state.accepted is not None:
+            self._aim(spec, state)
+
+    @property
+    def window(self) -> int:
+        """Most agents on their way at once, as declared; there may be no goal yet."""
+        return self._spec().window
+
+    def _spec(self) -> SwarmSpec:
+        spec = self.follower.known.spec
+        if not isinstance(spec, SwarmSpec):
+            raise FinalError(f"this VM is a {spec.role}, it has no agents")
+        return spec
+
+    def _look(self) -> None:
+        """What the sources say. What cannot be taken over now is tried again; the agents are kept
+        at what is known meanwhile."""
+        try:
+            if self.follower.look():
+                self.at_once("roll")
+        except (FinalError, LimitsError, OSError, subprocess.SubprocessError) as error:
+            self.fault(str(error))
+
+    # The roll
+
+    def _advance(self, spec: SwarmSpec, state: roll_state.RollState) -> roll_state.RollState:
+        view = self.keeper.view()
+        now = self.clock()
+        resting = view.ready | view.trouble.keys()
+        moving = view.starting or view.stopping or now < view.window.rest_until
+        new, said = rolls.advance(
+            state,
+            rolls.Seen(
+                now=now,
+                time=self.wall_clock(),
+                target=self.target(spec),
+                settings=spec.roll,
+                verdict=self.follower.standing.orders.roll,
+                there=self.fetcher.there(),
+                lost=self.fetcher.lost(),
+                held=bool(self.drained),
+                ports=self.ports,
+                on={port: self._release_of(variant) for port, variant in view.variant.items()},
+                ready=view.ready,
+                up_since=view.up_since,
+                failures={port: each.failures for port, each in view.trouble.items()},
+                why={port: each.why for port, each in view.trouble.items()},
+                failed_on={p: self._release_of(each.variant) for p, each in view.trouble.items()},
+                calm=not moving and all(port in resting for port in self.ports),
+                private=self._private(state, spec),
+                kernel=self.kernel_log.lines() if self.kernel_log else (),
+                epoch=self._epoch(spec),
+            ),
+        )
+        self.rolled(new)
+        for line in said:
+            self.say(line)
+        return new
+
+    def _private(self, state: roll_state.RollState, spec: SwarmSpec) -> float | None:
+        ports = rolls.measured(state, self.ports)
+        since = state.watch.since if state.watch else None
+        ends = since is not None and self.clock() - since >= spec.roll.watch_seconds
+        if ports and (ends or self.is_due("measure", MEASURE)):
+            return self.private(ports)
+        return None
+
+    # The goal
+
+    def _aim(self, spec: SwarmSpec, state: roll_state.RollState) -> None:
+        """Tell the keeper what the agents should be now."""
+        there = self.fetcher.there()
+        found: dict[str, str] = {}
+        needed = goal.wanted_releases(state, self.ports)
+        for each in needed:
+            if each.sha256 in there:
+                found[each.sha256] = self._variant(spec, each)
+        running: Mapping[int, str] = {}
+        if len(found) < len(needed):
+            # Of /run only what is left: who runs without its link is somebody's all the same.
+            there_now = dict.fromkeys(self.keeper.look().running, "")
+            running = there_now | variants.read(self.place)
+        wanted = goal.goal(spec, self.ports, state, found, running)
+        if wanted != self.keeper.goal:
+            self.keeper.goal = wanted
+        self._aimed = True
+        current = state.accepted
+        if current and current.sha256 in there:
+            release.use(Binary.of(spec.binary.name, current.sha256), self.place.opt)
+
+    def _variant(self, spec: SwarmSpec, each: roll_state.Release) -> str:
+        key = (each.sha256, self._epoch(spec))
+        known = self._variants.get(key)
+        if known is None or not (self.place.variants / known).is_dir():
+            known = variants.ensure(
+                self.place,
+                binary=Binary.of(spec.binary.name, each.sha256),
+                version=each.version,
+                environment=units.agent_environment(spec, self.address),
+                unit=self._unit(),
+                restart=self.follower.standing.restart,
+            )
+            self._variants[key] = known
+            self._releases[known] = each.sha256
+        return known
+
+    def _unit(self) -> str:
+        return self.place.at(AGENT_UNIT).read_text(encoding="utf-8")
+
+    def _epoch(self, spec: SwarmSpec) -> str:
+        """What else than the release the agents are started with, in one word."""
+        made_of = [
+            sorted(units.agent_environment(spec, self.address).items()),
+            self._unit(),
+            self.follower.standing.restart,
+        ]
+        return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
+
+    def _release_of(self, variant: str) -> str:
+        """The release (sha256) that a variant is of, "" where that is not known."""
+        if variant and variant not in self._releases:
+            self._releases[variant] = variants.about(self.place, variant).get("release", "")
+        return self._releases.get(variant, "")
+
+    def _prune(self, state: roll_state.RollState) -> None:
+        """Remove what nobody needs: variants, and releases that are no way back."""
+        used = set(self.keeper.goal.variants.values()) | set(self.keeper.view().variant.values())
+        variants.prune(self.place, used)
+        self._variants = {key: ID for key, ID in self._variants.items() if ID in used}
+        target = self._spec().binary.sha256
+        keep = {*rolls.kept(state), target, *map(self._release_of, used)}
+        for sha256 in release.prune(self.place.opt, keep):
+            self.say(f"release {sha256[:12]} removed: nothing runs it, and nothing goes back to it")
+
+    # The status
+
+    def facts(
+        self, sample: Sample, published: Published, *, started: float, stopping: bool = False
+    ) -> SwarmFacts:
+        """What this VM says of itself now. `started`: when, in seconds since the epoch."""
+        spec, follower = self._spec(), self.follower
+        state = self.roll or roll_state.RollState()
+        accepted = self.accepted(spec)
+        ports = self.ports if self.roll or self.drained else spec.ports
+        view = self.keeper.view()
+        return SwarmFacts(
+            **follower.facts(self.wall_clock()),
+            disk=self.disk.usage,
+            started=started,
+            version=accepted.version,
+            sha256=accepted.sha256,
+            roll=roll_status(state, len(self.ports)),
+            last_error=self.last_error,
+            published=published,
+            # Also those that cannot be started yet: what is wanted is not what can be had.
+            goal={**dict.fromkeys(ports, ""), **self.keeper.goal.variants},
+            view=view,
+            releases={ID: self._release_of(ID) for ID in set(view.variant.values()) if ID},
+            sample=sample,
+            stopping=stopping,
+            drained=bool(self.drained),
+        )
+
+
+def serve(place: Place, *, address: str, systemd: Systemd, say: Callable[[str], None]) -> None:
+    """Keep this VM's agents at what is declared, until SIGTERM. No agent ends with this process,
+    but where the whole system goes down: then they end first, in good order.
+
+    Raises FinalError where there is no spec to begin with.
+    """
+    known = recall_spec(place)
+    started, wake, ended = time.time(), Wake(), threading.Event()
+    asked: list[float] = []
+
+    def end(*_: object) -> None:
+        asked.append(time.monotonic())
+        systemd.hurry()
+        ended.set()
+        wake.set()
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
+    end_with_any_thread(say)
+    follower = Follower(place=place, known=known, say=say, wake=wake)
+    sampler = Sampler(place=place, planning=_planning(known.spec), say=say)
+    swarm = Swarm(
+        place=place,
+        follower=follower,
+        keeper=Keeper(
+            place=place,
+            goal=Goal(variants={}, window=1),
+            systemd=systemd,
+            say=say,
+            shut=lambda: isolation.shut_metadata(place),
+            explain=lambda failure: kernel_limits.explain(failure, place),
+        ),
+        fetcher=release.Fetcher(opt=place.opt, token=follower.server.token, say=say, wake=wake.set),
+        private=sampler.mean_private_bytes,
+        say=say,
+        address=address,
+        kernel_log=KernelLog(place=place),
+    )
+    publisher = Publisher(place=place, put=follower.server.put_guest_attribute, say=say)
+    exporter = Exporter(say=say)
+    for part in (follower, swarm.fetcher, sampler, publisher, exporter):
+        part.start()
+
+    def tell(*, stopping: bool = False) -> None:
+        facts = swarm.facts(
+            sampler.latest(), publisher.published, started=started, stopping=stopping
+        )
+        found = document(facts)
+        publisher.publish(found)
+        exporter.show(found)
+
+    told, woken = float("-inf"), True
+    while not ended.is_set():
+        pause = swarm.round(woken=woken)
+        sampler.planning = _planning(follower.known.spec)
+        sampler.pause(follower.standing.orders.pause_benchmarks)
+        if time.monotonic() - told >= STATUS:
+            told = time.monotonic()
+            tell()
+        woken = wake.wait(min(pause, STATUS))
+    follower.stop()
+    if _goes_down(systemd, say):
+        tell(stopping=True)
+        # systemd counts from SIGTERM as well, and a turn may have waited for it.
+        left = SHUTDOWN_SECONDS - (time.monotonic() - asked[0])
+        drain_for_shutdown(place, limit=swarm.window, say=say, seconds=left)
+    sampler.close()
+    publisher.close()
+    exporter.close()
+
+
+def _planning(spec: AnySpec) -> Planning:
+    """The planning sizes, in bytes."""
+    if not isinstance(spec, SwarmSpec):
+        raise FinalError(f"this VM is a {spec.role}, it has no agents")
+    return Planning(agent=spec.agent_mb << 20, connection=spec.connection_mb << 20)
+
+
+def _goes_down(systemd: Systemd, say: Callable[[str], None]) -> bool:
+    """Whether the whole system does, and not this service alone."""
+    for last in (False, True):
+        try:
+            return systemd.stopping()
+        except SystemdError as error:
+            say(f"is the system going down? {error}" + ": the agents are left to it" * last)
+    return False

@@ -1,0 +1,92 @@
+"""The command line of `make lab`: whose lab it refuses, and what it does first."""
+
+from pathlib import Path
+
+import pytest
+
+from lab import __main__ as demo
+from lab.cloud.server import serve
+from lab.fleet import checkout, cloud, sessions
+from lab.fleet.errors import DemoError
+from tests.lab.cloud.client import Client
+
+
+def test_the_lab_of_another_checkout_is_named_and_left_alone(
+    state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serve(tmp_path / "other") as serving:
+        monkeypatch.setattr(cloud, "API", serving.url)
+        for word in ("up", "status"):
+            assert demo.main([word]) == 1
+            said = capsys.readouterr().err
+            assert f"is the lab in {tmp_path / 'other'}: end that one first" in said
+        assert demo.main(["down"]) == 0
+        assert Client(serving.url).get("/lab/status")["instances"] == {}
+    assert not state.exists()
+
+
+@pytest.mark.parametrize("serving", [True, False])
+def test_machines_of_another_driver_are_named_before_anything_is_done(
+    state: Path,
+    serving: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (state / "driver").write_text("container\n")
+    monkeypatch.setattr(sessions, "run", lambda *_, **__: pytest.fail("something was done"))
+    if serving:
+        monkeypatch.setattr(cloud, "lab_status", lambda: {"driver": "containers"})
+    else:
+        (state / "machines" / "p_z_vm").mkdir(parents=True)
+        (state / "machines" / "p_z_vm" / "machine.json").write_text("{}")
+    assert demo.main(["up"]) == 1
+    said = capsys.readouterr().err
+    assert "a lab with the container driver is here: `make lab-down` first" in said
+    assert "LAB_DRIVER=container make lab" in said
+    monkeypatch.setenv("LAB_DRIVER", "container")
+    cloud.refuse_another(cloud.driver())
+
+
+def test_a_lab_is_not_removed_from_under_a_make_lab_that_is_at_work(
+    state: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sessions, "run", lambda *_, **__: pytest.fail("something was done"))
+    with (state / "demo.lock").open("a+") as theirs:
+        assert sessions.take(theirs)
+        assert demo.main(["down"]) == 1
+    said = capsys.readouterr().err
+    assert "a `make lab` is at work in this checkout" in said
+    assert (state / "demo.lock").exists()
+
+
+def test_what_is_quickly_found_missing_comes_before_what_takes_minutes(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+
+    def run(command: list[str], **_: object) -> None:
+        done.append(" ".join(command[1:]))
+        if command[-1] == "ensure":
+            raise DemoError("no Go")
+
+    monkeypatch.setattr(sessions, "run", run)
+    with pytest.raises(DemoError, match="no Go"):
+        demo.up()
+    packages = "-m lab.cloud prepare --driver qemu --packages"
+    assert done == [packages, "tools/toolchain/toolchain.py ensure"]
+
+
+@pytest.mark.parametrize("text", [b"config: {pilot-fleet:swarm: 3}", b"a: [", b"\xff", None])
+def test_a_stack_file_that_says_no_fleet_is_a_sentence(
+    state: Path,
+    tmp_path: Path,
+    text: bytes | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(checkout, "ROOT", tmp_path)
+    if text is not None:
+        (tmp_path / "Pulumi.lab.yaml").write_bytes(text)
+    for word in ("up", "status"):
+        assert demo.main([word]) == 1
+        assert capsys.readouterr().err.startswith("lab: Pulumi.lab.yaml: ")

@@ -1,0 +1,206 @@
+"""Walls of the kernel: how near they are, and which one a failure has hit."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from startup.node.machine.paths import Place
+from startup.node.pressure import kernel_limits
+from startup.node.pressure.kernel_limits import Wall, explain, used
+
+PROC = {
+    "proc/loadavg": "0.10 0.20 0.30 2/1500 4242\n",
+    "proc/meminfo": "MemTotal: 1000000 kB\nMemFree: 1 kB\nMemAvailable: 500000 kB\n",
+    "proc/net/sockstat": (
+        "sockets: used 52\nTCP: inuse 29 orphan 0 tw 80 alloc 33 mem 66\nUDP: inuse 30 mem 100\n"
+    ),
+    "proc/net/sockstat6": "TCP6: inuse 4\nUDP6: inuse 12\n",
+    "proc/sys/fs/file-nr": "1000\t0\t2097152\n",
+    "proc/sys/kernel/threads-max": "31000\n",
+    "proc/sys/kernel/pid_max": "4194304\n",
+    "proc/sys/net/ipv4/udp_mem": "1000 2000 3000\n",
+    "proc/sys/net/ipv4/ip_local_port_range": "32768\t60999\n",
+    "sys/fs/cgroup/pilot.slice/pids.max": "max\n",
+    "sys/fs/cgroup/pilot.slice/pids.current": "1200\n",
+    "sys/fs/cgroup/system.slice/google-startup-scripts.service/pids.max": "1138\n",
+    "sys/fs/cgroup/system.slice/google-startup-scripts.service/pids.current": "10\n",
+}
+RUNNER = "sys/fs/cgroup/system.slice/google-startup-scripts.service/"
+EAGAIN = "ended (exit-code, status 2): fork: Resource temporarily unavailable"
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    write(tmp_path, PROC)
+    return Place(root=tmp_path)
+
+
+def write(root: Path, contents: dict[str, str]) -> None:
+    for name, text in contents.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text, encoding="ascii")
+
+
+def test_none_is_near(place: Place) -> None:
+    assert used(place) == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "wall"),
+    [
+        ("proc/loadavg", "0 0 0 1/25000 1", Wall(wall="threads-max", used=25000, limit=31000)),
+        ("proc/sys/kernel/pid_max", "1600", Wall(wall="pid_max", used=1500, limit=1600)),
+        ("proc/sys/fs/file-nr", "1800 0 2000", Wall(wall="file-max", used=1800, limit=2000)),
+        (
+            "proc/meminfo",
+            "MemTotal: 100 kB\nMemAvailable: 19 kB\n",
+            Wall(wall="memory", used=81 << 10, limit=100 << 10),
+        ),
+        (
+            "proc/net/sockstat",
+            "TCP: inuse 1 tw 0\nUDP: inuse 9 mem 900\n",
+            Wall(wall="udp_mem", used=900, limit=1000),
+        ),
+        (
+            "proc/net/sockstat",
+            "TCP: inuse 20000 tw 4000\nUDP: inuse 9 mem 0\n",
+            Wall(wall="local ports", used=24000, limit=28232),
+        ),
+        (
+            f"{RUNNER}pids.current",
+            "1000",
+            Wall(
+                wall="pids.max of system.slice/google-startup-scripts.service",
+                used=1000,
+                limit=1138,
+            ),
+        ),
+    ],
+)
+def test_one_is_near(place: Place, name: str, text: str, wall: Wall) -> None:
+    write(place.root, {name: text})
+    assert used(place) == (wall,)
+
+
+def test_the_nearest_first_and_one_of_each_kind(place: Place) -> None:
+    write(
+        place.root,
+        {
+            "proc/sys/fs/file-nr": "1700 0 2000",
+            f"{RUNNER}pids.current": "1130",
+            "sys/fs/cgroup/user.slice/pids.max": "100",
+            "sys/fs/cgroup/user.slice/pids.current": "90",
+        },
+    )
+    assert [wall.wall for wall in used(place)] == [
+        "pids.max of system.slice/google-startup-scripts.service",
+        "file-max",
+    ]
+
+
+def test_memory_of_the_slice_without_what_the_kernel_would_drop(place: Place) -> None:
+    base = "sys/fs/cgroup/pilot.slice/"
+    write(place.root, {base + "memory.max": "1000", base + "memory.current": "950"})
+    assert used(place) == (Wall(wall="memory of pilot.slice", used=950, limit=1000),)
+    write(place.root, {base + "memory.stat": "anon 500\nfile 400\nkernel 50\n"})
+    assert used(place) == ()
+    # /dev/shm and memfds are counted as files, and stay.
+    write(place.root, {base + "memory.stat": "anon 500\nfile 400\nkernel 50\nshmem 390\n"})
+    assert used(place) == (Wall(wall="memory of pilot.slice", used=940, limit=1000),)
+
+
+def test_agents_are_not_looked_at(place: Place) -> None:
+    base = "sys/fs/cgroup/pilot.slice/pilot-agent@10001.service/"
+    write(place.root, {base + "pids.max": "10", base + "pids.current": "10"})
+    assert used(place) == ()
+
+
+def test_cgroup_v1_of_a_container(place: Place) -> None:
+    base = "sys/fs/cgroup/pids/pilot.slice/"
+    write(place.root, {base + "pids.max": "10", base + "pids.current": "10"})
+    assert [wall.wall for wall in used(place)] == ["pids.max of pilot.slice"]
+
+
+def test_a_kernel_that_says_nothing(tmp_path: Path) -> None:
+    place = Place(root=tmp_path)
+    assert used(place) == ()
+    assert explain(EAGAIN, place).startswith(EAGAIN)
+    write(tmp_path, dict.fromkeys(PROC, "rubbish"))
+    assert used(place) == ()
+
+
+def test_which_of_the_task_limits_it_was(place: Place) -> None:
+    write(place.root, {f"{RUNNER}pids.current": "1137"})
+    assert explain(EAGAIN, place) == (
+        f"{EAGAIN} [hit pids.max of system.slice/google-startup-scripts.service: 1137 of 1138]"
+    )
+    write(place.root, {f"{RUNNER}pids.current": "7", "proc/loadavg": "0 0 0 1/30900 1"})
+    assert explain(EAGAIN, place) == f"{EAGAIN} [hit threads-max: 30900 of 31000]"
+    write(place.root, {"proc/sys/kernel/pid_max": "30950"})
+    assert "threads-max: 30900 of 31000" in explain(EAGAIN, place)
+    assert "pid_max: 30900 of 30950" in explain(EAGAIN, place)
+
+
+def test_none_of_them_is_full_any_more(place: Place) -> None:
+    assert explain(EAGAIN, place) == (
+        f"{EAGAIN} [no wall is full now: threads-max: 1500 of 31000 (5%); "
+        "pids.max of system.slice/google-startup-scripts.service: 10 of 1138 (1%); "
+        "or LimitNPROC of its user]"
+    )
+
+
+@pytest.mark.parametrize(
+    ("failure", "kind"),
+    [
+        ("runtime: failed to create new OS thread (have 5 already; errno=11)", "threads-max"),
+        ("RuntimeError: can't start new thread", "threads-max"),
+        ("ended (resources, status 0)", "threads-max"),
+        ("accept4: too many open files in system", "file-max"),
+        ("accept4: too many open files", "file-max"),
+        ("fork/exec x: cannot allocate memory", "memory"),
+        ("fatal error: runtime: out of memory", "memory"),
+        ("ended (signal, status 9)", "memory"),
+        ("ended (oom-kill, status 9)", "memory"),
+        ("write udp: no buffer space available", "udp_mem"),
+        ("dial tcp: connect: cannot assign requested address", "local ports"),
+    ],
+)
+def test_what_it_sounds_like(place: Place, failure: str, kind: str) -> None:
+    write(
+        place.root,
+        {
+            "proc/loadavg": "0 0 0 1/31000 1",
+            "proc/sys/fs/file-nr": "2097152 0 2097152",
+            "proc/meminfo": "MemTotal: 100 kB\nMemAvailable: 1 kB\n",
+            "proc/net/sockstat": "TCP: inuse 28000 tw 4000\nUDP: inuse 9 mem 3000\n",
+        },
+    )
+    said = explain(failure, place)
+    assert re.fullmatch(rf"{re.escape(failure)} \[hit {kind}: .*\]", said) or (
+        failure.startswith("ended (resources") and kind in said
+    )
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        "ended (exit-code, status 1): register: registry: request failed",
+        "fork/exec /opt/x: no such file or directory",
+        "no socket after 60 s",
+        # Not without a full wall: people use SIGKILL, too.
+        "ended (signal, status 9)",
+    ],
+)
+def test_what_is_no_wall(place: Place, failure: str) -> None:
+    assert explain(failure, place) == failure
+
+
+def test_this_machine() -> None:
+    """The real /proc: every wall that a kernel has can be read."""
+    found = kernel_limits._all(Place())
+    for kind in ("threads-max", "pid_max", "file-max", "memory"):
+        assert found[kind], kind
+        assert all(0 < wall.used <= wall.limit for wall in found[kind]), found[kind]

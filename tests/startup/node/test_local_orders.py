@@ -1,0 +1,174 @@
+"""What people ask on the VM: written down, watched, and done by somebody else."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from startup.node import __main__ as node
+from startup.node import local_orders
+from startup.node.desired import orders
+from startup.node.machine import cgroup
+from startup.node.machine.paths import Place
+from tests.startup import specs
+
+PORTS = (10001, 10002, 10003)
+
+
+class Vm:
+    """Three agents that are folders; `sleep` is what the service does meanwhile."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.place = Place(root=root)
+        self.place.sockets.mkdir(parents=True)
+        self.place.node_state.mkdir(parents=True)
+        self.place.spec.write_text(specs.text(specs.swarm(agents=3)), encoding="utf-8")
+        self.base = root / "sys/fs/cgroup/pilot.slice"
+        self.life = 0
+        self.up(*PORTS)
+        self.steps: list[Callable[[], object]] = []
+        monkeypatch.setattr("time.sleep", self.sleep)
+
+    def up(self, *ports: int) -> None:
+        """A new life for each, in a cgroup of its own."""
+        for port in ports:
+            self.down(port)
+            folder = self.base / cgroup.UNIT.format(port)
+            folder.mkdir(parents=True)
+            (folder / "cgroup.procs").write_text("77\n", encoding="ascii")
+            os.mknod(self.place.socket(port), 0o140600)
+
+    def down(self, *ports: int) -> None:
+        for port in ports:
+            folder = self.base / cgroup.UNIT.format(port)
+            if folder.exists():
+                self.life += 1
+                # Kept under another name: a file system gives the number of what is gone anew.
+                folder.rename(self.base / f".gone-{self.life}")
+            self.place.socket(port).unlink(missing_ok=True)
+
+    def sleep(self, seconds: float) -> None:
+        assert self.steps, "it waits for something that does not come"
+        self.steps.pop(0)()
+
+    def ordered(self) -> orders.Orders:
+        return orders.parse(self.place.orders.read_bytes(), "swarm")
+
+
+@pytest.fixture
+def vm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Vm:
+    return Vm(tmp_path, monkeypatch)
+
+
+def test_drain_and_resume(vm: Vm, capsys: pytest.CaptureFixture[str]) -> None:
+    vm.steps = [lambda: vm.down(10001), lambda: None, lambda: vm.down(10002, 10003)]
+    assert local_orders.main(vm.place, ["drain"]) == 0
+    assert vm.ordered().hold
+    assert vm.place.orders.stat().st_mode & 0o777 == 0o600
+    assert capsys.readouterr().out.splitlines() == [
+        "3 agents left",
+        "2 agents left",
+        "0 agents left",
+        "drained; `pilot-node resume` starts them again",
+    ]
+    vm.steps = [lambda: vm.up(*PORTS)]
+    assert local_orders.main(vm.place, ["resume"]) == 0
+    assert not vm.ordered().hold
+    assert capsys.readouterr().out.splitlines() == [
+        "0 of 3 agents ready",
+        "3 of 3 agents ready",
+        "done",
+    ]
+
+
+def test_undrain_is_the_end_of_drain_too(vm: Vm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node, "place_of", lambda _: vm.place)
+    vm.steps = [lambda: vm.down(*PORTS)]
+    assert node.main(["drain"]) == 0
+    vm.steps = [lambda: vm.up(*PORTS)]
+    assert node.main(["undrain"]) == 0
+    assert not vm.ordered().hold
+
+
+def test_a_restart_is_done_when_none_is_in_its_old_life(
+    vm: Vm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vm.steps = [lambda: vm.up(10001), lambda: vm.up(10002), lambda: vm.up(10003)]
+    assert local_orders.main(vm.place, ["restart"]) == 0
+    first = vm.ordered().restart
+    assert first.startswith("here-")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "3 of 3 agents ready, 3 still to be started anew"
+    assert lines[-2:] == ["3 of 3 agents ready, 0 still to be started anew", "done"]
+    # Draining and resuming later is no other restart.
+    vm.steps = []
+    assert local_orders.main(vm.place, ["resume"]) == 0
+    assert vm.ordered().restart == first
+
+
+def test_a_vm_that_is_held_is_said(vm: Vm, capsys: pytest.CaptureFixture[str]) -> None:
+    local_orders.write(vm.place, hold=True, restart="")
+    assert local_orders.main(vm.place, ["restart"]) == 0
+    assert "this VM is held: nothing is started before `pilot-node resume`" in (
+        capsys.readouterr().out
+    )
+    assert vm.ordered().hold
+    standing = orders.Standing(state="read", text='{"schema": 1, "hold": true}')
+    orders.remember(vm.place, standing)
+    assert local_orders.main(vm.place, ["resume"]) == 0
+    assert "before an order in the bucket says so" in capsys.readouterr().out
+
+
+def test_whoever_asked_may_go(vm: Vm, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    vm.steps = [interrupt]
+    assert local_orders.main(vm.place, ["drain"]) == 130
+    assert "drain goes on without you" in capsys.readouterr().out
+    assert vm.ordered().hold
+
+
+def test_a_silent_service_is_missed(vm: Vm, capsys: pytest.CaptureFixture[str]) -> None:
+    vm.place.status.write_text("{}", encoding="utf-8")
+    os.utime(vm.place.status, (0, 0))
+    vm.steps = [lambda: vm.down(*PORTS)]
+    assert local_orders.main(vm.place, ["drain"]) == 0
+    assert "see `systemctl status pilot-node`" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("spoil", "arguments", "said"),
+    [
+        (lambda vm: vm.place.spec.unlink(), ["drain"], "is this VM the fleet's?"),
+        (lambda vm: vm.place.spec.write_text("{", "utf-8"), ["drain"], "not JSON"),
+        (
+            lambda vm: vm.place.spec.write_text(specs.text(specs.rendezvous()), "utf-8"),
+            ["restart"],
+            "it has no agents",
+        ),
+        (lambda vm: None, ["drain", "now"], "takes no argument"),
+        (lambda vm: None, ["status"], "is not there yet"),
+    ],
+)
+def test_what_cannot_be(
+    vm: Vm,
+    capsys: pytest.CaptureFixture[str],
+    spoil: Callable[[Vm], object],
+    arguments: list[str],
+    said: str,
+) -> None:
+    spoil(vm)
+    assert local_orders.main(vm.place, arguments) == 1
+    assert said in capsys.readouterr().err
+    assert not vm.place.orders.exists()
+
+
+def test_the_status(vm: Vm, capsys: pytest.CaptureFixture[str]) -> None:
+    vm.place.status.write_text('{"phase": "whole", "schema": 1}', encoding="utf-8")
+    assert local_orders.main(vm.place, ["status"]) == 0
+    assert json.loads(capsys.readouterr().out)["phase"] == "whole"

@@ -1,0 +1,208 @@
+"""The Makefile, the shell scripts beside it, and the workflows."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.tools.toolchain.fakes import ROOT
+
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """The Makefile in a folder with a space in its name, over a toolchain that only notes."""
+    root = tmp_path / "my fleet"
+    (root / "tools" / "toolchain").mkdir(parents=True)
+    shutil.copyfile(ROOT / "Makefile", root / "Makefile")
+    script = root / "tools" / "toolchain" / "python"
+    script.write_text('#!/bin/sh\nshift; echo "$@" >>calls\n[ "$1" != "$FAILING" ]\n')
+    script.chmod(0o755)
+    return root
+
+
+def make(root: Path, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["make", *words],
+        cwd=root,
+        env={"PATH": "/usr/local/bin:/usr/bin:/bin", "FAILING": "", **environ},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_make_alone_lists_every_target_with_a_line(checkout: Path) -> None:
+    text = (ROOT / "Makefile").read_text()
+    phony = re.search(r"^\.PHONY: (.*)$", text, re.MULTILINE)
+    assert phony
+    assert {"lab", "lab-status", "lab-down"} <= set(phony[1].split())
+    listed = re.findall(r"^  make ([\w-]+) {2,}\S.*$", make(checkout).stdout, re.MULTILINE)
+    assert listed == [target for target in phony[1].split() if not target.startswith("_")]
+
+
+@pytest.mark.parametrize("verb", ["preview", "up"])
+def test_a_plan_sets_up_what_it_needs_first(checkout: Path, verb: str) -> None:
+    assert make(checkout, verb, "STACK=lab", "ARGS=--diff --refresh").returncode == 0
+    calls = (checkout / "calls").read_text().splitlines()
+    assert calls == ["artifacts", "venv", f"{verb} lab --diff --refresh"]
+
+
+@pytest.mark.parametrize("failing", ["artifacts", "venv"])
+def test_what_cannot_be_set_up_stops_the_plan(checkout: Path, failing: str) -> None:
+    assert make(checkout, "preview", FAILING=failing).returncode != 0
+    assert "preview" not in (checkout / "calls").read_text()
+
+
+@pytest.mark.parametrize(
+    ("target", "calls"),
+    [
+        ("lab", ["venv", "python -m lab up"]),
+        ("lab-status", ["venv", "python -m lab status"]),
+        ("lab-down", ["venv", "python -m lab down"]),
+    ],
+)
+def test_the_lab_is_the_demos(checkout: Path, target: str, calls: list[str]) -> None:
+    python = checkout / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\necho python "$@" >>calls\n')
+    python.chmod(0o755)
+    assert make(checkout, target).returncode == 0
+    assert (checkout / "calls").read_text().splitlines() == calls
+    (checkout / "calls").unlink()
+    assert make(checkout, target, FAILING="venv").returncode != 0
+    assert (checkout / "calls").read_text().splitlines() == ["venv"]
+
+
+@pytest.mark.parametrize("target", ["test", "check"])
+def test_who_waits_for_the_tests_sees_them_go_on(checkout: Path, target: str) -> None:
+    for name in ("python", "ruff", "mypy", "shellcheck"):
+        program = checkout / ".venv" / "bin" / name
+        program.parent.mkdir(parents=True, exist_ok=True)
+        program.write_text(f'#!/bin/sh\necho {name} "$@" >>calls\n')
+        program.chmod(0o755)
+    (checkout / "tools" / "toolchain" / "shell-files").symlink_to("/bin/cat")
+    shown = make(checkout, target, "ARGS=-k some").stdout.splitlines()
+    assert next(line for line in shown if line.startswith("· ")) == "· ruff, mypy, shellcheck"
+    assert any(line.startswith("· tests") for line in shown)
+    last = (checkout / "calls").read_text().splitlines()[-1]
+    assert "console_output_style=count" in last
+    assert last.endswith("-k some")
+    assert ("not engine" in last) is (target == "check")
+
+
+def test_clean_keeps_state_and_binaries(checkout: Path) -> None:
+    for name in (".venv", ".mypy_cache", "policy/__pycache__", ".state", "artifacts/1.18.0"):
+        (checkout / name).mkdir(parents=True)
+    assert make(checkout, "clean").returncode == 0
+    left = sorted(str(p.relative_to(checkout)) for p in checkout.rglob("*") if p.is_dir())
+    assert left == [".state", "artifacts", "artifacts/1.18.0", "policy", "tools", "tools/toolchain"]
+
+
+def test_clean_takes_nothing_from_under_a_lab(checkout: Path) -> None:
+    for name in (".venv", ".lab"):
+        (checkout / name).mkdir()
+    (checkout / ".lab" / "driver").write_text("qemu\n")
+    refused = make(checkout, "clean")
+    assert refused.returncode != 0
+    assert "`make lab-down` first" in refused.stderr
+    assert (checkout / ".venv").exists()
+    (checkout / ".lab" / "driver").unlink()
+    assert make(checkout, "clean").returncode == 0
+    assert not (checkout / ".venv").exists()
+
+
+def test_shell_files_are_told_by_their_first_line(tmp_path: Path) -> None:
+    bodies = {
+        "a b": "#!/bin/bash\n",
+        "c": "#!/usr/bin/env bash\n",
+        "d.sh": "#!/bin/sh -e\n",
+        "e": "#!/usr/bin/env python3\n",
+        "f.py": 'X = """\n#!/bin/bash\n"""\n',
+        "g.sh.j2": "#!/bin/bash\n{{ x }}\n",
+        "h": "",
+        "i": "\0\1binary",
+    }
+    for name, body in bodies.items():
+        (tmp_path / name).write_text(body)
+    names = "\0".join([*bodies, "deleted", ""])
+    out = subprocess.run(
+        [ROOT / "tools" / "toolchain" / "shell-files"],
+        cwd=tmp_path,
+        input=names,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert out.split("\0") == ["a b", "c", "d.sh", ""]
+
+
+def test_ci_runs_what_the_readme_calls_the_test_command() -> None:
+    assert "exec make test </dev/null" in (ROOT / ".ci" / "run").read_text()
+    assert "make test" in (ROOT / "README.md").read_text()
+
+
+def actionlint(*arguments: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
+    # With the Go that there is: another toolchain is not on every machine's way to be had.
+    environ = {**os.environ, "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=readonly"}
+    return subprocess.run(
+        ["go", "tool", "actionlint", "-no-color", *arguments],
+        cwd=ROOT / "tools" / "toolchain" / "actionlint",
+        env=environ,
+        input=text,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.engine
+@pytest.mark.skipif(shutil.which("go") is None, reason="actionlint is built with Go: none here")
+def test_actionlint_finds_nothing_in_the_workflows() -> None:
+    done = actionlint(*map(str, WORKFLOWS))
+    assert done.returncode == 0, done.stdout + done.stderr
+    # It does find a fault.
+    broken = WORKFLOWS[0].read_text().replace("runs-on:", "runs-at:")
+    done = actionlint("-", text=broken)
+    assert done.returncode == 1, done
+    assert "runs-at" in done.stdout
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_workflows_may_do_little_and_run_pinned_actions(path: Path) -> None:
+    workflow: dict[str, Any] = yaml.safe_load(path.read_text())
+    assert set(workflow["permissions"] or {}) <= {"contents"}
+    for job in workflow["jobs"].values():
+        granted = job.get("permissions", workflow["permissions"])
+        assert set(granted) <= {"contents", "id-token"}
+        assert granted["contents"] == "read"
+        assert job["timeout-minutes"] <= 120
+        for step in job["steps"]:
+            action = step.get("uses")
+            # One action's commit is not known here; the workflow says so beside it.
+            if action is not None and action != "pulumi/actions@v6":
+                assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", action)
+
+
+def test_a_plan_of_ci_has_the_policies_settings() -> None:
+    [path] = [path for path in WORKFLOWS if path.name == "preview.yml"]
+    steps: list[dict[str, Any]] = yaml.safe_load(path.read_text())["jobs"]["preview"]["steps"]
+    [plan] = [step["with"] for step in steps if "policyPacks" in step.get("with", {})]
+    assert plan["policyPacks"] == "policy"
+    assert plan["policyPackConfigs"] == "policy/settings.json"
+
+
+def test_only_a_preview_and_an_audit_may_prove_who_they_are() -> None:
+    holders = {p.name: p.read_text() for p in WORKFLOWS if "id-token" in p.read_text()}
+    assert holders.keys() == {"audit.yml", "preview.yml"}
+    # Not for what somebody proposes: the audit runs the main branch. `on` is YAML's true.
+    assert yaml.safe_load(holders["audit.yml"])[True].keys() == {"schedule", "workflow_dispatch"}

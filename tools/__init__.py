@@ -1,0 +1,1 @@
+"""What the fleet is built and measured with: the toolchain, the benchmarks."""

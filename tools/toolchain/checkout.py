@@ -1,0 +1,208 @@
+"""Set-up of the checkout: the venv with its pinned requirements, and the daemon's binary."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from tools.toolchain.build import only_one
+from tools.toolchain.failure import Failure
+from tools.toolchain.progress import say
+
+REQUIREMENTS = ("requirements.txt",)
+DEV_REQUIREMENTS = ("requirements.txt", "requirements-dev.txt")
+PILOT_REQUIREMENTS = Path("tools/toolchain/pilot-requirements.txt")
+BINARIES = ("pilot-daemon", "pilotctl")
+
+
+def stamp(root: Path, files: Sequence[str], interpreter: str) -> str:
+    """What a complete venv was made from: its files' bytes, the Python, and the place (the
+    programs in a venv name it in their first line)."""
+    digest = hashlib.sha256(f"{interpreter}\0{root}\0".encode())
+    for name in files:
+        digest.update((root / name).read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def ensure_venv(root: Path, *, dev: bool) -> None:
+    """`.venv` with exactly the pinned requirements; costs nothing when it has them.
+
+    A stamp is written after success only. An installation that was interrupted has left its
+    marker, and starts from an empty venv; so does one in a checkout that was moved, because the
+    programs of a venv name its old place. A venv without a stamp that has exactly what is pinned
+    is taken as it is: `pulumi install` makes one.
+    """
+    venv = root / ".venv"
+    done, marker, place = (venv / name for name in (".requirements", ".installing", ".place"))
+    interpreter = sys.version
+    base = stamp(root, REQUIREMENTS, interpreter)
+    full = stamp(root, DEV_REQUIREMENTS, interpreter)
+    wanted = {full} if dev else {base, full}
+
+    def complete() -> bool:
+        whole = done.is_file() and not marker.exists() and (venv / "bin" / "python").exists()
+        return whole and done.read_text() in wanted
+
+    if complete():
+        return
+    with only_one(root / "toolchain", "Setting up this checkout"):
+        if complete():
+            return
+        if not done.exists() and not marker.exists():
+            for files, text in ((DEV_REQUIREMENTS, full), (REQUIREMENTS, base)):
+                if _has_exactly(venv, "".join((root / name).read_text() for name in files)):
+                    place.write_text(str(root))
+                    done.write_text(text)
+                    break
+        if complete():
+            return
+        say("Setting up .venv with the pinned requirements (a minute or so, once)")
+        here = place.is_file() and place.read_text() == str(root)
+        usable = here and _runs_pip(venv) and not marker.exists()
+        if not usable:
+            _run([sys.executable, "-m", "venv", "--clear", str(venv)], "create .venv")
+            place.write_text(str(root))
+        done.unlink(missing_ok=True)
+        marker.touch()
+        files = DEV_REQUIREMENTS if dev else REQUIREMENTS
+        _run(
+            [
+                *(str(venv / "bin" / "python"), "-m", "pip", "install", "--quiet"),
+                *("--disable-pip-version-check", "--no-input", "--require-hashes"),
+                *(word for name in files for word in ("-r", str(root / name))),
+            ],
+            "install the requirements",
+        )
+        partial = done.with_suffix(".new")
+        partial.write_text(full if dev else base)
+        marker.unlink()
+        partial.rename(done)
+
+
+# What a venv has beside what is installed into it.
+_OWN = {"pip", "setuptools", "wheel"}
+# The last file of a package that is written is INSTALLER: without it, it is not whole.
+_INSTALLED = """
+import importlib.metadata, sys
+if sys.version_info >= (3, 11):
+    for each in importlib.metadata.distributions():
+        if each.read_text("INSTALLER") is not None:
+            print(f"{each.name}=={each.version}")
+"""
+
+
+def _has_exactly(venv: Path, requirements: str) -> bool:
+    """Tell whether a venv was made where it is and has what is pinned, whole, and nothing else."""
+
+    def pins(text: str) -> set[str]:
+        found = re.findall(r"^([\w.-]+)==([^\s;]+)", text, re.MULTILINE)
+        names = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in found}
+        return {f"{name}=={version}" for name, version in names.items() if name not in _OWN}
+
+    try:
+        if str(venv) not in (venv / "bin" / "activate").read_text():
+            return False
+        # -I: what is installed there, whatever PYTHONPATH says.
+        answer = subprocess.run(
+            [venv / "bin" / "python", "-I", "-c", _INSTALLED],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError:
+        return False
+    return answer.returncode == 0 and pins(answer.stdout) == pins(requirements)
+
+
+def _runs_pip(venv: Path) -> bool:
+    python = venv / "bin" / "python"
+    if not python.exists():
+        return False
+    try:
+        answer = subprocess.run(
+            [python, "-c", "import sys, pip; print(sys.version, end='')"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError:
+        return False
+    return answer.returncode == 0 and answer.stdout == sys.version
+
+
+def pinned_version(requirements: str) -> str:
+    """The version of the Pilot Protocol wheel that a requirements file pins."""
+    found = re.search(r"^pilotprotocol==(\S+)", requirements, re.MULTILINE)
+    if not found:
+        raise Failure(f"{PILOT_REQUIREMENTS} does not pin pilotprotocol==VERSION.")
+    return found[1]
+
+
+def ensure_artifacts(root: Path) -> None:
+    """`artifacts/VERSION/pilot-daemon` and `pilotctl`, out of the pinned wheel.
+
+    Each is moved in by one rename; what else is in that folder (a rendezvous binary of one's
+    own) is left alone.
+    """
+    version = pinned_version((root / PILOT_REQUIREMENTS).read_text())
+    folder = root / "artifacts" / version
+    if all((folder / name).exists() for name in BINARIES):
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with only_one(root / "toolchain", "Setting up this checkout"):
+        if all((folder / name).exists() for name in BINARIES):
+            return
+        say(f"Fetching pilot-daemon {version}")
+        with tempfile.TemporaryDirectory(prefix=".scratch-", dir=folder) as scratch:
+            _run(
+                [
+                    *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"),
+                    *("--disable-pip-version-check", "--no-input", "--require-hashes"),
+                    # For the VMs, whatever this machine is.
+                    *("--only-binary=:all:", "--python-version", "3.11"),
+                    *("--platform", "manylinux_2_34_x86_64", "--dest", scratch),
+                    *("--requirement", str(root / PILOT_REQUIREMENTS)),
+                ],
+                "fetch pilot-daemon",
+            )
+            (wheel,) = Path(scratch).glob("*.whl")
+            for name in BINARIES:
+                unpack(wheel, f"pilotprotocol/bin/{name}", folder / name, Path(scratch))
+
+
+def unpack(wheel: Path, member: str, target: Path, scratch: Path) -> None:
+    """One file out of a wheel, executable, in place only when it is whole and on the disk."""
+    partial = scratch / target.name
+    with zipfile.ZipFile(wheel) as archive, partial.open("wb") as out:
+        try:
+            source = archive.open(member)
+        except KeyError as error:
+            raise Failure(f"{wheel.name} holds no {member}: pin another version.") from error
+        with source:
+            shutil.copyfileobj(source, out)
+        out.flush()
+        os.fsync(out.fileno())
+    partial.chmod(0o755)
+    partial.rename(target)
+
+
+def _run(command: Sequence[str], what: str) -> None:
+    result = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    if result.returncode:
+        lines = (result.stdout + result.stderr).strip().splitlines()[-10:]
+        tail = "\n".join(f"    {line}" for line in lines)
+        raise Failure(
+            f"Could not {what}: see to what is said below (most often an index that cannot be "
+            f"reached: PIP_INDEX_URL, or a Python without its venv package), then run this "
+            f"again.\n{tail}"
+        )

@@ -1,0 +1,251 @@
+"""The commands of toolchain.py: they gather what the decisions need, and act on them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NoReturn
+
+from tools.toolchain import build, checkout, environment, recipe
+from tools.toolchain.environment import Pulumi
+from tools.toolchain.failure import Failure
+from tools.toolchain.progress import say
+
+ROOT = Path(__file__).resolve().parents[2]
+LAB = "lab"
+LAB_BACKEND = ROOT / ".lab" / "pulumi"
+"""Where `make lab` keeps the state of its stack, whatever backend its user has chosen."""
+
+
+def find_pulumi(*, tell: bool) -> Pulumi:
+    """The Pulumi to use; builds one if there is no other way. Raises Failure."""
+    root = build.cache_root(os.environ)
+    # One of ours on PATH is not an installed one: it needs our plugins.
+    path = ":".join(
+        folder
+        for folder in os.environ.get("PATH", os.defpath).split(":")
+        if folder and not Path(folder).is_relative_to(root)
+    )
+    installed = shutil.which("pulumi", path=path)
+    answer = _version_of_installed(installed) if installed else ""
+    used, sentence = environment.judge_installed(installed, answer)
+    if installed and used:
+        if tell and sentence:
+            say(sentence)
+        return Pulumi(version=answer, path=installed)
+    if sentence:
+        say(sentence)
+    built = build.ensure_built(root)
+    ours = Pulumi(
+        version=recipe.ENGINE_VERSION,
+        path=str(built.bin() / "pulumi"),
+        bin=str(built.bin()),
+        home=str(built.home()),
+    )
+    if tell:
+        say(f"Using Pulumi {ours.version}, built from source ({ours.path}).")
+    return ours
+
+
+def _version_of_installed(path: str) -> str:
+    try:
+        return subprocess.run(
+            [path, "version"],
+            env={**os.environ, "PULUMI_SKIP_UPDATE_CHECK": "1"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        ).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+
+
+def login_folder() -> Path:
+    """Where this user's credentials.json is, or would be."""
+    home = os.environ.get("PULUMI_HOME") or str(Path.home() / ".pulumi")
+    return Path(os.environ.get("PULUMI_CREDENTIALS_PATH") or home)
+
+
+def chosen_backend() -> str | None:
+    """The URL of where this user keeps this project's state, or None."""
+    login, project = _text(login_folder() / "credentials.json"), _text(ROOT / "Pulumi.yaml")
+    return environment.chosen_backend(os.environ, login, project)
+
+
+def additions(pulumi: Pulumi) -> dict[str, str]:
+    """The environment for this checkout and this user, beyond what is set already."""
+    backend = chosen_backend()
+    added = environment.additions(
+        pulumi=pulumi,
+        environ=os.environ,
+        checkout=ROOT,
+        login_folder=login_folder(),
+        backend=backend,
+    )
+    if backend is None:
+        (ROOT / ".state").mkdir(mode=0o700, exist_ok=True)
+    return added
+
+
+def credentials(stack: str) -> str | None:
+    """Where Google credentials come from on this machine, or None."""
+    gcloud = os.environ.get("CLOUDSDK_CONFIG") or str(Path.home() / ".config" / "gcloud")
+    default = Path(gcloud) / "application_default_credentials.json"
+    return environment.google_credentials(
+        os.environ,
+        "\n".join(_text(ROOT / name) or "" for name in (f"Pulumi.{stack}.yaml", "Pulumi.yaml")),
+        application_default=default if default.exists() else None,
+        product=_text(Path("/sys/class/dmi/id/product_name")) or "",
+    )
+
+
+def ensure() -> int:
+    find_pulumi(tell=True)
+    return 0
+
+
+def env(*, as_json: bool) -> int:
+    added = additions(find_pulumi(tell=False))
+    if as_json:
+        sys.stdout.write(json.dumps(added, indent=1) + "\n")
+    else:
+        for name, value in added.items():
+            sys.stdout.write(f"export {name}={shlex.quote(value)}\n")
+    return 0
+
+
+def execute(command: list[str]) -> NoReturn:
+    """Becomes a command, in the environment for this checkout."""
+    if not command:
+        raise Failure("exec needs a command: toolchain.py exec -- pulumi stack ls", status=2)
+    environ = {**os.environ, **additions(find_pulumi(tell=False))}
+    program = shutil.which(command[0], path=environ["PATH"])
+    if program is None:
+        raise Failure(f"{command[0]}: no such command on PATH.", status=127)
+    os.execve(program, command, environ)  # noqa: S606 - that is what it is for
+
+
+def preview_or_up(verb: str, stack: str, arguments: list[str]) -> NoReturn:
+    """Becomes Pulumi, planning a stack or carrying it out."""
+    if not (ROOT / f"Pulumi.{stack}.yaml").exists():
+        known = ", ".join(sorted(path.name[7:-5] for path in ROOT.glob("Pulumi.*.yaml")))
+        raise Failure(f"There is no Pulumi.{stack}.yaml here (STACK is one of: {known}).")
+    if stack == LAB:
+        use_lab_backend(verb)
+    found = credentials(stack)
+    terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    if verb == "up":
+        agreed = os.environ.get("PILOT_FLEET_YES") == "1"
+        extra, refusal = environment.may_update(found, arguments, terminal=terminal, agreed=agreed)
+        if refusal:
+            raise Failure(refusal)
+        arguments = [*extra, *arguments]
+    check_configuration(stack)
+    pulumi = find_pulumi(tell=False)
+    environ = {**os.environ, **additions(pulumi)}
+    if verb == "up":
+        backend = chosen_backend() or environ["PULUMI_BACKEND_URL"]
+        if warning := environment.local_backend_warning(backend):
+            say(warning)
+        # For the policies (policy/pack.py): nothing is carried out that the plan does not know.
+        environ["PILOT_REFUSE_UNKNOWN"] = "1"
+    elif found is None:
+        say(environment.NO_CREDENTIALS)
+        environ["GOOGLE_OAUTH_ACCESS_TOKEN"] = environment.PLACEHOLDER_TOKEN
+        # Who cannot ask Google plans from what is recorded.
+        arguments = ["--refresh=false", *arguments]
+    select_stack(pulumi, stack, environ)
+    command = [pulumi.path, verb, "--stack", stack, "--policy-pack", pulumi.policy_pack]
+    command += ["--policy-pack-config", "policy/settings.json"]
+    if not terminal:
+        command.append("--non-interactive")
+    os.chdir(ROOT)
+    os.execve(pulumi.path, [*command, *arguments], environ)  # noqa: S606 - Pulumi takes over
+
+
+def use_lab_backend(verb: str) -> None:
+    """Has the lab's stack planned against the lab's own state; another one knows none of its VMs.
+
+    Raises Failure for an `up` that is not the lab's: what it makes, `make lab` has made.
+    """
+    own = f"file://{LAB_BACKEND}"
+    if verb == "up" and os.environ.get("PULUMI_BACKEND_URL") != own:
+        raise Failure("The stack lab is carried out by `make lab`, with the cloud that it is for.")
+    if LAB_BACKEND.exists():
+        os.environ["PULUMI_BACKEND_URL"] = own
+
+
+def check_configuration(stack: str) -> None:
+    """Names every problem of a stack file at once: the engine stops at the first wrong type."""
+    python = ROOT / ".venv" / "bin" / "python"
+    if not python.exists():
+        raise Failure("There is no .venv here: run this through make, or `toolchain.py venv`.")
+    check = [str(python), "-m", "components.stack_file", f"Pulumi.{stack}.yaml"]
+    if status := subprocess.run(check, cwd=ROOT, check=False).returncode:
+        # It has said what is wrong itself.
+        raise SystemExit(status)
+
+
+def select_stack(pulumi: Pulumi, stack: str, environ: Mapping[str, str]) -> None:
+    """The stack exists; made if need be, without a question."""
+    answer = subprocess.run(
+        [pulumi.path, "stack", "select", "--create", "--non-interactive", stack],
+        cwd=ROOT,
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if answer.returncode:
+        raise Failure(f"The stack {stack} could not be selected:\n{answer.stderr.strip()}")
+
+
+def venv(*, dev: bool) -> int:
+    checkout.ensure_venv(ROOT, dev=dev)
+    return 0
+
+
+def artifacts() -> int:
+    checkout.ensure_artifacts(ROOT)
+    return 0
+
+
+def run(arguments: list[str], usage: str) -> int:
+    """Runs what a command line asks for and returns its exit status."""
+    name, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
+    if name in {"--help", "-h", "help"}:
+        sys.stdout.write(usage)
+        return 0
+    if name == "exec":
+        execute(rest[1:] if rest[:1] == ["--"] else rest)
+    if name in {"preview", "up"} and rest and not rest[0].startswith("-"):
+        preview_or_up(name, rest[0], rest[1:])
+    plain = {
+        ("ensure",): ensure,
+        ("env",): lambda: env(as_json=False),
+        ("env", "--json"): lambda: env(as_json=True),
+        ("venv",): lambda: venv(dev=False),
+        ("venv", "--dev"): lambda: venv(dev=True),
+        ("artifacts",): artifacts,
+    }
+    command = plain.get(tuple(arguments))
+    if command is None:
+        sys.stderr.write(usage)
+        return 2
+    return command()
