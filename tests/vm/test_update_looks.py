@@ -30,6 +30,7 @@ def line(second: int, **changes: Any) -> dict[str, Any]:
     return {
         "time": float(second),
         "agents": [[port, f"{port}/1", "v1", True] for port in range(10001, 10021)],
+        "units": ["pilot-agent"],
         "variants": {"v1": made_of},
         "rendezvous": [],
         "registry": None,
@@ -41,6 +42,7 @@ def line(second: int, **changes: Any) -> dict[str, Any]:
 def registry(second: int, **changes: Any) -> Look:
     told = {
         "agents": [],
+        "units": [],
         "variants": {},
         "rendezvous": ["700/1"],
         "registry": OWNERS,
@@ -72,6 +74,25 @@ def agents(*, again: int = 0, down: int = 0, variant: str = "v1") -> list[list[A
 def test_nothing_happened() -> None:
     assert found(looks({}, {}, {})) == []
     assert restarts(looks({}, {})) == []
+
+
+def test_a_unit_that_is_renamed_is_named_before_what_follows_from_it() -> None:
+    doubled = {"agents": [*agents(), [10001, "10001/1", "v1", True]]}
+    both = {"units": ["pilot-agent", "pilot-daemon"]}
+    assert found(looks({}, doubled | both, {})) == [
+        (
+            "swarm-1: agents are started as pilot-daemon@.service and others run on as "
+            "pilot-agent@.service: a unit that is renamed leaves those of its old name, on the "
+            "ports of the new ones"
+        ),
+        "swarm-1: 21 agents ran at once, 20 are wanted: ports 10001 twice",
+    ]
+
+
+def test_a_unit_that_is_renamed_with_care_leaves_none_of_its_old_name() -> None:
+    both = {"units": ["pilot-agent", "pilot-daemon"], "agents": agents(again=15)}
+    moved = {"units": ["pilot-daemon"], "agents": agents(again=20)}
+    assert found(looks({}, both, moved), agents=20) == []
 
 
 def test_agents_that_were_restarted_are_counted_and_why() -> None:

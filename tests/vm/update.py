@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -30,7 +29,7 @@ NO_COMMIT = "no commit to come from: a clone without history, or startup/ is tha
 # Runs on a VM until it goes down. A daemon that is starting has no socket: pilot-node unlinks a
 # stale one before.
 _LOOKER = r"""
-import contextlib, json, os, subprocess, sys, time, urllib.request
+import contextlib, json, os, re, subprocess, sys, time, urllib.request
 from pathlib import Path
 
 RUN = Path("/run/pilot")
@@ -49,9 +48,10 @@ def processes():
             name = Path("/proc", pid, "comm").read_text().strip()
             words = Path("/proc", pid, "cmdline").read_bytes().split(b"\0")
             started = Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()[19]
+            groups = Path("/proc", pid, "cgroup").read_text()
         except OSError:
             continue
-        yield name, int(pid), words, started
+        yield name, int(pid), words, started, groups
 
 
 def look():
@@ -61,12 +61,13 @@ def look():
         with contextlib.suppress(OSError):
             links[link.name] = os.path.basename(os.readlink(link))
     variants = {v: read(RUN / "variants" / v / "variant.json") for v in set(links.values())}
-    agents, rendezvous, registry = [], [], None
-    for name, pid, words, started in processes():
+    agents, units, rendezvous, registry = [], set(), [], None
+    for name, pid, words, started, groups in processes():
         if name == "pilot-daemon" and b"-listen" in words[:-1]:
             port = words[words.index(b"-listen") + 1].decode().lstrip(":")
             ready = (RUN / "agents" / (port + ".sock")).exists()
             agents.append([int(port), f"{pid}/{started}", links.get(port, ""), ready])
+            units.update(re.findall(r"/([^/@]+)@[0-9]+\.service$", groups, re.MULTILINE))
     if sys.argv[1] == "rendezvous":
         show = ["systemctl", "show", "-P", "MainPID,ExecMainStartTimestampMonotonic"]
         told = subprocess.check_output([*show, "pilot-rendezvous.service"], text=True)
@@ -80,6 +81,7 @@ def look():
     return {
         "time": time.time(),
         "agents": agents,
+        "units": sorted(units),
         "variants": variants,
         "rendezvous": rendezvous,
         "registry": registry,
@@ -110,13 +112,15 @@ class Told:
 @dataclass(frozen=True, kw_only=True)
 class Look:
     """A VM at one second. `agents`: (port, process, variant, has its socket); `variants`: what each
-    is made of that an agent was last started with; `registry`: node IDs by owner, None where
+    is made of that an agent was last started with; `units`: names of the units that agents run as,
+    without `@PORT.service`; `registry`: node IDs by owner, None where
     nobody said; `run`: what the rendezvous was started with; `status`: what the VM said last."""
 
     vm: str
     time: float
     agents: tuple[tuple[int, str, str, bool], ...]
     variants: Mapping[str, Mapping[str, str]]
+    units: tuple[str, ...] = ()
     rendezvous: tuple[str, ...] = ()
     registry: Mapping[str, int] | None = None
     run: Mapping[str, Any]
@@ -129,7 +133,9 @@ class Look:
         found["agents"] = tuple(
             (port, process, variant, ready) for port, process, variant, ready in found["agents"]
         )
-        return cls(vm=vm, **{**found, "rendezvous": tuple(found["rendezvous"])})
+        for name in ("units", "rendezvous"):
+            found[name] = tuple(found[name])
+        return cls(vm=vm, **found)
 
     @property
     def ready(self) -> set[int]:
@@ -217,46 +223,41 @@ class Looks:
         text = base64.b64encode(_LOOKER.encode()).decode()
         for vm in self._vms:
             role = "rendezvous" if vm == RENDEZVOUS else "swarm"
-            # Of a boot: its file is in /run.
-            fleet.run(
+            # In one login, until it has looked once. Of a boot: its file is in /run.
+            told = fleet.run(
                 vm,
-                f"systemctl is-active --quiet looker || {{ echo {text} | base64 -d >/run/looker.py;"
-                f" systemd-run --quiet --collect --unit=looker python3 /run/looker.py {role}; }}",
+                f"echo {text} | base64 -d >/run/looker.py; touch {_LOOKS}; seen=$(wc -l <{_LOOKS});"
+                " systemctl stop looker 2>/dev/null;"
+                f" systemd-run --quiet --collect --unit=looker python3 /run/looker.py {role} &&"
+                f" timeout {fleet.patience:.0f} sh -c"
+                f" 'until [ $(wc -l <{_LOOKS}) -gt '$seen' ]; do sleep 0.2; done' && echo $seen",
             )
-            self._seen[vm] = self._count(vm)
-        self.more(1)
-
-    def more(self, count: int) -> None:
-        """Wait until each VM has looked so many times more."""
-        self.until(self.counted(count))
+            self._seen[vm] = int(told)
 
     def counted(self, more: int) -> dict[str, int]:
         """By VM how many looks there are when it has looked so many times more."""
-        return {vm: self._count(vm) + more for vm in self._vms}
+        return {vm: int(self._fleet.run(vm, f"wc -l <{_LOOKS}")) + more for vm in self._vms}
 
     def until(self, enough: Mapping[str, int]) -> None:
         """Wait until each VM has so many looks."""
         for vm in self._vms:
-            self._fleet.until(
-                lambda vm=vm: self._count(vm) >= enough[vm],  # type: ignore[misc]
-                f"{vm}: {enough[vm]} looks",
-            )
+            there = f"[ $(wc -l <{_LOOKS}) -ge {enough[vm]} ]"
+            self._fleet.until_there(vm, there, f"{enough[vm]} looks")
 
     def taken(self) -> list[Look]:
-        """All looks since this was made, in the order of time."""
+        """All looks since this was made, in the order of time. It is the end of looking, which
+        takes its share of a VM's processors."""
         found = []
         for vm in self._vms:
-            lines = self._fleet.run(vm, f"tail -n +{self._seen[vm] + 1} {_LOOKS}").splitlines()
-            found += [Look.of(vm, line) for line in lines]
+            told = self._fleet.run(
+                vm, f"systemctl stop looker; tail -n +{self._seen[vm] + 1} {_LOOKS}"
+            )
+            found += [Look.of(vm, line) for line in told.splitlines()]
         return sorted(found, key=lambda look: look.time)
 
     @property
     def _vms(self) -> list[str]:
         return [*self._fleet.wanted, RENDEZVOUS]
-
-    def _count(self, vm: str) -> int:
-        told = self._fleet.attempt(vm, f"wc -l <{shlex.quote(_LOOKS)}").stdout
-        return int(told or 0)
 
 
 def carried_over(
@@ -379,6 +380,14 @@ def problems(
 
 def _of_vm(vm: str, looks: Sequence[Look], wanted: int, window: int) -> Iterator[str]:
     ports = set(range(10001, 10001 + wanted))
+    names = {unit for look in looks for unit in look.units}
+    if new := names - set(looks[0].units):
+        old = sorted(set(looks[-1].units) - new)
+        if old:
+            yield (
+                f"{vm}: agents are started as {_units(new)} and others run on as {_units(old)}: a "
+                "unit that is renamed leaves those of its old name, on the ports of the new ones"
+            )
     first, most = looks[0], max(looks, key=lambda look: len(look.agents))
     if len(most.agents) > wanted:
         twice = sorted(p for p, *_ in most.agents if [q for q, *_ in most.agents].count(p) > 1)
@@ -401,6 +410,10 @@ def _of_vm(vm: str, looks: Sequence[Look], wanted: int, window: int) -> Iterator
     failures = (looks[-1].status.get("totals") or {}).get("failures", 0)
     if failures and looks[-1].status.get("node") != first.status.get("node"):
         yield f"{vm}: {failures} starts failed since: {_trouble(looks[-1])}"
+
+
+def _units(names: Iterable[str]) -> str:
+    return ", ".join(f"{name}@.service" for name in sorted(names))
 
 
 def _of_registry(said: Sequence[Mapping[str, int]]) -> Iterator[str]:
