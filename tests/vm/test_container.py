@@ -59,7 +59,9 @@ AWAY_SECONDS = float(os.environ.get("PILOT_TEST_AWAY_SECONDS", "0"))
 
 @pytest.fixture(scope="module")
 def fleet(booted: Boot) -> Iterator[Fleet]:
-    with booted("container", WANTED, 120 + AWAY_SECONDS) as made:
+    # Nobody waits for a turn: by default swarm-2's comes after 120 s, as long as a test waits.
+    settings = {"programStagger": 0}
+    with booted("container", WANTED, 120 + AWAY_SECONDS, settings=settings) as made:
         yield made
 
 
