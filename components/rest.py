@@ -165,7 +165,7 @@ def _impersonating(credentials: Any) -> Any:
 def _no_answer(url: str, error: OSError) -> str:
     # Three exceptions deep, and each repeats the one below it.
     inner = error.args[0] if error.args else error
-    reason = type(getattr(inner, "reason", inner)).__name__
+    reason = type(getattr(inner, "reason", inner)).__name__.removesuffix("Error")
     return f"{urlsplit(url).netloc} does not answer ({reason})"
 
 
