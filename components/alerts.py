@@ -102,7 +102,7 @@ def alerts(*, agents: int, online: float) -> tuple[Alert, ...]:
             name="AgentsMissing",
             summary="A VM runs fewer agents than it wants",
             advice="After a reboot that is so for some minutes. Else `ops status`: the window says "
-            "why it is small, and the wall that was hit is in the last error.",
+            "why it is small, and the limit that was hit is in the last error.",
             severity="page",
             minutes=15,
             series=Series(metric="pilot_agents", labels={"state": "running"}),

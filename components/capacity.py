@@ -1,7 +1,7 @@
 """What fits on a machine: pure arithmetic, every number with its source (docs/FACTS.md).
 
-A VM has several walls (memory, UDP ports, tasks; on the rendezvous registry connections). Each is
-a `Wall`: what there is, what the fleet asks of it, and how many agents it could carry. The wall
+A VM has several limits (memory, UDP ports, tasks; on the rendezvous registry connections). Each is
+a `VmLimit`: what there is, what the fleet asks of it, and how many agents it could carry. The limit
 with the least headroom is the one that binds.
 """
 
@@ -47,7 +47,7 @@ WARN_HEADROOM = 0.40
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wall:
+class VmLimit:
     """One limit of a VM, in `unit`: `demand` of `capacity`, and `fits`, the agents it carries.
 
     `fits` is below zero where not even a VM without agents would fit.
@@ -73,22 +73,22 @@ class Fit:
 
     machine: MachineType
     agents: int
-    walls: tuple[Wall, ...]
+    limits: tuple[VmLimit, ...]
 
     @property
-    def binds(self) -> Wall:
-        """The wall that is hit first."""
-        return min(self.walls, key=lambda wall: wall.headroom)
+    def binds(self) -> VmLimit:
+        """The limit that is hit first."""
+        return min(self.limits, key=lambda limit: limit.headroom)
 
     @property
     def headroom(self) -> float:
-        """Headroom at the wall that binds, as a share (1.0 is empty, below 0 does not fit)."""
+        """Headroom at the limit that binds, as a share (1.0 is empty, below 0 does not fit)."""
         return self.binds.headroom
 
     @property
     def fits(self) -> int:
         """The most agents that this machine carries; below zero where it carries none."""
-        return min(wall.fits for wall in self.walls)
+        return min(limit.fits for limit in self.limits)
 
 
 def guest_mb(machine: MachineType) -> int:
@@ -116,7 +116,7 @@ def swarm_fit(
     agent i has UDP port `base_port` + i.
     """
     memory = _memory(machine, agents, agent_mb, reserve_mb, active_connections)
-    ports = Wall(
+    ports = VmLimit(
         name="UDP ports",
         unit="ports",
         capacity=MAX_PORT - base_port,
@@ -127,17 +127,17 @@ def swarm_fit(
     return Fit(
         machine=machine,
         agents=agents,
-        walls=(
+        limits=(
             memory,
             ports,
-            Wall(
+            VmLimit(
                 name="local ports",
                 unit="ports",
                 capacity=LOCAL_PORTS,
                 demand=ceil(agents * LOCAL_PORT_QUARTERS_PER_AGENT / 4),
                 fits=LOCAL_PORTS * 4 // LOCAL_PORT_QUARTERS_PER_AGENT,
             ),
-            Wall(
+            VmLimit(
                 name="tasks",
                 unit="tasks",
                 capacity=tasks,
@@ -154,8 +154,8 @@ def rendezvous_fit(machine: MachineType, *, agents: int) -> Fit:
     return Fit(
         machine=machine,
         agents=agents,
-        walls=(
-            Wall(
+        limits=(
+            VmLimit(
                 name="registry connections",
                 unit="connections",
                 capacity=capacity,
@@ -185,7 +185,7 @@ def _memory(
     agent_mb: int,
     reserve_mb: int,
     active_connections: int | None,
-) -> Wall:
+) -> VmLimit:
     usable = machine.memory_mb - reserve_mb
 
     def demand(count: int) -> int:
@@ -201,7 +201,7 @@ def _memory(
             fits -= 1
     else:
         fits = (usable - active_connections * CONNECTION_MB) // agent_mb
-    return Wall(
+    return VmLimit(
         name="memory",
         unit="MiB",
         capacity=usable,

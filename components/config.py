@@ -19,7 +19,7 @@ import pulumi
 
 from components import capacity, described, names
 from components.machines import MIB_PER_GIB, MachineType, look_up, unsold
-from components.reading import ConfigError, Node, Problem, describe, show
+from components.reading import ConfigError, MapReader, Problem, describe, show
 
 PROJECT_NAME = "pilot-fleet"
 REGISTRY_PORT = 9000
@@ -60,7 +60,7 @@ _MEMBER = re.compile(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Release:
+class ReleaseConfig:
     """A version of the binaries and where they are built, as paths relative to the checkout.
 
     `sha256` holds the hex digests that the binaries must have, by name (daemon, rendezvous), where
@@ -74,7 +74,7 @@ class Release:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Roll:
+class RollConfig:
     """How a release is rolled out: `batch` agents at a time, `watch_seconds` between batches."""
 
     batch: int = 500
@@ -91,7 +91,7 @@ class Snapshots:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Monitoring:
+class MonitoringConfig:
     """Alerts and dashboard of Cloud Monitoring.
 
     `online`: the fraction of the fleet's agents below which the registry's count is an alert
@@ -140,7 +140,7 @@ class SwarmVmConfig:
     machine: MachineType
     agents: int
     environment: Mapping[str, str]
-    release: Release
+    release: ReleaseConfig
     agent_mb: int
     reserve_mb: int
     active_connections: int
@@ -157,12 +157,12 @@ class FleetConfig:
     project: str
     zone: str
     region: str
-    release: Release
+    release: ReleaseConfig
     rendezvous: RendezvousConfig
     swarm: tuple[SwarmVmConfig, ...]
     base_port: int
     window: int
-    roll: Roll
+    roll: RollConfig
     program_stagger: int
     reserve_mb: int
     subnet_cidr: str
@@ -177,7 +177,7 @@ class FleetConfig:
     secrets_endpoint: str
     # By what a token is for: its text, or "" where its version is added by hand.
     tokens: Mapping[str, str] = field(repr=False)
-    monitoring: Monitoring
+    monitoring: MonitoringConfig
     access: Access
     # Names of what is not the fleet's and may carry a script of its own.
     allowed_scripts: tuple[str, ...]
@@ -294,7 +294,7 @@ def from_pulumi(refused: Sequence[Problem] = ()) -> FleetConfig:
 class _Context:
     """What the VMs of a fleet share while it is parsed."""
 
-    release: Release
+    release: ReleaseConfig
     agent_mb: int
     reserve_mb: int
     base_port: int
@@ -305,7 +305,7 @@ def _parse(
     values: Mapping[str, Any], project: str | None, refused: Sequence[Problem]
 ) -> FleetConfig:
     problems: list[Problem] = []
-    root = Node(values, PROJECT_NAME, problems, top=True)
+    root = MapReader(values, PROJECT_NAME, problems, top=True)
     if project is None:
         problems.append(
             Problem(path="gcp:project", message="is missing: give the Google Cloud project's id")
@@ -374,12 +374,12 @@ def _parse(
         swarm=swarm,
         base_port=context.base_port,
         window=root.integer("window", 1, 100, 15),
-        roll=Roll(
-            batch=roll.integer("batch", *described.bounds("roll.batch"), Roll.batch),
+        roll=RollConfig(
+            batch=roll.integer("batch", *described.bounds("roll.batch"), RollConfig.batch),
             watch_seconds=roll.integer(
-                "watchSeconds", *described.bounds("roll.watchSeconds"), Roll.watch_seconds
+                "watchSeconds", *described.bounds("roll.watchSeconds"), RollConfig.watch_seconds
             ),
-            auto=roll.boolean("auto", Roll.auto),
+            auto=roll.boolean("auto", RollConfig.auto),
         ),
         program_stagger=root.integer("programStagger", 0, 3600, 120),
         reserve_mb=context.reserve_mb,
@@ -420,7 +420,7 @@ def _parse(
     return config
 
 
-def _bucket(node: Node, project: str | None) -> str:
+def _bucket(node: MapReader, project: str | None) -> str:
     default = f"{project or 'project'}-pilot-fleet"
     bucket = node.string("bucket", names.BUCKET, "a bucket's name", default)
     if bucket != default and (problem := names.bucket_problem(bucket)):
@@ -428,13 +428,13 @@ def _bucket(node: Node, project: str | None) -> str:
     return bucket
 
 
-def _release(node: Node, inherited: Release | None) -> Release:
+def _release(node: MapReader, inherited: ReleaseConfig | None) -> ReleaseConfig:
     if not node.values:
-        return inherited or Release(version="", daemon="", rendezvous="")
+        return inherited or ReleaseConfig(version="", daemon="", rendezvous="")
     names = ["daemon"] if inherited else ["daemon", "rendezvous"]
     paths = {name: _path(node, name) for name in names}
     digests = node.node("sha256")
-    release = Release(
+    release = ReleaseConfig(
         version=node.string(
             "version", described.pattern("release.version"), "a version such as 1.18.0"
         ),
@@ -456,14 +456,14 @@ def _release(node: Node, inherited: Release | None) -> Release:
     return release
 
 
-def _path(node: Node, name: str) -> str:
+def _path(node: MapReader, name: str) -> str:
     path = node.string(name, re.compile(r"[^\0\n]{1,1000}"), f"the path of the pilot-{name} binary")
     if path.startswith("/") or ".." in path.split("/"):
         node.problem(name, f"{show(path)} leads out of the checkout: give a path inside it")
     return path
 
 
-def _image(node: Node, default: str | None = None) -> str:
+def _image(node: MapReader, default: str | None = None) -> str:
     what = "PROJECT/FAMILY of an image"
     image = node.string("image", names.IMAGE, what, default, required=False)
     if problem := names.image_problem(image):
@@ -471,7 +471,7 @@ def _image(node: Node, default: str | None = None) -> str:
     return image
 
 
-def _machine(node: Node) -> MachineType | None:
+def _machine(node: MapReader) -> MachineType | None:
     """The VM's machine type, or None with its problem recorded."""
     before = len(node.problems)
     name = node.string("machineType", re.compile(r"[a-z0-9-]{1,63}"), "a machine type's name")
@@ -518,7 +518,7 @@ def _machine(node: Node) -> MachineType | None:
     )
 
 
-def _name(node: Node, context: _Context) -> str:
+def _name(node: MapReader, context: _Context) -> str:
     name = node.string(
         "name", _NAME, "a VM's name: lower-case letters, digits and dashes, 56 at most"
     )
@@ -548,7 +548,7 @@ def _swarm_vm(
             )
         )
         return None
-    node = Node(item, path, problems)
+    node = MapReader(item, path, problems)
     name = _name(node, context)
     machine = _machine(node)
     agents = node.integer("agents", *described.bounds("agents"))
@@ -576,7 +576,7 @@ def _swarm_vm(
         reserve_mb=reserve_mb,
         active_connections=connections if connections_given else None,
     )
-    binding = min(fit.walls, key=lambda wall: wall.fits)
+    binding = min(fit.limits, key=lambda limit: limit.fits)
     if capacity.guest_mb(machine) <= reserve_mb:
         node.problem(
             "reserveMb",
@@ -612,7 +612,7 @@ def _swarm_vm(
     )
 
 
-def _environment(node: Node) -> dict[str, str]:
+def _environment(node: MapReader) -> dict[str, str]:
     environment = {}
     for key in node.values:
         value = node.take(key)
@@ -659,7 +659,7 @@ def _go_problem(name: str, value: str, environment: Mapping[Any, Any]) -> str:
 
 
 def _rendezvous(
-    node: Node, context: _Context, subnet: ipaddress.IPv4Network, *, agents: int
+    node: MapReader, context: _Context, subnet: ipaddress.IPv4Network, *, agents: int
 ) -> RendezvousConfig:
     name = _name(node, context) if node.values else ""
     machine = _machine(node) if node.values else None
@@ -751,7 +751,7 @@ def secret_id(token: str) -> str:
     return f"{PROJECT_NAME}-{token}-token"
 
 
-def _tokens(node: Node) -> dict[str, str]:
+def _tokens(node: MapReader) -> dict[str, str]:
     tokens = {}
     for what in described.table("TOKENS"):
         value = node.take(what)
@@ -772,17 +772,17 @@ def _tokens(node: Node) -> dict[str, str]:
     return tokens
 
 
-def _monitoring(node: Node) -> Monitoring:
-    monitoring = Monitoring(
-        enabled=node.boolean("enabled", Monitoring.enabled),
-        agent=node.boolean("agent", Monitoring.agent),
+def _monitoring(node: MapReader) -> MonitoringConfig:
+    monitoring = MonitoringConfig(
+        enabled=node.boolean("enabled", MonitoringConfig.enabled),
+        agent=node.boolean("agent", MonitoringConfig.agent),
         channels=node.strings(
             "channels",
             _CHANNEL,
             "an e-mail address, a topic (projects/PROJECT/topics/TOPIC) or a channel that exists "
             "(projects/PROJECT/notificationChannels/NUMBER)",
         ),
-        online=node.fraction("online", Monitoring.online),
+        online=node.fraction("online", MonitoringConfig.online),
     )
     if not monitoring.enabled and (monitoring.channels or node.values.get("online") is not None):
         node.problem(
@@ -792,7 +792,7 @@ def _monitoring(node: Node) -> Monitoring:
     return monitoring
 
 
-def _access(node: Node) -> Access:
+def _access(node: MapReader) -> Access:
     members = "a member such as group:fleet@example.com (user:, serviceAccount:, principalSet://)"
     access = Access(
         look=node.strings("look", _MEMBER, members),
@@ -817,7 +817,7 @@ def _access(node: Node) -> Access:
     return access
 
 
-def _allowed_scripts(root: Node, fleet: tuple[str, ...]) -> tuple[str, ...]:
+def _allowed_scripts(root: MapReader, fleet: tuple[str, ...]) -> tuple[str, ...]:
     names = root.strings("allowedScripts", _RESOURCE, "the name of a VM or another resource")
     for name in names:
         if name in fleet:
@@ -829,7 +829,7 @@ def _allowed_scripts(root: Node, fleet: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
-def _ranges(root: Node) -> tuple[str, ...]:
+def _ranges(root: MapReader) -> tuple[str, ...]:
     ranges = []
     for index, item in enumerate(root.items("registryRanges")):
         try:
@@ -848,7 +848,7 @@ def _ranges(root: Node) -> tuple[str, ...]:
 _GO_ESCAPES = {ord(letter): f"\\u{ord(letter):04x}" for letter in "<>&\u2028\u2029"}
 
 
-def _check_size(root: Node) -> None:
+def _check_size(root: MapReader) -> None:
     def in_json(value: object) -> str:
         text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, default=str)
         return text.translate(_GO_ESCAPES)
@@ -870,7 +870,7 @@ def _check_size(root: Node) -> None:
         )
 
 
-def _check_ports(root: Node, base_port: int, swarm: tuple[SwarmVmConfig, ...]) -> None:
+def _check_ports(root: MapReader, base_port: int, swarm: tuple[SwarmVmConfig, ...]) -> None:
     last = base_port + max((vm.agents for vm in swarm), default=0)
     taken = [
         f"{port} (the {owner}'s)"
@@ -889,7 +889,7 @@ def _check_ports(root: Node, base_port: int, swarm: tuple[SwarmVmConfig, ...]) -
         )
 
 
-def _check_subnet(root: Node, subnet: ipaddress.IPv4Network, *, vms: int) -> None:
+def _check_subnet(root: MapReader, subnet: ipaddress.IPv4Network, *, vms: int) -> None:
     room = subnet.num_addresses - _RESERVED_HEAD - _RESERVED_TAIL
     if problem := names.subnet_problem(subnet):
         root.problem("subnetCidr", problem)

@@ -18,7 +18,7 @@ import pulumi_gcp as gcp
 import yaml
 
 from components.alerts import PANELS, Alert, Panel, alerts
-from components.config import DASHBOARD_PORT, Monitoring
+from components.config import DASHBOARD_PORT, MonitoringConfig
 
 METRICS_PORT = 9095
 SCRAPE_SECONDS = 60
@@ -129,7 +129,7 @@ class FleetMonitoringArgs:
     zone: pulumi.Input[str]
     fleet: str
     agents: int
-    monitoring: Monitoring
+    monitoring: MonitoringConfig
 
 
 class FleetMonitoring(pulumi.ComponentResource):

@@ -33,7 +33,7 @@ class ConfigError(Exception):
         super().__init__(f"the stack's configuration has {count}:\n{lines}")
 
 
-class Node:
+class MapReader:
     """A map of the configuration: hands out its values by type and records what is wrong.
 
     Every getter returns a usable stand-in after recording a problem, so that parsing goes on and
@@ -165,7 +165,7 @@ class Node:
                 found.append(item)
         return tuple(found)
 
-    def node(self, key: str, *, required: bool = False) -> Node:
+    def node(self, key: str, *, required: bool = False) -> MapReader:
         """The map at `key`; an empty one where it is absent or wrong."""
         value = self._structured(self.take(key))
         if value is None:
@@ -177,7 +177,7 @@ class Node:
             value = {}
         elif required and not value:
             self.problem(key, "is empty")
-        return Node(value, self.at(key), self.problems)
+        return MapReader(value, self.at(key), self.problems)
 
     def items(self, key: str) -> list[Any]:
         value = self._structured(self.take(key))

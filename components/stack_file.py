@@ -64,7 +64,7 @@ class _Loader(yaml.SafeLoader):
 
 
 @dataclass(kw_only=True)
-class Reading:
+class StackValues:
     """The `config:` of a stack file: values by key (`NAMESPACE:NAME`), as the engine has them.
 
     `problems` are those of the text; `encrypted` has the paths of what only the engine can read.
@@ -78,12 +78,12 @@ class Reading:
     odd: dict[str, str] = field(default_factory=dict)
 
 
-def read(text: str, name: str) -> Reading:
+def read(text: str, name: str) -> StackValues:
     """Reads the text of a stack file called `name` (for messages).
 
     Raises `ConfigError` where it is no such file at all.
     """
-    reading = Reading()
+    reading = StackValues()
     try:
         root = yaml.compose(text, Loader=_Loader)
         document = {} if root is None else _Values(reading, name).value(root, name)
@@ -164,7 +164,7 @@ def _not_judged(path: Path, why: str) -> str:
     )
 
 
-def is_read(reading: Reading, engine: Mapping[str, str]) -> bool:
+def is_read(reading: StackValues, engine: Mapping[str, str]) -> bool:
     """Whether the engine may have its values from what was read here."""
     for key, mine in reading.values.items():
         if key != "gcp:project" and not key.startswith(f"{PROJECT_NAME}:"):
@@ -180,7 +180,7 @@ def is_read(reading: Reading, engine: Mapping[str, str]) -> bool:
     return True
 
 
-def _may_be(mine: Any, theirs: Any, path: str, reading: Reading) -> bool:
+def _may_be(mine: Any, theirs: Any, path: str, reading: StackValues) -> bool:
     """Whether `theirs` (the engine's, None for nothing) may come from the text that `mine` is read
     from. A map may have more keys: an environment of Pulumi ESC adds to it."""
     if path in reading.odd:
@@ -239,7 +239,7 @@ def _number(text: str) -> float | None:
 class _Values:
     """Makes values of nodes; what is wrong with the text of one is noted, and it is None."""
 
-    def __init__(self, reading: Reading, name: str) -> None:
+    def __init__(self, reading: StackValues, name: str) -> None:
         self.reading = reading
         self.name = name
         self.open: list[int] = []
@@ -351,7 +351,7 @@ def _is_date(text: str) -> bool:
         return False
 
 
-def _top(key: str, value: Any, reading: Reading) -> Any:
+def _top(key: str, value: Any, reading: StackValues) -> Any:
     """`value` as the engine hands it to the program: what is neither map nor list becomes text."""
     told = any(problem.path == key for problem in reading.problems)
     if told or not (key == "gcp:project" or key.startswith(f"{PROJECT_NAME}:")):

@@ -91,7 +91,7 @@ class Bag:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Project:
+class ProjectMetadata:
     """All that the API shows of a project's metadata; `unread` says what it does not show."""
 
     name: str
@@ -136,7 +136,9 @@ def what_runs(key: str, value: str = "") -> str:
     return ""
 
 
-def read(cloud: Cloud, instances: Iterable[Instance], unseen: Iterable[str] = ()) -> Project:
+def read(
+    cloud: Cloud, instances: Iterable[Instance], unseen: Iterable[str] = ()
+) -> ProjectMetadata:
     """Look at a project. What cannot be looked at is named in `unread`: parts that an API does
     not have, and zones and regions that do not answer (`unseen`, for the instances)."""
     found = tuple(instances)
@@ -190,7 +192,7 @@ def read(cloud: Cloud, instances: Iterable[Instance], unseen: Iterable[str] = ()
             unread.append(f"instance settings of {zone} (this API does not have them)")
             continue
         bags.append(Bag(kind="zone", where=f"zones/{zone}/instanceSettings", metadata=metadata))
-    return Project(
+    return ProjectMetadata(
         name=cloud.place.project,
         instances=found,
         bags=tuple(bags),
@@ -200,7 +202,7 @@ def read(cloud: Cloud, instances: Iterable[Instance], unseen: Iterable[str] = ()
 
 
 def audit(
-    project: Project, fleet: Fleet, declared: Declared, allowed: Iterable[str] = ()
+    project: ProjectMetadata, fleet: Fleet, declared: Declared, allowed: Iterable[str] = ()
 ) -> Report:
     """Judge a project. `allowed`: names of resources whose own scripts are known and wanted, beside
     those that the checkout allows."""
@@ -253,7 +255,7 @@ _REMEDY: Final = {
 }
 
 
-def _project(project: Project, fleet: Fleet, declared: Declared) -> Iterator[Finding]:
+def _project(project: ProjectMetadata, fleet: Fleet, declared: Declared) -> Iterator[Finding]:
     where = f"projects/{project.name}"
     for key, value in project.metadata.items():
         if key != OWN and (does := what_runs(key, value)):
@@ -303,7 +305,7 @@ def _project(project: Project, fleet: Fleet, declared: Declared) -> Iterator[Fin
         )
 
 
-def _members(project: Project, fleet: Fleet) -> Iterator[Finding]:
+def _members(project: ProjectMetadata, fleet: Fleet) -> Iterator[Finding]:
     """VMs that only pretend to be of the fleet, or do not say that they are."""
     members = {vm.instance.path for vm in fleet.vms}
     for each in project.instances:
@@ -411,7 +413,7 @@ def _difference(found: str | None, expected: str | None) -> str:
     return f"differs from what is declared in {', '.join(keys)}"
 
 
-def _words(project: Project, fleet: Fleet) -> Iterator[Finding]:
+def _words(project: ProjectMetadata, fleet: Fleet) -> Iterator[Finding]:
     """What the VMs themselves say, or do not."""
     for vm in fleet.vms:
         where = vm.instance.path

@@ -16,9 +16,9 @@ from typing import Annotated
 import typer
 
 from ops import cli_act, cli_look, run
-from ops.cli_options import Options
+from ops.cli_options import GlobalOptions
 from ops.errors import FINE, INTERRUPTED, OpsError
-from ops.google import COMPUTE, MONITORING, STORAGE, Place
+from ops.google import COMPUTE, MONITORING, STORAGE, CloudAddress
 from ops.terminal import answers, complain
 
 app = typer.Typer(
@@ -82,8 +82,8 @@ def options(
     ] = run.POLL,
 ) -> None:
     """Reads the options that all commands share."""
-    ctx.obj = Options(
-        place=Place(
+    ctx.obj = GlobalOptions(
+        place=CloudAddress(
             project=project,
             compute=(compute_endpoint or endpoint or COMPUTE).rstrip("/"),
             storage=(storage_endpoint or endpoint or STORAGE).rstrip("/"),

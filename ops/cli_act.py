@@ -14,10 +14,10 @@ from ops import plan as plans
 from ops import rolls, run
 from ops.cli_options import (
     Abandon,
+    GlobalOptions,
     Insist,
     Json,
     Limit,
-    Options,
     Resume,
     Silence,
     VmNames,
@@ -26,8 +26,8 @@ from ops.cli_options import (
 )
 from ops.errors import FINE, FOUND, OpsError, OutputError, StuckError, UsageError
 from ops.fleet import Fleet
-from ops.orders import BANNER_LIMIT, Orders, new_id
-from ops.plan import Plan, Seen
+from ops.orders import BANNER_LIMIT, OrdersBucket, new_id
+from ops.plan import RestartPlan, VmInPlan
 from ops.terminal import Bar, ask, complain, confirm_clean, say, show
 
 commands = typer.Typer()
@@ -144,7 +144,7 @@ def _take_up(
     _carry_out(runner, plan, generation, silence=silence)
 
 
-def _carry_out(runner: run.Runner, plan: Plan, generation: int, *, silence: bool) -> None:
+def _carry_out(runner: run.Runner, plan: RestartPlan, generation: int, *, silence: bool) -> None:
     banner = f"{plan.kind} under way since {plan.at}, by {plan.by}"[:BANNER_LIMIT]
     try:
         runner.carry_out(plan, generation, banner=banner, silence=silence)
@@ -192,7 +192,7 @@ def roll(
     raise typer.Exit(FOUND if any(each.is_bad for each in after) else FINE)
 
 
-def _roll_on(runner: run.Runner, open_: Sequence[rolls.Roll]) -> None:
+def _roll_on(runner: run.Runner, open_: Sequence[rolls.VmRoll]) -> None:
     if not open_:
         say("there is nothing to roll: every VM has accepted what is declared for it")
     for each in _heard(open_):
@@ -204,7 +204,7 @@ def _roll_on(runner: run.Runner, open_: Sequence[rolls.Roll]) -> None:
         say(f"{each.vm}: has {each.version}")
 
 
-def _heard(open_: Sequence[rolls.Roll]) -> list[rolls.Roll]:
+def _heard(open_: Sequence[rolls.VmRoll]) -> list[rolls.VmRoll]:
     """Without those of which nobody knows what they do: each would be waited for in vain."""
     for each in open_:
         if each.problem:
@@ -212,11 +212,11 @@ def _heard(open_: Sequence[rolls.Roll]) -> list[rolls.Roll]:
     return [each for each in open_ if not each.problem]
 
 
-def _arrives(sha256: str) -> Callable[[Seen], bool]:
+def _arrives(sha256: str) -> Callable[[VmInPlan], bool]:
     return lambda seen: rolls.arrived(seen, sha256)
 
 
-def _reject(runner: run.Runner, open_: Sequence[rolls.Roll]) -> None:
+def _reject(runner: run.Runner, open_: Sequence[rolls.VmRoll]) -> None:
     if not open_:
         say("there is nothing to reject: every VM has accepted what is declared for it")
     open_ = _heard(open_)
@@ -238,7 +238,7 @@ def resume(ctx: typer.Context, limit: Limit = 60.0) -> None:
     _benchmarks(ctx.obj, None, limit)
 
 
-def _benchmarks(settings: Options, word: str | None, limit: float) -> None:
+def _benchmarks(settings: GlobalOptions, word: str | None, limit: float) -> None:
     with _runner(settings, limit) as runner:
         names = [vm.name for vm in runner.look().swarm]
         what = "pause benchmarks" if word else "let benchmarks go on"
@@ -284,15 +284,15 @@ def undrain(ctx: typer.Context, *, vms: Annotated[list[str], typer.Argument(meta
         say(f"whole: {', '.join(names)}")
 
 
-def _undrained(seen: Seen) -> int | None:
+def _undrained(seen: VmInPlan) -> int | None:
     return seen.undrained
 
 
-def _unfilled(seen: Seen) -> int | None:
+def _unfilled(seen: VmInPlan) -> int | None:
     return seen.unfilled
 
 
-def _is_up(seen: Seen) -> bool:
+def _is_up(seen: VmInPlan) -> bool:
     """StuckError where it never will be, whatever is ordered."""
     if seen.holds_itself:
         raise StuckError(_held_itself(seen.vm.name))
@@ -333,7 +333,7 @@ def _chosen(found: Fleet, named: Sequence[str] | None, without: Sequence[str] | 
 
 
 @contextmanager
-def _runner(settings: Options, limit: float) -> Iterator[run.Runner]:
+def _runner(settings: GlobalOptions, limit: float) -> Iterator[run.Runner]:
     """A runner, with a bar for its waits; signals that end it are an interruption."""
     cloud = settings.cloud()
     found = fleets.choose(fleets.instances(cloud), settings.fleet)
@@ -353,7 +353,7 @@ def _runner(settings: Options, limit: float) -> Iterator[run.Runner]:
     try:
         yield run.Runner(
             cloud=cloud,
-            orders=Orders(cloud=cloud, bucket=names.pop(), by=settings.by),
+            orders=OrdersBucket(cloud=cloud, bucket=names.pop(), by=settings.by),
             fleet=found[0],
             dashboard=settings.dashboard,
             say=say,

@@ -16,7 +16,7 @@ import typer
 from ops import audit as audits
 from ops import fleet as fleets
 from ops import holds, status, watch
-from ops.cli_options import Json, Options, VmName
+from ops.cli_options import GlobalOptions, Json, VmName
 from ops.errors import FINE, FOUND, OpsError, UsageError
 from ops.fleet import Fleet, Vm
 from ops.terminal import draw, say, show
@@ -209,7 +209,7 @@ def _declared(file: str, expected: str) -> audits.Declared:
         ) from error
 
 
-def _vm(settings: Options, vm: str) -> Vm:
+def _vm(settings: GlobalOptions, vm: str) -> Vm:
     cloud = settings.cloud()
     instance = settings.instance(cloud, vm)
     text = cloud.guest_attribute(instance.zone, vm, fleets.STATUS) if instance.is_on else None

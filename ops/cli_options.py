@@ -10,15 +10,15 @@ import typer
 
 from ops import fleet as fleets
 from ops.errors import OpsError
-from ops.fleet import Fleet, Instance, Project
-from ops.google import Cloud, Place
+from ops.fleet import Fleet, Instance, ProjectVms
+from ops.google import Cloud, CloudAddress
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class GlobalOptions:
     """The options before the command's name."""
 
-    place: Place
+    place: CloudAddress
     fleet: str
     dashboard: str
     by: str
@@ -27,7 +27,7 @@ class Options:
     def cloud(self) -> Cloud:
         return Cloud(self.place)
 
-    def look(self, cloud: Cloud, there: Project | None = None) -> Fleet:
+    def look(self, cloud: Cloud, there: ProjectVms | None = None) -> Fleet:
         return fleets.read(cloud, fleet=self.fleet, dashboard=self.dashboard, there=there)
 
     def instance(self, cloud: Cloud, vm: str) -> Instance:

@@ -177,7 +177,7 @@ class Network:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Registry:
+class RegistryCounts:
     """What the registry counts; `source` says who told it, `networks_source` who told of its
     networks. None in all where nobody did, and `problem` then says why."""
 
@@ -198,7 +198,7 @@ class Fleet:
     project: str
     time: float
     vms: tuple[Vm, ...]
-    registry: Registry
+    registry: RegistryCounts
     unseen: tuple[str, ...] = ()
 
     @property
@@ -246,20 +246,20 @@ class Fleet:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Project:
+class ProjectVms:
     """The VMs of a project, by name, and a sentence for each zone that did not answer."""
 
     vms: tuple[Instance, ...]
     unseen: tuple[str, ...] = ()
 
 
-def instances(cloud: Cloud) -> Project:
+def instances(cloud: Cloud) -> ProjectVms:
     """Every VM of the project that Google shows."""
     found = cloud.instances()
     vms = sorted(
         (_instance(each) for _, each in found.items), key=lambda each: (each.name, each.zone)
     )
-    return Project(vms=tuple(vms), unseen=found.unseen)
+    return ProjectVms(vms=tuple(vms), unseen=found.unseen)
 
 
 def _instance(found: Any) -> Instance:
@@ -274,7 +274,7 @@ def _instance(found: Any) -> Instance:
     )
 
 
-def choose(found: Project, fleet: str) -> tuple[str, list[Instance]]:
+def choose(found: ProjectVms, fleet: str) -> tuple[str, list[Instance]]:
     """The fleet and its VMs: the named one, or the only one. MissingError, UsageError; where a
     zone did not answer UnreachableError."""
     members = [each for each in found.vms if each.fleet]
@@ -346,7 +346,7 @@ def read(
     fleet: str = "",
     dashboard: str = "",
     only: Iterable[str] = (),
-    there: Project | None = None,
+    there: ProjectVms | None = None,
 ) -> Fleet:
     """Look at the fleet; of VMs with names in `only`, where given, and the others say nothing.
 
@@ -388,7 +388,7 @@ def _heard(instance: Instance, text: str | OpsError | None, now: float) -> Vm:
     return listen(instance, text, now)
 
 
-def registry(cloud: Cloud, rendezvous: Vm | None, dashboard: str) -> Registry:
+def registry(cloud: Cloud, rendezvous: Vm | None, dashboard: str) -> RegistryCounts:
     """What the registry counts: by the dashboard that is named, or else by what its VM says.
 
     One that was not named is asked for networks only, which no VM tells: whatever answers behind a
@@ -412,31 +412,33 @@ def registry(cloud: Cloud, rendezvous: Vm | None, dashboard: str) -> Registry:
     return replace(told, networks=found.networks, networks_source=found.networks_source)
 
 
-def _told(rendezvous: Vm | None) -> Registry:
+def _told(rendezvous: Vm | None) -> RegistryCounts:
     """What the rendezvous' VM says."""
     if rendezvous is None:
-        return Registry(problem="the fleet has no rendezvous")
+        return RegistryCounts(problem="the fleet has no rendezvous")
     name = rendezvous.name
     if rendezvous.problem:
-        return Registry(problem=f"{name}: {rendezvous.problem}")
+        return RegistryCounts(problem=f"{name}: {rendezvous.problem}")
     online = rendezvous.status.number("registry.online")
     if online is None:
-        return Registry(problem=f"{name} says that its registry is down")
-    return Registry(online=online, total=rendezvous.status.number("registry.total"), source=name)
+        return RegistryCounts(problem=f"{name} says that its registry is down")
+    return RegistryCounts(
+        online=online, total=rendezvous.status.number("registry.total"), source=name
+    )
 
 
-def _stats(url: str) -> Registry:
+def _stats(url: str) -> RegistryCounts:
     """What a dashboard counts; nothing where it does not answer."""
     try:
         answer = requests.get(f"{url.rstrip('/')}/api/stats", timeout=_DASHBOARD_TIMEOUT)
         answer.raise_for_status()
         found = counted(Doc(answer.json()))
     except (requests.RequestException, ValueError):
-        return Registry()
+        return RegistryCounts()
     return replace(found, source=f"the dashboard at {url}", networks_source=url)
 
 
-def counted(stats: Doc) -> Registry:
+def counted(stats: Doc) -> RegistryCounts:
     """What `/api/stats` says; everything in it may be missing."""
     networks = [
         Network(
@@ -446,7 +448,7 @@ def counted(stats: Doc) -> Registry:
         )
         for each in stats.documents("networks")
     ]
-    return Registry(
+    return RegistryCounts(
         online=stats.number("active_nodes"),
         total=stats.number("total_nodes"),
         networks=tuple(networks),

@@ -25,7 +25,7 @@ from ops.errors import (
     UnreachableError,
     UsageError,
 )
-from ops.refusals import LOGIN, Answer, answer, one_line, refusal
+from ops.refusals import LOGIN, Refusal, answer, one_line, refusal
 
 with warnings.catch_warnings():
     # On import it announces when it will drop this Python, which is Debian 12's.
@@ -59,7 +59,7 @@ _PAGE: Final = 500  # Compute Engine's own limit of a page
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class CloudAddress:
     """Where a fleet is: the Google Cloud project ("": that of the credentials), and the bases of
     the APIs (URLs without a path)."""
 
@@ -138,7 +138,7 @@ def _failure(what: str, error: Exception) -> OpsError:
     return UnreachableError(f"{what}: {_nobody(error)}")
 
 
-def _answer(error: exceptions.GoogleAPICallError) -> Answer:
+def _answer(error: exceptions.GoogleAPICallError) -> Refusal:
     """What Google answered. The body is read, not what a client made of it: for an object's bytes
     that is text alone."""
     try:
@@ -168,7 +168,7 @@ def _nobody(error: Exception) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Object:
+class BucketObject:
     """An object in a bucket and the generation that it has (0: it is not there, `data` empty)."""
 
     data: bytes
@@ -187,7 +187,7 @@ class Listed:
 class Cloud:
     """The clients. `place.project` must be known, or the credentials must know it."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: CloudAddress) -> None:
         place.check()
         self._given = place
 
@@ -205,7 +205,7 @@ class Cloud:
         return found, project
 
     @property
-    def place(self) -> Place:
+    def place(self) -> CloudAddress:
         """Where this is, its project known."""
         return replace(self._given, project=self._who[1])
 
@@ -379,7 +379,7 @@ class Cloud:
             )
             return {each.name: int(each.generation) for each in listed}
 
-    def read(self, bucket: str, name: str) -> Object:
+    def read(self, bucket: str, name: str) -> BucketObject:
         """An object with its generation."""
         blob = self._storage.bucket(bucket).blob(name)
         # Between the two questions somebody may write: then the second finds another generation.
@@ -394,10 +394,10 @@ class Cloud:
             except MissingError as error:
                 if "bucket does not exist" in str(error):
                     raise
-                return Object(data=b"", generation=0)
+                return BucketObject(data=b"", generation=0)
             except ClashError:
                 continue
-            return Object(data=data, generation=generation)
+            return BucketObject(data=data, generation=generation)
         raise ClashError(f"the object {name} in bucket {bucket} changes all the time; try again")
 
     def write(self, bucket: str, name: str, data: bytes, *, generation: int) -> int:

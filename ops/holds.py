@@ -9,8 +9,8 @@ from ops import plan as plans
 from ops.errors import OpsError
 from ops.fleet import Fleet, Vm
 from ops.google import Cloud
-from ops.orders import Orders
-from ops.plan import Seen
+from ops.orders import OrdersBucket
+from ops.plan import VmInPlan
 
 
 def alerts(cloud: Cloud, fleet: Fleet) -> dict[str, str]:
@@ -32,7 +32,7 @@ def alerts(cloud: Cloud, fleet: Fleet) -> dict[str, str]:
 def _held(cloud: Cloud, vm: Vm) -> str:
     """Who holds a VM, "" where a plan does, or where it has not read yet that nobody does."""
     bucket = vm.instance.spec.text("bucket")
-    seen = Seen(vm=vm, order=Orders(cloud=cloud, bucket=bucket, by="").read(vm.name))
+    seen = VmInPlan(vm=vm, order=OrdersBucket(cloud=cloud, bucket=bucket, by="").read(vm.name))
     if seen.holds_itself:
         return "it is held on the VM itself: `sudo pilot-node undrain` on it ends that"
     if not seen.order.hold:

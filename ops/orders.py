@@ -73,7 +73,7 @@ def changed(before: Order, changes: Mapping[str, Any], *, by: str) -> bytes | No
 
 
 @dataclass(frozen=True, kw_only=True)
-class Orders:
+class OrdersBucket:
     """The orders in one bucket; `by` is who gives them."""
 
     cloud: Cloud

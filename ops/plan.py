@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Final, Literal
 
 from ops.errors import OpsError
-from ops.fleet import Registry, Vm
+from ops.fleet import RegistryCounts, Vm
 from ops.orders import FOLDER, Order
 
 SCHEMA: Final = 1
@@ -33,7 +33,7 @@ DONE: Final = "done"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class RestartPlan:
     """`vms` in the order in which they are started (the smallest first); `rendezvous` is its VM's
     name where it is to be restarted too, `clean` without what it knows. `held` are the VMs that
     this plan itself has drained: no other hold is its to end."""
@@ -71,7 +71,7 @@ class Plan:
         return json.dumps({"schema": SCHEMA, **asdict(self)}, sort_keys=True, indent=1).encode()
 
 
-def decode(data: bytes) -> Plan | None:
+def decode(data: bytes) -> RestartPlan | None:
     """The plan in an object's text; None where there is none. OpsError where it is another
     version's."""
     if not data:
@@ -80,11 +80,11 @@ def decode(data: bytes) -> Plan | None:
         content = json.loads(data)
         if content.pop("schema") != SCHEMA:
             raise ValueError
-        known = {each.name for each in fields(Plan)}
+        known = {each.name for each in fields(RestartPlan)}
         found = {key: value for key, value in content.items() if key in known}
         for name in ("vms", "held", "done", "silences"):
             found[name] = tuple(map(str, found.get(name, ())))
-        return Plan(**found)
+        return RestartPlan(**found)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise OpsError(
             f"{OBJECT} in the fleet's bucket is no plan that this command knows: restore its last "
@@ -93,7 +93,7 @@ def decode(data: bytes) -> Plan | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
+class VmInPlan:
     """A VM, and what is ordered of it."""
 
     vm: Vm
@@ -174,7 +174,7 @@ class Power:
 class Go:
     """Go on with this plan: keep it, then look again. `why` is "" where nobody need know."""
 
-    plan: Plan
+    plan: RestartPlan
     why: str = ""
 
 
@@ -191,7 +191,7 @@ class Totals:
     rendezvous: str = ""
 
 
-def decide(plan: Plan, seen: Mapping[str, Seen], totals: Totals) -> Move:
+def decide(plan: RestartPlan, seen: Mapping[str, VmInPlan], totals: Totals) -> Move:
     """The next move of a plan that is not over."""
     missing = [name for name in plan.everyone if name not in seen]
     if missing:
@@ -208,7 +208,7 @@ def decide(plan: Plan, seen: Mapping[str, Seen], totals: Totals) -> Move:
     return moves[plan.step](plan, seen, totals)
 
 
-def _drain_all(plan: Plan, seen: Mapping[str, Seen], _: Totals) -> Move:
+def _drain_all(plan: RestartPlan, seen: Mapping[str, VmInPlan], _: Totals) -> Move:
     for name in plan.vms:
         if move := _drain(plan, seen[name]):
             return move
@@ -216,7 +216,7 @@ def _drain_all(plan: Plan, seen: Mapping[str, Seen], _: Totals) -> Move:
     return Go(plan=replace(plan, step=after), why="every VM is empty")
 
 
-def _drain(plan: Plan, one: Seen) -> Move | None:
+def _drain(plan: RestartPlan, one: VmInPlan) -> Move | None:
     """None once the VM is empty (one that is off has nothing to drain)."""
     name = one.vm.name
     if not one.vm.instance.is_on:
@@ -231,7 +231,7 @@ def _drain(plan: Plan, one: Seen) -> Move | None:
     return Await(vm=name, what="drains", left=one.undrained)
 
 
-def _restart_rendezvous(plan: Plan, seen: Mapping[str, Seen], _: Totals) -> Move:
+def _restart_rendezvous(plan: RestartPlan, seen: Mapping[str, VmInPlan], _: Totals) -> Move:
     one = seen[plan.rendezvous]
     if one.order.doc.text("restart") != plan.id:
         # It saves its registry before it stops: pilot-node sees to that.
@@ -244,7 +244,7 @@ def _restart_rendezvous(plan: Plan, seen: Mapping[str, Seen], _: Totals) -> Move
     return Go(plan=replace(plan, step=START), why="the registry serves")
 
 
-def _start_all(plan: Plan, seen: Mapping[str, Seen], _: Totals) -> Move:
+def _start_all(plan: RestartPlan, seen: Mapping[str, VmInPlan], _: Totals) -> Move:
     for name in plan.vms:
         if move := _fill(plan, seen[name]):
             return move
@@ -253,7 +253,7 @@ def _start_all(plan: Plan, seen: Mapping[str, Seen], _: Totals) -> Move:
     return Go(plan=replace(plan, step=VERIFY), why=f"every VM is whole{but}")
 
 
-def _fill(plan: Plan, one: Seen) -> Move | None:
+def _fill(plan: RestartPlan, one: VmInPlan) -> Move | None:
     """None once the VM is whole, or is held by somebody else than this plan."""
     name = one.vm.name
     if one.order.hold:
@@ -268,7 +268,7 @@ def _fill(plan: Plan, one: Seen) -> Move | None:
     return Await(vm=name, what=one.vm.problem or what, left=one.unfilled)
 
 
-def _verify(plan: Plan, _: Mapping[str, Seen], totals: Totals) -> Move:
+def _verify(plan: RestartPlan, _: Mapping[str, VmInPlan], totals: Totals) -> Move:
     if totals.online is not None and totals.online >= totals.running:
         why = f"{totals.running:,} agents run, {totals.online:,} are online"
         return Go(plan=replace(plan, step=DONE), why=why)
@@ -276,14 +276,14 @@ def _verify(plan: Plan, _: Mapping[str, Seen], totals: Totals) -> Move:
     return Await(vm=totals.rendezvous or "registry", what="counts its agents", left=left)
 
 
-def _reboot_each(plan: Plan, seen: Mapping[str, Seen], _: Totals) -> Move:
+def _reboot_each(plan: RestartPlan, seen: Mapping[str, VmInPlan], _: Totals) -> Move:
     for name in plan.vms:
         if name not in plan.done:
             return _reboot(plan, seen[name])
     return Go(plan=replace(plan, step=DONE), why="every VM was rebooted")
 
 
-def _reboot(plan: Plan, one: Seen) -> Move:
+def _reboot(plan: RestartPlan, one: VmInPlan) -> Move:
     name = one.vm.name
     before = plan.boots.get(name)
     if before is None:
@@ -302,13 +302,13 @@ def _reboot(plan: Plan, one: Seen) -> Move:
     return _fill(plan, one) or Go(plan=done, why=f"{name} is {how} after its reboot")
 
 
-def _stop(one: Seen) -> Move:
+def _stop(one: VmInPlan) -> Move:
     if one.vm.instance.is_on:
         return Power(vm=one.vm.name, verb="stop")
     return Await(vm=one.vm.name, what=f"is {one.vm.instance.state}")
 
 
-def obstacles(plan: Plan, seen: Mapping[str, Seen]) -> Iterator[str]:
+def obstacles(plan: RestartPlan, seen: Mapping[str, VmInPlan]) -> Iterator[str]:
     """Why a plan cannot begin, a sentence each."""
     for name in plan.everyone:
         one = seen[name]
@@ -335,7 +335,9 @@ def obstacles(plan: Plan, seen: Mapping[str, Seen]) -> Iterator[str]:
             yield f"{name} rolls a release: let it finish (`ops roll`), or {out}"
 
 
-def doubts(plan: Plan, seen: Mapping[str, Seen], registry: Registry) -> Iterator[str]:
+def doubts(
+    plan: RestartPlan, seen: Mapping[str, VmInPlan], registry: RegistryCounts
+) -> Iterator[str]:
     """Why a plan, once begun, might not end; a sentence each. Who knows better may insist."""
     swarm = [seen[name].vm for name in plan.vms if seen[name].vm.is_swarm]
     for vm in swarm:

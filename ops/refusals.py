@@ -91,7 +91,7 @@ _ROLES: Final = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class Refusal:
     """A refusal of Google's: the HTTP status, its words for people, and its words for machines.
 
     `reasons` are in lower case without `_`; `facts` is what ErrorInfo knows more (`permission`,
@@ -175,7 +175,7 @@ class Answer:
         return consumer or (found[1] if found else "")
 
 
-def answer(code: int, body: Any, message: str = "") -> Answer:
+def answer(code: int, body: Any, message: str = "") -> Refusal:
     """An answer's body, of any shape; `message` where the body has none."""
     error = body.get("error") if isinstance(body, Mapping) else None
     error = error if isinstance(error, Mapping) else {}
@@ -190,7 +190,7 @@ def answer(code: int, body: Any, message: str = "") -> Answer:
         if isinstance(more, Mapping):
             facts |= {str(key): one_line(str(value)) for key, value in more.items()}
     said = error.get("message")
-    return Answer(
+    return Refusal(
         code=code,
         message=_line(_REQUEST.sub("", said if isinstance(said, str) and said else message)),
         reasons=frozenset(words - {"", *_SHAPES}),
@@ -198,7 +198,7 @@ def answer(code: int, body: Any, message: str = "") -> Answer:
     )
 
 
-def refusal(what: str, found: Answer) -> OpsError:
+def refusal(what: str, found: Refusal) -> OpsError:
     """The error for an answer to `what`, which was asked."""
     if text := _forbidden(found):
         kind: type[OpsError] = DeniedError
@@ -209,7 +209,7 @@ def refusal(what: str, found: Answer) -> OpsError:
     return kind(f"{what}: {text}")
 
 
-def _forbidden(found: Answer) -> str:
+def _forbidden(found: Refusal) -> str:
     """Why it is refused until somebody changes something at Google; "" where that is not why."""
     said = f"({found.message})"
     text = ""
@@ -236,7 +236,7 @@ def _forbidden(found: Answer) -> str:
     return text
 
 
-def _not_now(found: Answer) -> str:
+def _not_now(found: Refusal) -> str:
     """Why it is refused for now; "" where that is not why."""
     said = f"({found.message})"
     text = ""
@@ -251,7 +251,7 @@ def _not_now(found: Answer) -> str:
     return text
 
 
-def _by_code(found: Answer) -> tuple[type[OpsError], str]:
+def _by_code(found: Refusal) -> tuple[type[OpsError], str]:
     """What the HTTP status says, where Google says no more."""
     code, said = found.code, f"({found.message})"
     # Of a 412 Google may say more: a retention policy is nobody's write.
@@ -270,7 +270,7 @@ def _by_code(found: Answer) -> tuple[type[OpsError], str]:
     return kind, text
 
 
-def _denied(found: Answer) -> str:
+def _denied(found: Refusal) -> str:
     right = found.right
     if not right:
         return f"you may not ({found.message}); docs/ACCESS.md says who may do what"

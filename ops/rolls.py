@@ -11,12 +11,12 @@ from rich.text import Text
 
 from ops.errors import StuckError
 from ops.fleet import Fleet, Vm
-from ops.plan import Seen
+from ops.plan import VmInPlan
 from ops.sheet import Column, Line, Sheet
 
 
 @dataclass(frozen=True, kw_only=True)
-class Roll:
+class VmRoll:
     """The roll of a VM: `sha256` is the release in question: the one that waits, rolls or was
     halted, or else the declared one where it is not the accepted one. "" where all is done."""
 
@@ -42,7 +42,7 @@ class Roll:
         return self.state in ("halted", "waiting") or self.is_rejected or bool(self.problem)
 
 
-def roll(vm: Vm) -> Roll:
+def roll(vm: Vm) -> VmRoll:
     """The roll of a VM."""
     status = vm.status
     state = status.text("roll.state") if vm.speaks else ""
@@ -58,7 +58,7 @@ def roll(vm: Vm) -> Roll:
     rejected = {
         each.text("sha256"): each.text("reason") for each in status.documents("roll.rejected")
     }
-    return Roll(
+    return VmRoll(
         vm=vm.name,
         state=state or "unknown",
         version=version,
@@ -72,14 +72,14 @@ def roll(vm: Vm) -> Roll:
     )
 
 
-def rolls(fleet: Fleet) -> list[Roll]:
+def rolls(fleet: Fleet) -> list[VmRoll]:
     """Those of the rendezvous, whose own is a roll of one process, and of all swarm VMs, the
     smallest first."""
     rendezvous = [fleet.rendezvous] if fleet.rendezvous else []
     return [roll(vm) for vm in (*rendezvous, *fleet.swarm)]
 
 
-def arrived(seen: Seen, sha256: str) -> bool:
+def arrived(seen: VmInPlan, sha256: str) -> bool:
     """Has the VM accepted this release? StuckError where its roll halted."""
     found = roll(seen.vm)
     if not seen.heeds:
@@ -92,12 +92,12 @@ def arrived(seen: Seen, sha256: str) -> bool:
     return found.state == "none" and seen.vm.status.text("release.sha256") == sha256
 
 
-def ended(seen: Seen) -> bool:
+def ended(seen: VmInPlan) -> bool:
     """Is the VM's roll over, so that it is on what it accepted?"""
     return seen.heeds and roll(seen.vm).state in ("none", "halted")
 
 
-def documents(found: list[Roll]) -> list[dict[str, Any]]:
+def documents(found: list[VmRoll]) -> list[dict[str, Any]]:
     """For `--json`."""
     return [asdict(each) for each in found]
 
@@ -107,7 +107,7 @@ _COLUMNS: Final = tuple(
 )
 
 
-def render(found: list[Roll]) -> RenderableType:
+def render(found: list[VmRoll]) -> RenderableType:
     """As people see it."""
     lines = []
     for each in found:
@@ -118,7 +118,7 @@ def render(found: list[Roll]) -> RenderableType:
     return Sheet(columns=_COLUMNS, lines=lines)
 
 
-def _words(each: Roll) -> Iterator[str]:
+def _words(each: VmRoll) -> Iterator[str]:
     if each.problem:
         yield each.problem
     if each.is_rejected and each.state != "halted":

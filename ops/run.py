@@ -24,8 +24,8 @@ from ops.errors import (
 )
 from ops.fleet import Fleet, Vm
 from ops.google import Cloud
-from ops.orders import FOLDER, Order, Orders, name, new_id, now
-from ops.plan import Await, Give, Go, Plan, Power, Seen, Totals
+from ops.orders import FOLDER, Order, OrdersBucket, name, new_id, now
+from ops.plan import Await, Give, Go, Power, RestartPlan, Totals, VmInPlan
 from ops.silence import Silence
 
 POLL: Final = 3.0
@@ -80,7 +80,7 @@ class Runner:
     """`say` gets a line an event, `pause` waits so many seconds, `limit` is in seconds."""
 
     cloud: Cloud
-    orders: Orders
+    orders: OrdersBucket
     fleet: str
     dashboard: str
     say: Say
@@ -98,11 +98,11 @@ class Runner:
         """The fleet now."""
         return fleets.read(self.cloud, fleet=self.fleet, dashboard=self.dashboard, only=only)
 
-    def see(self, found: Fleet, vms: Iterable[str]) -> dict[str, Seen]:
+    def see(self, found: Fleet, vms: Iterable[str]) -> dict[str, VmInPlan]:
         """VMs and what is ordered of them; one request, and one for each order that changed."""
         there = self.cloud.objects(self.orders.bucket, FOLDER)
         known = {each.name: each for each in found.vms}
-        seen: dict[str, Seen] = {}
+        seen: dict[str, VmInPlan] = {}
         for vm in vms:
             generation = there.get(name(vm), 0)
             if generation == 0:
@@ -110,11 +110,13 @@ class Runner:
             elif self._known.get(vm, Order()).generation != generation:
                 self._known[vm] = self.orders.read(vm)
             if vm in known:
-                seen[vm] = Seen(vm=known[vm], order=self._known[vm])
+                seen[vm] = VmInPlan(vm=known[vm], order=self._known[vm])
         return seen
 
-    def _look(self, vms: Iterable[str], only: Iterable[str] = ()) -> tuple[Fleet, dict[str, Seen]]:
-        def once() -> tuple[Fleet, dict[str, Seen]]:
+    def _look(
+        self, vms: Iterable[str], only: Iterable[str] = ()
+    ) -> tuple[Fleet, dict[str, VmInPlan]]:
+        def once() -> tuple[Fleet, dict[str, VmInPlan]]:
             found = self.look(only)
             seen = self.see(found, vms)
             if found.unseen and (lost := [vm for vm in vms if vm not in seen]):
@@ -141,12 +143,12 @@ class Runner:
 
     # Plans
 
-    def plan(self) -> tuple[Plan | None, int]:
+    def plan(self) -> tuple[RestartPlan | None, int]:
         """The plan that is kept in the bucket, and its generation."""
         found = self.cloud.read(self.orders.bucket, plans.OBJECT)
         return plans.decode(found.data), found.generation
 
-    def keep(self, plan: Plan, generation: int) -> int:
+    def keep(self, plan: RestartPlan, generation: int) -> int:
         """Keep a plan; ClashError where somebody else has gone on with it."""
         data, tried = plan.encode(), False
 
@@ -168,7 +170,7 @@ class Runner:
                 "look at `ops status` and go on with --resume"
             ) from error
 
-    def begin(self, plan: Plan, found: Fleet, *, insist: bool = False) -> int:
+    def begin(self, plan: RestartPlan, found: Fleet, *, insist: bool = False) -> int:
         """Keep a new plan; its generation. UsageError where an older one is not over, StuckError
         where this one cannot be begun; who insists has no doubts."""
         old, generation = self.plan()
@@ -182,7 +184,9 @@ class Runner:
             raise StuckError(f"no {plan.kind} now:\n" + "\n".join(f"  {each}" for each in wrong))
         return self.keep(plan, generation)
 
-    def carry_out(self, plan: Plan, generation: int, *, banner: str, silence: bool) -> Plan:
+    def carry_out(
+        self, plan: RestartPlan, generation: int, *, banner: str, silence: bool
+    ) -> RestartPlan:
         """Carry a plan out, in silence; the plan as it is then.
 
         The silence ends however this ends. UnfinishedError where something does not come about.
@@ -207,7 +211,7 @@ class Runner:
                     self._power(move)
         return plan
 
-    def _next(self, plan: Plan) -> Give | Go | Power:
+    def _next(self, plan: RestartPlan) -> Give | Go | Power:
         """The next move that is one; waits until there is."""
         nearest = _Nearest(clock=self.clock)
         try:
@@ -261,7 +265,9 @@ class Runner:
             ) from error
 
     @contextmanager
-    def silenced(self, plan: Plan, rendezvous: Vm | None, banner: str) -> Iterator[tuple[str, ...]]:
+    def silenced(
+        self, plan: RestartPlan, rendezvous: Vm | None, banner: str
+    ) -> Iterator[tuple[str, ...]]:
         """Alerts and dashboard know that this is planned; no banner: nobody is told. Whoever may
         not silence is told so, and goes on."""
         silence = Silence(cloud=self.cloud, fleet=self.fleet)
@@ -315,7 +321,9 @@ class Runner:
         silence = Silence(cloud=self.cloud, fleet=self.fleet)
         self._sound(silence, plan.silences, found.rendezvous)
 
-    def leave_out(self, plan: Plan, generation: int, vms: Collection[str]) -> tuple[Plan, int]:
+    def leave_out(
+        self, plan: RestartPlan, generation: int, vms: Collection[str]
+    ) -> tuple[RestartPlan, int]:
         """The plan without these VMs, which start again. UsageError where they are none of its
         own, or all."""
         if strange := [vm for vm in vms if vm not in plan.vms]:
@@ -330,7 +338,7 @@ class Runner:
         plan = replace(plan, vms=left, held=held)
         return plan, self.keep(plan, generation)
 
-    def _release(self, plan: Plan, vms: Collection[str]) -> Fleet:
+    def _release(self, plan: RestartPlan, vms: Collection[str]) -> Fleet:
         """Start again what a plan holds or has shut down of these VMs; the fleet as it was."""
         for vm in plan.held:
             # Also of one that is gone: made again, it would be held by an order of nobody's.
@@ -367,9 +375,9 @@ class Runner:
         self,
         vms: Iterable[str],
         changes: Mapping[str, Any],
-        done: Callable[[Seen], bool],
+        done: Callable[[VmInPlan], bool],
         what: str,
-        left: Callable[[Seen], int | None] = lambda _: None,
+        left: Callable[[VmInPlan], int | None] = lambda _: None,
     ) -> None:
         """Order the same of VMs, all at once, and wait until each is done."""
         wanted = list(vms)
@@ -380,9 +388,9 @@ class Runner:
     def wait(
         self,
         vms: list[str],
-        done: Callable[[Seen], bool],
+        done: Callable[[VmInPlan], bool],
         what: str,
-        left: Callable[[Seen], int | None] = lambda _: None,
+        left: Callable[[VmInPlan], int | None] = lambda _: None,
     ) -> None:
         """Wait until each VM is done; `left` counts down on the way there. StuckError from `done`
         ends it, and a VM that is gone."""
@@ -420,7 +428,7 @@ def totals(found: Fleet) -> Totals:
     return Totals(online=found.registry.online, running=running, rendezvous=name)
 
 
-def unfinished(plan: Plan) -> str:
+def unfinished(plan: RestartPlan) -> str:
     """What to do about a plan that is not over."""
     return (
         f"a {plan.kind} that {plan.by or 'somebody'} began at {plan.at} is unfinished (step "
@@ -429,10 +437,12 @@ def unfinished(plan: Plan) -> str:
     )
 
 
-def new_plan(kind: str, vms: Iterable[str], *, by: str, **more: Any) -> Plan:
+def new_plan(kind: str, vms: Iterable[str], *, by: str, **more: Any) -> RestartPlan:
     """A plan that has not begun."""
     step = plans.EACH if kind == plans.REBOOT else plans.DRAIN
-    return Plan(id=new_id(kind), kind=kind, vms=tuple(vms), step=step, by=by, at=now(), **more)
+    return RestartPlan(
+        id=new_id(kind), kind=kind, vms=tuple(vms), step=step, by=by, at=now(), **more
+    )
 
 
 def _waiting(move: Await) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from .spec import fleet_vms, parse_spec
-from .values import Finding, Resource
+from .values import Resource, Violation
 
 # Strict rather than complete: a URL that two programs could read in two ways is none of Google's,
 # and neither is a host that cannot be looked up or a path, which a VM refuses.
@@ -18,7 +18,7 @@ _GOOGLE: Final = re.compile(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class EndpointsConfig:
     """`allowed`: more URLs that a spec may name, each as it stands there. `exemptStacks`: stacks
     whose cloud is none of Google's, such as a lab's."""
 
@@ -26,7 +26,7 @@ class Config:
     exemptStacks: Sequence[str] = ()  # noqa: N815 - the name in the configuration
 
 
-def not_googles(resource: Resource, config: Config) -> Iterator[Finding]:
+def not_googles(resource: Resource, config: EndpointsConfig) -> Iterator[Violation]:
     """Endpoints in a VM's spec that are not Google's, or not over TLS.
 
     A spec that is not known, or is none, is left to `vm-fits`.
@@ -43,7 +43,7 @@ def not_googles(resource: Resource, config: Config) -> Iterator[Finding]:
             if isinstance(url, str) and (_GOOGLE.fullmatch(url) or url in config.allowed):
                 continue
             path = ".".join(filter(None, ["endpoints", name]))
-            yield Finding(
+            yield Violation(
                 path=f"{vm.at('pilot-spec')} {path}",
                 problem=f"{url!r} would be sent this VM's service-account token, and is not a "
                 "service of Google over TLS",

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from .values import UNKNOWN, Finding, Resource, join
+from .values import UNKNOWN, Resource, Violation, join
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -40,7 +40,7 @@ _REMEDY: Final = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class ExposureConfig:
     """`ports`: TCP ports that must not be open to the world (SSH, registry, dashboard).
     `widestV4`, `widestV6`: prefix lengths; a shorter one counts as the world, and so do more
     public addresses in all than one such range has. `vagueSources`: sources of a rule of a
@@ -54,7 +54,7 @@ class Config:
     exemptGroups: Sequence[str] = ()  # noqa: N815
 
 
-def open_to_the_world(resource: Resource, config: Config) -> Iterator[Finding]:
+def open_to_the_world(resource: Resource, config: ExposureConfig) -> Iterator[Violation]:
     """Ingress rules of `resource` that let the world reach one of the configured ports."""
     if resource.package not in {"gcp", "google-native", "google", "google-beta"}:
         return
@@ -64,20 +64,20 @@ def open_to_the_world(resource: Resource, config: Config) -> Iterator[Finding]:
         yield from _judge(path, rule, config)
 
 
-def _group(items: Any, config: Config) -> Iterator[Finding]:
+def _group(items: Any, config: ExposureConfig) -> Iterator[Violation]:
     """An address group as wide as the world: which ports it reaches stands in other rules."""
     if items is None or items == []:
         return
     world, known = _world(items, {}, config)
     if world:
-        yield Finding(
+        yield Violation(
             path="items",
             problem=f"{world} is in this group of addresses, which rules let in by its name alone",
             remedy="Name the ranges that need it; a group for rules that deny goes into "
             "exemptGroups",
         )
     elif not known:
-        yield Finding(
+        yield Violation(
             path="items",
             problem="it is not known yet who is in this group of addresses",
             remedy="It is judged in the update; to see it in the plan, write the ranges out",
@@ -112,7 +112,7 @@ def _allows(value: Mapping[str, Any]) -> Any:
     return value["allows"] or [] if "allows" in value else None
 
 
-def _judge(path: str, rule: Mapping[str, Any], config: Config) -> Iterator[Finding]:
+def _judge(path: str, rule: Mapping[str, Any], config: ExposureConfig) -> Iterator[Violation]:
     # Ingress is the default, and an unknown direction may turn out to be ingress.
     if rule.get("disabled") is True or rule.get("direction") not in (None, "INGRESS", UNKNOWN):
         return
@@ -137,7 +137,7 @@ def _judge(path: str, rule: Mapping[str, Any], config: Config) -> Iterator[Findi
     world, ranges_known = _world(sources, matched, config)
     vague = _vague(sources, matched, config)
     for key in vague:
-        yield Finding(
+        yield Violation(
             path=".".join(filter(None, [path, "match", key])),
             problem=f"{key} does not say in the plan who can reach TCP {ports}",
             remedy=f"{_REMEDY}; or, after looking, leave {key} out of vagueSources",
@@ -146,9 +146,9 @@ def _judge(path: str, rule: Mapping[str, Any], config: Config) -> Iterator[Findi
     if vague and world == _EVERYBODY:
         return
     if world and ports_known:
-        yield Finding(path=at, problem=f"{world} can reach TCP {ports}", remedy=_REMEDY)
+        yield Violation(path=at, problem=f"{world} can reach TCP {ports}", remedy=_REMEDY)
     elif world or not ranges_known:
-        yield Finding(
+        yield Violation(
             path=at,
             problem=f"it is not known yet who can reach TCP {ports}",
             remedy="It is judged in the update; to see it in the plan, write the ranges and ports "
@@ -157,7 +157,7 @@ def _judge(path: str, rule: Mapping[str, Any], config: Config) -> Iterator[Findi
         )
 
 
-def _vague(sources: Any, matched: Mapping[str, Any], config: Config) -> list[str]:
+def _vague(sources: Any, matched: Mapping[str, Any], config: ExposureConfig) -> list[str]:
     """Sources of a rule that let in nobody knows whom."""
     named = bool(sources) or any(matched.get(key) for key in _NARROWING)
     return [
@@ -199,7 +199,7 @@ def _holds(text: Any, port: int) -> bool:
         return True
 
 
-def _world(sources: Any, rule: Mapping[str, Any], config: Config) -> tuple[str, bool]:
+def _world(sources: Any, rule: Mapping[str, Any], config: ExposureConfig) -> tuple[str, bool]:
     """What in `sources` is the world ("" if nothing), and whether all of it is known."""
     if sources is UNKNOWN or any(rule.get(key) is UNKNOWN for key in _NARROWING):
         return "", False
@@ -220,7 +220,7 @@ def _world(sources: Any, rule: Mapping[str, Any], config: Config) -> tuple[str, 
     return _too_wide(networks, config), UNKNOWN not in items
 
 
-def _too_wide(networks: Iterable[Network], config: Config) -> str:
+def _too_wide(networks: Iterable[Network], config: ExposureConfig) -> str:
     networks = list(networks)
     for version, widest, bits in ((4, config.widestV4, 32), (6, config.widestV6, 128)):
         mine = [network for network in networks if network.version == version]

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from .machines import memory_gb
-from .spec import Vm, fleet_vms, parse_spec
-from .values import UNKNOWN, Finding, Resource
+from .spec import PlannedVm, fleet_vms, parse_spec
+from .values import UNKNOWN, Resource, Violation
 
 ROLES: Final = ("swarm", "rendezvous")
 HIGHEST_PORT: Final = 65535
@@ -48,7 +48,7 @@ class VmConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FleetConfig:
+class FitsConfig:
     """`connectionsPerAgent`: TCP connections an agent holds to the registry (four);
     `connectionsPerGb`: what a rendezvous carries for each GB of its RAM (3,000). Both are of
     docs/FACTS.md."""
@@ -58,19 +58,19 @@ class FleetConfig:
     connectionsPerGb: float = 3000  # noqa: N815
 
 
-def vm_fits(resource: Resource, config: VmConfig) -> Iterator[Finding]:
+def vm_fits(resource: Resource, config: VmConfig) -> Iterator[Violation]:
     """What keeps a VM of the fleet from carrying what its spec asks of it."""
     for vm in fleet_vms([resource]):
         yield from _vm_fits(vm, config)
 
 
-def _vm_fits(vm: Vm, config: VmConfig) -> Iterator[Finding]:
+def _vm_fits(vm: PlannedVm, config: VmConfig) -> Iterator[Violation]:
     for key in ("pilot-role", "pilot-spec"):
         if vm.metadata.get(key) is UNKNOWN:
             yield _later(vm.at(key), "what this VM should run")
             return
     if vm.role not in ROLES:
-        yield Finding(
+        yield Violation(
             path=vm.at("pilot-role"),
             problem=f"{vm.role!r} is no role" if vm.role else "the VM has a spec and no role",
             remedy=f"Set it to one of: {', '.join(ROLES)}",
@@ -79,7 +79,7 @@ def _vm_fits(vm: Vm, config: VmConfig) -> Iterator[Finding]:
     spec = parse_spec(vm.metadata.get("pilot-spec"))
     problems = [spec] if isinstance(spec, str) else _malformed(spec, vm.role)
     for problem in problems:
-        yield Finding(
+        yield Violation(
             path=vm.at("pilot-spec"),
             problem=problem,
             remedy="Write the spec as docs/CONTRACT.md has it; a VM without a good one runs "
@@ -122,7 +122,7 @@ def _whole(value: Any) -> bool:
     return isinstance(value, int) and _number(value)
 
 
-def _honest(vm: Vm, memory: Mapping[str, float], config: VmConfig) -> Iterator[Finding]:
+def _honest(vm: PlannedVm, memory: Mapping[str, float], config: VmConfig) -> Iterator[Violation]:
     """Planning sizes that would make anything fit."""
     floors = {
         "agentMb": config.minAgentMb,
@@ -132,7 +132,7 @@ def _honest(vm: Vm, memory: Mapping[str, float], config: VmConfig) -> Iterator[F
     for name in _MEMORY[vm.role]:
         floor = floors.get(name, 0)
         if memory[name] < floor:
-            yield Finding(
+            yield Violation(
                 path=f"{vm.at('pilot-spec')} memory.{name}",
                 problem=f"{memory[name]} MiB is less than the {floor:g} that this policy believes",
                 remedy=f"Plan with at least {floor:g}, or configure "
@@ -140,11 +140,11 @@ def _honest(vm: Vm, memory: Mapping[str, float], config: VmConfig) -> Iterator[F
             )
 
 
-def _ports(vm: Vm, spec: Mapping[str, Any]) -> Iterator[Finding]:
+def _ports(vm: PlannedVm, spec: Mapping[str, Any]) -> Iterator[Violation]:
     last = spec["basePort"] + spec["agents"]
     if last > HIGHEST_PORT:
         fits = max(0, HIGHEST_PORT - spec["basePort"])
-        yield Finding(
+        yield Violation(
             path=f"{vm.at('pilot-spec')} agents",
             problem=f"{spec['agents']} agents from port {spec['basePort'] + 1} on end at {last}, "
             f"and {HIGHEST_PORT} is the last there is",
@@ -152,11 +152,11 @@ def _ports(vm: Vm, spec: Mapping[str, Any]) -> Iterator[Finding]:
         )
 
 
-def _local_ports(vm: Vm, spec: Mapping[str, Any], config: VmConfig) -> Iterator[Finding]:
+def _local_ports(vm: PlannedVm, spec: Mapping[str, Any], config: VmConfig) -> Iterator[Violation]:
     needed = spec["agents"] * config.localPortsPerAgent
     if needed > config.localPorts:
         fits = math.floor(config.localPorts / config.localPortsPerAgent)
-        yield Finding(
+        yield Violation(
             path=f"{vm.at('pilot-spec')} agents",
             problem=f"{spec['agents']} agents take {needed:g} local ports for themselves and "
             f"their connections, and a VM has {config.localPorts}",
@@ -164,16 +164,16 @@ def _local_ports(vm: Vm, spec: Mapping[str, Any], config: VmConfig) -> Iterator[
         )
 
 
-def _memory(vm: Vm, spec: Mapping[str, Any], config: VmConfig) -> Iterator[Finding]:
+def _memory(vm: PlannedVm, spec: Mapping[str, Any], config: VmConfig) -> Iterator[Violation]:
     ram = _ram_mb(vm, config.machineTypes)
-    if isinstance(ram, Finding):
+    if isinstance(ram, Violation):
         yield ram
         return
     memory = spec["memory"]
     free = ram - memory["reserveMb"]
     guest = ram * _GUEST_PERCENT // 100 - _GUEST_FIXED_MB
     if memory["reserveMb"] >= guest:
-        yield Finding(
+        yield Violation(
             path=f"{vm.at('pilot-spec')} memory.reserveMb",
             problem=f"a reserve of {memory['reserveMb']} MiB leaves nothing of {ram} MiB, of which "
             f"a VM sees {guest} for sure",
@@ -187,7 +187,7 @@ def _memory(vm: Vm, spec: Mapping[str, Any], config: VmConfig) -> Iterator[Findi
     if needed > free:
         # Fewer agents have fewer connections: both shrink in the same proportion.
         fits = math.floor(free * agents / needed)
-        yield Finding(
+        yield Violation(
             path=f"{vm.at('pilot-spec')} agents",
             problem=f"{agents} agents of {memory['agentMb']} MiB and "
             f"{memory['activeConnections']} active connections of {memory['connectionMb']} MiB "
@@ -199,8 +199,8 @@ def _memory(vm: Vm, spec: Mapping[str, Any], config: VmConfig) -> Iterator[Findi
 
 
 def fleet_fits(
-    resources: Sequence[Resource], config: FleetConfig
-) -> Iterator[tuple[Resource | None, Finding]]:
+    resources: Sequence[Resource], config: FitsConfig
+) -> Iterator[tuple[Resource | None, Violation]]:
     """Whether the rendezvous can carry all agents: (whose fault, finding) pairs.
 
     VMs whose spec is unknown or malformed are left to `vm_fits`; with an unknown one the sum is
@@ -224,7 +224,7 @@ def fleet_fits(
         names = ", ".join(vm.resource.name for vm, _ in rendezvous) or "none"
         yield (
             None,
-            Finding(
+            Violation(
                 path="",
                 problem=f"a fleet has one rendezvous, and this one has: {names}",
                 remedy="Declare exactly one VM with pilot-role rendezvous",
@@ -235,7 +235,7 @@ def fleet_fits(
         if certain and _agents(spec) not in (None, total):
             yield (
                 vm.resource,
-                Finding(
+                Violation(
                     path=f"{vm.at('pilot-spec')} agents",
                     problem=f"the rendezvous expects {spec['agents']} agents, the swarm VMs have "
                     f"{total}",
@@ -251,9 +251,9 @@ def _agents(spec: Any) -> int | None:
     return agents if _whole(agents) else None
 
 
-def _carries(vm: Vm, total: int, config: FleetConfig) -> Iterator[Finding]:
+def _carries(vm: PlannedVm, total: int, config: FitsConfig) -> Iterator[Violation]:
     ram = _ram_mb(vm, config.machineTypes)
-    if isinstance(ram, Finding):
+    if isinstance(ram, Violation):
         # vm_fits has said so already, in the words of a single VM.
         return
     can = config.connectionsPerGb * ram / 1024
@@ -261,7 +261,7 @@ def _carries(vm: Vm, total: int, config: FleetConfig) -> Iterator[Finding]:
     if needed > can:
         fits = math.floor(can / config.connectionsPerAgent)
         gb = math.ceil(needed / config.connectionsPerGb)
-        yield Finding(
+        yield Violation(
             path="machineType",
             problem=f"{total} agents hold {needed:g} connections to the registry; {_name(vm)} with "
             f"{ram / 1024:g} GB carries {can:g}",
@@ -270,26 +270,26 @@ def _carries(vm: Vm, total: int, config: FleetConfig) -> Iterator[Finding]:
         )
 
 
-def _name(vm: Vm) -> str:
+def _name(vm: PlannedVm) -> str:
     return str(vm.machine_type).rpartition("/")[2]
 
 
-def _ram_mb(vm: Vm, known: Mapping[str, Mapping[str, float]]) -> int | Finding:
+def _ram_mb(vm: PlannedVm, known: Mapping[str, Mapping[str, float]]) -> int | Violation:
     """RAM in whole MiB of a VM's machine type, or why nobody can say."""
     path = f"{vm.path}.machineType" if vm.path else "machineType"
     if vm.machine_type is UNKNOWN:
         return _later(path, "the machine type")
     if not isinstance(vm.machine_type, str) or not vm.machine_type:
         problem = "a VM of the fleet does not state its machine type"
-        return Finding(path=path, problem=problem, remedy="State machineType beside the metadata")
+        return Violation(path=path, problem=problem, remedy="State machineType beside the metadata")
     gb = memory_gb(vm.machine_type, known)
     if gb is None:
         problem = f"the memory of {_name(vm)!r} is not known to this policy"
-        return Finding(path=path, problem=problem, remedy=_tell_size(vm))
+        return Violation(path=path, problem=problem, remedy=_tell_size(vm))
     return math.floor(gb * 1024)
 
 
-def _tell_size(vm: Vm) -> str:
+def _tell_size(vm: PlannedVm) -> str:
     """How to let this policy know a machine type; `memoryGb` in the stack file does not reach it,
     because what is checked does not say itself how big it is."""
     policies = ("vm-fits", "fleet-fits") if vm.role == "rendezvous" else ("vm-fits",)
@@ -301,8 +301,8 @@ def _tell_size(vm: Vm) -> str:
     )
 
 
-def _later(path: str, what: str) -> Finding:
-    return Finding(
+def _later(path: str, what: str) -> Violation:
+    return Violation(
         path=path,
         problem=f"{what} is not known yet, so nobody can say whether it fits",
         remedy="It is judged in the update; to see it in the plan, let it not depend on other "

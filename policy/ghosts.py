@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from .values import UNKNOWN, Finding, Resource, join, walk
+from .values import UNKNOWN, Resource, Violation, join, walk
 
 OWNER: Final = "gcp:compute/projectMetadataItem:ProjectMetadataItem"
 OWNER_KEY: Final = "startup-script"
@@ -118,7 +118,7 @@ _ALLOW: Final = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class GhostsConfig:
     """`otherClouds`: packages of clouds that are not Google's, whose resources are not walked; all
     others are, by the shape of what they carry, because a package can have any name. `extraKeys`:
     more names to refuse, of metadata keys or properties. `ignoreTypes`: resource types that are not
@@ -158,7 +158,7 @@ def is_owner(resource: Resource) -> bool:
     return resource.type == OWNER and resource.props.get("key") == OWNER_KEY
 
 
-def is_allowed(resource: Resource, config: Config) -> bool:
+def is_allowed(resource: Resource, config: GhostsConfig) -> bool:
     """Whether a site wants the script of this resource: it is named, and the fleet's VMs do not
     see it."""
     is_named = resource.name in config.allowed or resource.props.get("name") in config.allowed
@@ -180,7 +180,7 @@ def owns_all_metadata(resource: Resource) -> bool:
     return bool(_PROJECTS.search(resource.kind)) and not is_item
 
 
-def ghosts(resource: Resource, config: Config) -> Iterator[Finding]:
+def ghosts(resource: Resource, config: GhostsConfig) -> Iterator[Violation]:
     """Everything in `resource` that is, or could turn out to be, a startup script.
 
     A key alone is enough: its value, empty, unknown or secret, changes nothing. `None` is what
@@ -202,7 +202,7 @@ class _Finder:
     resource: Resource
     extra: Sequence[str]
 
-    def look(self, path: str, name: str, value: Any) -> Iterator[Finding]:
+    def look(self, path: str, name: str, value: Any) -> Iterator[Violation]:
         """`name`: of the property that holds `value`; a list's items have the list's."""
         if isinstance(value, Mapping):
             for key, inner in value.items():
@@ -216,7 +216,7 @@ class _Finder:
                     yield from self.pair(here, inner)
                 yield from self.look(here, name, inner)
 
-    def _entry(self, path: str, key: str, value: Any, *, is_inert: bool) -> Iterator[Finding]:
+    def _entry(self, path: str, key: str, value: Any, *, is_inert: bool) -> Iterator[Violation]:
         does = "" if is_inert or value is None else what_runs(key, value, self.extra)
         if does:
             yield self._finding(path, f"{_shown(value)} that {does}")
@@ -227,7 +227,7 @@ class _Finder:
             yield from self.pair(path, value)
         yield from self.look(path, key, value)
 
-    def pair(self, path: str, value: Mapping[str, Any]) -> Iterator[Finding]:
+    def pair(self, path: str, value: Mapping[str, Any]) -> Iterator[Violation]:
         """Metadata written as the API does: `{"key": K, "value": V}`, alone or as a list's item."""
         if "key" not in value or not {"value", "values"} & value.keys():
             return
@@ -240,16 +240,16 @@ class _Finder:
                     does = does.replace("in place of", "beside")
                 yield self._finding(where, f"{key!r} names {_shown('')} that {does}")
         elif key is UNKNOWN:
-            yield Finding(
+            yield Violation(
                 path=where,
                 problem="the name of a metadata key is not known yet, so it could be a script's",
                 remedy=f"Write the name out. {_LATER}",
                 unjudged=True,
             )
 
-    def _finding(self, path: str, problem: str) -> Finding:
+    def _finding(self, path: str, problem: str) -> Violation:
         remedy = _REMEDY if _reaches_the_fleet(self.resource) else _ALLOW
-        return Finding(path=path, problem=problem, remedy=remedy)
+        return Violation(path=path, problem=problem, remedy=remedy)
 
     def _is_inert(self, name: str) -> bool:
         folded = _folded(name)
@@ -271,8 +271,8 @@ def _shown(value: Any) -> str:
     return "an unknown value" if value is UNKNOWN else "a value"
 
 
-def _unjudged(path: str) -> Finding:
-    return Finding(
+def _unjudged(path: str) -> Violation:
+    return Violation(
         path=path,
         problem="not known yet, so nobody can say whether a startup script is in it",
         remedy="Write its keys out, and let only values depend on other resources' outputs. "

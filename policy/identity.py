@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from .spec import Vm, fleet_vms
-from .values import UNKNOWN, Finding, Resource, join, walk
+from .spec import PlannedVm, fleet_vms
+from .values import UNKNOWN, Resource, Violation, join, walk
 
 _DEFAULT: Final = re.compile(
     r"default|\d+-compute@developer\.gserviceaccount\.com|[^@]+@appspot\.gserviceaccount\.com"
@@ -82,7 +82,7 @@ class HardeningConfig:
     publicRoles: Sequence[str] = ("rendezvous",)  # noqa: N815
 
 
-def default_accounts(resource: Resource, config: AccountConfig) -> Iterator[Finding]:
+def default_accounts(resource: Resource, config: AccountConfig) -> Iterator[Violation]:
     """Machines that run as a default service account, which can do nearly everything.
 
     An instance or template without a `serviceAccount` block has no account at all (the provider
@@ -99,17 +99,17 @@ def default_accounts(resource: Resource, config: AccountConfig) -> Iterator[Find
             yield from _account(path, value, config)
 
 
-def _unstated(resource: Resource) -> Iterator[Finding]:
+def _unstated(resource: Resource) -> Iterator[Violation]:
     """An account that somebody else chooses because the plan does not."""
     if resource.kind in _INHERITING and resource.props.get("serviceAccount") is None:
-        yield Finding(
+        yield Violation(
             path="serviceAccount",
             problem="the VM takes whatever account its template or image has",
             remedy=_REMEDY,
         )
     for paths in _must_state(resource):
         if not any(_is_stated(resource.props, path.split(".")) for path in paths):
-            yield Finding(
+            yield Violation(
                 path=paths[0],
                 problem=f"no account is stated, so this {resource.kind} runs as the project's "
                 "default service account",
@@ -117,7 +117,7 @@ def _unstated(resource: Resource) -> Iterator[Finding]:
             )
 
 
-def _account(path: str, value: Any, config: AccountConfig) -> Iterator[Finding]:
+def _account(path: str, value: Any, config: AccountConfig) -> Iterator[Violation]:
     """What is wrong with an account that is stated: an address, or a block with one."""
     email, where = value, path
     if isinstance(value, Mapping):
@@ -126,10 +126,10 @@ def _account(path: str, value: Any, config: AccountConfig) -> Iterator[Finding]:
         return
     if not email:
         problem = "no e-mail address, which means the project's default service account"
-        yield Finding(path=where, problem=problem, remedy=_REMEDY)
+        yield Violation(path=where, problem=problem, remedy=_REMEDY)
     elif _DEFAULT.fullmatch(_address(email)) or email in config.refuse:
         problem = f"{email} is a default service account, shared and mighty"
-        yield Finding(path=where, problem=problem, remedy=_REMEDY)
+        yield Violation(path=where, problem=problem, remedy=_REMEDY)
 
 
 def _must_state(resource: Resource) -> Iterator[Sequence[str]]:
@@ -182,7 +182,7 @@ def _address(email: Any) -> str:
     return str(email).rpartition("/")[2].strip().lower()
 
 
-def hardening(resource: Resource, config: HardeningConfig) -> Iterator[Finding]:
+def hardening(resource: Resource, config: HardeningConfig) -> Iterator[Violation]:
     """Shielded VM, OS Login and no public address on the fleet's VMs."""
     for vm in fleet_vms([resource]):
         if config.shieldedVm:
@@ -193,7 +193,7 @@ def hardening(resource: Resource, config: HardeningConfig) -> Iterator[Finding]:
             yield from _public(vm)
 
 
-def _shielded(vm: Vm) -> Iterator[Finding]:
+def _shielded(vm: PlannedVm) -> Iterator[Violation]:
     block = vm.block.get("shieldedInstanceConfig")
     if block is UNKNOWN:
         return
@@ -201,7 +201,7 @@ def _shielded(vm: Vm) -> Iterator[Finding]:
     for name in ("enableSecureBoot", "enableVtpm", "enableIntegrityMonitoring"):
         stated = block.get(name) if isinstance(block, Mapping) else None
         if stated is not True and stated is not UNKNOWN:
-            yield Finding(
+            yield Violation(
                 path=join(path, name),
                 problem="Shielded VM is not stated in full, so a boot that was tampered with goes "
                 "unseen",
@@ -209,21 +209,21 @@ def _shielded(vm: Vm) -> Iterator[Finding]:
             )
 
 
-def _os_login(vm: Vm) -> Iterator[Finding]:
+def _os_login(vm: PlannedVm) -> Iterator[Violation]:
     stated = vm.metadata.get("enable-oslogin")
     if stated is UNKNOWN or str(stated).strip().upper() in {"TRUE", "1", "Y", "YES"}:
         return
-    yield Finding(
+    yield Violation(
         path=vm.at("enable-oslogin"),
         problem="OS Login is not on, so SSH keys in metadata open this VM",
         remedy='Set it to "TRUE"',
     )
 
 
-def _public(vm: Vm) -> Iterator[Finding]:
+def _public(vm: PlannedVm) -> Iterator[Violation]:
     for path, key, value in walk(vm.block, vm.path):
         if key in {"accessConfigs", "ipv6AccessConfigs"} and _there(value, path):
-            yield Finding(
+            yield Violation(
                 path=path,
                 problem=f"a VM with the role {_text(vm.role)} has a public address",
                 remedy="Take it out: agents reach the rendezvous inside the subnet and the "

@@ -28,7 +28,7 @@ from pulumi_policy import (
 from pulumi_policy import policy as sdk
 
 from . import endpoints, exposure, fits, ghosts, identity, project_script, protection
-from .values import Finding, Resource, plain
+from .values import Resource, Violation, plain
 
 NAME: Final = "pilot-fleet"
 MUST_KNOW: Final = "PILOT_REFUSE_UNKNOWN"
@@ -91,13 +91,13 @@ class Remarks(threading.local):
     """
 
     def __init__(self) -> None:
-        self.found: list[tuple[str, str, Finding]] = []
+        self.found: list[tuple[str, str, Violation]] = []
 
-    def add(self, policy: str, urn: str, finding: Finding) -> None:
+    def add(self, policy: str, urn: str, finding: Violation) -> None:
         """Keep what `policy` could not judge about the resource `urn`."""
         self.found.append((policy, urn, finding))
 
-    def take(self, urn: str) -> list[tuple[str, Finding]]:
+    def take(self, urn: str) -> list[tuple[str, Violation]]:
         """What was kept about the resource `urn`; nothing is kept afterwards."""
         mine = [(policy, finding) for policy, of, finding in self.found if of == urn]
         self.found = []
@@ -180,7 +180,7 @@ class Rules:
         self,
         name: str,
         description: str,
-        rule: Callable[[Resource, Any], Iterable[Finding]],
+        rule: Callable[[Resource, Any], Iterable[Violation]],
         config: type[Any],
         schema: PolicyConfigSchema,
     ) -> Policy:
@@ -202,7 +202,7 @@ class Rules:
         self,
         name: str,
         description: str,
-        rule: Callable[[list[Resource], Any], Iterable[tuple[Resource | None, Finding]]],
+        rule: Callable[[list[Resource], Any], Iterable[tuple[Resource | None, Violation]]],
         config: type[Any],
         schema: PolicyConfigSchema,
     ) -> Policy:
@@ -236,7 +236,7 @@ def policies(mode: Mode) -> list[Policy]:
             "No startup script anywhere but in the project's one item: on a VM that has one of "
             "its own, the project's never runs.",
             ghosts.ghosts,
-            ghosts.Config,
+            ghosts.GhostsConfig,
             _schema(
                 otherClouds=_STRINGS, extraKeys=_STRINGS, ignoreTypes=_STRINGS, allowed=_STRINGS
             ),
@@ -246,7 +246,7 @@ def policies(mode: Mode) -> list[Policy]:
             "The project's startup script is one item of project metadata, known in the plan, "
             "below the size that Compute Engine takes, and has its guard.",
             project_script.guarded_script,
-            project_script.Config,
+            project_script.ProjectScriptConfig,
             _schema(secondLine=_TEXT, contains=_STRINGS, maxBytes=_SIZE),
         ),
         rules.resource(
@@ -267,7 +267,7 @@ def policies(mode: Mode) -> list[Policy]:
             "not-open-to-the-world",
             "Registry, dashboard and SSH are open to named ranges only.",
             exposure.open_to_the_world,
-            exposure.Config,
+            exposure.ExposureConfig,
             _schema(
                 ports=_PORTS,
                 widestV4={**_PREFIX, "maximum": 32},
@@ -287,7 +287,7 @@ def policies(mode: Mode) -> list[Policy]:
             "endpoints-are-googles",
             "A VM of the fleet sends its service account's token to Google only.",
             endpoints.not_googles,
-            endpoints.Config,
+            endpoints.EndpointsConfig,
             _schema(allowed=_STRINGS, exemptStacks=_STRINGS),
         ),
         rules.resource(
@@ -302,7 +302,7 @@ def policies(mode: Mode) -> list[Policy]:
             "stateful-protected",
             "What holds state is protected from deletion.",
             protection.unprotected,
-            protection.Config,
+            protection.ProtectionConfig,
             _schema(types=_STRINGS, exemptStacks=_STRINGS, exemptNames=_STRINGS),
         ),
         rules.stack(
@@ -316,7 +316,7 @@ def policies(mode: Mode) -> list[Policy]:
             "fleet-fits",
             "The fleet has one rendezvous, and it can carry all agents.",
             fits.fleet_fits,
-            fits.FleetConfig,
+            fits.FitsConfig,
             _schema(machineTypes=_MACHINES, connectionsPerAgent=_SIZE, connectionsPerGb=_SIZE),
         ),
         # Last, because it reports what those before it left.

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from .ghosts import OWNER, OWNER_KEY, is_owner, owns_all_metadata
 from .spec import fleet_vms, parse_spec
-from .values import UNKNOWN, Finding, Resource
+from .values import UNKNOWN, Resource, Violation
 
 # A metadata value holds at most 256 KiB (docs/FACTS.md).
 LIMIT_BYTES: Final = 256 * 1024
@@ -18,7 +18,7 @@ _HASH_PATH: Final = 'metadata["pilot-spec"] script.sha256'
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class ProjectScriptConfig:
     """`secondLine`: the script's second line. `contains`: texts that must be in it. `maxBytes`:
     the size, in bytes of UTF-8, that it must stay below."""
 
@@ -27,10 +27,10 @@ class Config:
     maxBytes: int = LIMIT_BYTES  # noqa: N815
 
 
-def guarded_script(resource: Resource, config: Config) -> Iterator[Finding]:
+def guarded_script(resource: Resource, config: ProjectScriptConfig) -> Iterator[Violation]:
     """What is wrong with the project's startup script, or with who wants to own it."""
     if owns_all_metadata(resource):
-        yield Finding(
+        yield Violation(
             path="metadata",
             problem="this resource owns all of the project's metadata and wipes every key that "
             "somebody else put there, SSH keys too",
@@ -42,38 +42,38 @@ def guarded_script(resource: Resource, config: Config) -> Iterator[Finding]:
     if script is UNKNOWN:
         problem = "the startup script depends on something that is not known yet"
         remedy = "Render it from configuration alone, so that a plan can be checked"
-        yield Finding(path="value", problem=problem, remedy=remedy)
+        yield Violation(path="value", problem=problem, remedy=remedy)
     elif not isinstance(script, str) or not script:
         problem, remedy = "there is no startup script in it", "Give it the rendered script"
-        yield Finding(path="value", problem=problem, remedy=remedy)
+        yield Violation(path="value", problem=problem, remedy=remedy)
     else:
         yield from _content(script, config)
 
 
-def _content(script: str, config: Config) -> Iterator[Finding]:
+def _content(script: str, config: ProjectScriptConfig) -> Iterator[Violation]:
     size = len(script.encode())
     if size >= config.maxBytes:
-        yield Finding(
+        yield Violation(
             path="value",
             problem=f"the startup script has {size} bytes, {size - config.maxBytes + 1} too many",
             remedy=f"Keep it below {config.maxBytes} bytes: move files out of it",
         )
     first, second, *_ = [*script.split("\n", 2), "", ""]
     if not first.startswith("#!"):
-        yield Finding(
+        yield Violation(
             path="value",
             problem="the startup script does not start with #!, so nothing says what runs it",
             remedy="Start it with #!/bin/bash",
         )
     if second.strip() != config.secondLine:
-        yield Finding(
+        yield Violation(
             path="value",
             problem=f"the startup script's second line is not {config.secondLine!r}",
             remedy="Render it from the fleet's template, or configure secondLine",
         )
     for text in config.contains:
         if text not in script:
-            yield Finding(
+            yield Violation(
                 path="value",
                 problem=f"the startup script does not mention {text}, so its guard is missing and "
                 "it would do its work again whenever it is run",
@@ -81,7 +81,7 @@ def _content(script: str, config: Config) -> Iterator[Finding]:
             )
 
 
-def one_script(resources: Sequence[Resource]) -> Iterator[tuple[Resource | None, Finding]]:
+def one_script(resources: Sequence[Resource]) -> Iterator[tuple[Resource | None, Violation]]:
     """The fleet's VMs against the project's startup script: (whose fault, finding) pairs.
 
     Exactly one item owns the script as soon as there is a VM of the fleet, and every VM's spec
@@ -94,7 +94,7 @@ def one_script(resources: Sequence[Resource]) -> Iterator[tuple[Resource | None,
         for owner in owners:
             yield (
                 owner,
-                Finding(
+                Violation(
                     path="key",
                     problem=f"{len(owners)} resources own the project's startup-script: {names}",
                     remedy="Keep one of them: the last one written would win",
@@ -105,7 +105,7 @@ def one_script(resources: Sequence[Resource]) -> Iterator[tuple[Resource | None,
         if vms:
             problem = f"{len(vms)} VMs of the fleet and no startup script for them"
             remedy = f"Declare one {OWNER} with the key {OWNER_KEY}"
-            yield None, Finding(path="", problem=problem, remedy=remedy)
+            yield None, Violation(path="", problem=problem, remedy=remedy)
         return
     script = owners[0].props.get("value")
     if isinstance(script, str):
@@ -116,7 +116,7 @@ def one_script(resources: Sequence[Resource]) -> Iterator[tuple[Resource | None,
                 yield vm.resource, finding
 
 
-def _expects(text: Any, digest: str, owner: str) -> Finding | None:
+def _expects(text: Any, digest: str, owner: str) -> Violation | None:
     spec = parse_spec(text)
     if not isinstance(spec, dict):
         return None
@@ -125,7 +125,7 @@ def _expects(text: Any, digest: str, owner: str) -> Finding | None:
     if expected == digest:
         return None
     wants = f"expects {expected}" if expected else "says nothing"
-    return Finding(
+    return Violation(
         path=_HASH_PATH,
         problem=f"the VM {wants}, the project's script ({owner}) is {digest}",
         remedy="Put the sha256 of the rendered script, as it is in the project's item, into the "

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from .values import Finding, Resource
+from .values import Resource, Violation
 
 # Disks hold identities and the registry, buckets releases and orders; an address is in every
 # VM's spec.
@@ -20,7 +20,7 @@ STATEFUL: Final = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class ProtectionConfig:
     """`types`: resource types that must be protected. `exemptStacks`: stacks that come and go,
     such as a lab. `exemptNames`: Pulumi names of resources that may stay unprotected."""
 
@@ -29,13 +29,13 @@ class Config:
     exemptNames: Sequence[str] = ()  # noqa: N815
 
 
-def unprotected(resource: Resource, config: Config) -> Iterator[Finding]:
+def unprotected(resource: Resource, config: ProtectionConfig) -> Iterator[Violation]:
     """A stateful resource that a mistaken `pulumi destroy` or replacement would delete."""
     if resource.type not in config.types or resource.protect:
         return
     if resource.stack in config.exemptStacks or resource.name in config.exemptNames:
         return
-    yield Finding(
+    yield Violation(
         path="",
         problem=f"{resource.name} holds state and is not protected",
         remedy="Declare it with protect=True; a stack that is meant to be thrown away goes into "

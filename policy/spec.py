@@ -11,7 +11,7 @@ from .values import UNKNOWN, Resource, join, walk
 
 
 @dataclass(frozen=True, kw_only=True)
-class Vm:
+class PlannedVm:
     """Something with the fleet's keys in its metadata.
 
     `path` is where its block stands in the resource ("" for the resource itself), `machine_type`
@@ -34,13 +34,13 @@ class Vm:
         return join(join(self.path, "metadata"), key)
 
 
-def fleet_vms(resources: Iterable[Resource]) -> Iterator[Vm]:
+def fleet_vms(resources: Iterable[Resource]) -> Iterator[PlannedVm]:
     """Every block with `pilot-role` or `pilot-spec` in its metadata, in whatever resource."""
     for resource in resources:
         for path, _, block in [("", "", resource.props), *walk(resource.props)]:
             metadata = block.get("metadata") if isinstance(block, Mapping) else None
             if isinstance(metadata, Mapping) and {"pilot-role", "pilot-spec"} & metadata.keys():
-                yield Vm(
+                yield PlannedVm(
                     resource=resource,
                     path=path,
                     machine_type=block.get("machineType"),

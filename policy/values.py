@@ -49,7 +49,7 @@ UNKNOWN: Final = _Unknown.UNKNOWN
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class Violation:
     """What a rule has against a property.
 
     `path` is where (`metadata["startup-script"]`), `problem` what is wrong, `remedy` what to do.

@@ -124,6 +124,39 @@ def test_the_program_does_not_ask_where_it_is() -> None:
         assert not {name for name in names if "lab" in name.lower().split("_")}, file
 
 
+# A class on both sides of a boundary that no import may cross, for the same thing.
+SAME_MEANING = {
+    "Binary": {"components/spec.py", "startup/node/desired/spec.py"},
+    "MachineType": {"components/machines.py", "lab/cloud/catalog.py"},
+}
+
+
+def class_homes(sources: list[tuple[str, str]]) -> dict[str, set[str]]:
+    """The files in which a class of each name is defined; `sources`: (file, its text)."""
+    homes: dict[str, set[str]] = {}
+    for file, text in sources:
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ClassDef):
+                homes.setdefault(node.name, set()).add(file)
+    return homes
+
+
+def test_a_class_name_has_one_meaning() -> None:
+    """A reader who finds a name knows which thing it is. Name the new class after what it holds."""
+    sources = [
+        (str(file.relative_to(ROOT)), file.read_text(encoding="utf-8"))
+        for file in [ROOT / "__main__.py", *(f for room in ROOMS - {"tests"} for f in files(room))]
+    ]
+    shared = {name: homes for name, homes in class_homes(sources).items() if len(homes) > 1}
+    assert shared == SAME_MEANING
+
+
+def test_a_second_meaning_would_be_seen() -> None:
+    assert class_homes([("a.py", "class Plan: ..."), ("b.py", "class Plan: ...")]) == {
+        "Plan": {"a.py", "b.py"}
+    }
+
+
 def test_this_test_can_fail(tmp_path: Path) -> None:
     crossing = tmp_path / "x.py"
     crossing.write_text("import ops.status\nfrom lab import store\n")

@@ -9,9 +9,9 @@ import pytest
 
 from components import guard
 from ops import audit
-from ops.audit import Bag, Declared, Project
-from ops.fleet import Fleet, Registry
-from policy.ghosts import Config
+from ops.audit import Bag, Declared, ProjectMetadata
+from ops.fleet import Fleet, RegistryCounts
+from policy.ghosts import GhostsConfig
 from policy.ghosts import ghosts as refused
 from startup.node.desired import ghost_scripts
 from tests.ghosts import PLACE, TABLE, Key
@@ -28,8 +28,8 @@ def ids(key: Key) -> str:
 def audited(instance: Mapping[str, str], project: Mapping[str, str]) -> list[str]:
     bag = Bag(kind="instance", where="zones/z/instances/builder", metadata=instance)
     found = audit.audit(
-        Project(name="p", instances=(), bags=(bag,), metadata=project),
-        Fleet(name="test", project="p", time=0, vms=(), registry=Registry()),
+        ProjectMetadata(name="p", instances=(), bags=(bag,), metadata=project),
+        Fleet(name="test", project="p", time=0, vms=(), registry=RegistryCounts()),
         Declared(),
     ).findings
     return [each.what for each in found if each.rule.startswith("ghost-")]
@@ -39,7 +39,7 @@ def of_an_instance(metadata: Mapping[str, str]) -> Iterator[tuple[str, list[str]
     """(side, what it says) of an instance with this metadata."""
     props = {"metadata": dict(metadata)}
     yield "program", [each.does for each in guard.ghost_scripts(INSTANCE, props)]
-    yield "policy", [each.problem for each in refused(planned(INSTANCE, props), Config())]
+    yield "policy", [each.problem for each in refused(planned(INSTANCE, props), GhostsConfig())]
     yield "audit", audited(metadata, {})
     yield "VM", list(ghost_scripts.ghosts(metadata, {}))
 
@@ -53,7 +53,7 @@ def of_a_project(metadata: Mapping[str, str]) -> Iterator[tuple[str, list[str]]]
     )
     yield (
         "policy",
-        [each.problem for item in items for each in refused(planned(ITEM, item), Config())],
+        [each.problem for item in items for each in refused(planned(ITEM, item), GhostsConfig())],
     )
     yield "audit", audited({}, metadata)
     yield "VM", list(ghost_scripts.ghosts({}, metadata))
@@ -87,7 +87,7 @@ def test_in_the_project(key: Key) -> None:
 def test_the_projects_item_of_another_package_is_not_the_fleets() -> None:
     props = {"key": "startup-script", "value": "x"}
     assert guard.ghost_scripts(OTHERS_ITEM, props)
-    assert list(refused(planned(OTHERS_ITEM, props), Config()))
+    assert list(refused(planned(OTHERS_ITEM, props), GhostsConfig()))
 
 
 PAIR = {"key": "startup-script", "value": "x"}
@@ -172,7 +172,7 @@ SHAPES = [
 def test_what_is_metadata(type_: str, props: dict[str, object], is_script: bool) -> None:
     """Program and policies, whatever the package is called."""
     assert bool(guard.ghost_scripts(type_, props)) is is_script, json.dumps(props)
-    found = [each for each in refused(planned(type_, props), Config()) if not each.unjudged]
+    found = [each for each in refused(planned(type_, props), GhostsConfig()) if not each.unjudged]
     assert bool(found) is is_script, found
 
 
@@ -206,7 +206,7 @@ def test_what_a_site_may_allow(
     is_named = name == "it" or props.get("name") == name
     for allowed, passes in (((), False), (("other",), False), ((name,), is_allowed and is_named)):
         assert guard.is_refused(type_, "it", props, allowed) is not passes
-        found = list(refused(planned(type_, props), Config(allowed=allowed)))
+        found = list(refused(planned(type_, props), GhostsConfig(allowed=allowed)))
         assert bool(found) is not passes
         ways_out = {"allowedScripts" in str(each) for each in found}
         assert ways_out <= {is_allowed}

@@ -16,10 +16,10 @@ from typing import Any, Final, Protocol, Self
 
 from lab.cloud.metadata_answers import (
     MOST_GUEST_VALUE,
-    Answer,
     GoneError,
     Metadata,
-    RefusedError,
+    MetadataAnswer,
+    MetadataRefusedError,
     refusal,
 )
 from lab.cloud.store import Store
@@ -44,12 +44,12 @@ Instance = str | Callable[[str], str | None]
 """Whose server it is: an instance's path, or a function from the peer's address to one."""
 
 
-class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
+class _MetadataServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
     daemon_threads = True
     request_queue_size = 128
 
     def __init__(self, metadata: Metadata, instance: Instance, listener: socket.socket) -> None:
-        super().__init__(listener.getsockname(), _Handler, bind_and_activate=False)
+        super().__init__(listener.getsockname(), _MetadataHandler, bind_and_activate=False)
         self.socket.close()
         self.socket = listener
         self.metadata = metadata
@@ -91,12 +91,12 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         LOG.debug("%s: connection lost", client_address, exc_info=True)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _MetadataHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = _IDLE_SECONDS
     wbufsize = -1
     disable_nagle_algorithm = True
-    server: _Server
+    server: _MetadataServer
 
     def version_string(self) -> str:
         # Guests' software recognises Google's server by this name.
@@ -105,7 +105,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _handle(self) -> None:
         try:
             body = self._read_body()
-        except RefusedError as refused:
+        except MetadataRefusedError as refused:
             self.close_connection = True
             self._send(refusal(refused.status, self.path, refused.why))
             return
@@ -135,17 +135,17 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _read_body(self) -> bytes:
         if self.headers.get("Transfer-Encoding"):
-            raise RefusedError(411, "send the value with a Content-Length")
+            raise MetadataRefusedError(411, "send the value with a Content-Length")
         length = self.headers.get("Content-Length") or "0"
         if not length.isdigit():
-            raise RefusedError(400, f"Content-Length is no number: {length}")
+            raise MetadataRefusedError(400, f"Content-Length is no number: {length}")
         if int(length) > _MOST_BODY:
-            raise RefusedError(
+            raise MetadataRefusedError(
                 413, f"a body of {length} bytes; at most {MOST_GUEST_VALUE} are allowed"
             )
         data = self.rfile.read(int(length))
         if len(data) != int(length):
-            raise RefusedError(400, f"the body ends after {len(data)} of {length} bytes")
+            raise MetadataRefusedError(400, f"the body ends after {len(data)} of {length} bytes")
         return data
 
     def _gone(self) -> bool:
@@ -157,7 +157,7 @@ class _Handler(BaseHTTPRequestHandler):
         except OSError:
             return True
 
-    def _send(self, answer: Answer) -> None:
+    def _send(self, answer: MetadataAnswer) -> None:
         data = answer.text.encode()
         self.send_response(answer.status)
         self.send_header("Metadata-Flavor", "Google")
@@ -185,7 +185,7 @@ class MetadataServing:
         # Before the first connection: they inherit it, and their remains would keep the port from
         # `back` for a minute.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._server = _Server(Metadata(store), instance, listener)
+        self._server = _MetadataServer(Metadata(store), instance, listener)
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         host, port = listener.getsockname()[:2]
@@ -232,7 +232,7 @@ class MetadataServing:
         self.close()
 
     def _listen(self) -> None:
-        self._listener.listen(_Server.request_queue_size)
+        self._listener.listen(_MetadataServer.request_queue_size)
         self._thread = threading.Thread(
             target=self._server.serve_forever,
             kwargs={"poll_interval": 0.05},

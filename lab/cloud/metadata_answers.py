@@ -29,7 +29,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from lab.cloud import Json, compute, instances, links, maintenance, metadata_tree
 from lab.cloud.links import Scope
-from lab.cloud.metadata_tree import Facts, Node
+from lab.cloud.metadata_tree import GuestFacts, Node
 from lab.cloud.store import Store, StoreError, Transaction
 
 ROOT: Final = "/computeMetadata/v1/"
@@ -52,7 +52,7 @@ _GUEST_NAME = re.compile(rf"[A-Za-z0-9_.-]{{1,{MOST_GUEST_KEY}}}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class MetadataAnswer:
     """What goes back to a guest."""
 
     status: int = 200
@@ -85,7 +85,7 @@ class Question:
         return float(text) if re.fullmatch(r"\d{1,6}", text) else None
 
 
-class RefusedError(Exception):
+class MetadataRefusedError(Exception):
     """A request that is refused: `status`, and a sentence for who reads the answer."""
 
     def __init__(self, status: int, why: str) -> None:
@@ -101,7 +101,7 @@ class GoneError(Exception):
 # Facts
 
 
-def gather(transaction: Transaction, path: str) -> tuple[Facts, float] | None:
+def gather(transaction: Transaction, path: str) -> tuple[GuestFacts, float] | None:
     """Return the facts of the instance at `path`, and for how many seconds they surely hold.
 
     None where there is no such instance.
@@ -116,7 +116,7 @@ def gather(transaction: Transaction, path: str) -> tuple[Facts, float] | None:
     disks = {each["deviceName"]: _disk(transaction, each) for each in body["disks"]}
     boot = next((disks[each["deviceName"]] for each in body["disks"] if each["boot"]), {})
     event, left = maintenance.current(transaction, body["id"]) or (None, _LOOK_SECONDS)
-    facts = Facts(
+    facts = GuestFacts(
         instance=body,
         machine=instances.machine(transaction, body),
         project_number=compute.project_number(project),
@@ -160,7 +160,7 @@ class Metadata:
         body: bytes = b"",
         *,
         gone: Callable[[], bool] = lambda: False,
-    ) -> Answer:
+    ) -> MetadataAnswer:
         """Answer a request of the instance at `path` (None: of nobody that is known).
 
         `headers` has lower-case names. `gone` tells whether the client left, which ends a long
@@ -170,22 +170,26 @@ class Metadata:
         try:
             _check_headers(question, headers)
             return self._route(path, question, gone)
-        except RefusedError as refused:
+        except MetadataRefusedError as refused:
             return refusal(refused.status, question.path, refused.why)
         except StoreError as error:
             return refusal(503, question.path, str(error))
 
-    def _route(self, path: str | None, question: Question, gone: Callable[[], bool]) -> Answer:
+    def _route(
+        self, path: str | None, question: Question, gone: Callable[[], bool]
+    ) -> MetadataAnswer:
         if question.path in ("/", "/computeMetadata/"):
             _only(question, "GET", "HEAD")
             below = "computeMetadata/\n" if question.path == "/" else "v1/\n"
-            return Answer(text=below)
+            return MetadataAnswer(text=below)
         if question.path in ("/computeMetadata", ROOT.rstrip("/")):
             return _redirect(question)
         if not question.path.startswith(ROOT):
-            raise RefusedError(404, "not found")
+            raise MetadataRefusedError(404, "not found")
         if path is None:
-            raise RefusedError(404, "no instance has the address that this request comes from")
+            raise MetadataRefusedError(
+                404, "no instance has the address that this request comes from"
+            )
         if question.parts[:2] == _GUEST:
             self._guarded(path)
             if question.method in ("PUT", "DELETE"):
@@ -197,18 +201,18 @@ class Metadata:
                 return made
         return self._read(path, question, gone)
 
-    def _look(self, path: str) -> tuple[Facts, float]:
+    def _look(self, path: str) -> tuple[GuestFacts, float]:
         with self._store.transaction() as transaction:
             found = gather(transaction, path)
         if found is None:
             # Not 404: that says that a key is absent, and a guest would believe it.
-            raise RefusedError(503, f"{path} is not there (any more)")
+            raise MetadataRefusedError(503, f"{path} is not there (any more)")
         return found
 
-    def _read(self, path: str, question: Question, gone: Callable[[], bool]) -> Answer:
+    def _read(self, path: str, question: Question, gone: Callable[[], bool]) -> MetadataAnswer:
         recursive, alt = question.is_set("recursive"), question.query.get("alt")
         if alt not in (None, "json", "text"):
-            raise RefusedError(400, f"alt={alt}: must be json or text")
+            raise MetadataRefusedError(400, f"alt={alt}: must be json or text")
         waiting, last = question.is_set("wait_for_change"), question.query.get("last_etag")
         deadline = None if question.timeout is None else time.monotonic() + question.timeout
         while True:
@@ -217,14 +221,18 @@ class Metadata:
             facts, holds = self._look(path)
             node = metadata_tree.find(metadata_tree.tree(facts), question.parts)
             if node is None or isinstance(node, metadata_tree.Made):
-                raise RefusedError(404, "not found")
+                raise MetadataRefusedError(404, "not found")
             directory = metadata_tree.is_directory(node)
             if question.directory and not directory:
-                raise RefusedError(404, "a value, no directory: ask without the slash at the end")
+                raise MetadataRefusedError(
+                    404, "a value, no directory: ask without the slash at the end"
+                )
             if directory and not question.directory and not recursive:
                 return _redirect(question)
             if directory and not recursive and (waiting or alt):
-                raise RefusedError(400, "a directory's listing has one form and is not waited for")
+                raise MetadataRefusedError(
+                    400, "a directory's listing has one form and is not waited for"
+                )
             tag = metadata_tree.etag(node, recursive)
             last = tag if last is None else last
             left = _left(deadline)
@@ -239,34 +247,36 @@ class Metadata:
     def _guarded(self, path: str) -> None:
         facts, _ = self._look(path)
         if not facts.guest_attributes_enabled():
-            raise RefusedError(403, "Guest attributes endpoint access is disabled.")
+            raise MetadataRefusedError(403, "Guest attributes endpoint access is disabled.")
 
-    def _change_guest(self, path: str, question: Question) -> Answer:
+    def _change_guest(self, path: str, question: Question) -> MetadataAnswer:
         names = question.parts[2:]
         if len(names) != 2 or question.directory:
-            raise RefusedError(400, "guest attributes are instance/guest-attributes/NAMESPACE/KEY")
+            raise MetadataRefusedError(
+                400, "guest attributes are instance/guest-attributes/NAMESPACE/KEY"
+            )
         for name in names:
             if not _GUEST_NAME.fullmatch(name):
                 why = f"'{name}': must be 1 to {MOST_GUEST_KEY} of letters, digits, '_', '-', '.'"
-                raise RefusedError(400, why)
+                raise MetadataRefusedError(400, why)
         collection, name = _guest(path), "/".join(names)
         with self._store.transaction() as transaction:
             if transaction.get(*links.split(path)) is None:
-                raise RefusedError(503, f"{path} is not there (any more)")
+                raise MetadataRefusedError(503, f"{path} is not there (any more)")
             held = transaction.documents(collection)
             if question.method == "DELETE":
                 if name not in held:
-                    raise RefusedError(404, "not found")
+                    raise MetadataRefusedError(404, "not found")
                 transaction.delete(collection, name)
-                return Answer()
+                return MetadataAnswer()
             value = _guest_value(name, question.body, held)
             if held.get(name) != {"value": value}:
                 transaction.put(collection, name, {"value": value})
-        return Answer()
+        return MetadataAnswer()
 
     # Tokens
 
-    def _made(self, path: str, question: Question) -> Answer | None:
+    def _made(self, path: str, question: Question) -> MetadataAnswer | None:
         """Return the token or identity that is asked for, None where neither is."""
         facts, _ = self._look(path)
         account = facts.account(question.parts[2])
@@ -277,12 +287,14 @@ class Metadata:
         if question.parts[3] == "identity":
             audience = question.query.get("audience", "")
             if not audience:
-                raise RefusedError(400, "non-empty audience parameter required")
+                raise MetadataRefusedError(400, "non-empty audience parameter required")
             full = question.query.get("format") == "full"
-            return Answer(text=self._identity(facts, account, audience, full), content_type=_HTML)
+            return MetadataAnswer(
+                text=self._identity(facts, account, audience, full), content_type=_HTML
+            )
         return None
 
-    def _token(self, facts: Facts, account: Json, question: Question) -> Answer:
+    def _token(self, facts: GuestFacts, account: Json, question: Question) -> MetadataAnswer:
         scopes = question.query.get("scopes") or ",".join(account["scopes"])
         key = (facts.instance["id"], account["email"], scopes)
         now = time.monotonic()
@@ -295,11 +307,11 @@ class Metadata:
                 self._tokens[key] = token, ends
         value = {"access_token": token, "expires_in": int(ends - now), "token_type": "Bearer"}
         if question.query.get("alt") == "text":
-            return Answer(text="".join(f"{name} {each}\n" for name, each in value.items()))
+            return MetadataAnswer(text="".join(f"{name} {each}\n" for name, each in value.items()))
         text = json.dumps(value, separators=(",", ":"))
-        return Answer(text=text, content_type=_JSON)
+        return MetadataAnswer(text=text, content_type=_JSON)
 
-    def _identity(self, facts: Facts, account: Json, audience: str, full: bool) -> str:
+    def _identity(self, facts: GuestFacts, account: Json, audience: str, full: bool) -> str:
         """Return an identity token with Google's claims.
 
         It is signed with a key of this process (HS256), so nobody mistakes it for Google's.
@@ -356,49 +368,51 @@ def _question(method: str, target: str, headers: Mapping[str, str], body: bytes)
 
 def _check_headers(question: Question, headers: Mapping[str, str]) -> None:
     if "x-forwarded-for" in headers:
-        raise RefusedError(403, "Requests with an X-Forwarded-For header are refused.")
+        raise MetadataRefusedError(403, "Requests with an X-Forwarded-For header are refused.")
     # The root answers anyone: libraries find out by it whether they are on Compute Engine.
     if question.path != "/" and headers.get("metadata-flavor") != "Google":
-        raise RefusedError(403, "Missing Metadata-Flavor:Google header.")
+        raise MetadataRefusedError(403, "Missing Metadata-Flavor:Google header.")
 
 
 def _only(question: Question, *methods: str) -> None:
     if question.method not in methods:
-        raise RefusedError(405, f"{question.method} is not possible here")
+        raise MetadataRefusedError(405, f"{question.method} is not possible here")
 
 
 def _left(deadline: float | None) -> float:
     return _LOOK_SECONDS if deadline is None else deadline - time.monotonic()
 
 
-def _found(node: Node, recursive: bool, alt: str | None, tag: str) -> Answer:
+def _found(node: Node, recursive: bool, alt: str | None, tag: str) -> MetadataAnswer:
     as_json = alt == "json" or (
         alt is None and metadata_tree.json_by_default(node, recursive=recursive)
     )
     text = metadata_tree.write(node, recursive=recursive, as_json=as_json)
-    return Answer(text=text, content_type=_JSON if as_json else _TEXT, headers={"ETag": tag})
+    return MetadataAnswer(
+        text=text, content_type=_JSON if as_json else _TEXT, headers={"ETag": tag}
+    )
 
 
-def _redirect(question: Question) -> Answer:
+def _redirect(question: Question) -> MetadataAnswer:
     there = f"http://{question.host}" if question.host else ""
     location = f"{there}{question.path}/"
     if question.raw_query:
         location += f"?{question.raw_query}"
     page = _page(301, f'<p>It is <a href="{html.escape(location)}">here</a>.')
-    return Answer(status=301, text=page, content_type=_HTML, headers={"Location": location})
+    return MetadataAnswer(status=301, text=page, content_type=_HTML, headers={"Location": location})
 
 
-def refusal(status: int, path: str, why: str) -> Answer:
+def refusal(status: int, path: str, why: str) -> MetadataAnswer:
     """Return a refusal as Google writes it: a page, and plain text for guest attributes."""
     if status == 403 and why.startswith("Guest attributes"):
-        return Answer(status=status, text=why)
+        return MetadataAnswer(status=status, text=why)
     said = {
         403: "Your client does not have permission to get URL <code>{}</code> from this server.",
         404: "The requested URL <code>{}</code> was not found on this server.",
         503: "The service at <code>{}</code> is temporarily unavailable.",
     }.get(status, "Your client has issued a malformed or illegal request for <code>{}</code>.")
     page = _page(status, f"<p>{said.format(html.escape(path))} {html.escape(why)}")
-    return Answer(status=status, text=page, content_type=_HTML)
+    return MetadataAnswer(status=status, text=page, content_type=_HTML)
 
 
 def _page(status: int, said: str) -> str:
@@ -408,18 +422,20 @@ def _page(status: int, said: str) -> str:
 
 def _guest_value(name: str, body: bytes, held: Mapping[str, Json]) -> str:
     if len(body) > MOST_GUEST_VALUE:
-        raise RefusedError(
+        raise MetadataRefusedError(
             413, f"{name}: {len(body)} bytes; at most {MOST_GUEST_VALUE} are allowed"
         )
     try:
         value = body.decode()
     except UnicodeDecodeError as error:
-        raise RefusedError(400, f"{name}: the value must be UTF-8 ({error.reason})") from error
+        raise MetadataRefusedError(
+            400, f"{name}: the value must be UTF-8 ({error.reason})"
+        ) from error
     others = sum(
         len(key) + len(each["value"].encode()) for key, each in held.items() if key != name
     )
     total = others + len(name) + len(body)
     if total > MOST_GUEST_TOTAL:
         why = f"guest attributes would have {total} bytes; at most {MOST_GUEST_TOTAL} are allowed"
-        raise RefusedError(413, why)
+        raise MetadataRefusedError(413, why)
     return value

@@ -65,7 +65,7 @@ Node = Directory | Numbered | Leaf
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
+class GuestFacts:
     """All that decides what a VM's metadata server answers; equal facts give equal answers."""
 
     instance: Json
@@ -129,7 +129,7 @@ def items(metadata: Any) -> dict[str, str]:
     return {each["key"]: each["value"] for each in given}
 
 
-def tree(facts: Facts) -> Directory:
+def tree(facts: GuestFacts) -> Directory:
     """Return everything below `/computeMetadata/v1/`."""
     return Directory(
         {
@@ -147,7 +147,7 @@ def tree(facts: Facts) -> Directory:
     )
 
 
-def _instance(facts: Facts) -> Directory:
+def _instance(facts: GuestFacts) -> Directory:
     instance, project = facts.instance, f"projects/{facts.project_number}"
     scheduling = instance["scheduling"]
     return Directory(
@@ -250,7 +250,7 @@ def _nic(shown: Json, nic: Nic, project: str) -> Directory:
     )
 
 
-def _accounts(facts: Facts) -> Directory:
+def _accounts(facts: GuestFacts) -> Directory:
     default = facts.account("default")
     if default is None:
         return Directory(free=True)

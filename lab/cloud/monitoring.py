@@ -55,7 +55,7 @@ def _record() -> Json:
     return {"mutateTime": when, "mutatedBy": "nobody@localhost"}
 
 
-class Monitoring:
+class MonitoringApi:
     """Answers below `/v3/projects/P` and, for dashboards, `/v1/projects/P`."""
 
     def __init__(self, store: Store) -> None:

@@ -17,7 +17,7 @@ from lab.cloud.compute import Compute
 from lab.cloud.control import Control
 from lab.cloud.errors import ApiError, not_implemented
 from lab.cloud.iam import Policies, ResourceManager, ServiceAccounts
-from lab.cloud.monitoring import Monitoring
+from lab.cloud.monitoring import MonitoringApi
 from lab.cloud.operations import Operations
 from lab.cloud.secrets import Secrets
 from lab.cloud.storage import Storage
@@ -55,7 +55,7 @@ class Lab:
                 *ResourceManager(self.store, policies).routes(),
                 *ServiceAccounts(self.store, policies).routes(),
                 *Secrets(self.store, policies).routes(),
-                *Monitoring(self.store).routes(),
+                *MonitoringApi(self.store).routes(),
                 *Control(self.store, self.driver).routes(),
             ]
         )
@@ -128,25 +128,25 @@ def _refusal(error: ApiError) -> Response:
     return Response(body=error.body(), status=error.code, headers=headers)
 
 
-class _Server(ThreadingHTTPServer):
+class _ApiServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, listening: socket.socket, lab: Lab) -> None:
-        super().__init__(listening.getsockname(), _Handler, bind_and_activate=False)
+        super().__init__(listening.getsockname(), _ApiHandler, bind_and_activate=False)
         self.socket.close()
         self.socket = listening
         self.server_name, self.server_port = listening.getsockname()[:2]
         self.lab = lab
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _ApiHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version = NAME.replace(" ", "-")
     sys_version = ""
     timeout = _IDLE_SECONDS
     wbufsize = -1
     disable_nagle_algorithm = True
-    server: _Server
+    server: _ApiServer
 
     def _handle(self) -> None:
         url = urlsplit(self.path)
@@ -234,7 +234,7 @@ class _Handler(BaseHTTPRequestHandler):
 class Serving:
     """A lab that is being served at `url` (`http://HOST:PORT`)."""
 
-    def __init__(self, server: _Server) -> None:
+    def __init__(self, server: _ApiServer) -> None:
         self._server = server
         host, port = server.server_address[:2]
         self.url = f"http://{host!s}:{port}"
@@ -276,7 +276,7 @@ def serve(
         listening.close()
         raise
     try:
-        server = _Server(listening, lab)
+        server = _ApiServer(listening, lab)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
         try:

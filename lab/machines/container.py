@@ -83,7 +83,7 @@ class Container:
         self._lock = RLock()
         self._machines: dict[str, Machine] = {}
         self._forwarded: set[int] = set()
-        self._watch = processes.Watch(self._ended)
+        self._watch = processes.ProcessWatch(self._ended)
         self._stopped = stopped or (lambda _: None)
         for machine in self._places.recorded():
             pid = self._pid(machine.path)

@@ -159,7 +159,7 @@ def kill_container(launcher: int) -> None:
     kill(launcher, *children(launcher), *([] if first is None else [first]))
 
 
-class Watch:
+class ProcessWatch:
     """Calls `ended(name)` when a watched process ends that nobody said would."""
 
     def __init__(self, ended: Callable[[str], None]) -> None:

@@ -94,7 +94,7 @@ class Qemu:
         self._endpoint = metadata_endpoint
         self._cache = cache or default_cache()
         self._accelerator = accelerator
-        self._watch = processes.Watch(stopped or (lambda _: None))
+        self._watch = processes.ProcessWatch(stopped or (lambda _: None))
         for machine in self._places.recorded():
             pid = self._pid(machine.path)
             if pid is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from .flags import USAGE, UsageError, parse
+from .flags import USAGE, FlagsError, parse
 from .server import main
 
 
@@ -16,7 +16,7 @@ def run() -> int:
         return 0
     try:
         options = parse(arguments)
-    except UsageError as error:
+    except FlagsError as error:
         sys.stderr.write(f"{error}\n{USAGE}")
         return 2
     return main(options)

@@ -49,7 +49,7 @@ network is here.</p>{banner}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class DashboardRequest:
     method: str
     path: str
     query: Mapping[str, list[str]]
@@ -63,7 +63,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Response:
+class DashboardResponse:
     status: int
     body: bytes
     kind: str = _JSON
@@ -81,11 +81,11 @@ def _loopback(address: str) -> bool:
         return False
 
 
-def _answer(content: object, status: int = HTTPStatus.OK) -> Response:
-    return Response(status, json.dumps(content).encode() + b"\n")
+def _answer(content: object, status: int = HTTPStatus.OK) -> DashboardResponse:
+    return DashboardResponse(status, json.dumps(content).encode() + b"\n")
 
 
-def _failure(status: int, text: str) -> Response:
+def _failure(status: int, text: str) -> DashboardResponse:
     return _answer({"error": text}, status)
 
 
@@ -133,19 +133,23 @@ class Dashboard:
         finally:
             writer.close()
 
-    async def respond(self, request: Request) -> Response:
+    async def respond(self, request: DashboardRequest) -> DashboardResponse:
         methods, act = self._routes().get(request.path, ((), None))
         if act is None:
             return _failure(HTTPStatus.NOT_FOUND, f"{request.path}: there is nothing here")
         method = "GET" if request.method == "HEAD" else request.method
         if method not in methods:
             refused = _failure(HTTPStatus.METHOD_NOT_ALLOWED, f"use {' or '.join(methods)}")
-            return Response(refused.status, refused.body, headers={"Allow": ", ".join(methods)})
+            return DashboardResponse(
+                refused.status, refused.body, headers={"Allow": ", ".join(methods)}
+            )
         return await act(request)
 
     def _routes(
         self,
-    ) -> Mapping[str, tuple[tuple[str, ...], Callable[[Request], Awaitable[Response]]]]:
+    ) -> Mapping[
+        str, tuple[tuple[str, ...], Callable[[DashboardRequest], Awaitable[DashboardResponse]]]
+    ]:
         return {
             "/": (("GET",), self._page),
             "/healthz": (("GET",), self._health),
@@ -157,7 +161,7 @@ class Dashboard:
             "/agents": (("GET",), self._agents),
         }
 
-    async def _page(self, _: Request) -> Response:
+    async def _page(self, _: DashboardRequest) -> DashboardResponse:
         text = self._read_banner()
         page = _PAGE.format(
             notice=html.escape(NOTICE),
@@ -168,9 +172,9 @@ class Dashboard:
             requests=self._registry.state.total_requests,
             uptime=self._uptime(),
         )
-        return Response(HTTPStatus.OK, page.encode(), "text/html; charset=utf-8")
+        return DashboardResponse(HTTPStatus.OK, page.encode(), "text/html; charset=utf-8")
 
-    async def _health(self, _: Request) -> Response:
+    async def _health(self, _: DashboardRequest) -> DashboardResponse:
         return _answer(
             {
                 "status": "ok",
@@ -180,7 +184,7 @@ class Dashboard:
             }
         )
 
-    async def _stats(self, request: Request) -> Response:
+    async def _stats(self, request: DashboardRequest) -> DashboardResponse:
         """The fields of FACTS, no more; networks only for who has the token, if there is one."""
         state = self._registry.state
         active = self._registry.active()
@@ -214,12 +218,12 @@ class Dashboard:
             del answer["networks"]
         return _answer(answer)
 
-    def _shown_token(self, request: Request) -> bool:
+    def _shown_token(self, request: DashboardRequest) -> bool:
         bearer = request.headers.get("authorization", "").removeprefix("Bearer ")
         given = request.query.get("token", [""])[0] or bearer
         return hmac.compare_digest(given.encode(), self._dashboard_token.encode())
 
-    async def _metrics(self, request: Request) -> Response:
+    async def _metrics(self, request: DashboardRequest) -> DashboardResponse:
         if not request.local():
             return _failure(HTTPStatus.FORBIDDEN, "loopback only")
         registry = self._registry
@@ -247,11 +251,11 @@ class Dashboard:
                 for event, count in sorted(registry.events.items())
             ),
         ]
-        return Response(
+        return DashboardResponse(
             HTTPStatus.OK, ("\n".join(lines) + "\n").encode(), "text/plain; version=0.0.4"
         )
 
-    async def _save(self, request: Request) -> Response:
+    async def _save(self, request: DashboardRequest) -> DashboardResponse:
         if not request.local():
             return _failure(HTTPStatus.FORBIDDEN, "loopback only")
         try:
@@ -260,7 +264,7 @@ class Dashboard:
             return _failure(HTTPStatus.INTERNAL_SERVER_ERROR, f"snapshot failed: {error}")
         return _answer({"status": "ok", "bytes": size})
 
-    async def _banner_of(self, request: Request) -> Response:
+    async def _banner_of(self, request: DashboardRequest) -> DashboardResponse:
         if request.method != "PUT":
             return _answer({"banner": self._read_banner()})
         given = request.headers.get("x-admin-token", "")
@@ -298,7 +302,7 @@ class Dashboard:
         temporary.write_text(text + "\n", encoding="utf-8")
         os.replace(temporary, self._banner_file)  # noqa: PTH105 - as in store.py: one rename
 
-    async def _knobs(self, request: Request) -> Response:
+    async def _knobs(self, request: DashboardRequest) -> DashboardResponse:
         if not request.local():
             return _failure(HTTPStatus.FORBIDDEN, "loopback only")
         if request.method == "POST":
@@ -322,7 +326,7 @@ class Dashboard:
             }
         )
 
-    async def _agents(self, request: Request) -> Response:
+    async def _agents(self, request: DashboardRequest) -> DashboardResponse:
         """What tests ask and the real one has no page for: who is registered, by whom, how."""
         if not request.local():
             return _failure(HTTPStatus.FORBIDDEN, "loopback only")
@@ -346,7 +350,7 @@ class Dashboard:
         return int(time.time() - self._registry.state.started)
 
 
-async def _read(reader: asyncio.StreamReader, peer: str) -> Request:
+async def _read(reader: asyncio.StreamReader, peer: str) -> DashboardRequest:
     try:
         head = await reader.readuntil(b"\r\n\r\n")
     except asyncio.LimitOverrunError:
@@ -364,7 +368,7 @@ async def _read(reader: asyncio.StreamReader, peer: str) -> Request:
     if "transfer-encoding" in headers or not length.isdigit() or int(length) > MAX_BODY:
         raise MalformedError(f"a body needs a Content-Length, at most {MAX_BODY}")
     url = urlsplit(target)
-    return Request(
+    return DashboardRequest(
         method=method,
         path=url.path,
         query=parse_qs(url.query),
@@ -374,7 +378,7 @@ async def _read(reader: asyncio.StreamReader, peer: str) -> Request:
     )
 
 
-def _rendered(response: Response, *, body: bool) -> bytes:
+def _rendered(response: DashboardResponse, *, body: bool) -> bytes:
     status = HTTPStatus(response.status)
     head = {
         "Server": SERVER,

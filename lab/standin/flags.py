@@ -38,7 +38,7 @@ _UNITS: Final[Mapping[str, float]] = {
 _PART: Final = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
 
 
-class UsageError(Exception):
+class FlagsError(Exception):
     """The command line or the configuration file cannot be used; the text says why."""
 
 
@@ -54,7 +54,7 @@ class Address:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class RegistryOptions:
     """What this process was asked to be. `stale_threshold` is in seconds."""
 
     registry: Address = Address(host="", port=9000)
@@ -154,19 +154,19 @@ def _given(arguments: Sequence[str]) -> dict[str, object]:
         word = rest.pop(0)
         name, equals, value = word.removeprefix("-").removeprefix("-").partition("=")
         if not word.startswith("-") or not name:
-            raise UsageError(f'"{word}" is no flag')
+            raise FlagsError(f'"{word}" is no flag')
         if name not in _READERS:
-            raise UsageError(f"-{name}: there is no such flag")
+            raise FlagsError(f"-{name}: there is no such flag")
         if not equals and name in _SWITCHES:
             value = "true"
         elif not equals:
             if not rest:
-                raise UsageError(f"-{name} needs a value")
+                raise FlagsError(f"-{name} needs a value")
             value = rest.pop(0)
         try:
             found[name] = _READERS[name](value)
         except ValueError as error:
-            raise UsageError(f"-{name}: {error}") from None
+            raise FlagsError(f"-{name}: {error}") from None
     return found
 
 
@@ -175,9 +175,9 @@ def _configured(file: Path) -> dict[str, object]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UsageError(f"-config {file}: {error}") from None
+        raise FlagsError(f"-config {file}: {error}") from None
     if not isinstance(content, dict):
-        raise UsageError(f"-config {file}: must hold one JSON object")
+        raise FlagsError(f"-config {file}: must hold one JSON object")
     found: dict[str, object] = {}
     for key, value in content.items():
         name = key.replace("_", "-")
@@ -187,11 +187,11 @@ def _configured(file: Path) -> dict[str, object]:
         try:
             found[name] = _READERS[name](text)
         except ValueError as error:
-            raise UsageError(f"-config {file}: {key}: {error}") from None
+            raise FlagsError(f"-config {file}: {key}: {error}") from None
     return found
 
 
-def parse(arguments: Sequence[str]) -> Options:
+def parse(arguments: Sequence[str]) -> RegistryOptions:
     """The command line without the program's name. UsageError says what is wrong with it."""
     given = _given(arguments)
     config = given.pop("config", "")
@@ -204,4 +204,4 @@ def parse(arguments: Sequence[str]) -> Options:
     }
     knobs = Knobs(**{name: value for name, value in named.items() if name in _KNOBS})  # type: ignore[arg-type]
     rest = {name: value for name, value in named.items() if name not in _KNOBS}
-    return Options(knobs=knobs, **rest)  # type: ignore[arg-type]
+    return RegistryOptions(knobs=knobs, **rest)  # type: ignore[arg-type]

@@ -18,7 +18,7 @@ from . import NOTICE, VERSION, store
 from .beacon import Beacon
 from .dashboard import MAX_HEAD, Dashboard
 from .ed25519 import LibcryptoVerifier
-from .flags import Address, Options
+from .flags import Address, RegistryOptions
 from .limiter import Limiter, read_whitelist
 from .log import Log
 from .registry import Registry
@@ -55,7 +55,7 @@ def raise_descriptor_limit() -> int:
 class Server:
     """What runs between the start and a SIGTERM."""
 
-    def __init__(self, options: Options, log: Log, *, descriptors: int) -> None:
+    def __init__(self, options: RegistryOptions, log: Log, *, descriptors: int) -> None:
         self._options = options
         self._log = log
         self._loop = asyncio.get_running_loop()
@@ -296,7 +296,7 @@ def _shown(name: tuple[object, ...]) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-async def _run(options: Options, log: Log) -> None:
+async def _run(options: RegistryOptions, log: Log) -> None:
     descriptors = raise_descriptor_limit()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -305,7 +305,7 @@ async def _run(options: Options, log: Log) -> None:
     await Server(options, log, descriptors=descriptors).run(stop)
 
 
-def main(options: Options) -> int:
+def main(options: RegistryOptions) -> int:
     """Run until SIGTERM or SIGINT. Returns the exit code."""
     if options.version:
         sys.stdout.write(f"pilot-rendezvous stand-in {VERSION}: {NOTICE}\n")

@@ -14,7 +14,7 @@ from .desired.json_reader import SpecError
 from .desired.spec import Binary, RendezvousSpec, SwarmSpec, parse
 from .machine import files, user
 from .machine.metadata import MetadataServer
-from .machine.paths import AGAIN, Place, place_of
+from .machine.paths import AGAIN, Paths, paths_of
 from .machine.retry import FinalError, Retry, bounds_of
 from .machine.systemd import Systemctl
 from .rollout import roll_state
@@ -47,14 +47,14 @@ Steps of the startup script (several in one go) and of units:
 """
 
 
-class Node:
+class NodeCommands:
     """One command on one VM. `say` gets a line for each thing that was done."""
 
     def __init__(self, environment: Mapping[str, str], say: Callable[[str], None]) -> None:
-        self.place: Place = place_of(environment)
+        self.paths: Paths = paths_of(environment)
         self.say = say
         self.retry = Retry(bounds=bounds_of(environment), say=say)
-        self.metadata = MetadataServer(host=self.place.metadata_host)
+        self.metadata = MetadataServer(host=self.paths.metadata_host)
 
     def fetch_spec(self, role: str) -> None:
         path = "instance/attributes/pilot-spec"
@@ -65,27 +65,27 @@ class Node:
         if spec.role != role:
             raise SpecError([f"role: is {spec.role!r}, the metadata's pilot-role is {role!r}"])
         # What this machine cannot be is nothing to begin with after a restart of the service.
-        apply.check(self.place, spec)
-        files.write(self.place.spec, text)
+        apply.check(self.paths, spec)
+        files.write(self.paths.spec, text)
         self.say(f"{spec.name}: {spec.role}, {spec.agents} agents, release {spec.version}")
 
     def spec(self) -> SwarmSpec | RendezvousSpec:
         try:
-            return parse(self.place.spec.read_bytes())
+            return parse(self.paths.spec.read_bytes())
         except FileNotFoundError:
             raise FinalError(
-                f"{self.place.spec} is not there: the startup script has not got to it in this "
+                f"{self.paths.spec} is not there: the startup script has not got to it in this "
                 f"boot; {AGAIN}"
             ) from None
 
     def limits(self) -> None:
-        apply.apply_limits(self.place, self.spec(), self.say)
+        apply.apply_limits(self.paths, self.spec(), self.say)
 
     def release(self) -> None:
         """The binary that runs here: the accepted release's, whatever the spec says. The service
         fetches the spec's and rolls it out; one that was rejected stays so after a reboot."""
         spec = self.spec()
-        accepted = roll_state.recall(self.place, self.say).accepted
+        accepted = roll_state.recall(self.paths, self.say).accepted
         if accepted and accepted.sha256 != spec.binary.sha256:
             old = Binary.of(spec.binary.name, accepted.sha256)
             try:
@@ -100,28 +100,28 @@ class Node:
     def _release(self, spec: SwarmSpec | RendezvousSpec, binary: Binary, version: str) -> None:
         fetched = release.ensure(
             binary,
-            opt=self.place.opt,
+            opt=self.paths.opt,
             endpoint=spec.storage,
             bucket=spec.bucket,
             token=self.metadata.token,
             retry=self.retry,
         )
-        release.use(binary, self.place.opt)
+        release.use(binary, self.paths.opt)
         how = "fetched and verified" if fetched else "there already, verified"
         self.say(f"{binary.name} {version} {how}")
 
     def units(self) -> None:
         spec = self.spec()
         if isinstance(spec, SwarmSpec):
-            self.place.agents.mkdir(parents=True, exist_ok=True)
-            files.write(self.place.address, self._address() + "\n")
-            isolation.close(self.place, self.say)
+            self.paths.agents.mkdir(parents=True, exist_ok=True)
+            files.write(self.paths.address, self._address() + "\n")
+            isolation.close(self.paths, self.say)
         else:
-            environment = units.rendezvous_environment(kernel.machine(self.place), spec)
+            environment = units.rendezvous_environment(kernel.machine(self.paths), spec)
             self._store(spec)
             text = units.environment_file(environment)
-            files.write(self.place.rendezvous_environment, text, 0o600)
-        apply.apply_units(self.place, spec, self.say)
+            files.write(self.paths.rendezvous_environment, text, 0o600)
+        apply.apply_units(self.paths, spec, self.say)
 
     def store(self) -> None:
         spec = self.spec()
@@ -130,32 +130,32 @@ class Node:
         self._store(spec)
         from . import rendezvous_loop  # noqa: PLC0415
 
-        rendezvous_loop.prepare_store(self.place, self.say)
+        rendezvous_loop.prepare_store(self.paths, self.say)
 
     def _store(self, spec: RendezvousSpec) -> None:
-        if not self.place.is_mounted(self.place.state):
-            raise FinalError(self.place.unmounted("the registry would be lost with the boot disk"))
+        if not self.paths.is_mounted(self.paths.state):
+            raise FinalError(self.paths.unmounted("the registry would be lost with the boot disk"))
         # Root's, and sticky: the rendezvous makes its own files in it, but cannot remove or
         # replace the whitelist.
-        self.place.registry.mkdir(mode=0o700, exist_ok=True)
-        user.share(self.place.registry)
-        files.write(self.place.registry / "rate-limit-whitelist.json", units.whitelist(spec))
+        self.paths.registry.mkdir(mode=0o700, exist_ok=True)
+        user.share(self.paths.registry)
+        files.write(self.paths.registry / "rate-limit-whitelist.json", units.whitelist(spec))
 
     def run(self) -> None:
         from .follower import recall_spec  # noqa: PLC0415
 
-        if isinstance(recall_spec(self.place).spec, RendezvousSpec):
+        if isinstance(recall_spec(self.paths).spec, RendezvousSpec):
             from . import rendezvous_loop  # noqa: PLC0415
 
-            rendezvous_loop.serve(self.place, say=self.say)
+            rendezvous_loop.serve(self.paths, say=self.say)
             return
         from . import swarm_loop  # noqa: PLC0415
 
         try:
-            address = self.place.address.read_text(encoding="ascii").strip()
+            address = self.paths.address.read_text(encoding="ascii").strip()
         except FileNotFoundError:
             address = self._address()
-        swarm_loop.serve(self.place, address=address, systemd=Systemctl(), say=self.say)
+        swarm_loop.serve(self.paths, address=address, systemd=Systemctl(), say=self.say)
 
     def _address(self) -> str:
         path = "instance/network-interfaces/0/ip"
@@ -173,7 +173,7 @@ def main(arguments: list[str]) -> int:
             stream.reconfigure(errors="backslashreplace", line_buffering=True)
     if arguments and arguments[0] in PEOPLE:
         return _ask(arguments)
-    node = Node(os.environ, lambda line: _say(f"pilot:   {line}"))
+    node = NodeCommands(os.environ, lambda line: _say(f"pilot:   {line}"))
     steps = _steps(node, arguments)
     if not steps:
         print(USAGE, file=sys.stderr, end="")
@@ -211,7 +211,7 @@ def _ask(arguments: list[str]) -> int:
     from .pressure import benchmarks  # noqa: PLC0415
 
     if arguments[0] != "bench":
-        return local_orders.main(place_of(os.environ), arguments)
+        return local_orders.main(paths_of(os.environ), arguments)
     try:
         return benchmarks.run(arguments[1 + (arguments[1:2] == ["--"]) :], environment=os.environ)
     except FinalError as error:
@@ -219,7 +219,7 @@ def _ask(arguments: list[str]) -> int:
         return 1
 
 
-def _steps(node: Node, arguments: list[str]) -> list[tuple[str, Callable[[], None]]]:
+def _steps(node: NodeCommands, arguments: list[str]) -> list[tuple[str, Callable[[], None]]]:
     """What `arguments` ask for, in their order; nothing when one is not known."""
     commands = {
         "limits": node.limits,

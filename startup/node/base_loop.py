@@ -18,7 +18,7 @@ from .desired.spec import Binary
 from .follower import AnySpec, Follower
 from .machine.errors import NotReadyError
 from .machine.kernel_log import KernelLog
-from .machine.paths import Place
+from .machine.paths import Paths
 from .machine.retry import FinalError
 from .machine.state_disk import StateDisk
 from .machine.systemd import SystemdError
@@ -49,7 +49,7 @@ FAILURES: Final = (
 class Loop:
     """The loop's parts and what it remembers, whatever the role."""
 
-    place: Place
+    paths: Paths
     follower: Follower
     fetcher: release.Fetcher
     say: Callable[[str], None]
@@ -66,7 +66,7 @@ class Loop:
     disk: StateDisk = field(init=False)
 
     def __post_init__(self) -> None:
-        self.disk = StateDisk(self.place, self.say)
+        self.disk = StateDisk(self.paths, self.say)
 
     def keep_disk(self) -> None:
         """What is free on the state disk, and growing it: no reason for anything else to wait."""
@@ -124,7 +124,7 @@ class Loop:
         self._unwritten = True
         try:
             self.follower.ensure_state()
-            roll_state.remember(self.place, new)
+            roll_state.remember(self.paths, new)
         except OSError as error:
             if rolls.tries_more(self.roll, new):
                 if self.roll and self.roll.target != new.target:

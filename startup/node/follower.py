@@ -21,11 +21,11 @@ from typing import Any, Final, TypedDict, TypeVar
 from .desired import ghost_scripts, orders, sources
 from .desired.json_reader import SpecError
 from .desired.orders import Standing
-from .desired.sources import Attributes, Maintenance, Orders, OrdersPlace
-from .desired.spec import RendezvousSpec, Script, SwarmSpec, expected_script, parse
+from .desired.sources import Attributes, Maintenance, OrdersPlace, OrdersPoller
+from .desired.spec import RendezvousSpec, ScriptSpec, SwarmSpec, expected_script, parse
 from .machine import files, proc
 from .machine.metadata import MetadataServer
-from .machine.paths import AGAIN, Place
+from .machine.paths import AGAIN, Paths
 from .machine.polling import ABSENT, READ, UNREACHABLE, Reading, Source, Wake
 from .machine.retry import FinalError
 from .report.status import OrdersStatus, ScriptStatus, SpecStatus
@@ -64,7 +64,7 @@ class Known:
 
     text: str
     spec: AnySpec
-    script: Script
+    script: ScriptSpec
     state: str = UNREACHABLE
     error: str = "not asked yet"
 
@@ -113,12 +113,12 @@ def script_state(
     return (APPLYING, True) if found == expected else (FOREIGN, False)
 
 
-def apply_script(place: Place) -> None:
+def apply_script(paths: Paths) -> None:
     """Google's runner, in a unit of its own: the script restarts this very service."""
     unit = ["--no-block", "--collect", f"--unit={_UNIT}"]
     unit += ["--description=Pilot: the project's startup script, applied again"]
     done = subprocess.run(
-        ["systemd-run", *unit, "/bin/bash", str(place.runner)],
+        ["systemd-run", *unit, "/bin/bash", str(paths.runner)],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -185,15 +185,15 @@ class Follower:
     def __init__(
         self,
         *,
-        place: Place,
+        paths: Paths,
         known: Known,
         say: Callable[[str], None],
         wake: Wake,
-        run_script: Callable[[Place], None] = apply_script,
+        run_script: Callable[[Paths], None] = apply_script,
         script_runs: Callable[[], bool] = script_runs,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.place = place
+        self.paths = paths
         self.known = known
         self.say = say
         self.standing = Standing()
@@ -209,7 +209,7 @@ class Follower:
         # An attempt that is known to be over.
         self._ended: Attempt | None = None
         self._turn: Turn | None = None
-        self._said_turn: tuple[tuple[Turn, Script], float] | None = None
+        self._said_turn: tuple[tuple[Turn, ScriptSpec], float] | None = None
         self._recalled = False
         # Whether the machine is known to be what `known.spec` says.
         self._is_applied = False
@@ -217,7 +217,7 @@ class Follower:
         self._said: dict[str, str] = {}
         self._failed: Exception | None = None
         self._unwritten = False
-        server = MetadataServer(host=place.metadata_host)
+        server = MetadataServer(host=paths.metadata_host)
         self.server = server
         self._attributes: Source[Mapping[str, str]] = Source(
             "instance metadata", Attributes(server=server, path="instance/attributes"), wake=wake
@@ -228,9 +228,9 @@ class Follower:
         self._maintenance: Source[str] = Source(
             "maintenance", Maintenance(server=server), wake=wake, every=1.0
         )
-        self._orders: Source[sources.Object] = Source(
+        self._orders: Source[sources.OrdersObject] = Source(
             "orders",
-            Orders(server=server, where=self._orders_place),
+            OrdersPoller(server=server, where=self._orders_place),
             wake=wake,
             every=sources.ORDERS_SECONDS,
         )
@@ -272,8 +272,8 @@ class Follower:
         return {
             "vm": known.spec.name,
             "now": now,
-            "boot": self.place.at(_BOOT_ID).read_text(encoding="ascii").strip(),
-            "uptime": proc.uptime(self.place),
+            "boot": self.paths.at(_BOOT_ID).read_text(encoding="ascii").strip(),
+            "uptime": proc.uptime(self.paths),
             "script": self.applied_script(),
             "orders": OrdersStatus(
                 generation=int(generation) if generation.isdecimal() else None,
@@ -300,7 +300,7 @@ class Follower:
 
     def _sources(
         self,
-    ) -> tuple[Source[Mapping[str, str]] | Source[str] | Source[sources.Object], ...]:
+    ) -> tuple[Source[Mapping[str, str]] | Source[str] | Source[sources.OrdersObject], ...]:
         return (self._attributes, self._project, self._maintenance, self._orders)
 
     def _orders_place(self) -> OrdersPlace:
@@ -310,7 +310,7 @@ class Follower:
     # The spec
 
     def _look_at_spec(self, instance: Reading[Mapping[str, str]]) -> bool:
-        new = follow_spec(self.known, instance, lambda spec: apply.check(self.place, spec))
+        new = follow_spec(self.known, instance, lambda spec: apply.check(self.paths, spec))
         if new.spec != self.known.spec or not self._is_applied:
             if self._clock() < self._apply_again:
                 self.known = replace(self.known, script=new.script)
@@ -343,21 +343,21 @@ class Follower:
         return changed
 
     def _remember_spec(self, text: str) -> None:
-        files.write(self.place.spec, text)
+        files.write(self.paths.spec, text)
         if self.is_mounted():
             self.ensure_state()
-            files.write(self.place.node_state / "spec.json", text, 0o600)
+            files.write(self.paths.node_state / "spec.json", text, 0o600)
 
     def _apply(self, spec: AnySpec) -> None:
-        apply.apply_limits(self.place, spec, self.say)
-        apply.apply_units(self.place, spec, self.say)
+        apply.apply_limits(self.paths, spec, self.say)
+        apply.apply_units(self.paths, spec, self.say)
 
     def is_mounted(self) -> bool:
-        return self.place.is_mounted(self.place.state)
+        return self.paths.is_mounted(self.paths.state)
 
     def ensure_state(self) -> None:
         """The directory of what must not be forgotten; the state disk has to be mounted."""
-        self.place.node_state.mkdir(mode=0o700, exist_ok=True)
+        self.paths.node_state.mkdir(mode=0o700, exist_ok=True)
 
     # Orders
 
@@ -365,20 +365,20 @@ class Follower:
         before = self.standing
         if not self._recalled and self.is_mounted():
             self._recalled = True
-            self.standing = orders.recall(self.place, self.known.spec.role, self.say)
+            self.standing = orders.recall(self.paths, self.known.spec.role, self.say)
         reading = self._orders.latest()
         if reading.state:
             self.standing = orders.follow(self.standing, reading, self.known.spec.role)
         self.standing = orders.follow_here(self.standing, self._here(), self.known.spec.role)
         now = self.standing
         self._note("orders", f"orders {now.state}: {now.error}" if now.error else "")
-        self._note("here", f"{self.place.orders}: {now.here_error}" if now.here_error else "")
+        self._note("here", f"{self.paths.orders}: {now.here_error}" if now.here_error else "")
         if now != before:
             self._unwritten = True
         if self._unwritten and now.state in (READ, ABSENT) and self.is_mounted():
             try:
                 self.ensure_state()
-                orders.remember(self.place, now)
+                orders.remember(self.paths, now)
             except OSError as error:
                 # They are in force all the same.
                 self._failed = error
@@ -388,7 +388,7 @@ class Follower:
 
     def _here(self) -> str | None:
         try:
-            return self.place.orders.read_text(encoding="utf-8", errors="replace")
+            return self.paths.orders.read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             return None
 
@@ -408,7 +408,7 @@ class Follower:
     def applied_script(self) -> str:
         """sha256 of the script whose work is done in this boot, "" where none's is."""
         try:
-            words = self.place.guard.read_text(encoding="ascii").split()
+            words = self.paths.guard.read_text(encoding="ascii").split()
         except (FileNotFoundError, UnicodeDecodeError):
             return ""
         return words[1] if len(words) == 2 else ""
@@ -448,25 +448,25 @@ class Follower:
             # Also while it is tried again: nobody has mended it yet.
             self.script = FAILED
             self._note("script", f"startup script {script.sha256[:12]}: {_SCRIPT_FAILED}")
-        now = proc.uptime(self.place)
+        now = proc.uptime(self.paths)
         if at_work or (last is not None and now - last.uptime < SCRIPT_SECONDS):
             return
         tries = last.tries + 1 if last else 1
         self._remember_attempt(Attempt(sha256=script.sha256, uptime=now, tries=tries))
         self.say(f"the project's startup script is {script.sha256[:12]}, as expected: applying it")
-        self._run_script(self.place)
+        self._run_script(self.paths)
         self._ran = self._clock()
 
-    def _until_turn(self, script: Script, applied: str) -> float:
+    def _until_turn(self, script: ScriptSpec, applied: str) -> float:
         """Seconds until this VM may apply `script`. A VM on which no script's work is done waits
         for nothing: it boots, or it is half way, and this one may be what mends it."""
-        path = self.place.run / "turn.json"
+        path = self.paths.run / "turn.json"
         if script.sha256 in ("", applied):
             if self._turn is not None:
                 path.unlink(missing_ok=True)
             self._turn = None
             return 0.0
-        now = proc.uptime(self.place)
+        now = proc.uptime(self.paths)
         if self._turn is None or self._turn.sha256 != script.sha256:
             # pilot-node may have been restarted meanwhile.
             kept = _recall(path, lambda found: Turn(str(found["sha256"]), float(found["since"])))
@@ -494,7 +494,7 @@ class Follower:
     def _is_at_work(self, last: Attempt | None) -> bool:
         """Whether a run of the script has the lock, or is on its way to it."""
         try:
-            handle = os.open(self.place.run / "lock", os.O_RDONLY | os.O_CLOEXEC)
+            handle = os.open(self.paths.run / "lock", os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             pass
         else:
@@ -513,7 +513,7 @@ class Follower:
 
     def _last_attempt(self) -> Attempt | None:
         return _recall(
-            self.place.run / "attempt.json",
+            self.paths.run / "attempt.json",
             lambda found: Attempt(
                 sha256=str(found["sha256"]),
                 uptime=float(found["uptime"]),
@@ -525,7 +525,7 @@ class Follower:
     def _remember_attempt(self, attempt: Attempt) -> None:
         """On disk: the script restarts this process."""
         text = json.dumps(asdict(attempt)) + "\n"
-        files.write(self.place.run / "attempt.json", text, 0o600)
+        files.write(self.paths.run / "attempt.json", text, 0o600)
 
     def _note(self, key: str, text: str) -> None:
         """Say `text` when it is another one than before; "" is the end of it."""
@@ -535,15 +535,15 @@ class Follower:
                 self.say(text)
 
 
-def recall_spec(place: Place) -> Known:
+def recall_spec(paths: Paths) -> Known:
     """The spec to begin with: this boot's, else the last good one; one that this machine can be.
     Raises FinalError where there is none."""
     problems: list[str] = []
-    for path in (place.spec, place.node_state / "spec.json"):
+    for path in (paths.spec, paths.node_state / "spec.json"):
         try:
             text = _read(path)
             spec = parse(text)
-            apply.check(place, spec)
+            apply.check(paths, spec)
         except FileNotFoundError:
             problems.append(f"{path} is not there")
         except (SpecError, LimitsError) as error:

@@ -18,7 +18,7 @@ from .desired import orders
 from .desired.json_reader import SpecError
 from .desired.spec import ROLE_SWARM, SwarmSpec, parse
 from .machine import cgroup, files
-from .machine.paths import Place
+from .machine.paths import Paths
 
 # Seconds between two looks at the agents, and after which a service that says nothing is missed.
 LOOK = 1.0
@@ -30,7 +30,7 @@ class AskError(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
+class AgentLives:
     """The agents: port -> which of its lives it is in (the inode of its cgroup); those with a
     socket."""
 
@@ -38,16 +38,16 @@ class Seen:
     ready: frozenset[int]
 
 
-def main(place: Place, arguments: list[str]) -> int:
+def main(paths: Paths, arguments: list[str]) -> int:
     """Do what `arguments` say. 0 when it is done, 1 when it cannot be, 130 when interrupted."""
     command, *rest = arguments
     try:
         if rest:
             raise AskError(f"{command}: takes no argument, was given {' '.join(rest)!r}")
         if command == "status":
-            print(_status(place))
+            print(_status(paths))
         else:
-            _ask(place, command, print)
+            _ask(paths, command, print)
     except AskError as error:
         print(f"pilot-node: {error}", file=sys.stderr)
         return 1
@@ -63,93 +63,93 @@ def main(place: Place, arguments: list[str]) -> int:
     return 0
 
 
-def _ask(place: Place, command: str, say: Callable[[str], None]) -> None:
-    _spec(place)
-    before, here = look(place), _here(place)
+def _ask(paths: Paths, command: str, say: Callable[[str], None]) -> None:
+    _spec(paths)
+    before, here = look(paths), _here(paths)
     if command == "restart":
-        write(place, hold=here.hold, restart=f"here-{int(time.time())}-{os.getpid()}")
+        write(paths, hold=here.hold, restart=f"here-{int(time.time())}-{os.getpid()}")
     else:
-        write(place, hold=command == "drain", restart=here.restart)
+        write(paths, hold=command == "drain", restart=here.restart)
     if command == "drain":
-        watch(place, say, lambda s: not s.running, lambda s: f"{len(s.running)} agents left")
+        watch(paths, say, lambda s: not s.running, lambda s: f"{len(s.running)} agents left")
         say("drained; `pilot-node resume` starts them again")
         return
     here_too = command == "restart" and here.hold
-    if here_too or _held(place):
+    if here_too or _held(paths):
         by = "`pilot-node resume`" if here_too else "an order in the bucket"
         say(f"this VM is held: nothing is started before {by} says so")
         return
 
-    def whole(seen: Seen) -> bool:
-        wanted = set(_spec(place).ports)
+    def whole(seen: AgentLives) -> bool:
+        wanted = set(_spec(paths).ports)
         anew = command != "restart" or not _same(before, seen)
-        return (wanted <= seen.ready and anew) or _held(place)
+        return (wanted <= seen.ready and anew) or _held(paths)
 
-    def line(seen: Seen) -> str:
-        text = f"{len(seen.ready)} of {_spec(place).agents} agents ready"
+    def line(seen: AgentLives) -> str:
+        text = f"{len(seen.ready)} of {_spec(paths).agents} agents ready"
         if command == "restart":
             text += f", {_same(before, seen)} still to be started anew"
         return text
 
-    watch(place, say, whole, line)
-    say("held by an order in the bucket: nothing is started" if _held(place) else "done")
+    watch(paths, say, whole, line)
+    say("held by an order in the bucket: nothing is started" if _held(paths) else "done")
 
 
-def write(place: Place, *, hold: bool, restart: str) -> None:
+def write(paths: Paths, *, hold: bool, restart: str) -> None:
     """The orders given on this VM, in one rename. Raises OSError."""
     text: dict[str, Any] = {"schema": orders.SCHEMA, "hold": hold}
     if restart:
         text["restart"] = restart
-    files.write(place.orders, json.dumps(text) + "\n", 0o600)
+    files.write(paths.orders, json.dumps(text) + "\n", 0o600)
 
 
 def watch(
-    place: Place,
+    paths: Paths,
     say: Callable[[str], None],
-    done: Callable[[Seen], bool],
-    line: Callable[[Seen], str],
+    done: Callable[[AgentLives], bool],
+    line: Callable[[AgentLives], str],
 ) -> None:
     """Until it is `done`: a line when the numbers change, and one when pilot-node is silent."""
     said, missed = "", False
     while True:
-        seen = look(place)
+        seen = look(paths)
         if (text := line(seen)) != said:
             said = text
             say(text)
         if done(seen):
             return
-        if not missed and (silence := _silence(place)) is not None and silence > SILENT:
+        if not missed and (silence := _silence(paths)) is not None and silence > SILENT:
             missed = True
             say(f"pilot-node is silent for {silence:.0f} s: see `systemctl status pilot-node`")
         time.sleep(LOOK)
 
 
-def look(place: Place) -> Seen:
+def look(paths: Paths) -> AgentLives:
     """The agents as the file system shows them."""
     running = {}
-    base = cgroup.cgroup(place)
-    for port in cgroup.processes(place):
+    base = cgroup.cgroup(paths)
+    for port in cgroup.processes(paths):
         try:
             running[port] = (base / cgroup.UNIT.format(port)).stat().st_ino if base else 0
         except FileNotFoundError:
             # It ended between the two looks.
             continue
-    ready = frozenset(port for port in running if place.socket(port).is_socket())
-    return Seen(running=running, ready=ready)
+    ready = frozenset(port for port in running if paths.socket(port).is_socket())
+    return AgentLives(running=running, ready=ready)
 
 
-def _same(before: Seen, now: Seen) -> int:
+def _same(before: AgentLives, now: AgentLives) -> int:
     """How many still are in the life they were in before."""
     return sum(now.running.get(port) == life for port, life in before.running.items())
 
 
-def _spec(place: Place) -> SwarmSpec:
+def _spec(paths: Paths) -> SwarmSpec:
     try:
-        spec = parse(place.spec.read_bytes())
+        spec = parse(paths.spec.read_bytes())
     except FileNotFoundError:
-        raise AskError(f"{place.spec} is not there: is this VM the fleet's?") from None
+        raise AskError(f"{paths.spec} is not there: is this VM the fleet's?") from None
     except SpecError as error:
-        raise AskError(f"{place.spec}: {error}") from error
+        raise AskError(f"{paths.spec}: {error}") from error
     if not isinstance(spec, SwarmSpec):
         raise AskError(
             f"this VM is the {spec.role}: it has no agents. Order it from outside: `ops restart`"
@@ -157,38 +157,38 @@ def _spec(place: Place) -> SwarmSpec:
     return spec
 
 
-def _here(place: Place) -> orders.Orders:
+def _here(paths: Paths) -> orders.Orders:
     """The orders given on this VM so far; none where they cannot be understood: they are about to
     be replaced."""
     try:
-        return orders.parse(place.orders.read_bytes(), ROLE_SWARM)
+        return orders.parse(paths.orders.read_bytes(), ROLE_SWARM)
     except (FileNotFoundError, SpecError):
         return orders.Orders()
 
 
-def _known(place: Place) -> dict[str, Any]:
+def _known(paths: Paths) -> dict[str, Any]:
     try:
-        found = json.loads(place.status.read_bytes())
+        found = json.loads(paths.status.read_bytes())
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
-def _held(place: Place) -> bool:
+def _held(paths: Paths) -> bool:
     """Whether an order in the bucket holds this VM, as far as its service knows."""
-    return orders.recall(place, ROLE_SWARM, lambda _: None).orders.hold
+    return orders.recall(paths, ROLE_SWARM, lambda _: None).orders.hold
 
 
-def _silence(place: Place) -> float | None:
+def _silence(paths: Paths) -> float | None:
     """Seconds since the last status."""
     try:
-        return time.time() - place.status.stat().st_mtime
+        return time.time() - paths.status.stat().st_mtime
     except FileNotFoundError:
         return None
 
 
-def _status(place: Place) -> str:
-    found = _known(place)
+def _status(paths: Paths) -> str:
+    found = _known(paths)
     if not found:
-        raise AskError(f"{place.status} is not there yet: see `systemctl status pilot-node`")
+        raise AskError(f"{paths.status} is not there yet: see `systemctl status pilot-node`")
     return json.dumps(found, indent=2, sort_keys=True, ensure_ascii=False)

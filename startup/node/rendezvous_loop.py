@@ -32,7 +32,7 @@ from .follower import Follower, recall_spec
 from .machine import files, http_client, proc
 from .machine.errors import NotReadyError
 from .machine.kernel_log import KernelLog
-from .machine.paths import Place
+from .machine.paths import Paths
 from .machine.polling import Wake
 from .machine.retry import FinalError, TemporaryError
 from .machine.systemd import Systemctl, SystemdError
@@ -116,7 +116,7 @@ class Trial:
 
 
 @dataclass(kw_only=True)
-class Rendezvous(Loop):
+class RendezvousLoop(Loop):
     """The loop of the rendezvous VM. `round` is one turn."""
 
     unit: Unit
@@ -158,7 +158,7 @@ class Rendezvous(Loop):
             self.fault(str(error))
         self.keep_disk()
         if not self.follower.is_mounted():
-            raise NotReadyError(self.place.unmounted("the rendezvous has no store"))
+            raise NotReadyError(self.paths.unmounted("the rendezvous has no store"))
         try:
             self._act(now)
         finally:
@@ -172,10 +172,10 @@ class Rendezvous(Loop):
                 # An earlier pilot-node may have started what runs.
                 self._expected = self._nodes_to_read(self.wall_clock())
             # What runs has tokens that Secret Manager has not told this pilot-node yet.
-            self._config = access_tokens.recall(self.place.rendezvous_config)
+            self._config = access_tokens.recall(self.paths.rendezvous_config)
             self._held = access_tokens.held(self._config)
             self._recalled = set(self._held.values)
-            self.roll = roll_state.recall(self.place, self.say)
+            self.roll = roll_state.recall(self.paths, self.say)
         self._take_tokens()
         self._look(now)
         try:
@@ -215,7 +215,7 @@ class Rendezvous(Loop):
             before = Judged(since=now, up=now, pid=pid, restarts=restarts)
         if self.process.restarts > before.restarts or self.process.active == "failed":
             said = self.unit.last_end() or self.process.why
-            self.process = replace(self.process, why=kernel_limits.explain(said, self.place))
+            self.process = replace(self.process, why=kernel_limits.explain(said, self.paths))
         self.judged = judge(before, self.process, self.health, now, self._expected, trial=trial)
         if self.judged.failures > before.failures:
             self.fault(f"the rendezvous {self.judged.why}")
@@ -257,7 +257,7 @@ class Rendezvous(Loop):
         failures = self.judged.failures if trial and state.watch else 0
         new, said = rolls.advance(
             state,
-            rolls.Seen(
+            rolls.RollObserved(
                 now=now,
                 time=self.wall_clock(),
                 target=self.target(spec),
@@ -291,8 +291,8 @@ class Rendezvous(Loop):
         keep |= {run.release for run in (self._running(), self._trial()) if run}
         with suppress(FileNotFoundError):
             # What systemd starts again, whatever is known of it.
-            keep.add((self.place.opt / "current").readlink().name)
-        for sha256 in release.prune(self.place.opt, keep):
+            keep.add((self.paths.opt / "current").readlink().name)
+        for sha256 in release.prune(self.paths.opt, keep):
             self.say(f"release {sha256[:12]} removed: nothing runs it, and nothing goes back to it")
 
     # The process
@@ -323,7 +323,7 @@ class Rendezvous(Loop):
         found = rolls.releases(state, (spec.registry_port,)).get(spec.registry_port)
         if found is None or found.sha256 not in self.fetcher.there():
             return None
-        unit = self.place.units / UNIT
+        unit = self.paths.units / UNIT
         lines = [
             line
             for line in unit.read_text(encoding="utf-8").splitlines()
@@ -339,12 +339,12 @@ class Rendezvous(Loop):
         )
 
     def _environment(self) -> str:
-        machine = kernel.machine(self.place)
+        machine = kernel.machine(self.paths)
         return units.environment_file(units.rendezvous_environment(machine, self.spec))
 
     @property
     def _record(self) -> Path:
-        return self.place.run / "rendezvous-run.json"
+        return self.paths.run / "rendezvous-run.json"
 
     def _running(self) -> Run | None:
         """What the process was started with, None where that is not known."""
@@ -355,7 +355,7 @@ class Rendezvous(Loop):
 
     @property
     def _answered_record(self) -> Path:
-        return self.place.run / "rendezvous-answered"
+        return self.paths.run / "rendezvous-answered"
 
     def _has_answered(self) -> bool:
         """Whether the process that runs has been up, as far as an earlier pilot-node saw."""
@@ -391,13 +391,13 @@ class Rendezvous(Loop):
         elif trial:
             self._attempt(self._end_trial)
         if orders.clean and orders.restart and self._cleaned() != orders.restart:
-            registry_file.clean(self.place, now, self.say)
+            registry_file.clean(self.paths, now, self.say)
             files.write(self._clean_record, orders.restart + "\n", 0o600)
             if self._is_on_trial(wanted):
                 self._begin_trial(wanted)
-        access_tokens.write(self.place.rendezvous_config, self._config)
-        files.write(self.place.rendezvous_environment, self._environment(), 0o600)
-        release.use(Binary.of(self.spec.binary.name, wanted.release), self.place.opt)
+        access_tokens.write(self.paths.rendezvous_config, self._config)
+        files.write(self.paths.rendezvous_environment, self._environment(), 0o600)
+        release.use(Binary.of(self.spec.binary.name, wanted.release), self.paths.opt)
         self._banner = None
         self._attempt(partial(self._set_banner, orders.banner))
         self._expected = self._nodes_to_read(now)
@@ -426,7 +426,7 @@ class Rendezvous(Loop):
 
     @property
     def _trial_record(self) -> Path:
-        return self.place.node_state / "trial.json"
+        return self.paths.node_state / "trial.json"
 
     def _trial(self) -> Trial | None:
         try:
@@ -438,10 +438,10 @@ class Rendezvous(Loop):
 
     def _begin_trial(self, run: Run) -> None:
         """Before the first start: with a power-off after it, this is on disk. Raises OSError."""
-        known = registry_file.copies(self.place)
+        known = registry_file.copies(self.paths)
         trial = Trial(release=run.release, keys=known[-1].keys if known else 0)
         files.write(self._trial_record, json.dumps(asdict(trial), sort_keys=True) + "\n", 0o600)
-        registry_file.sync_directory(self.place.node_state)
+        registry_file.sync_directory(self.paths.node_state)
 
     def _end_trial(self) -> None:
         self._trial_record.unlink(missing_ok=True)
@@ -458,7 +458,7 @@ class Rendezvous(Loop):
         """The nodes that a process which reads the registry's file knows afterwards: not those
         that have been silent for too long, so an old file promises none. One that lost its keys in
         a trial promises them all: it was started with them."""
-        path = self.place.registry / registry_file.NAME
+        path = self.paths.registry / registry_file.NAME
         trial = self._trial()
         try:
             found = registry_file.examine(path)
@@ -473,7 +473,7 @@ class Rendezvous(Loop):
 
     @property
     def _clean_record(self) -> Path:
-        return self.place.node_state / "cleaned"
+        return self.paths.node_state / "cleaned"
 
     def _cleaned(self) -> str:
         """The restart with which the store was last set aside by order."""
@@ -486,21 +486,21 @@ class Rendezvous(Loop):
         """Back from a release on trial: the store as it was before, where that one lost part of it
         or writes it in another format. The newest copy is of before: in a trial none is taken. Its
         log goes whatever becomes of the file: replayed, it gives keys the ids that one gave."""
-        self._attempt(partial(registry_file.set_log_aside, self.place, "bad", now, self.say))
+        self._attempt(partial(registry_file.set_log_aside, self.paths, "bad", now, self.say))
         try:
-            found = registry_file.examine(self.place.registry / registry_file.NAME)
+            found = registry_file.examine(self.paths.registry / registry_file.NAME)
         except registry_file.BadRegistryError:
             found = None
-        for copy in reversed(registry_file.copies(self.place)):
+        for copy in reversed(registry_file.copies(self.paths)):
             try:
-                known = registry_file.examine(self.place.registry / "copies" / copy.name)
+                known = registry_file.examine(self.paths.registry / "copies" / copy.name)
             except registry_file.BadRegistryError as error:
                 self.fault(f"copy {copy.name}: {error}: it is not used")
                 continue
             if known is not None and (
                 found is None or found.keys < known.keys or found.version != known.version
             ):
-                registry_file.put_back(self.place, copy, now, self.say)
+                registry_file.put_back(self.paths, copy, now, self.say)
             return
 
     def _raise_descriptors(self) -> None:
@@ -553,11 +553,11 @@ class Rendezvous(Loop):
         if self._store_is_suspect():
             return
         try:
-            taken = registry_file.take_copy(self.place, self.wall_clock())
+            taken = registry_file.take_copy(self.paths, self.wall_clock())
         except registry_file.BadRegistryError as error:
             self.fault(f"{registry_file.NAME}: {error}: not copied; the rendezvous will replace it")
             return
-        known = registry_file.best(registry_file.copies(self.place))
+        known = registry_file.best(registry_file.copies(self.paths))
         if taken and known and taken.keys < known[0].keys * registry_file.SHRUNK:
             self.fault(
                 f"the registry knows {taken.keys} keys, and knew {known[0].keys} "
@@ -639,12 +639,12 @@ class Rendezvous(Loop):
 
     def _write_banner(self, text: str) -> None:
         """`banner.txt`, owned by the rendezvous, which replaces it. Raises OSError."""
-        path = self.place.registry / "banner.txt"
+        path = self.paths.registry / "banner.txt"
         if not text:
             path.unlink(missing_ok=True)
             return
         files.sweep(path)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=self.place.registry)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=self.paths.registry)
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as stream:
                 stream.write(text)
@@ -675,7 +675,7 @@ class Rendezvous(Loop):
         """What this VM says of itself now. `started`: when, in seconds since the epoch."""
         spec, state = self.spec, self.roll or roll_state.RollState()
         accepted = self.accepted(spec)
-        memory = proc.meminfo(self.place)
+        memory = proc.meminfo(self.paths)
         # Before `last_error` is read: what fails here is one.
         store = self._registry_status()
         return RendezvousFacts(
@@ -701,7 +701,7 @@ class Rendezvous(Loop):
             return []
         if running.release not in self._known:
             binary = Binary.of(self.spec.binary.name, running.release)
-            self._known[running.release] = words_of(release.path_of(binary, self.place.opt))
+            self._known[running.release] = words_of(release.path_of(binary, self.paths.opt))
         known = self._known[running.release]
         if known is None:
             return []
@@ -714,12 +714,12 @@ class Rendezvous(Loop):
         copies: list[registry_file.Copy] = []
         aside: list[str] = []
         try:
-            copies = registry_file.copies(self.place)
-            aside = registry_file.set_aside_names(self.place)
+            copies = registry_file.copies(self.paths)
+            aside = registry_file.set_aside_names(self.paths)
         except OSError as error:
             self.fault(str(error))
         try:
-            store = (self.place.registry / registry_file.NAME).lstat()
+            store = (self.paths.registry / registry_file.NAME).lstat()
         except OSError:
             store = None
         up = self.judged.up is not None
@@ -731,7 +731,7 @@ class Rendezvous(Loop):
             copies=len(copies),
             newest_copy=copies[-1].time if copies else None,
             set_aside=aside,
-            restored=_restored(self.place),
+            restored=_restored(self.paths),
             unsupported=self._unsupported(),
         )
 
@@ -752,16 +752,16 @@ def words_of(binary: Path) -> frozenset[str] | None:
     return found if _ANY in found else None
 
 
-def prepare_store(place: Place, say: Callable[[str], None]) -> None:
+def prepare_store(paths: Paths, say: Callable[[str], None]) -> None:
     """Before every start, as root (`pilot-node store`): a registry that can be read. Raises
     OSError."""
-    found = registry_file.prepare(place, time.time(), say)
-    files.write(place.run / "store.json", json.dumps(asdict(found), sort_keys=True) + "\n")
+    found = registry_file.prepare(paths, time.time(), say)
+    files.write(paths.run / "store.json", json.dumps(asdict(found), sort_keys=True) + "\n")
 
 
-def _restored(place: Place) -> str:
+def _restored(paths: Paths) -> str:
     try:
-        return str(json.loads((place.run / "store.json").read_bytes())["restored"])
+        return str(json.loads((paths.run / "store.json").read_bytes())["restored"])
     except (OSError, ValueError, LookupError, TypeError):
         return ""
 
@@ -781,12 +781,12 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def serve(place: Place, *, say: Callable[[str], None]) -> None:
+def serve(paths: Paths, *, say: Callable[[str], None]) -> None:
     """Keep the rendezvous as it is declared, until SIGTERM; it does not end with this process.
 
     Raises FinalError where there is no spec to begin with.
     """
-    known = recall_spec(place)
+    known = recall_spec(paths)
     started, wake, ended = time.time(), Wake(), threading.Event()
     systemd = Systemctl()
 
@@ -798,19 +798,19 @@ def serve(place: Place, *, say: Callable[[str], None]) -> None:
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
     end_with_any_thread(say)
-    follower = Follower(place=place, known=known, say=say, wake=wake)
+    follower = Follower(paths=paths, known=known, say=say, wake=wake)
 
     tokens = token_source.TokenSource(follower, wake)
-    rendezvous = Rendezvous(
-        place=place,
+    rendezvous = RendezvousLoop(
+        paths=paths,
         follower=follower,
         unit=SystemdUnit(systemd),
-        fetcher=release.Fetcher(opt=place.opt, token=follower.server.token, say=say, wake=wake.set),
+        fetcher=release.Fetcher(opt=paths.opt, token=follower.server.token, say=say, wake=wake.set),
         tokens=tokens.latest,
         say=say,
-        kernel_log=KernelLog(place=place),
+        kernel_log=KernelLog(paths=paths),
     )
-    publisher = Publisher(place=place, put=follower.server.put_guest_attribute, say=say)
+    publisher = Publisher(paths=paths, put=follower.server.put_guest_attribute, say=say)
     exporter = Exporter(say=say)
     for part in (follower, rendezvous.fetcher, publisher, exporter, tokens):
         part.start()
@@ -832,7 +832,9 @@ def serve(place: Place, *, say: Callable[[str], None]) -> None:
     exporter.close()
 
 
-def _tell(rendezvous: Rendezvous, publisher: Publisher, exporter: Exporter, started: float) -> None:
+def _tell(
+    rendezvous: RendezvousLoop, publisher: Publisher, exporter: Exporter, started: float
+) -> None:
     found = document(rendezvous.facts(publisher.published, started=started))
     publisher.publish(found)
     exporter.show(found)

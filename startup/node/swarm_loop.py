@@ -21,7 +21,7 @@ from .desired.spec import Binary, SwarmSpec
 from .follower import AnySpec, Follower, recall_spec
 from .machine.errors import NotReadyError
 from .machine.kernel_log import KernelLog
-from .machine.paths import Place
+from .machine.paths import Paths
 from .machine.polling import Wake
 from .machine.retry import FinalError
 from .machine.systemd import Systemd, SystemdError
@@ -56,7 +56,7 @@ FAILED = 2.0
 
 
 @dataclass(kw_only=True)
-class Swarm(Loop):
+class SwarmLoop(Loop):
     """The loop of a swarm VM. `round` is one turn."""
 
     keeper: Keeper
@@ -113,11 +113,11 @@ class Swarm(Loop):
         if self.roll is None:
             if not self.follower.is_mounted():
                 raise NotReadyError(
-                    self.place.unmounted(
+                    self.paths.unmounted(
                         "what was accepted here is not known, and no agent is started"
                     )
                 )
-            self.roll = roll_state.recall(self.place, self.say)
+            self.roll = roll_state.recall(self.paths, self.say)
             if self.roll.accepted is None:
                 # What runs then says what was accepted.
                 self.keeper.look()
@@ -162,7 +162,7 @@ class Swarm(Loop):
         moving = view.starting or view.stopping or now < view.window.rest_until
         new, said = rolls.advance(
             state,
-            rolls.Seen(
+            rolls.RollObserved(
                 now=now,
                 time=self.wall_clock(),
                 target=self.target(spec),
@@ -211,21 +211,21 @@ class Swarm(Loop):
         if len(found) < len(needed):
             # Of /run only what is left: who runs without its link is somebody's all the same.
             there_now = dict.fromkeys(self.keeper.look().running, "")
-            running = there_now | variants.read(self.place)
+            running = there_now | variants.read(self.paths)
         wanted = goal.goal(spec, self.ports, state, found, running)
         if wanted != self.keeper.goal:
             self.keeper.goal = wanted
         self._aimed = True
         current = state.accepted
         if current and current.sha256 in there:
-            release.use(Binary.of(spec.binary.name, current.sha256), self.place.opt)
+            release.use(Binary.of(spec.binary.name, current.sha256), self.paths.opt)
 
     def _variant(self, spec: SwarmSpec, each: roll_state.Release) -> str:
         key = (each.sha256, self._epoch(spec))
         known = self._variants.get(key)
-        if known is None or not (self.place.variants / known).is_dir():
+        if known is None or not (self.paths.variants / known).is_dir():
             known = variants.ensure(
-                self.place,
+                self.paths,
                 binary=Binary.of(spec.binary.name, each.sha256),
                 version=each.version,
                 environment=units.agent_environment(spec, self.address),
@@ -237,7 +237,7 @@ class Swarm(Loop):
         return known
 
     def _unit(self) -> str:
-        return self.place.at(AGENT_UNIT).read_text(encoding="utf-8")
+        return self.paths.at(AGENT_UNIT).read_text(encoding="utf-8")
 
     def _epoch(self, spec: SwarmSpec) -> str:
         """What else than the release the agents are started with, in one word."""
@@ -251,17 +251,17 @@ class Swarm(Loop):
     def _release_of(self, variant: str) -> str:
         """The release (sha256) that a variant is of, "" where that is not known."""
         if variant and variant not in self._releases:
-            self._releases[variant] = variants.about(self.place, variant).get("release", "")
+            self._releases[variant] = variants.about(self.paths, variant).get("release", "")
         return self._releases.get(variant, "")
 
     def _prune(self, state: roll_state.RollState) -> None:
         """Remove what nobody needs: variants, and releases that are no way back."""
         used = set(self.keeper.goal.variants.values()) | set(self.keeper.view().variant.values())
-        variants.prune(self.place, used)
+        variants.prune(self.paths, used)
         self._variants = {key: ID for key, ID in self._variants.items() if ID in used}
         target = self._spec().binary.sha256
         keep = {*rolls.kept(state), target, *map(self._release_of, used)}
-        for sha256 in release.prune(self.place.opt, keep):
+        for sha256 in release.prune(self.paths.opt, keep):
             self.say(f"release {sha256[:12]} removed: nothing runs it, and nothing goes back to it")
 
     # The status
@@ -294,13 +294,13 @@ class Swarm(Loop):
         )
 
 
-def serve(place: Place, *, address: str, systemd: Systemd, say: Callable[[str], None]) -> None:
+def serve(paths: Paths, *, address: str, systemd: Systemd, say: Callable[[str], None]) -> None:
     """Keep this VM's agents at what is declared, until SIGTERM. No agent ends with this process,
     but where the whole system goes down: then they end first, in good order.
 
     Raises FinalError where there is no spec to begin with.
     """
-    known = recall_spec(place)
+    known = recall_spec(paths)
     started, wake, ended = time.time(), Wake(), threading.Event()
     asked: list[float] = []
 
@@ -313,26 +313,26 @@ def serve(place: Place, *, address: str, systemd: Systemd, say: Callable[[str], 
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
     end_with_any_thread(say)
-    follower = Follower(place=place, known=known, say=say, wake=wake)
-    sampler = Sampler(place=place, planning=_planning(known.spec), say=say)
-    swarm = Swarm(
-        place=place,
+    follower = Follower(paths=paths, known=known, say=say, wake=wake)
+    sampler = Sampler(paths=paths, planning=_planning(known.spec), say=say)
+    swarm = SwarmLoop(
+        paths=paths,
         follower=follower,
         keeper=Keeper(
-            place=place,
+            paths=paths,
             goal=Goal(variants={}, window=1),
             systemd=systemd,
             say=say,
-            shut=lambda: isolation.shut_metadata(place),
-            explain=lambda failure: kernel_limits.explain(failure, place),
+            shut=lambda: isolation.shut_metadata(paths),
+            explain=lambda failure: kernel_limits.explain(failure, paths),
         ),
-        fetcher=release.Fetcher(opt=place.opt, token=follower.server.token, say=say, wake=wake.set),
+        fetcher=release.Fetcher(opt=paths.opt, token=follower.server.token, say=say, wake=wake.set),
         private=sampler.mean_private_bytes,
         say=say,
         address=address,
-        kernel_log=KernelLog(place=place),
+        kernel_log=KernelLog(paths=paths),
     )
-    publisher = Publisher(place=place, put=follower.server.put_guest_attribute, say=say)
+    publisher = Publisher(paths=paths, put=follower.server.put_guest_attribute, say=say)
     exporter = Exporter(say=say)
     for part in (follower, swarm.fetcher, sampler, publisher, exporter):
         part.start()
@@ -359,7 +359,7 @@ def serve(place: Place, *, address: str, systemd: Systemd, say: Callable[[str], 
         tell(stopping=True)
         # systemd counts from SIGTERM as well, and a turn may have waited for it.
         left = SHUTDOWN_SECONDS - (time.monotonic() - asked[0])
-        drain_for_shutdown(place, limit=swarm.window, say=say, seconds=left)
+        drain_for_shutdown(paths, limit=swarm.window, say=say, seconds=left)
     sampler.close()
     publisher.close()
     exporter.close()

@@ -1,4 +1,4 @@
-"""What fits: the seed's numbers, and the edges of every wall."""
+"""What fits: the seed's numbers, and the edges of every limit."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_incident_3_of_the_blog() -> None:
     assert fit.binds.demand == 2000 * 10 + 800 * 4
 
 
-def test_each_wall_can_bind() -> None:
+def test_each_limit_can_bind() -> None:
     large = MachineType(name="large", vcpus=416, memory_mb=12_000_000)
     local = capacity.swarm_fit(large, agents=11_483, base_port=10_000)
     assert (local.binds.name, local.fits) == ("local ports", 11_483)
@@ -153,7 +153,7 @@ def test_each_wall_can_bind() -> None:
     assert capacity.swarm_fit(large, agents=11_484, base_port=10_000).headroom < 0
     high = capacity.swarm_fit(large, agents=5_000, base_port=60_000)
     assert (high.binds.name, high.fits) == ("UDP ports", 5_535)
-    tasks = capacity.swarm_fit(large, agents=1, base_port=10_000).walls[-1]
+    tasks = capacity.swarm_fit(large, agents=1, base_port=10_000).limits[-1]
     assert (tasks.name, tasks.demand, tasks.fits) == ("tasks", 8, (4_194_304 - 4096) // 8)
     rendezvous = capacity.rendezvous_fit(machine("n2-standard-4"), agents=9500)
     assert (rendezvous.binds.name, rendezvous.fits) == ("registry connections", 12_000)
@@ -175,7 +175,7 @@ def test_fifty_thousand_agents_need_a_rendezvous_of_67_gb() -> None:
 def test_the_number_that_fits_is_exact(
     memory_mb: int, reserve_mb: int, agent_mb: int, connections: int | None
 ) -> None:
-    def memory(agents: int) -> capacity.Wall:
+    def memory(agents: int) -> capacity.VmLimit:
         return capacity.swarm_fit(
             MachineType(name="x", vcpus=1, memory_mb=memory_mb),
             agents=agents,
@@ -183,7 +183,7 @@ def test_the_number_that_fits_is_exact(
             agent_mb=agent_mb,
             reserve_mb=reserve_mb,
             active_connections=connections,
-        ).walls[0]
+        ).limits[0]
 
     most = memory(0).fits
     if most >= 0:

@@ -14,7 +14,7 @@ import yaml
 
 from components.config import FleetConfig
 from components.reading import ConfigError
-from components.stack_file import Reading, is_read, parse, read
+from components.stack_file import StackValues, is_read, parse, read
 from tests.components.fleet import SEED_FILE
 from tests.components.test_accepted import rendered, vm_accepts
 from tests.components.test_stack_file import AMBIGUOUS
@@ -153,7 +153,9 @@ def test_every_scalar_is_the_same_to_both_or_refused_by_its_text(project: Projec
     strange = {
         key: (ours.odd.get(key, value), engine[key])
         for key, value in mine.items()
-        if not is_read(Reading(values={key: value}, problems=ours.problems, odd=ours.odd), engine)
+        if not is_read(
+            StackValues(values={key: value}, problems=ours.problems, odd=ours.odd), engine
+        )
     }
     assert strange == {}
     # Some of each verdict, or nothing is compared.

@@ -12,8 +12,8 @@ import pytest
 
 from components import startup
 from ops import audit
-from ops.audit import Bag, Declared, Project
-from ops.fleet import Fleet, Registry
+from ops.audit import Bag, Declared, ProjectMetadata
+from ops.fleet import Fleet, RegistryCounts
 from tests.components.fleet import ROOT
 from tests.lab.cloud.client import COMPUTE, ZONE, vm
 from tests.ops.conftest import Ops
@@ -235,8 +235,10 @@ def test_what_else_holds_metadata() -> None:
         Bag(kind=kind, where=f"zones/z/{kind}s/x", metadata={"user-data": "#cloud-config"})
         for kind in ("image", "group")
     )
-    project = Project(name="p", instances=(), bags=bags, metadata={"startup-script": SCRIPT})
-    fleet = Fleet(name=FLEET, project="p", time=0, vms=(), registry=Registry())
+    project = ProjectMetadata(
+        name="p", instances=(), bags=bags, metadata={"startup-script": SCRIPT}
+    )
+    fleet = Fleet(name=FLEET, project="p", time=0, vms=(), registry=RegistryCounts())
     report = audit.audit(project, fleet, Declared(script=sha256(SCRIPT)))
     found: list[Any] = [each.rule for each in report.findings]
     assert found == ["ghost-image", "ghost-group", "no-rendezvous"]

@@ -16,7 +16,7 @@ from lab.cloud.server import Serving
 from lab.cloud.web import Request, Response
 from lab.machines.processes import ending
 from ops.fleet import seconds
-from ops.google import Cloud, Place
+from ops.google import Cloud, CloudAddress
 from ops.silence import Silence
 from tests.components.fleet import ROOT
 from tests.lab.cloud.client import ZONE
@@ -25,7 +25,7 @@ from tests.ops.simulated import FLEET, RENDEZVOUS, Simulated
 
 
 def cloud(url: str) -> Cloud:
-    return Cloud(Place(project="p1", compute=url, storage=url, monitoring=url))
+    return Cloud(CloudAddress(project="p1", compute=url, storage=url, monitoring=url))
 
 
 def test_logs(ops: Ops, simulated: Simulated) -> None:

@@ -19,7 +19,7 @@ from ops.errors import (
     TryLaterError,
     UnreachableError,
 )
-from ops.google import Cloud, Place
+from ops.google import Cloud, CloudAddress
 from ops.refusals import answer, refusal
 from tests.ops.conftest import Ops
 from tests.ops.simulated import BUCKET, RENDEZVOUS, Simulated
@@ -227,7 +227,7 @@ def test_what_a_client_makes_of_it(simulated: Simulated, monkeypatch: pytest.Mon
 
     simulated.serving.lab.answer = refuse  # type: ignore[method-assign]
     url = simulated.serving.url
-    cloud = Cloud(Place(project="p1", compute=url, storage=url, monitoring=url))
+    cloud = Cloud(CloudAddress(project="p1", compute=url, storage=url, monitoring=url))
     calls: list[Callable[[], Any]] = [
         cloud.instances,
         lambda: cloud.objects(BUCKET, "orders/"),
@@ -316,7 +316,7 @@ def test_what_answers_is_not_google(ops: Ops, simulated: Simulated) -> None:
     assert (found.code, found.err.count("\n")) == (3, 1)
     assert "what answers is not Google's API" in found.err
     url = simulated.serving.url
-    cloud = Cloud(Place(project="p1", compute=url, storage=url, monitoring=url))
+    cloud = Cloud(CloudAddress(project="p1", compute=url, storage=url, monitoring=url))
     with pytest.raises(UnreachableError, match="what answers is not Google's API"):
         cloud.call("POST", f"{url}/v3/projects/p1/snoozes", "silence alerts", {})
     with pytest.raises(UnreachableError):

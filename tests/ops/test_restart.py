@@ -28,9 +28,9 @@ from ops.errors import (
     UnreachableError,
     UsageError,
 )
-from ops.google import Cloud, Place
-from ops.orders import Order, Orders, changed
-from ops.plan import Await, Give, Go, Plan, Power, Seen, Totals, decide
+from ops.google import Cloud, CloudAddress
+from ops.orders import Order, OrdersBucket, changed
+from ops.plan import Await, Give, Go, Power, RestartPlan, Totals, VmInPlan, decide
 from startup.node.report.status import encode
 from startup.node.rollout.roll_state import Rejected
 from tests.lab.cloud.client import ZONE
@@ -58,9 +58,9 @@ class Interrupted(KeyboardInterrupt):
 def runner(simulated: Simulated, said: list[str], **changes: Any) -> run.Runner:
     """A runner whose waiting is the fleet's working."""
     url = simulated.serving.url
-    cloud = Cloud(Place(project="p1", compute=url, storage=url, monitoring=url))
+    cloud = Cloud(CloudAddress(project="p1", compute=url, storage=url, monitoring=url))
     given: dict[str, Any] = {
-        "orders": Orders(cloud=cloud, bucket=BUCKET, by="tester"),
+        "orders": OrdersBucket(cloud=cloud, bucket=BUCKET, by="tester"),
         "fleet": FLEET,
         "dashboard": "",
         "say": said.append,
@@ -76,7 +76,7 @@ def begin(driver: run.Runner, kind: str, vms: Iterable[str] = SWARM, **more: Any
     return plan, driver.begin(plan, driver.look())
 
 
-def carry_out(driver: run.Runner, plan: Plan, generation: int) -> Plan:
+def carry_out(driver: run.Runner, plan: RestartPlan, generation: int) -> RestartPlan:
     return driver.carry_out(plan, generation, banner="planned", silence=True)
 
 
@@ -571,7 +571,7 @@ def test_the_moves_of_a_reboot(simulated: Simulated) -> None:
 
 def test_a_total_that_nobody_tells_is_waited_for(simulated: Simulated) -> None:
     plan = replace(run.new_plan(plans.RESTART, ["swarm-3"], by="t"), step=plans.VERIFY)
-    seen: dict[str, Seen] = runner(simulated, []).see(runner(simulated, []).look(), ["swarm-3"])
+    seen: dict[str, VmInPlan] = runner(simulated, []).see(runner(simulated, []).look(), ["swarm-3"])
     for online, kind in ((None, Await), (379, Await), (380, Go), (500, Go)):
         assert isinstance(decide(plan, seen, Totals(online=online, running=380)), kind)
 

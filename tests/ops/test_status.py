@@ -29,8 +29,8 @@ from lab.cloud.web import Request, Response
 from ops import fleet as fleets
 from ops import google, status, watch
 from ops.cli import main
-from ops.fleet import Doc, Instance, Registry, listen
-from ops.google import Cloud, Place
+from ops.fleet import Doc, Instance, RegistryCounts, listen
+from ops.google import Cloud, CloudAddress
 from startup.node.pressure.sampler import Sample
 from startup.node.report.status import RollStatus, Said, document, encode
 from tests.components.fleet import ROOT
@@ -247,9 +247,13 @@ def test_what_a_stranger_writes_is_only_text() -> None:
     assert status.row(vm).notes[0] == "ghost script at the instance: [2J key (`ops audit`)"
 
 
-def picture_of(*vms: fleets.Vm, registry: Registry | None = None) -> status.Picture:
+def picture_of(*vms: fleets.Vm, registry: RegistryCounts | None = None) -> status.Picture:
     found = fleets.Fleet(
-        name="f", project="p", time=NOW, vms=vms, registry=registry or Registry(problem="none")
+        name="f",
+        project="p",
+        time=NOW,
+        vms=vms,
+        registry=registry or RegistryCounts(problem="none"),
     )
     return status.picture(found)
 
@@ -257,7 +261,7 @@ def picture_of(*vms: fleets.Vm, registry: Registry | None = None) -> status.Pict
 def test_what_differs_is_explained() -> None:
     vm = heard(said())
     for online, words in ((3, []), (5, ["2 more are online"]), (1, ["2 run and are not online"])):
-        found = picture_of(vm, registry=Registry(online=online, source="x")).explained
+        found = picture_of(vm, registry=RegistryCounts(online=online, source="x")).explained
         assert len(found) == len(words)
         assert all(word in text for word, text in zip(words, found, strict=True))
 
@@ -530,7 +534,7 @@ def test_a_hundred_vms(tmp_path: Path) -> None:
             fleet.asked.clear()
             start = time.monotonic()
             url = serving.url
-            cloud = Cloud(Place(project="p1", compute=url, storage=url, monitoring=url))
+            cloud = Cloud(CloudAddress(project="p1", compute=url, storage=url, monitoring=url))
             found = status.picture(fleets.read(cloud))
             counts[size] = len(fleet.asked)
             measured(f"{size} VMs: {counts[size]} requests, {time.monotonic() - start:.2f} s")
@@ -577,7 +581,7 @@ def test_a_status_of_a_newer_or_an_older_program_is_read_for_what_it_has() -> No
                     part["later"] = {path[-1]: [1]}
                 seen = heard(json.dumps(told))
                 fleet = fleets.Fleet(
-                    name="f", project="p", time=NOW, vms=(seen,), registry=Registry()
+                    name="f", project="p", time=NOW, vms=(seen,), registry=RegistryCounts()
                 )
                 assert status.picture(fleet).rows[0].vm == "swarm-1"
                 assert isinstance(watch.alerts(fleet, watch.Limits()), dict)

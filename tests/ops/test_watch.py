@@ -12,7 +12,7 @@ import pytest
 from lab.cloud.web import Request, Response
 from ops import plan as plans
 from ops import run, watch
-from ops.fleet import Fleet, Instance, Registry, listen
+from ops.fleet import Fleet, Instance, RegistryCounts, listen
 from startup.node.machine.state_disk import Usage
 from startup.node.pressure.sampler import Sample
 from startup.node.report.status import RollStatus, ScriptStatus, document, encode
@@ -44,7 +44,7 @@ def fleet(*, registry: int | None = 200, **changes: Any) -> Fleet:
             "view": facts.View(ready=PORTS, variant=dict.fromkeys(PORTS, "v-old")),
         }
         vms.append(listen(instance, encode(document(facts.swarm(**given | more))), NOW))
-    counted = Registry(online=registry, problem="" if registry is not None else "down")
+    counted = RegistryCounts(online=registry, problem="" if registry is not None else "down")
     return Fleet(name="f", project="p", time=NOW, vms=tuple(vms), registry=counted)
 
 

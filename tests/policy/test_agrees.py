@@ -69,7 +69,7 @@ def of_the_policies(values: dict[str, Any]) -> set[str]:
         for name, resource in resources.items()
         if list(fits.vm_fits(resource, fits.VmConfig()))
     }
-    found = fits.fleet_fits(list(resources.values()), fits.FleetConfig())
+    found = fits.fleet_fits(list(resources.values()), fits.FitsConfig())
     return refused | {resource.name for resource, _ in found if resource}
 
 

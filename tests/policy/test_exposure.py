@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from policy.exposure import Config, open_to_the_world
-from policy.values import UNKNOWN, Finding
+from policy.exposure import ExposureConfig, open_to_the_world
+from policy.values import UNKNOWN, Violation
 from tests.policy.planned import planned
 
 FIREWALL = "gcp:compute/firewall:Firewall"
@@ -21,15 +21,15 @@ NEW_STYLE = [
 ]
 
 
-def found(kind: str, props: dict[str, Any], **config: Any) -> list[Finding]:
-    return list(open_to_the_world(planned(kind, props), Config(**config)))
+def found(kind: str, props: dict[str, Any], **config: Any) -> list[Violation]:
+    return list(open_to_the_world(planned(kind, props), ExposureConfig(**config)))
 
 
-def firewall(allows: Any = SSH, sources: Any = WORLD, **more: Any) -> list[Finding]:
+def firewall(allows: Any = SSH, sources: Any = WORLD, **more: Any) -> list[Violation]:
     return found(FIREWALL, {"allows": allows, "sourceRanges": sources, **more})
 
 
-def refused(findings: list[Finding]) -> bool:
+def refused(findings: list[Violation]) -> bool:
     return any(not finding.unjudged for finding in findings)
 
 

@@ -10,12 +10,14 @@ import pytest
 from policy import fits, project_script
 from policy.machines import memory_gb
 from policy.spec import parse_spec
-from policy.values import UNKNOWN, Finding, Resource
+from policy.values import UNKNOWN, Resource, Violation
 from tests.policy.planned import INSTANCE, SCRIPT, owner, planned, spec, vm, vm_props
 
 
-def script_problems(resource: Resource, **config: Any) -> list[Finding]:
-    return list(project_script.guarded_script(resource, project_script.Config(**config)))
+def script_problems(resource: Resource, **config: Any) -> list[Violation]:
+    return list(
+        project_script.guarded_script(resource, project_script.ProjectScriptConfig(**config))
+    )
 
 
 def test_a_good_script_passes() -> None:
@@ -277,7 +279,7 @@ def test_vms_that_are_not_ours_are_left_alone() -> None:
 
 
 def fleet(*vms: Resource, **config: Any) -> list[tuple[str | None, str]]:
-    found = fits.fleet_fits(vms, fits.FleetConfig(**config))
+    found = fits.fleet_fits(vms, fits.FitsConfig(**config))
     return [(who.name if who else None, str(finding)) for who, finding in found]
 
 

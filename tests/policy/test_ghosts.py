@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from policy.ghosts import Config, ghosts
-from policy.values import UNKNOWN, Finding
+from policy.ghosts import GhostsConfig, ghosts
+from policy.values import UNKNOWN, Violation
 from tests.ghosts import TABLE
 from tests.policy.planned import INSTANCE, SCRIPT, nested, owner, planned
 
@@ -19,8 +19,8 @@ COMPUTE = "gcp:compute/"
 KEYS = [row.key for row in TABLE if row.says]
 
 
-def found(kind: str, props: dict[str, Any], **config: Any) -> list[Finding]:
-    return list(ghosts(planned(kind, props), Config(**config)))
+def found(kind: str, props: dict[str, Any], **config: Any) -> list[Violation]:
+    return list(ghosts(planned(kind, props), GhostsConfig(**config)))
 
 
 def refused(kind: str, props: dict[str, Any], **config: Any) -> list[str]:
@@ -157,19 +157,19 @@ def test_ways_in_elsewhere(kind: str, path: str, value: Any) -> None:
 
 
 def test_the_one_item_is_exempt_and_no_other() -> None:
-    assert list(ghosts(owner(), Config())) == []
-    assert list(ghosts(owner(UNKNOWN), Config())) == []
+    assert list(ghosts(owner(), GhostsConfig())) == []
+    assert list(ghosts(owner(UNKNOWN), GhostsConfig())) == []
     for key in KEYS[1:]:
-        [finding] = ghosts(owner(key=key), Config())
+        [finding] = ghosts(owner(key=key), GhostsConfig())
         assert finding.path == "key"
         assert not finding.unjudged
-    assert list(ghosts(owner("TRUE", key="enable-oslogin"), Config())) == []
+    assert list(ghosts(owner("TRUE", key="enable-oslogin"), GhostsConfig())) == []
     wrong = planned("gcp:compute/future:Future", {"key": "startup-script", "value": SCRIPT})
-    assert [finding.path for finding in ghosts(wrong, Config())] == ["key"]
+    assert [finding.path for finding in ghosts(wrong, GhostsConfig())] == ["key"]
 
 
 def test_the_name_of_an_item_that_is_not_known() -> None:
-    [finding] = ghosts(owner(key=UNKNOWN), Config())
+    [finding] = ghosts(owner(key=UNKNOWN), GhostsConfig())
     assert finding.unjudged
 
 

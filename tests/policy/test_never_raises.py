@@ -86,16 +86,16 @@ def judge(*resources: Resource) -> list[str]:
     """What all rules say about `resources`."""
     found = []
     for one in resources:
-        found += list(ghosts.ghosts(one, ghosts.Config()))
-        found += list(project_script.guarded_script(one, project_script.Config()))
+        found += list(ghosts.ghosts(one, ghosts.GhostsConfig()))
+        found += list(project_script.guarded_script(one, project_script.ProjectScriptConfig()))
         found += list(fits.vm_fits(one, fits.VmConfig()))
-        found += list(exposure.open_to_the_world(one, exposure.Config()))
+        found += list(exposure.open_to_the_world(one, exposure.ExposureConfig()))
         found += list(identity.default_accounts(one, identity.AccountConfig()))
-        found += list(endpoints.not_googles(one, endpoints.Config()))
+        found += list(endpoints.not_googles(one, endpoints.EndpointsConfig()))
         found += list(identity.hardening(one, identity.HardeningConfig()))
-        found += list(protection.unprotected(one, protection.Config()))
+        found += list(protection.unprotected(one, protection.ProtectionConfig()))
     found += [finding for _, finding in project_script.one_script(resources)]
-    found += [finding for _, finding in fits.fleet_fits(resources, fits.FleetConfig())]
+    found += [finding for _, finding in fits.fleet_fits(resources, fits.FitsConfig())]
     return [str(finding) for finding in found]
 
 

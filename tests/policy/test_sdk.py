@@ -23,7 +23,7 @@ from pulumi.runtime import mocks
 from pulumi_gcp import backupdisasterrecovery, compute, tpu
 
 from policy import exposure, identity
-from policy.ghosts import Config, ghosts, what_runs
+from policy.ghosts import GhostsConfig, ghosts, what_runs
 from policy.values import UNKNOWN, plain
 from tests.policy.planned import nested, planned
 
@@ -130,10 +130,12 @@ def test_every_block_of_the_sdk_that_holds_metadata_is_walked(
     for path in paths:
         dotted = ".".join(path)
         script = nested(f"{dotted}.startup-script", "x")
-        assert any(not one.unjudged for one in ghosts(planned(kind, script), Config())), dotted
+        assert any(not one.unjudged for one in ghosts(planned(kind, script), GhostsConfig())), (
+            dotted
+        )
         for depth in range(1, len(path) + 1):
             unknown = nested(".".join(path[:depth]), UNKNOWN)
-            [finding] = ghosts(planned(kind, unknown), Config())
+            [finding] = ghosts(planned(kind, unknown), GhostsConfig())
             assert finding.unjudged, path[:depth]
 
 
@@ -244,7 +246,7 @@ DISKS: Any = [{"source_image": "debian-cloud/debian-12"}]
 )
 def test_scripts_that_the_sdk_sends_are_refused(make: Callable[[str], object]) -> None:
     kind, props = sent(make)
-    findings = list(ghosts(planned(kind, plain(props)), Config()))
+    findings = list(ghosts(planned(kind, plain(props)), GhostsConfig()))
     assert findings
     assert not any(finding.unjudged for finding in findings)
 
@@ -253,7 +255,7 @@ def test_the_projects_item_that_the_sdk_sends_is_exempt() -> None:
     kind, props = sent(
         lambda name: compute.ProjectMetadataItem(name, key="startup-script", value=SCRIPT)
     )
-    assert list(ghosts(planned(kind, plain(props)), Config())) == []
+    assert list(ghosts(planned(kind, plain(props)), GhostsConfig())) == []
 
 
 def test_a_template_of_the_sdk_without_a_script_passes() -> None:
@@ -268,7 +270,7 @@ def test_a_template_of_the_sdk_without_a_script_passes() -> None:
     )
     resource = planned(kind, plain(props))
     assert kind == "gcp:compute/regionInstanceTemplate:RegionInstanceTemplate"
-    assert list(ghosts(resource, Config())) == []
+    assert list(ghosts(resource, GhostsConfig())) == []
     assert list(identity.default_accounts(resource, identity.AccountConfig())) == []
 
 
@@ -317,5 +319,7 @@ def test_firewall_rules_that_the_sdk_sends(sources: list[str], refused: bool) ->
     ]
     for make in makers:
         kind, props = sent(make)
-        found = list(exposure.open_to_the_world(planned(kind, plain(props)), exposure.Config()))
+        found = list(
+            exposure.open_to_the_world(planned(kind, plain(props)), exposure.ExposureConfig())
+        )
         assert bool(found) is refused, kind

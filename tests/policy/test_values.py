@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pulumi_policy import deserialize, proxy, secret
 
-from policy.values import UNKNOWN, Finding, Resource, join, plain, walk
+from policy.values import UNKNOWN, Resource, Violation, join, plain, walk
 
 SENTINELS = [
     proxy.UNKNOWN_ARCHIVE_VALUE,
@@ -110,7 +110,7 @@ def test_paths() -> None:
 
 
 def test_a_finding_says_where_what_and_what_to_do() -> None:
-    finding = Finding(path="a.b", problem="it is wrong", remedy="Mend it")
+    finding = Violation(path="a.b", problem="it is wrong", remedy="Mend it")
     assert str(finding) == "a.b: it is wrong. Mend it."
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from policy import endpoints, identity, protection
-from policy.values import UNKNOWN, Finding
+from policy.values import UNKNOWN, Violation
 from tests.policy.planned import INSTANCE, nested, planned, spec, vm, vm_props
 
 TEMPLATE = "gcp:compute/instanceTemplate:InstanceTemplate"
@@ -27,7 +27,7 @@ DEFAULTS = [
 ]
 
 
-def account_problems(kind: str, props: dict[str, Any], **config: Any) -> list[Finding]:
+def account_problems(kind: str, props: dict[str, Any], **config: Any) -> list[Violation]:
     settings = identity.AccountConfig(**config)
     return list(identity.default_accounts(planned(kind, props), settings))
 
@@ -146,7 +146,9 @@ def test_account_settings() -> None:
 
 def endpoint_problems(url: Any, **config: Any) -> list[str]:
     resource = vm(spec(endpoints={"storage": url}))
-    return [str(one) for one in endpoints.not_googles(resource, endpoints.Config(**config))]
+    return [
+        str(one) for one in endpoints.not_googles(resource, endpoints.EndpointsConfig(**config))
+    ]
 
 
 @pytest.mark.parametrize(
@@ -196,12 +198,12 @@ def test_tokens_go_nowhere_else(url: Any) -> None:
 
 def test_every_endpoint_is_judged_and_a_list_is_none() -> None:
     both = vm(spec(endpoints={"storage": "https://storage.googleapis.com", "other": "http://x"}))
-    [finding] = endpoints.not_googles(both, endpoints.Config())
+    [finding] = endpoints.not_googles(both, endpoints.EndpointsConfig())
     assert finding.path.endswith("endpoints.other")
     odd = vm(spec(endpoints=["https://storage.googleapis.com"]))
-    assert list(endpoints.not_googles(odd, endpoints.Config()))
+    assert list(endpoints.not_googles(odd, endpoints.EndpointsConfig()))
     for document in (spec(), UNKNOWN, "{", None):
-        assert list(endpoints.not_googles(vm(document), endpoints.Config())) == []
+        assert list(endpoints.not_googles(vm(document), endpoints.EndpointsConfig())) == []
 
 
 def test_endpoint_settings() -> None:
@@ -264,13 +266,13 @@ def test_a_swarm_vm_has_no_public_address(key: str) -> None:
 @pytest.mark.parametrize("kind", protection.STATEFUL)
 def test_stateful_resources_are_protected(kind: str) -> None:
     bare, safe = planned(kind, {}, "data"), planned(kind, {}, "data", protect=True)
-    [finding] = protection.unprotected(bare, protection.Config())
+    [finding] = protection.unprotected(bare, protection.ProtectionConfig())
     assert "data holds state" in str(finding)
-    assert list(protection.unprotected(safe, protection.Config())) == []
+    assert list(protection.unprotected(safe, protection.ProtectionConfig())) == []
 
 
 def test_others_need_not_be() -> None:
-    assert list(protection.unprotected(vm(spec()), protection.Config())) == []
+    assert list(protection.unprotected(vm(spec()), protection.ProtectionConfig())) == []
 
 
 @pytest.mark.parametrize(
@@ -283,6 +285,6 @@ def test_others_need_not_be() -> None:
 )
 def test_protection_settings(setting: str, value: list[str], other: list[str]) -> None:
     disk = planned("gcp:compute/disk:Disk", {}, "data")
-    config = protection.Config
+    config = protection.ProtectionConfig
     assert list(protection.unprotected(disk, config(**{setting: value}))) == []
     assert list(protection.unprotected(disk, config(**{setting: other})))

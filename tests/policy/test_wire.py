@@ -168,15 +168,15 @@ def test_every_setting_is_in_its_schema_and_in_the_readme(analyzer: Any) -> None
             assert f"`{setting}`" in readme, setting
             seen.add((policy.name, setting))
     kinds = {
-        "no-ghost-startup-script": ghosts.Config,
-        "guarded-project-script": project_script.Config,
+        "no-ghost-startup-script": ghosts.GhostsConfig,
+        "guarded-project-script": project_script.ProjectScriptConfig,
         "vm-fits": fits.VmConfig,
-        "fleet-fits": fits.FleetConfig,
-        "not-open-to-the-world": exposure.Config,
+        "fleet-fits": fits.FitsConfig,
+        "not-open-to-the-world": exposure.ExposureConfig,
         "no-default-service-account": identity.AccountConfig,
-        "endpoints-are-googles": endpoints.Config,
+        "endpoints-are-googles": endpoints.EndpointsConfig,
         "hardened-vm": identity.HardeningConfig,
-        "stateful-protected": protection.Config,
+        "stateful-protected": protection.ProtectionConfig,
     }
     assert seen == {
         (policy, field.name) for policy, kind in kinds.items() for field in dataclasses.fields(kind)
@@ -190,4 +190,6 @@ def test_the_readmes_settings_are_settings() -> None:
     names = {policy.name for policy in pack.policies(pack.Mode())}
     assert set(settings) <= names
     pack.configured("vm-fits", fits.VmConfig, settings["vm-fits"])
-    pack.configured("stateful-protected", protection.Config, settings["stateful-protected"])
+    pack.configured(
+        "stateful-protected", protection.ProtectionConfig, settings["stateful-protected"]
+    )

@@ -21,7 +21,7 @@ from lab.machines import processes
 from lab.machines.host import ensure_packages, no_containers
 from startup.node.desired.spec import RendezvousSpec, SwarmSpec, parse
 from startup.node.setup import units
-from startup.node.setup.limits import Machine
+from startup.node.setup.limits import KernelFacts
 from tests.conftest import measured
 from tests.startup import specs
 from tools.bench.units import booted, inside
@@ -42,7 +42,7 @@ while true; do sleep 1000 & wait; done
 NODE = """#!/usr/bin/python3 -IS
 import signal, sys
 sys.path.insert(0, "/usr/local/lib/pilot")
-from node.machine.paths import Place
+from node.machine.paths import Paths
 from node.machine.systemd import Systemctl
 from node.swarm.drain import drain_for_shutdown
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -50,7 +50,7 @@ open("/var/lib/pilot/keeps", "w").close()
 signal.sigwait({signal.SIGTERM})
 if Systemctl().stopping():
     said = []
-    left = drain_for_shutdown(Place(), limit=15, say=said.append)
+    left = drain_for_shutdown(Paths(), limit=15, say=said.append)
     open("/var/lib/pilot/said", "w").write("\\n".join(said))
 """
 RENDEZVOUS_UNIT = "pilot-rendezvous.service"
@@ -97,7 +97,7 @@ else:
     if Systemctl().stopping():
         post("http://127.0.0.1:3000/api/snapshot", LAST_SNAPSHOT)
 """
-MACHINE = Machine(ram=4 << 30, page=4096, threads_max=31000)
+MACHINE = KernelFacts(ram=4 << 30, page=4096, threads_max=31000)
 
 
 def ours(

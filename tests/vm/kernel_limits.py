@@ -1,4 +1,4 @@
-"""The PID walls, as rounds on booted VMs: agents by hand hit a limit of tasks, ours hit none."""
+"""The PID limits, as rounds on booted VMs: agents by hand hit a limit of tasks, ours hit none."""
 
 from __future__ import annotations
 
@@ -131,19 +131,19 @@ def _by_hand(
 
 
 def _none_hit(fleet: Fleet, vm: str, count: int, control: Measured) -> Measured:
-    """So many agents under our units have more tasks than the control's limit, and no wall."""
+    """So many agents under our units have more tasks than the control's limit, and hit no limit."""
     told = fleet.status(vm)
     assert told is not None
     assert fleet.running(vm) == count
     tasks = int(fleet.run(vm, f"cat {SLICE}/pids.current"))
     most = fleet.run(vm, f"cat {SLICE}/pids.max")
-    # A start that an emulated processor was too slow for is no wall, and was made again.
-    signs = "'\\[hit |\\[no wall is full|temporarily unavailable'"
-    walls = fleet.run(vm, f"journalctl -u pilot-node -o cat | grep -E {signs} || true")
+    # A start that an emulated processor was too slow for is no limit, and was made again.
+    signs = "'\\[hit |\\[no limit is full|temporarily unavailable'"
+    hits = fleet.run(vm, f"journalctl -u pilot-node -o cat | grep -E {signs} || true")
     assert most == "max"
     limit = int(control["control_tasks_max"])
     assert tasks > limit, f"{tasks} tasks are no more than the control's limit of {limit}"
-    assert walls == ""
+    assert hits == ""
     return {"agents": count, "our_tasks": tasks, "our_failed_starts": told["totals"]["failures"]}
 
 

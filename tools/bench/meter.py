@@ -14,7 +14,7 @@ _KIB = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
-class Machine:
+class ProcessorSeconds:
     """`busy`: CPU seconds since boot that were not idle, of all processors; `stolen`: seconds
     that the hypervisor gave to others; `available`: MemAvailable in bytes."""
 
@@ -57,14 +57,14 @@ class Account:
             self._group.rmdir()
 
 
-def machine(stat: str | None = None, meminfo: str | None = None) -> Machine:
+def machine(stat: str | None = None, meminfo: str | None = None) -> ProcessorSeconds:
     """Of now, or of the given texts of /proc/stat and /proc/meminfo."""
     stat = Path("/proc/stat").read_text() if stat is None else stat
     meminfo = Path("/proc/meminfo").read_text() if meminfo is None else meminfo
     # user nice system idle iowait irq softirq steal
     user, nice, system, _, _, irq, softirq, steal = map(int, stat.split("\n", 1)[0].split()[1:9])
     fields = dict(line.split(":", 1) for line in meminfo.splitlines() if ":" in line)
-    return Machine(
+    return ProcessorSeconds(
         busy=(user + nice + system + irq + softirq) * _TICK_S,
         stolen=steal * _TICK_S,
         available=int(fields["MemAvailable"].split()[0]) * _KIB,

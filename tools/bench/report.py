@@ -137,7 +137,7 @@ def speed_table(fills: Sequence[Fill]) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Point:
+class FillSample:
     """One look while the VM fills. Seconds since it was asked for; bytes of memory taken since
     then; CPU seconds since then of the machine, of all that is measured (`ours`), and of the VM's
     PID 1, pilot-node and the registry."""
@@ -177,7 +177,7 @@ class Full:
     way: str
     agents: int
     failed: int
-    points: tuple[Point, ...]
+    points: tuple[FillSample, ...]
     idle: Idle
     memory: int
     registry_memory: int
@@ -199,7 +199,7 @@ class Full:
         started = ended.online - began.online
         return (ended.pid1 - began.pid1) / started * 1000 if started else math.nan
 
-    def _at(self, online: int) -> Point:
+    def _at(self, online: int) -> FillSample:
         return next(p for p in self.points if p.online >= online)
 
 
@@ -321,7 +321,7 @@ _WIDTH, _PANEL, _LEFT, _RIGHT, _TOP, _GAP = 760, 150, 62, 100, 44, 24
 
 
 @dataclass(frozen=True, kw_only=True)
-class Panel:
+class Chart:
     """One quantity over time: lines by name, each (seconds, value), in `unit`."""
 
     title: str
@@ -332,21 +332,21 @@ class Panel:
 _COLOURS = ("#1f6feb", "#c2410c", "#15803d", "#7c3aed")
 
 
-def panels(full: Full) -> list[Panel]:
+def panels(full: Full) -> list[Chart]:
     """Agents, memory and CPU of a VM that fills."""
     points = full.points
     return [
-        Panel(
+        Chart(
             title="agents registered",
             unit="",
             lines={"agents": [(p.seconds, float(p.online)) for p in points]},
         ),
-        Panel(
+        Chart(
             title="memory taken, machine-wide",
             unit="GB",
             lines={"memory": [(p.seconds, p.memory / 1e9) for p in points]},
         ),
-        Panel(
+        Chart(
             title="CPUs busy",
             unit="",
             lines={
@@ -359,7 +359,9 @@ def panels(full: Full) -> list[Panel]:
     ]
 
 
-def _slope(points: Sequence[Point], of: Callable[[Point], float]) -> list[tuple[float, float]]:
+def _slope(
+    points: Sequence[FillSample], of: Callable[[FillSample], float]
+) -> list[tuple[float, float]]:
     """CPUs, from CPU seconds, over windows of at least two seconds: ticks are coarse."""
     found, last = [], points[0]
     for point in points[1:]:
@@ -371,7 +373,7 @@ def _slope(points: Sequence[Point], of: Callable[[Point], float]) -> list[tuple[
     return found
 
 
-def svg(title: str, subtitle: str, shown: Sequence[Panel]) -> str:
+def svg(title: str, subtitle: str, shown: Sequence[Chart]) -> str:
     """The picture, as a document of its own."""
     height = _TOP + len(shown) * (_PANEL + _GAP) + 16
     last = max(x for panel in shown for line in panel.lines.values() for x, _ in line)
@@ -394,7 +396,7 @@ def svg(title: str, subtitle: str, shown: Sequence[Panel]) -> str:
 
 
 def _panel(
-    panel: Panel,
+    panel: Chart,
     top: float,
     wide: float,
     ticks: Sequence[float],

@@ -34,8 +34,8 @@ from pathlib import Path
 
 from lab.machines.driver import MachineError
 from tools.bench import meter, report
-from tools.bench.report import Fill, Full, Idle, Point
-from tools.bench.vm import BASE_PORT, ROOT, WINDOW, BenchError, Vm, booted, check
+from tools.bench.report import Fill, FillSample, Full, Idle
+from tools.bench.vm import BASE_PORT, ROOT, WINDOW, BenchError, BenchVm, booted, check
 
 # CPU seconds of this process and all that it started, the VM included.
 Ours = Callable[[], float]
@@ -82,7 +82,7 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def speed(vm: Vm, ours: Ours, wanted: Counts, seed: int) -> list[Fill]:
+def speed(vm: BenchVm, ours: Ours, wanted: Counts, seed: int) -> list[Fill]:
     """The three ways at the two registries; in an order that the seed decides, so that none of
     them always finds the caches that another has warmed."""
     # Uncounted: pages of the binary, and the links that pilot-node's units need.
@@ -104,7 +104,7 @@ def speed(vm: Vm, ours: Ours, wanted: Counts, seed: int) -> list[Fill]:
     return sorted(fills, key=lambda fill: (-fill.delay, WAYS.index(fill.way)))
 
 
-def _fill(vm: Vm, ours: Ours, way: str, agents: int, delay: float) -> Fill:
+def _fill(vm: BenchVm, ours: Ours, way: str, agents: int, delay: float) -> Fill:
     """Start `agents` from nothing in one way, and end them."""
     vm.empty()
     vm.start_registry(delay=delay)
@@ -149,7 +149,7 @@ def _by_hand(way: str, agents: int) -> str:
     )
 
 
-def _started(vm: Vm, command: str) -> subprocess.Popen[str]:
+def _started(vm: BenchVm, command: str) -> subprocess.Popen[str]:
     """`command` on the VM, begun; one of `_by_hand` is given its program."""
     process = subprocess.Popen(
         vm.line(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -162,7 +162,7 @@ def _started(vm: Vm, command: str) -> subprocess.Popen[str]:
 
 
 def _watched(
-    vm: Vm, agents: int, start: float, process: subprocess.Popen[str] | None
+    vm: BenchVm, agents: int, start: float, process: subprocess.Popen[str] | None
 ) -> list[tuple[float, int]]:
     """How many are registered, until all are, or nothing more happens."""
     curve = [(0.0, 0)]
@@ -177,7 +177,7 @@ def _watched(
     return curve
 
 
-def _failures(vm: Vm) -> int:
+def _failures(vm: BenchVm) -> int:
     """Starts that failed since pilot-node began, by its own word."""
     said = vm.run("cat /run/pilot/status.json 2>/dev/null || true")
     if said:
@@ -186,7 +186,7 @@ def _failures(vm: Vm) -> int:
     return int(journal)
 
 
-def full(vm: Vm, ours: Ours, wanted: Counts, way: str) -> Full:
+def full(vm: BenchVm, ours: Ours, wanted: Counts, way: str) -> Full:
     """Fill the VM, let it settle, measure what it costs, and drain it.
 
     `way` is pilot-node, or bare processes; those need a variant that pilot-node has made before.
@@ -208,9 +208,9 @@ def full(vm: Vm, ours: Ours, wanted: Counts, way: str) -> Full:
         if by_node:
             pids["node"] = vm.node()
 
-        def look() -> Point:
+        def look() -> FillSample:
             now = meter.machine()
-            return Point(
+            return FillSample(
                 seconds=time.monotonic() - start,
                 online=vm.online(),
                 memory=zero.available - now.available,
@@ -261,8 +261,8 @@ def full(vm: Vm, ours: Ours, wanted: Counts, way: str) -> Full:
 
 
 def _filled(
-    vm: Vm, look: Callable[[], Point], agents: int, process: subprocess.Popen[str] | None
-) -> list[Point]:
+    vm: BenchVm, look: Callable[[], FillSample], agents: int, process: subprocess.Popen[str] | None
+) -> list[FillSample]:
     """Looks until all are registered; BenchError where no more are for a while.
 
     `process` is the one that starts them, where they end with it.
@@ -286,7 +286,7 @@ def _filled(
     return points
 
 
-def _drained(vm: Vm, process: subprocess.Popen[str], *, by_node: bool) -> float:
+def _drained(vm: BenchVm, process: subprocess.Popen[str], *, by_node: bool) -> float:
     """Seconds until the last agent is gone, 15 at a time, as the one who asked for it is told."""
     start = time.monotonic()
     if by_node:
@@ -300,7 +300,7 @@ def _drained(vm: Vm, process: subprocess.Popen[str], *, by_node: bool) -> float:
     return took
 
 
-def _progress(last: Point, now: Point, agents: int) -> str:
+def _progress(last: FillSample, now: FillSample, agents: int) -> str:
     """How far it is, and what the processors did since the last time."""
     took = now.seconds - last.seconds
     busy = {

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from lab.cloud.server import serve
 from ops import fleet, status
-from ops.google import Cloud, Place
+from ops.google import Cloud, CloudAddress
 from tests.components.fleet import ROOT
 from tests.ops.simulated import Simulated
 
@@ -37,7 +37,7 @@ def _measure(vms: int, runs: int, folder: Path) -> tuple[float, float, int]:
         for _ in range(runs):
             made.asked.clear()
             start = time.monotonic()
-            cloud = Cloud(Place(project="p1", compute=url, storage=url, monitoring=url))
+            cloud = Cloud(CloudAddress(project="p1", compute=url, storage=url, monitoring=url))
             seen = status.picture(fleet.read(cloud))
             looks.append(time.monotonic() - start)
             requests = len(made.asked)

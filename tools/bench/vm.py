@@ -72,7 +72,7 @@ def check(agents: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-class Vm:
+class BenchVm:
     """A booted swarm VM. Made by `booted`."""
 
     def __init__(self, state: Path, ending: ExitStack, startup_dir: Path | None) -> None:
@@ -313,7 +313,7 @@ class Vm:
 
 
 @contextmanager
-def booted(folder: Path, startup_dir: Path | None = None) -> Iterator[Vm]:
+def booted(folder: Path, startup_dir: Path | None = None) -> Iterator[BenchVm]:
     """A swarm VM with its files below `folder`; at the end nothing of it is left, or BenchError.
 
     `startup_dir` is another startup/ than this checkout's.
@@ -321,7 +321,7 @@ def booted(folder: Path, startup_dir: Path | None = None) -> Iterator[Vm]:
     ensure_packages("container")
     ensure_image(default_cache())
     with ExitStack() as ending:
-        vm = Vm(folder, ending, startup_dir)
+        vm = BenchVm(folder, ending, startup_dir)
         vm.boot()
         try:
             yield vm

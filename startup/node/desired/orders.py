@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from ..machine import files
-from ..machine.paths import Place
+from ..machine.paths import Paths
 from ..machine.polling import ABSENT, READ, UNREACHABLE, Reading
 from .json_reader import Reader, SpecError
-from .sources import Object
+from .sources import OrdersObject
 from .spec import ROLE_RENDEZVOUS, ROLE_SWARM
 
 SCHEMA: Final = 1
@@ -36,7 +36,7 @@ _WORDS = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]{0,200}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class ReleaseVerdict:
     """What is to become of the release with `sha256`: GO or REJECT. A GO counts once for each
     `id`: when the release is rejected again, only a GO with another `id` tries it again."""
 
@@ -52,7 +52,7 @@ class Orders:
     hold: bool = False
     restart: str = ""
     clean: bool = False
-    roll: Verdict | None = None
+    roll: ReleaseVerdict | None = None
     pause_benchmarks: bool = False
     banner: str = ""
     ignored: tuple[str, ...] = ()
@@ -94,8 +94,8 @@ def parse(text: str | bytes, role: str) -> Orders:
     return replace(found, ignored=tuple(top.ignored))
 
 
-def _verdict(reader: Reader) -> Verdict:
-    found = Verdict(
+def _verdict(reader: Reader) -> ReleaseVerdict:
+    found = ReleaseVerdict(
         sha256=reader.string("sha256", _SHA256, "64 hex digits"),
         verdict=reader.string("verdict", _VERDICT, "go or reject"),
         id=reader.string("id", _ID, _ID.pattern) if "id" in reader.names() else "",
@@ -136,7 +136,7 @@ class Standing:
         return f"{self.restarted}/{self.restarted_here}".strip("/")
 
 
-def follow(standing: Standing, reading: Reading[Object], role: str) -> Standing:
+def follow(standing: Standing, reading: Reading[OrdersObject], role: str) -> Standing:
     """`standing`, after the bucket said `reading`."""
     if reading.state == ABSENT:
         return replace(standing, state=ABSENT, generation="", error="", text="", orders=Orders())
@@ -178,14 +178,14 @@ def follow_here(standing: Standing, text: str | None, role: str) -> Standing:
     )
 
 
-def recall(place: Place, role: str, say: Callable[[str], None]) -> Standing:
+def recall(paths: Paths, role: str, say: Callable[[str], None]) -> Standing:
     """What is remembered from before: the last good orders, in force until the bucket answers.
 
     A file that cannot be read or understood is said, and nothing is ordered. Where it is only the
     orders in it (a newer program wrote them), a hold is one, and the restarts stay known: else all
     agents would be started, or started anew.
     """
-    path = place.node_state / "orders.json"
+    path = paths.node_state / "orders.json"
     try:
         kept = json.loads(path.read_bytes())
         standing = Standing(
@@ -221,7 +221,7 @@ def _is_hold(text: str) -> bool:
     return isinstance(found, dict) and found.get("hold") is True
 
 
-def remember(place: Place, standing: Standing) -> None:
+def remember(paths: Paths, standing: Standing) -> None:
     """Keep what `recall` gives. Raises OSError."""
     kept = {
         "generation": standing.generation,
@@ -229,4 +229,4 @@ def remember(place: Place, standing: Standing) -> None:
         "restarted_here": standing.restarted_here,
         "text": standing.text,
     }
-    files.write(place.node_state / "orders.json", json.dumps(kept, sort_keys=True) + "\n", 0o600)
+    files.write(paths.node_state / "orders.json", json.dumps(kept, sort_keys=True) + "\n", 0o600)

@@ -90,7 +90,7 @@ class OrdersPlace:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Object:
+class OrdersObject:
     """The orders object as it is: its generation and its text."""
 
     generation: str
@@ -98,14 +98,14 @@ class Object:
 
 
 @dataclass(kw_only=True)
-class Orders:
+class OrdersPoller:
     """The orders object of the VM that `where` names (it follows the spec)."""
 
     server: MetadataServer
     where: Callable[[], OrdersPlace]
-    _last: tuple[OrdersPlace, Object] | None = None
+    _last: tuple[OrdersPlace, OrdersObject] | None = None
 
-    def __call__(self) -> Object | None:
+    def __call__(self) -> OrdersObject | None:
         where = self.where()
         known = self._last[1] if self._last and self._last[0] == where else None
         query = "alt=media" + (f"&ifGenerationNotMatch={known.generation}" if known else "")
@@ -123,7 +123,7 @@ class Orders:
                 )
             if answer.status != 200:
                 raise FinalError(f"{where}: {_refused(answer.status, answer.reason)}")
-            found = Object(
+            found = OrdersObject(
                 generation=answer.headers.get("x-goog-generation", ""),
                 # Not UTF-8 is not JSON: said by who parses it.
                 text=answer.body(_ORDERS_LIMIT).decode(errors="replace"),

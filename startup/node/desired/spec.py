@@ -48,7 +48,7 @@ class Roll:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Script:
+class ScriptSpec:
     """The project's script that a VM should have: the sha256 of its bytes ("": none is known), and
     how many seconds after it first expects it a running VM applies it."""
 
@@ -69,7 +69,7 @@ class Spec:
     bucket: str
     storage: str
     reserve_mb: int
-    script: Script
+    script: ScriptSpec
     agents: int
     ignored: tuple[str, ...] = ()
 
@@ -113,7 +113,7 @@ def parse(text: str | bytes) -> SwarmSpec | RendezvousSpec:
     return _build(Reader.of(text, "pilot-spec"))
 
 
-def expected_script(text: str | bytes) -> Script:
+def expected_script(text: str | bytes) -> ScriptSpec:
     """`script` of a spec that need not be one that this version understands; a Script without a
     sha256 where there is none to be read.
 
@@ -124,13 +124,13 @@ def expected_script(text: str | bytes) -> Script:
         found = json.loads(text)["script"]
         sha256, after = found["sha256"], found.get("afterSeconds", 0)
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
-        return Script(sha256="")
+        return ScriptSpec(sha256="")
     if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
-        return Script(sha256="")
+        return ScriptSpec(sha256="")
     # A turn that cannot be read is none: the script may be what reads it.
     least, most = fields.NUMBERS["script.afterSeconds"]
     known = isinstance(after, int) and not isinstance(after, bool) and least <= after <= most
-    return Script(sha256=sha256, after_seconds=after if known else 0)
+    return ScriptSpec(sha256=sha256, after_seconds=after if known else 0)
 
 
 class _Common(TypedDict):
@@ -144,7 +144,7 @@ class _Common(TypedDict):
     bucket: str
     storage: str
     reserve_mb: int
-    script: Script
+    script: ScriptSpec
     agents: int
 
 
@@ -170,7 +170,7 @@ def _build(top: Reader) -> SwarmSpec | RendezvousSpec:
         "bucket": top.text("bucket"),
         "storage": endpoints.base_url("storage"),
         "reserve_mb": memory.number("reserveMb"),
-        "script": Script(
+        "script": ScriptSpec(
             sha256=script.text("sha256"), after_seconds=script.number("afterSeconds", default=0)
         ),
         "agents": top.number("agents"),

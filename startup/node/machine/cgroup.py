@@ -7,32 +7,32 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from .paths import Place
+from .paths import Paths
 
 UNIT = "pilot-agent@{}.service"
 SLICE = "pilot.slice"
 
 
-def cgroup(place: Place) -> Path | None:
+def cgroup(paths: Paths) -> Path | None:
     """pilot.slice below cgroup v2, or below v1 where a container has its host's."""
     for base in ("/sys/fs/cgroup", "/sys/fs/cgroup/systemd"):
-        if (found := place.at(base) / SLICE).is_dir():
+        if (found := paths.at(base) / SLICE).is_dir():
             return found
     return None
 
 
-def processes(place: Place) -> dict[int, list[int]]:
+def processes(paths: Paths) -> dict[int, list[int]]:
     """Port -> process IDs of its agent, of those that have any."""
-    base = cgroup(place)
+    base = cgroup(paths)
     if base is None:
         return {}
     ports = numbers(base, "pilot-agent@", ".service")
     return {port: found for port in ports if (found := _members(base / UNIT.format(port)))}
 
 
-def processes_of(place: Place, port: int) -> list[int]:
+def processes_of(paths: Paths, port: int) -> list[int]:
     """Process IDs of the agent `port`."""
-    base = cgroup(place)
+    base = cgroup(paths)
     return _members(base / UNIT.format(port)) if base else []
 
 
@@ -61,12 +61,12 @@ def numbered(folder: Path, before: str, after: str) -> Iterator[tuple[int, int]]
                     yield int(number), entry.inode()
 
 
-def is_stopped(place: Place, port: int) -> bool:
+def is_stopped(paths: Paths, port: int) -> bool:
     """Whether the agent's process, the oldest of them, is stopped: state T of proc(5)."""
     found = []
-    for process in processes_of(place, port):
+    for process in processes_of(paths, port):
         with suppress(OSError, ValueError, LookupError):
-            text = place.at(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
+            text = paths.at(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
             # After the name, which may hold anything: the state is the 1st, the start the 20th.
             fields = text.rpartition(")")[2].split()
             found.append((int(fields[19]), fields[0]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from . import http_client
 
 
-def what_is_gone(answer: http_client.Answer) -> str:
+def what_is_gone(answer: http_client.HttpAnswer) -> str:
     """What Cloud Storage says is not there: `bucket`, `object`, or "" where it says neither.
 
     In its own words, JSON or plain: anybody answers 404, and an object that is gone ends a hold or

@@ -24,7 +24,7 @@ _CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class HttpAnswer:
     """An answer that is not "later": any status below 500 but 408 and 429."""
 
     status: int
@@ -74,7 +74,7 @@ class Answer:
 
 
 @contextmanager
-def get(url: str, headers: Mapping[str, str], timeout: float = TIMEOUT) -> Iterator[Answer]:
+def get(url: str, headers: Mapping[str, str], timeout: float = TIMEOUT) -> Iterator[HttpAnswer]:
     """Open `url` (http or https); raises as `request` does."""
     with request("GET", url, headers, timeout=timeout) as answer:
         yield answer
@@ -88,7 +88,7 @@ def request(
     body: bytes | None = None,
     *,
     timeout: float = TIMEOUT,
-) -> Iterator[Answer]:
+) -> Iterator[HttpAnswer]:
     """Send `method` to `url` (http or https), with `body` where there is one.
 
     Raises TemporaryError when nothing answers within `timeout` seconds, when an answer does not
@@ -125,7 +125,7 @@ def request(
                 raise FinalError(f"{url}: {_reason(error)}") from error
         if response.status in _LATER or response.status >= 500:
             raise TemporaryError(f"{url}: {response.status} {response.reason}")
-        yield Answer(
+        yield HttpAnswer(
             status=response.status,
             reason=response.reason,
             headers={name.lower(): value for name, value in response.getheaders()},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
-from .paths import Place
+from .paths import Paths
 
 
 @dataclass(kw_only=True)
@@ -13,7 +13,7 @@ class KernelLog:
     """What the kernel said since the last look, from /dev/kmsg; nothing where there is none (a
     container that may not). Not a thread: reading it never waits."""
 
-    place: Place
+    paths: Paths
     _handle: int | None = field(default=None)
 
     def lines(self) -> tuple[str, ...]:
@@ -21,7 +21,7 @@ class KernelLog:
         if self._handle is None:
             try:
                 flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
-                self._handle = os.open(self.place.at("/dev/kmsg"), flags)
+                self._handle = os.open(self.paths.at("/dev/kmsg"), flags)
                 os.lseek(self._handle, 0, os.SEEK_END)
             except OSError:
                 self.close()

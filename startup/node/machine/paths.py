@@ -18,7 +18,7 @@ AGAIN = "run `rm /run/pilot/guard; systemctl restart google-startup-scripts`"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class Paths:
     """The paths of a VM. `root` is `/` but in tests; `metadata_host` is HOST[:PORT]."""
 
     root: Path = Path("/")
@@ -140,9 +140,9 @@ class Place:
         return self.sockets / f"{port}.sock"
 
 
-def place_of(environment: Mapping[str, str]) -> Place:
+def paths_of(environment: Mapping[str, str]) -> Paths:
     """The place that a process's environment names."""
-    return Place(
+    return Paths(
         root=Path(environment.get(ROOT_VARIABLE) or "/"),
         metadata_host=environment.get(METADATA_HOST_VARIABLE) or METADATA_HOST,
     )

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from .paths import Place
+from .paths import Paths
 
 
-def uptime(place: Place) -> float:
+def uptime(paths: Paths) -> float:
     """Seconds since the kernel started: a clock that nobody sets."""
-    return float(place.at("/proc/uptime").read_text(encoding="ascii").split()[0])
+    return float(paths.at("/proc/uptime").read_text(encoding="ascii").split()[0])
 
 
 def most_descriptors(pid: int) -> float:
@@ -38,10 +38,10 @@ def descriptors(pid: int) -> int | None:
         return None
 
 
-def meminfo(place: Place) -> dict[str, int]:
+def meminfo(paths: Paths) -> dict[str, int]:
     """/proc/meminfo in bytes, by its names; raises OSError."""
     found = {}
-    for line in place.at("/proc/meminfo").read_text(encoding="ascii").splitlines():
+    for line in paths.at("/proc/meminfo").read_text(encoding="ascii").splitlines():
         name, _, rest = line.partition(":")
         words = rest.split()
         if words and words[0].isdigit():
@@ -49,7 +49,7 @@ def meminfo(place: Place) -> dict[str, int]:
     return found
 
 
-def udp(place: Place) -> tuple[int, int]:
+def udp(paths: Paths) -> tuple[int, int]:
     """UDP sockets of the VM that are bound, IPv4 and IPv6, and pages that their buffers hold.
 
     Raises OSError, ValueError. /proc/net/udp would list each one: reading thousands of lines every
@@ -59,7 +59,7 @@ def udp(place: Place) -> tuple[int, int]:
     sockets = pages = 0
     for name in ("sockstat", "sockstat6"):
         try:
-            found = sockstat(place, name)
+            found = sockstat(paths, name)
         except FileNotFoundError:
             if name == "sockstat":
                 raise
@@ -70,9 +70,9 @@ def udp(place: Place) -> tuple[int, int]:
     return sockets, pages
 
 
-def sockstat(place: Place, name: str) -> dict[str, dict[str, int]]:
+def sockstat(paths: Paths, name: str) -> dict[str, dict[str, int]]:
     """/proc/net/sockstat or sockstat6: protocol -> its numbers. Raises OSError, ValueError."""
-    lines = place.at(f"/proc/net/{name}").read_text(encoding="ascii").splitlines()
+    lines = paths.at(f"/proc/net/{name}").read_text(encoding="ascii").splitlines()
     return {
         words[0].rstrip(":"): dict(zip(words[1::2], map(int, words[2::2]), strict=False))
         for words in map(str.split, lines)
@@ -80,10 +80,10 @@ def sockstat(place: Place, name: str) -> dict[str, dict[str, int]]:
     }
 
 
-def slice_stat(place: Place, name: str) -> dict[str, int]:
+def slice_stat(paths: Paths, name: str) -> dict[str, int]:
     """memory.stat of the slice `name`, in bytes; empty where there is no memory controller."""
     try:
-        text = place.at(f"/sys/fs/cgroup/{name}/memory.stat").read_text(encoding="ascii")
+        text = paths.at(f"/sys/fs/cgroup/{name}/memory.stat").read_text(encoding="ascii")
     except OSError:
         return {}
     pairs = (line.split() for line in text.splitlines())

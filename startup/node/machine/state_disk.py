@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from .paths import Place
+from .paths import Paths
 
 # Bytes by which a disk has to be larger than its file system, as in the startup script: of less
 # ext4 may have no use, and disks grow by gigabytes.
@@ -51,8 +51,8 @@ def filesystem_bytes(superblock: bytes) -> int | None:
 class StateDisk:
     """The disk that is mounted on the state directory. `look` never waits."""
 
-    def __init__(self, place: Place, say: Callable[[str], None]) -> None:
-        self._place = place
+    def __init__(self, paths: Paths, say: Callable[[str], None]) -> None:
+        self._place = paths
         self._say = say
         self._growing: subprocess.Popen[bytes] | None = None
         # Why growing to this many bytes of disk failed.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ..machine import cgroup
-from ..machine.paths import Place
+from ..machine.paths import Paths
 from .leak_detection import Held
 
 # Agents whose pages are walked for a batch's mean at most: 15 ms.
@@ -27,10 +27,10 @@ class Pages:
     private: int
 
 
-def pages(place: Place, process: int) -> Pages:
+def pages(paths: Paths, process: int) -> Pages:
     """What smaps_rollup says of `process`; raises OSError, also where it has ended."""
     found = {}
-    text = place.at(f"/proc/{process}/smaps_rollup").read_text(encoding="utf-8")
+    text = paths.at(f"/proc/{process}/smaps_rollup").read_text(encoding="utf-8")
     for line in text.splitlines()[1:]:
         name, _, rest = line.partition(":")
         words = rest.split()
@@ -51,24 +51,24 @@ def spread(ports: Sequence[int], count: int) -> list[int]:
     return [ordered[i * len(ordered) // count] for i in range(count)]
 
 
-def private_bytes(place: Place, ports: Sequence[int]) -> float | None:
+def private_bytes(paths: Paths, ports: Sequence[int]) -> float | None:
     """Mean of what the agents of `ports` alone hold, over at most BATCH_AGENTS of them, evenly
     spread; None when none of these runs. Bytes."""
     # Only these are looked for: all of a VM's would be thousands of files.
     found = [
         measured.private
         for port in spread(ports, BATCH_AGENTS)
-        if (measured := measure(place, cgroup.processes_of(place, port))) is not None
+        if (measured := measure(paths, cgroup.processes_of(paths, port))) is not None
     ]
     return sum(found) / len(found) if found else None
 
 
-def measure(place: Place, processes: Sequence[int]) -> Pages | None:
+def measure(paths: Paths, processes: Sequence[int]) -> Pages | None:
     """All processes of an agent together; None where none could be read."""
     found = []
     for process in processes[:PROCESSES]:
         try:
-            found.append(pages(place, process))
+            found.append(pages(paths, process))
         except OSError:
             continue
     if not found:
@@ -76,7 +76,7 @@ def measure(place: Place, processes: Sequence[int]) -> Pages | None:
     return Pages(pss=sum(one.pss for one in found), private=sum(one.private for one in found))
 
 
-def held(place: Place, processes: Sequence[int], uptime: float) -> Held | None:
+def held(paths: Paths, processes: Sequence[int], uptime: float) -> Held | None:
     """What an agent alone holds, cheaply: anonymous pages by /proc's counters, 45 us a process
     (smaps_rollup takes five times as long). None where it has ended. `uptime`: of the kernel, s."""
     # The oldest process is the agent; others come and go.
@@ -84,7 +84,7 @@ def held(place: Place, processes: Sequence[int], uptime: float) -> Held | None:
     total = 0
     for process in processes[:PROCESSES]:
         try:
-            folder = place.at(f"/proc/{process}")
+            folder = paths.at(f"/proc/{process}")
             stat = (folder / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
             _, resident, shared, *_ = (folder / "statm").read_text(encoding="ascii").split()
         except (OSError, ValueError):

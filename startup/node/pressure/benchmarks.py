@@ -22,7 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final, Protocol
 
-from ..machine.paths import Place
+from ..machine.paths import Paths
 from ..machine.retry import FinalError
 from ..setup.limits import NR_OPEN
 
@@ -116,7 +116,7 @@ class CgroupFreezer:
     sent to each process, again and again as they start others: the last resort, for a benchmark
     can see it, and undo it."""
 
-    place: Place
+    paths: Paths
     kill: Callable[[int, int], None] = os.kill
 
     def populated(self) -> bool:
@@ -145,7 +145,7 @@ class CgroupFreezer:
 
     def _cgroup(self) -> Path | None:
         for root in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd"):
-            if (path := self.place.at(f"{root}/{SLICE}")).is_dir():
+            if (path := self.paths.at(f"{root}/{SLICE}")).is_dir():
                 return path
         return None
 
@@ -167,7 +167,7 @@ class CgroupFreezer:
 
     def _is_stopped(self, process: int) -> bool:
         try:
-            text = self.place.at(f"/proc/{process}/stat").read_text("utf-8", "replace")
+            text = self.paths.at(f"/proc/{process}/stat").read_text("utf-8", "replace")
         except OSError:
             return False
         # The name before it may hold anything, parentheses and blanks as well.

@@ -1,4 +1,4 @@
-"""The kernel's walls: which are near, and which of them a failure has hit.
+"""Kernel limits: which are near, and which of them a failure has hit.
 
 "Resource temporarily unavailable" is what `fork` says at four different limits. Which one it was is
 asked of the kernel, at the time of the failure: a limit that is full then is the one.
@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ..machine.paths import Place
+from ..machine.paths import Paths
 from ..machine.proc import meminfo, slice_stat, sockstat, udp
 
-# From this share on a wall is said, and from this one on it counts as hit: what failed has ended
+# From this share on a limit is said, and from this one on it counts as hit: what failed has ended
 # since, and given back what it held.
 NEAR: Final = 0.8
 HIT: Final = 0.95
@@ -28,10 +28,10 @@ _CGROUPS: Final = 400
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wall:
+class LimitUse:
     """How much of a limit is used, both in the limit's own unit (tasks, files, bytes, pages)."""
 
-    wall: str
+    name: str
     used: int
     limit: int
 
@@ -40,21 +40,19 @@ class Wall:
         return self.used / self.limit
 
     def __str__(self) -> str:
-        return f"{self.wall}: {self.used} of {self.limit}"
+        return f"{self.name}: {self.used} of {self.limit}"
 
 
-def used(place: Place, share: float = NEAR) -> tuple[Wall, ...]:
-    """The walls that are used by more than `share`, the nearest first. Of `pids.max`, which every
+def used(paths: Paths, share: float = NEAR) -> tuple[LimitUse, ...]:
+    """The limits that are used by more than `share`, the nearest first. Of `pids.max`, which every
     slice and unit may have, the nearest one only."""
-    found = {
-        kind: max(walls, key=lambda w: w.share) for kind, walls in _all(place).items() if walls
-    }
-    near = [wall for wall in found.values() if wall.share > share]
-    return tuple(sorted(near, key=lambda wall: -wall.share))
+    found = {kind: max(uses, key=lambda w: w.share) for kind, uses in _all(paths).items() if uses}
+    near = [use for use in found.values() if use.share > share]
+    return tuple(sorted(near, key=lambda use: -use.share))
 
 
-def explain(failure: str, place: Place) -> str:
-    """`failure` with the wall that it hit, where it sounds like one.
+def explain(failure: str, paths: Paths) -> str:
+    """`failure` with the limit that it hit, where it sounds like one.
 
     Unchanged where it does not. Where it does and none is full now, the nearest of those that can
     have been it are said with what is used of them, so that nobody has to look.
@@ -62,22 +60,24 @@ def explain(failure: str, place: Place) -> str:
     sign = next((sign for sign in _SIGNS if sign.pattern.search(failure)), None)
     if sign is None:
         return failure
-    walls = _all(place)
-    candidates = [wall for kind in sign.kinds for wall in walls[kind]]
-    candidates.sort(key=lambda wall: -wall.share)
-    hit = [str(wall) for wall in candidates if wall.share >= HIT]
+    uses = _all(paths)
+    candidates = [use for kind in sign.kinds for use in uses[kind]]
+    candidates.sort(key=lambda use: -use.share)
+    hit = [str(use) for use in candidates if use.share >= HIT]
     if hit:
         return f"{failure} [hit {'; '.join(hit[:3])}]"
     if sign.quiet:
         return failure
-    said = [f"{wall} ({wall.share:.0%})" for wall in candidates[:2]] + [sign.hint] * bool(sign.hint)
-    return f"{failure} [no wall is full now: {'; '.join(said)}]"
+    said = [f"{use} ({use.share:.0%})" for use in candidates[:2]] + [sign.hint] * bool(sign.hint)
+    return f"{failure} [no limit is full now: {'; '.join(said)}]"
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Sign:
-    """What is said at a wall, the walls that it can be, and what else it can be (`hint`). `quiet`:
-    it mostly has other causes, so it is only worth a word where a wall is full."""
+    """What a program says when it hits a limit of `kinds`; `hint` names another cause.
+
+    `quiet`: it mostly has other causes, so it is only reported where a limit is full.
+    """
 
     pattern: re.Pattern[str]
     kinds: tuple[str, ...]
@@ -120,9 +120,9 @@ _SIGNS: Final = (
 )
 
 
-def _all(place: Place) -> dict[str, tuple[Wall, ...]]:
-    """Every wall that can be read, by its kind; a kernel that lacks one has one less."""
-    readers: dict[str, Callable[[Place], Iterator[Wall]]] = {
+def _all(paths: Paths) -> dict[str, tuple[LimitUse, ...]]:
+    """Every limit that can be read, by its kind; a kernel that lacks one has one less."""
+    readers: dict[str, Callable[[Paths], Iterator[LimitUse]]] = {
         "pids.max": _pids,
         "threads-max": _threads,
         "pid_max": _pid_max,
@@ -134,17 +134,17 @@ def _all(place: Place) -> dict[str, tuple[Wall, ...]]:
     found = {}
     for kind, read in readers.items():
         try:
-            found[kind] = tuple(wall for wall in read(place) if wall.limit > 0)
+            found[kind] = tuple(use for use in read(paths) if use.limit > 0)
         except (OSError, ValueError, LookupError):
             # /proc of a container may lack it, or hide it.
             found[kind] = ()
     return found
 
 
-def _pids(place: Place) -> Iterator[Wall]:
+def _pids(paths: Paths) -> Iterator[LimitUse]:
     # cgroup v2, and v1 where a container has its host's.
     for root in ("/sys/fs/cgroup", "/sys/fs/cgroup/pids"):
-        base = place.at(root)
+        base = paths.at(root)
         seen = 0
         for name in _SLICES:
             for folder in _with_children(base / name if name else base, deep=bool(name)):
@@ -155,7 +155,7 @@ def _pids(place: Place) -> Iterator[Wall]:
                 current = _number(folder / "pids.current")
                 if limit is not None and current is not None:
                     where = str(folder.relative_to(base)) if folder != base else "this machine"
-                    yield Wall(wall=f"pids.max of {where}", used=current, limit=limit)
+                    yield LimitUse(name=f"pids.max of {where}", used=current, limit=limit)
 
 
 def _with_children(folder: Path, *, deep: bool) -> Iterator[Path]:
@@ -171,55 +171,55 @@ def _with_children(folder: Path, *, deep: bool) -> Iterator[Path]:
                 yield Path(entry.path)
 
 
-def _tasks(place: Place) -> int:
+def _tasks(paths: Paths) -> int:
     # The fourth field: runnable/all, in tasks (threads), of the whole kernel.
-    fields = place.at("/proc/loadavg").read_text(encoding="ascii").split()
+    fields = paths.at("/proc/loadavg").read_text(encoding="ascii").split()
     return int(fields[3].partition("/")[2])
 
 
-def _threads(place: Place) -> Iterator[Wall]:
-    limit = int(place.at("/proc/sys/kernel/threads-max").read_text(encoding="ascii"))
-    yield Wall(wall="threads-max", used=_tasks(place), limit=limit)
+def _threads(paths: Paths) -> Iterator[LimitUse]:
+    limit = int(paths.at("/proc/sys/kernel/threads-max").read_text(encoding="ascii"))
+    yield LimitUse(name="threads-max", used=_tasks(paths), limit=limit)
 
 
-def _pid_max(place: Place) -> Iterator[Wall]:
+def _pid_max(paths: Paths) -> Iterator[LimitUse]:
     # Every thread has a PID.
-    limit = int(place.at("/proc/sys/kernel/pid_max").read_text(encoding="ascii"))
-    yield Wall(wall="pid_max", used=_tasks(place), limit=limit)
+    limit = int(paths.at("/proc/sys/kernel/pid_max").read_text(encoding="ascii"))
+    yield LimitUse(name="pid_max", used=_tasks(paths), limit=limit)
 
 
-def _files(place: Place) -> Iterator[Wall]:
-    taken, _, limit = place.at("/proc/sys/fs/file-nr").read_text(encoding="ascii").split()
-    yield Wall(wall="file-max", used=int(taken), limit=int(limit))
+def _files(paths: Paths) -> Iterator[LimitUse]:
+    taken, _, limit = paths.at("/proc/sys/fs/file-nr").read_text(encoding="ascii").split()
+    yield LimitUse(name="file-max", used=int(taken), limit=int(limit))
 
 
-def _memory(place: Place) -> Iterator[Wall]:
-    memory = meminfo(place)
+def _memory(paths: Paths) -> Iterator[LimitUse]:
+    memory = meminfo(paths)
     total = memory["MemTotal"]
-    yield Wall(wall="memory", used=total - memory["MemAvailable"], limit=total)
+    yield LimitUse(name="memory", used=total - memory["MemAvailable"], limit=total)
     for name in ("pilot.slice", "pilotbench.slice"):
-        folder = place.at(f"/sys/fs/cgroup/{name}")
+        folder = paths.at(f"/sys/fs/cgroup/{name}")
         limit, current = _number(folder / "memory.max"), _number(folder / "memory.current")
         if limit is not None and current is not None:
             # What the kernel would drop before it refuses anything. `file` has shared memory in it,
             # which it keeps.
-            held = slice_stat(place, name)
+            held = slice_stat(paths, name)
             current -= min(current, max(0, held.get("file", 0) - held.get("shmem", 0)))
-            yield Wall(wall=f"memory of {name}", used=current, limit=limit)
+            yield LimitUse(name=f"memory of {name}", used=current, limit=limit)
 
 
-def _udp(place: Place) -> Iterator[Wall]:
+def _udp(paths: Paths) -> Iterator[LimitUse]:
     # The first of the three: from there on a socket that holds anything gets no more (limits.py).
     # On a guest whose sockets were filled, packets were refused at 15,595 pages of 15,551.
-    limits = place.at("/proc/sys/net/ipv4/udp_mem").read_text(encoding="ascii").split()
-    yield Wall(wall="udp_mem", used=udp(place)[1], limit=int(limits[0]))
+    limits = paths.at("/proc/sys/net/ipv4/udp_mem").read_text(encoding="ascii").split()
+    yield LimitUse(name="udp_mem", used=udp(paths)[1], limit=int(limits[0]))
 
 
-def _ports(place: Place) -> Iterator[Wall]:
-    low, high = place.at("/proc/sys/net/ipv4/ip_local_port_range").read_text("ascii").split()
-    tcp = sockstat(place, "sockstat")["TCP"]
+def _ports(paths: Paths) -> Iterator[LimitUse]:
+    low, high = paths.at("/proc/sys/net/ipv4/ip_local_port_range").read_text("ascii").split()
+    tcp = sockstat(paths, "sockstat")["TCP"]
     taken = tcp["inuse"] + tcp["tw"]
-    yield Wall(wall="local ports", used=taken, limit=int(high) - int(low) + 1)
+    yield LimitUse(name="local ports", used=taken, limit=int(high) - int(low) + 1)
 
 
 def _number(path: Path) -> int | None:

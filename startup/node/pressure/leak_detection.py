@@ -59,7 +59,7 @@ class Look:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Point:
+class GrowthPoint:
     """A point of the curve. `at`: seconds in which the same agents were seen; `grown`: bytes that
     an agent has grown by since the first point; `drift`: variance (bytes squared) that who joined
     and left has brought into it; connections an agent, None where unknown."""
@@ -77,12 +77,12 @@ class History:
 
     last: Look | None = None
     compared: frozenset[tuple[int, tuple[int, int]]] = frozenset()
-    points: Sequence[Point] = ()
+    points: Sequence[GrowthPoint] = ()
     agents: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class LeakVerdict:
     """`growth`: bytes an hour of all agents over the last hour, None until it is known; `leak`: a
     sentence, or ""."""
 
@@ -91,7 +91,7 @@ class Verdict:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fit:
+class LineFit:
     """A straight line's slope, and its standard error."""
 
     slope: float
@@ -103,7 +103,7 @@ def seen(history: History, look: Look) -> History:
     restart, during a roll), nothing can be compared: the curve stands still, its clock too."""
     last, points, compared = history.last, list(history.points), history.compared
     if not points:
-        points = [Point(at=0.0, grown=0.0, drift=0.0, connections=look.connections)]
+        points = [GrowthPoint(at=0.0, grown=0.0, drift=0.0, connections=look.connections)]
     if last is not None and look.at > last.at:
         same = {
             (port, before.since): float(look.agents[port].bytes - before.bytes)
@@ -118,7 +118,7 @@ def seen(history: History, look: Look) -> History:
             # Of the two sizes that a difference is made of, one is the joiner's or the leaver's.
             changed = len(compared ^ same.keys()) if compared else 0
             points.append(
-                Point(
+                GrowthPoint(
                     at=points[-1].at + look.at - last.at,
                     grown=points[-1].grown + mean + _kernels(last, look, len(same)),
                     drift=points[-1].drift + changed * variance / 2 / len(same) ** 2,
@@ -140,23 +140,23 @@ def _kernels(last: Look, look: Look, same: int) -> float:
     return look.overhead - last.overhead if stable else 0.0
 
 
-def judge(history: History, connection_bytes: int) -> Verdict:
+def judge(history: History, connection_bytes: int) -> LeakVerdict:
     """What the curve says. Each new connection explains `connection_bytes` (the planning size)."""
     recent = _span(history.points, *FAST_SPAN)
     line = fit([p.at for p in recent], [p.grown for p in recent]) if recent else None
     if line is None:
-        return Verdict()
+        return LeakVerdict()
     growth = line.slope * HOUR * history.agents
     excess = growth - _explained(recent, history.agents) * connection_bytes
     if excess > FAST and line.slope > SURE * _error(line, recent):
         minutes = (recent[-1].at - recent[0].at) / 60
         each = growth / history.agents / 1e3
-        return Verdict(
+        return LeakVerdict(
             growth=growth,
             leak=f"agents grow by {growth / 1e6:.0f} MB an hour ({each:.0f} KB each, over "
             f"{minutes:.0f} min) without as many more connections",
         )
-    return Verdict(growth=growth, leak=_slow(history))
+    return LeakVerdict(growth=growth, leak=_slow(history))
 
 
 def _slow(history: History) -> str:
@@ -181,7 +181,7 @@ def _slow(history: History) -> str:
     )
 
 
-def fit(xs: Sequence[float], ys: Sequence[float], zs: Sequence[float] = ()) -> Fit | None:
+def fit(xs: Sequence[float], ys: Sequence[float], zs: Sequence[float] = ()) -> LineFit | None:
     """The line through (x, y) by least squares; with `zs`, what of it z does not explain.
 
     None where there is no such line: fewer than four points, all at one x, or x and z so much
@@ -204,23 +204,23 @@ def fit(xs: Sequence[float], ys: Sequence[float], zs: Sequence[float] = ()) -> F
         return None
     slope = _dot(x, y) / xx
     rest = sum((b - slope * a) ** 2 for a, b in zip(x, y, strict=True))
-    return Fit(slope=slope, error=math.sqrt(rest / freedom / xx))
+    return LineFit(slope=slope, error=math.sqrt(rest / freedom / xx))
 
 
-def _with_connections(points: Sequence[Point]) -> Fit | None:
+def _with_connections(points: Sequence[GrowthPoint]) -> LineFit | None:
     known = [p.connections for p in points if p.connections is not None]
     xs, ys = [p.at for p in points], [p.grown for p in points]
     return fit(xs, ys, known if len(known) == len(points) else ())
 
 
-def _error(line: Fit, points: Sequence[Point]) -> float:
+def _error(line: LineFit, points: Sequence[GrowthPoint]) -> float:
     """The standard error of a slope, with what joined and left: a line through a random walk of
     variance V over a time T has a slope of variance 6 V / 5 T^2."""
     seconds = points[-1].at - points[0].at
     return math.sqrt(line.error**2 + 1.2 * (points[-1].drift - points[0].drift) / seconds**2)
 
 
-def _explained(points: Sequence[Point], agents: int) -> float:
+def _explained(points: Sequence[GrowthPoint], agents: int) -> float:
     """Connections an hour by which all agents certainly grew; 0 where that is not known."""
     known = [(p.at, p.connections) for p in points if p.connections is not None]
     line = fit([at for at, _ in known], [number for _, number in known])
@@ -229,7 +229,7 @@ def _explained(points: Sequence[Point], agents: int) -> float:
     return line.slope * HOUR * agents
 
 
-def _span(points: Sequence[Point], most: float, least: float) -> Sequence[Point]:
+def _span(points: Sequence[GrowthPoint], most: float, least: float) -> Sequence[GrowthPoint]:
     """The points of the last `most` seconds; none where they are not `least` seconds in all."""
     if not points:
         return ()

@@ -15,18 +15,18 @@ from pathlib import Path
 from typing import Final
 
 from ..machine import cgroup, proc
-from ..machine.paths import Place
+from ..machine.paths import Paths
 from . import agent_ipc, kernel_limits, leak_detection
 from .agent_ipc import Info, IpcError
 from .agent_memory import held, measure, private_bytes, spread
 from .benchmarks import CgroupFreezer, Governor
-from .kernel_limits import Wall
+from .kernel_limits import LimitUse
 from .leak_detection import Held, History, Look
 
-# Seconds between two looks: at the VM's memory (two small files), at its walls (two for each
+# Seconds between two looks: at the VM's memory (two small files), at its limits (two for each
 # service), at a few agents, and at all of them.
 WATCH: Final = 1.0
-WALLS: Final = 10.0
+LIMITS: Final = 10.0
 SOME: Final = 60.0
 ALL: Final = leak_detection.LOOK
 # Until the second look at a few agents; then twice as long each time, up to SOME. At the first look
@@ -71,7 +71,7 @@ class Sample:
     `total`, `available`: of the VM. `slice`: memory.current of pilot.slice. `agent_mean`: PSS of a
     sample of agents. `agent_limit`: twice the planning size; `over`: agents above it, `top`: the
     largest of these. `growth`: bytes an hour; `leak`: a sentence, or "". `connections`: an agent,
-    of the `asked` that answered. `benchmarks`: none, running, frozen, paused. `walls`: those above
+    of the `asked` that answered. `benchmarks`: none, running, frozen, paused. `limits`: those above
     80 %.
     """
 
@@ -88,7 +88,7 @@ class Sample:
     connections: float | None = None
     udp_sockets: int | None = None
     benchmarks: str = "none"
-    walls: Sequence[Wall] = ()
+    limits: Sequence[LimitUse] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ class _Watched:
     slice: int | None = None
     udp_sockets: int | None = None
     benchmarks: str = "none"
-    walls: Sequence[Wall] = ()
+    limits: Sequence[LimitUse] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,45 +116,45 @@ class _Walked:
     connections: float | None = None
 
 
-class Watch:
-    """The quick one: the VM's memory, what is near a wall, and benchmarks."""
+class PressureWatch:
+    """The quick one: the VM's memory, what is near a limit, and benchmarks."""
 
     def __init__(
-        self, place: Place, governor: Governor, *, clock: Callable[[], float] = time.monotonic
+        self, paths: Paths, governor: Governor, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.place = place
+        self.paths = paths
         self.governor = governor
         self.paused = False
         self.latest = _Watched()
         self._clock = clock
-        self._walls_at = float("-inf")
+        self._limits_at = float("-inf")
 
     def step(self) -> None:
         """One look. Raises OSError, where benchmarks could not be frozen."""
         total = available = None
         try:
-            memory = proc.meminfo(self.place)
+            memory = proc.meminfo(self.paths)
             total, available = memory.get("MemTotal"), memory.get("MemAvailable")
         except OSError:
             # Benchmarks stay as they are.
             pass
         benchmarks = self.governor.step(paused=self.paused, available=available, total=total)
-        near, sockets = self.latest.walls, self.latest.udp_sockets
-        if self._clock() - self._walls_at >= WALLS:
-            self._walls_at = self._clock()
-            near, sockets = kernel_limits.used(self.place), self._sockets()
+        near, sockets = self.latest.limits, self.latest.udp_sockets
+        if self._clock() - self._limits_at >= LIMITS:
+            self._limits_at = self._clock()
+            near, sockets = kernel_limits.used(self.paths), self._sockets()
         self.latest = _Watched(
             total=total,
             available=available,
-            slice=_memory_current(self.place),
+            slice=_memory_current(self.paths),
             udp_sockets=sockets,
             benchmarks=benchmarks,
-            walls=near,
+            limits=near,
         )
 
     def _sockets(self) -> int | None:
         try:
-            return proc.udp(self.place)[0]
+            return proc.udp(self.paths)[0]
         except (OSError, ValueError, LookupError):
             return None
 
@@ -163,7 +163,7 @@ class Watch:
 class Walk:
     """The slow one: agents."""
 
-    place: Place
+    paths: Paths
     planning: Planning
     ask: Callable[[Path], Info] = agent_ipc.info
     clock: Callable[[], float] = time.monotonic
@@ -175,12 +175,12 @@ class Walk:
 
     def step(self) -> None:
         """One look at some agents and, where it is time, at all of them. Raises OSError."""
-        running = cgroup.processes(self.place)
+        running = cgroup.processes(self.paths)
         connections, asked = self._connections(running)
         measured = [
             found.pss
             for port in spread(list(running), PSS_AGENTS)
-            if (found := measure(self.place, running[port])) is not None
+            if (found := measure(self.paths, running[port])) is not None
         ]
         self.latest = replace(
             self.latest,
@@ -194,16 +194,16 @@ class Walk:
             self._look_at_all(running, now)
 
     def _look_at_all(self, running: Mapping[int, Sequence[int]], now: float) -> None:
-        uptime = proc.uptime(self.place)
+        uptime = proc.uptime(self.paths)
         seen = {
             port: found
             for port, processes in running.items()
-            if (found := held(self.place, processes, uptime)) is not None
+            if (found := held(self.paths, processes, uptime)) is not None
         }
         look = Look(
             at=now,
             agents=seen,
-            overhead=_overhead(self.place, len(seen)),
+            overhead=_overhead(self.paths, len(seen)),
             connections=self.latest.connections,
         )
         self._history = leak_detection.seen(self._history, look)
@@ -227,7 +227,7 @@ class Walk:
             port: found.pss
             for port in largest
             if seen[port].bytes > limit // 2
-            and (found := measure(self.place, running[port])) is not None
+            and (found := measure(self.paths, running[port])) is not None
             and found.pss > limit
         }
         ports = sorted(exact, key=lambda port: -exact[port])[:TOP]
@@ -247,7 +247,7 @@ class Walk:
         key = (port, process)
         if key not in self._ids and self.clock() < deadline:
             try:
-                self._ids[key] = self.ask(self.place.socket(port)).node_id
+                self._ids[key] = self.ask(self.paths.socket(port)).node_id
             except IpcError:
                 return None
         return self._ids.get(key)
@@ -265,7 +265,7 @@ class Walk:
             if self.clock() >= deadline:
                 break
             try:
-                found.append(self.ask(self.place.socket(port)).connections)
+                found.append(self.ask(self.paths.socket(port)).connections)
             except IpcError:
                 # It starts, stops, or hangs.
                 continue
@@ -285,14 +285,14 @@ def _mean(found: Sequence[int]) -> float | None:
 class Sampler:
     """Both, each in its thread. `planning` and `pause` may be set at any time."""
 
-    def __init__(self, *, place: Place, planning: Planning, say: Callable[[str], None]) -> None:
+    def __init__(self, *, paths: Paths, planning: Planning, say: Callable[[str], None]) -> None:
         """`say` gets a line when benchmarks are frozen or thawed, when a leak is seen and when it
         is gone, and when something cannot be looked at; from the threads."""
-        self.place = place
+        self.paths = paths
         self._say = say
-        self._governor = Governor(freezer=CgroupFreezer(place=place), say=say)
-        self._watch = Watch(place, self._governor)
-        self._walk = Walk(place=place, planning=planning)
+        self._governor = Governor(freezer=CgroupFreezer(paths=paths), say=say)
+        self._watch = PressureWatch(paths, self._governor)
+        self._walk = Walk(paths=paths, planning=planning)
         self._ended = threading.Event()
         self._leak = ""
         self._broken: BaseException | None = None
@@ -352,12 +352,12 @@ class Sampler:
             connections=walked.connections,
             udp_sockets=watched.udp_sockets,
             benchmarks=watched.benchmarks,
-            walls=watched.walls,
+            limits=watched.limits,
         )
 
     def mean_private_bytes(self, ports: Sequence[int]) -> float | None:
         """`private_bytes` of this VM's agents of `ports`, now; 0.25 ms an agent, 64 at most."""
-        return private_bytes(self.place, ports)
+        return private_bytes(self.paths, ports)
 
     def _walked(self) -> None:
         self._walk.step()
@@ -386,18 +386,18 @@ class Sampler:
             raise
 
 
-def _memory_current(place: Place) -> int | None:
+def _memory_current(paths: Paths) -> int | None:
     """Bytes of pilot.slice, with page tables, sockets and files; None without a controller."""
     try:
-        path = place.at("/sys/fs/cgroup/pilot.slice/memory.current")
+        path = paths.at("/sys/fs/cgroup/pilot.slice/memory.current")
         return int(path.read_text(encoding="ascii"))
     except (OSError, ValueError):
         return None
 
 
-def _overhead(place: Place, count: int) -> float | None:
+def _overhead(paths: Paths, count: int) -> float | None:
     """Bytes that the kernel holds for an agent: of the slice, what is neither theirs nor files'."""
-    current, stat = _memory_current(place), proc.slice_stat(place, "pilot.slice")
+    current, stat = _memory_current(paths), proc.slice_stat(paths, "pilot.slice")
     if current is None or not count or "anon" not in stat or "file" not in stat:
         return None
     return max(0, current - stat["anon"] - stat["file"]) / count

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from ..machine import files
-from ..machine.paths import Place
+from ..machine.paths import Paths
 
 NAME: Final = "registry.json"
 # The log of what happened since the snapshot: upstream replays it on top (it is next to the store).
@@ -224,10 +224,10 @@ def examine(path: Path) -> Summary | None:
         return None
 
 
-def copies(place: Place, suffix: str = "") -> list[Copy]:
+def copies(paths: Paths, suffix: str = "") -> list[Copy]:
     """The good copies, oldest first; with `suffix` those that have it behind their names."""
     found = []
-    folder = place.registry / "copies"
+    folder = paths.registry / "copies"
     for path in folder.iterdir() if folder.is_dir() else ():
         match = _COPY.fullmatch(path.name.removesuffix(suffix))
         if match and path.name.endswith(suffix):
@@ -273,11 +273,11 @@ def surplus(found: Sequence[Copy], room: int) -> list[Copy]:
     return [copy for copy in found if copy.name not in keep]
 
 
-def take_copy(place: Place, now: float) -> Copy | None:
+def take_copy(paths: Paths, now: float) -> Copy | None:
     """Copy the registry's file where it is good and another than the newest copy; None where
     there is nothing to copy. Raises BadRegistryError (then nothing was copied), OSError."""
-    path, folder = place.registry / NAME, _folder(place)
-    known = copies(place)
+    path, folder = paths.registry / NAME, _folder(paths)
+    known = copies(paths)
     for left in folder.glob(".new-*"):
         left.unlink()
     try:
@@ -308,7 +308,7 @@ def take_copy(place: Place, now: float) -> Copy | None:
         finally:
             Path(temporary).unlink(missing_ok=True)
     sync_directory(folder)
-    found = copies(place)
+    found = copies(paths)
     disk = os.statvfs(folder)
     kept = sum(_size(path) for path in folder.iterdir() if path.name.endswith((_BAD, _CLEANED)))
     for copy in surplus(found, int(disk.f_blocks * disk.f_frsize * DISK_PART) - kept):
@@ -316,14 +316,14 @@ def take_copy(place: Place, now: float) -> Copy | None:
     return next((copy for copy in found if copy.name == name), None)
 
 
-def prepare(place: Place, now: float, say: Callable[[str], None]) -> Start:
+def prepare(paths: Paths, now: float, say: Callable[[str], None]) -> Start:
     """Have a registry file that can be started from: before every start, as root.
 
     No file and no copy is a first start. A bad file is set aside, and one that is bad or missing
     is replaced by the best copy that is still whole. Raises OSError.
     """
-    path = place.registry / NAME
-    _folder(place)
+    path = paths.registry / NAME
+    _folder(paths)
     # As large as the registry, each. Nobody writes one now: the rendezvous is not running.
     files.sweep(path, age=0)
     why = aside = ""
@@ -331,16 +331,16 @@ def prepare(place: Place, now: float, say: Callable[[str], None]) -> Start:
         summary = examine(path)
     except BadRegistryError as error:
         why, summary = str(error), None
-        aside = set_aside(place, NAME, "bad", now)
+        aside = set_aside(paths, NAME, "bad", now)
         say(f"{path}: {why}: set aside as {aside}")
     if summary is not None:
         return Start(nodes=summary.nodes, keys=summary.keys)
-    for copy in best(copies(place)):
+    for copy in best(copies(paths)):
         try:
-            found = _restore(place, copy)
+            found = _restore(paths, copy)
         except BadRegistryError as error:
             say(f"copy {copy.name}: {error}: it is not used")
-            folder = place.registry / "copies"
+            folder = paths.registry / "copies"
             (folder / copy.name).replace(folder / f"{copy.name}{_BAD}")
             _bound(folder, _BAD, BAD_FILES)
             continue
@@ -353,16 +353,16 @@ def prepare(place: Place, now: float, say: Callable[[str], None]) -> Start:
     return Start(set_aside=aside, why=why)
 
 
-def clean(place: Place, now: float, say: Callable[[str], None]) -> None:
+def clean(paths: Paths, now: float, say: Callable[[str], None]) -> None:
     """Set the store and its copies aside: the next start is a first one. Raises OSError."""
     with suppress(BadRegistryError, OSError):
-        take_copy(place, now)
-    if (place.registry / NAME).exists():
-        say(f"{place.registry / NAME}: set aside as {set_aside(place, NAME, 'clean', now)}")
-    set_log_aside(place, "clean", now, say)
-    folder = _folder(place)
-    before = best(copies(place, _CLEANED))
-    new = best(copies(place))
+        take_copy(paths, now)
+    if (paths.registry / NAME).exists():
+        say(f"{paths.registry / NAME}: set aside as {set_aside(paths, NAME, 'clean', now)}")
+    set_log_aside(paths, "clean", now, say)
+    folder = _folder(paths)
+    before = best(copies(paths, _CLEANED))
+    new = best(copies(paths))
     # The best of now, then what was best at the last time: an order too many must not take it.
     keep = [f"{copy.name}{_CLEANED}" for copy in new]
     keep[1:1] = [copy.name for copy in before]
@@ -373,47 +373,47 @@ def clean(place: Place, now: float, say: Callable[[str], None]) -> None:
     sync_directory(folder)
 
 
-def put_back(place: Place, copy: Copy, now: float, say: Callable[[str], None]) -> None:
+def put_back(paths: Paths, copy: Copy, now: float, say: Callable[[str], None]) -> None:
     """Replace the registry's file by `copy`, whatever it is. Raises BadRegistryError, OSError."""
-    path = place.registry / NAME
+    path = paths.registry / NAME
     if path.exists() or path.is_symlink():
-        say(f"{path}: set aside as {set_aside(place, NAME, 'bad', now)}")
-    _restore(place, copy)
+        say(f"{path}: set aside as {set_aside(paths, NAME, 'bad', now)}")
+    _restore(paths, copy)
     say(f"{path}: {copy.name} put back, {copy.keys} keys")
 
 
-def set_log_aside(place: Place, kind: str, now: float, say: Callable[[str], None]) -> None:
+def set_log_aside(paths: Paths, kind: str, now: float, say: Callable[[str], None]) -> None:
     """Set the log aside where anything is in it: the next start replays none. Raises OSError."""
-    path = place.registry / LOG
+    path = paths.registry / LOG
     # Upstream empties it with every snapshot. What is no file is not opened as one either.
     if os.path.lexists(path) and path.lstat().st_size:
-        say(f"{path}: set aside as {set_aside(place, LOG, kind, now)}")
+        say(f"{path}: set aside as {set_aside(paths, LOG, kind, now)}")
 
 
-def set_aside(place: Place, name: str, kind: str, now: float) -> str:
+def set_aside(paths: Paths, name: str, kind: str, now: float) -> str:
     """Rename `name` in the store's directory, whatever it is; its new name. The oldest of those
     set aside go, where they are too many or too large."""
-    path = place.registry / name
+    path = paths.registry / name
     new = f"{name}.{kind}-{_stamp(now)}"
     number = 0
-    while os.path.lexists(place.registry / new):
+    while os.path.lexists(paths.registry / new):
         number += 1
         new = f"{name}.{kind}-{_stamp(now)}-{number}"
-    path.rename(place.registry / new)
-    sync_directory(place.registry)
+    path.rename(paths.registry / new)
+    sync_directory(paths.registry)
     total = 0
-    for index, old in enumerate(reversed(set_aside_names(place))):
-        total += _size(place.registry / old)
+    for index, old in enumerate(reversed(set_aside_names(paths))):
+        total += _size(paths.registry / old)
         if index and (index >= BAD_FILES or total > BAD_BYTES):
-            _remove(place.registry / old)
+            _remove(paths.registry / old)
     return new
 
 
-def set_aside_names(place: Place) -> list[str]:
+def set_aside_names(paths: Paths) -> list[str]:
     """The files set aside, oldest first."""
-    if not place.registry.is_dir():
+    if not paths.registry.is_dir():
         return []
-    names = [entry.name for entry in place.registry.iterdir() if _ASIDE.fullmatch(entry.name)]
+    names = [entry.name for entry in paths.registry.iterdir() if _ASIDE.fullmatch(entry.name)]
     return sorted(names, key=lambda name: re.split("-", name, maxsplit=1)[1])
 
 
@@ -426,14 +426,14 @@ def sync_directory(path: Path) -> None:
         os.close(handle)
 
 
-def _restore(place: Place, copy: Copy) -> Summary:
+def _restore(paths: Paths, copy: Copy) -> Summary:
     """Put `copy` in the registry file's place, owned as that was, in one rename."""
-    owner = place.registry.stat()
-    handle, temporary = tempfile.mkstemp(prefix=f".{NAME}.", dir=place.registry)
+    owner = paths.registry.stat()
+    handle, temporary = tempfile.mkstemp(prefix=f".{NAME}.", dir=paths.registry)
     try:
         with (
             os.fdopen(handle, "wb") as out,
-            _opened(place.registry / "copies" / copy.name) as source,
+            _opened(paths.registry / "copies" / copy.name) as source,
         ):
             summary = _judge(source, out)
             # The rendezvous replaces it, which the sticky directory allows its owner only.
@@ -441,12 +441,12 @@ def _restore(place: Place, copy: Copy) -> Summary:
                 os.fchown(out.fileno(), owner.st_gid, owner.st_gid)
             out.flush()
             os.fsync(out.fileno())
-        Path(temporary).replace(place.registry / NAME)
+        Path(temporary).replace(paths.registry / NAME)
     except OSError as error:
-        raise OSError(error.errno, files.explained(error), str(place.registry)) from error
+        raise OSError(error.errno, files.explained(error), str(paths.registry)) from error
     finally:
         Path(temporary).unlink(missing_ok=True)
-    sync_directory(place.registry)
+    sync_directory(paths.registry)
     return summary
 
 
@@ -500,16 +500,16 @@ def _opened(path: Path) -> IO[bytes]:
     return os.fdopen(handle, "rb")
 
 
-def _folder(place: Place) -> Path:
+def _folder(paths: Paths) -> Path:
     """The copies' directory, root's alone. One that somebody else made is renamed away."""
-    folder = place.registry / "copies"
+    folder = paths.registry / "copies"
     with suppress(FileNotFoundError):
         found = folder.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-            folder.rename(place.registry / f"copies.foreign-{time.time_ns()}")
+            folder.rename(paths.registry / f"copies.foreign-{time.time_ns()}")
     if not folder.exists():
         folder.mkdir(mode=0o700)
-        sync_directory(place.registry)
+        sync_directory(paths.registry)
     # A disk that has become read-only is no reason not to start from what is on it.
     if stat.S_IMODE(folder.stat().st_mode) != 0o700:
         folder.chmod(0o700)

@@ -239,7 +239,7 @@ def _age(time_text: str | None, now: float) -> int | None:
     return None if time_text is None else max(0, int(now) - _seconds(time_text))
 
 
-class _Server(ThreadingHTTPServer):
+class _MetricsServer(ThreadingHTTPServer):
     """Bounded: CONNECTIONS at a time, each CONNECTION_SECONDS in all."""
 
     daemon_threads = True
@@ -251,7 +251,7 @@ class _Server(ThreadingHTTPServer):
         self.answer = answer
         self._open: dict[socket, float] = {}
         self._lock = threading.Lock()
-        super().__init__(("127.0.0.1", port), _Handler)
+        super().__init__(("127.0.0.1", port), _MetricsHandler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         with self._lock:
@@ -285,7 +285,7 @@ class _Server(ThreadingHTTPServer):
         """Whatever a client does wrong is not worth a line in the journal."""
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _MetricsHandler(BaseHTTPRequestHandler):
     timeout = CONNECTION_SECONDS
     server_version = "pilot-node"
     sys_version = ""
@@ -294,7 +294,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path.partition("?")[0] != "/metrics":
             self.send_error(404, "only /metrics is here")
             return
-        assert isinstance(self.server, _Server)
+        assert isinstance(self.server, _MetricsServer)
         body = self.server.answer().encode()
         self.send_response(200)
         self.send_header("Content-Type", CONTENT_TYPE)
@@ -319,7 +319,7 @@ class Exporter:
         self._document: Document | None = None
         self._ended = threading.Event()
         self._lock = threading.Lock()
-        self._server: _Server | None = None
+        self._server: _MetricsServer | None = None
         self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
 
     def start(self) -> None:
@@ -352,7 +352,7 @@ class Exporter:
         said = ""
         while not self._ended.is_set():
             try:
-                server = _Server(self._port, self._answer)
+                server = _MetricsServer(self._port, self._answer)
             except OSError as error:
                 if str(error) != said:
                     said = str(error)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Final
 
 from ..machine import files
-from ..machine.paths import Place
+from ..machine.paths import Paths
 from ..machine.retry import FinalError, TemporaryError
 from .status import Document, Published, clip, encode, significant
 
@@ -29,7 +29,7 @@ class Publisher:
     def __init__(
         self,
         *,
-        place: Place,
+        paths: Paths,
         put: Callable[[str, str], None],
         say: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
@@ -37,7 +37,7 @@ class Publisher:
     ) -> None:
         """`put` is MetadataServer.put_guest_attribute. `say` gets a line when publishing begins
         to fail and one when it works again."""
-        self._place = place
+        self._place = paths
         self._put = put
         self._say = say
         self._clock = clock

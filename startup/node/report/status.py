@@ -116,7 +116,7 @@ class Published:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
+class StatusFacts:
     """What both roles say, of one moment. `now` and `started` are seconds since the epoch,
     `uptime` seconds since the kernel started; `script` is the applied one's sha256."""
 
@@ -139,7 +139,7 @@ class Facts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SwarmFacts(Facts):
+class SwarmFacts(StatusFacts):
     """A swarm VM. `goal` is Goal.variants (port -> variant that it should run); `releases` says of
     each variant which release (sha256) it is of; `stopping`: this VM is on its way down; `drained`:
     no agent is wanted for now, by an order or for a maintenance."""
@@ -153,7 +153,7 @@ class SwarmFacts(Facts):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RendezvousFacts(Facts):
+class RendezvousFacts(StatusFacts):
     """The rendezvous VM. Memory in bytes, None where /proc did not say."""
 
     phase: str
@@ -347,7 +347,7 @@ def _swarm(common: Document, facts: SwarmFacts) -> Document:
         "udp_sockets": sample.udp_sockets,
         "benchmarks": sample.benchmarks,
         "walls": [
-            {"wall": wall.wall, "used": wall.used, "limit": wall.limit} for wall in sample.walls
+            {"wall": use.name, "used": use.used, "limit": use.limit} for use in sample.limits
         ],
     }
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from ..machine import files
-from ..machine.paths import Place
+from ..machine.paths import Paths
 from ..machine.retry import FinalError
 
 NONE: Final = "none"
@@ -46,7 +46,7 @@ class Rejected:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Watch:
+class BatchWatch:
     """What was seen of the ports that have the new release, since their last batch began.
 
     `before`: failures in a row that each had then. `up`: when each was seen ready (its
@@ -86,15 +86,15 @@ class RollState:
     reason: str = ""
     rejected: tuple[Rejected, ...] = ()
     spent: tuple[str, ...] = ()
-    watch: Watch | None = None
+    watch: BatchWatch | None = None
 
 
-def recall(place: Place, say: Callable[[str], None]) -> RollState:
+def recall(paths: Paths, say: Callable[[str], None]) -> RollState:
     """What is remembered; nothing on a VM that is new. What cannot be read is said. Raises
     OSError when a file cannot be had and the other one does not say it either."""
     missed: OSError | None = None
     for name in _NAMES:
-        path = place.node_state / name
+        path = paths.node_state / name
         try:
             found = _read(path)
         except FileNotFoundError:
@@ -138,14 +138,14 @@ def _read(path: Path) -> RollState:
     )
 
 
-def remember(place: Place, state: RollState) -> None:
+def remember(paths: Paths, state: RollState) -> None:
     """Keep what `recall` gives, twice: one file may come to harm. Raises OSError."""
     known = asdict(replace(state, watch=None))
     known |= {"exempt": sorted(state.exempt), "culprits": sorted(state.culprits)}
     del known["watch"]
     text = json.dumps(known, indent=1, sort_keys=True) + "\n"
     for name in _NAMES:
-        files.write(place.node_state / name, text, 0o600)
+        files.write(paths.node_state / name, text, 0o600)
 
 
 def _release(known: Mapping[str, str] | None) -> Release | None:

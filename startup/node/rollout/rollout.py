@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from ..desired.orders import GO, REJECT, Verdict
+from ..desired.orders import GO, REJECT, ReleaseVerdict
 from ..desired.spec import Roll
 from .roll_state import (
     HALTED,
@@ -21,10 +21,10 @@ from .roll_state import (
     ROLLING,
     WAITING,
     WATCHING,
+    BatchWatch,
     Rejected,
     Release,
     RollState,
-    Watch,
 )
 
 # One agent in fifty may fail once (a registry that hiccups, the kernel), and at least one: an agent
@@ -53,7 +53,7 @@ _PROGRAM = "pilot"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
+class RollObserved:
     """What is seen of the agents, and what is wanted.
 
     `now`: seconds of a monotonic clock, `time` since the epoch. `target`: the spec's release.
@@ -71,7 +71,7 @@ class Seen:
     time: float
     target: Release
     settings: Roll
-    verdict: Verdict | None = None
+    verdict: ReleaseVerdict | None = None
     there: frozenset[str] = frozenset()
     lost: Mapping[str, str] = field(default_factory=dict)
     held: bool = False
@@ -111,7 +111,7 @@ def measured(state: RollState, ports: Sequence[int]) -> list[int]:
     return list(tried[:: max(1, len(tried) // _MEASURED)])[:_MEASURED]
 
 
-def advance(state: RollState, seen: Seen) -> tuple[RollState, tuple[str, ...]]:
+def advance(state: RollState, seen: RollObserved) -> tuple[RollState, tuple[str, ...]]:
     """The next state, and what there is to say of how it came to it."""
     said: list[str] = []
     state = _aim(state, seen, said)
@@ -125,7 +125,7 @@ def advance(state: RollState, seen: Seen) -> tuple[RollState, tuple[str, ...]]:
     return state, tuple(said)
 
 
-def _aim(state: RollState, seen: Seen, said: list[str]) -> RollState:
+def _aim(state: RollState, seen: RollObserved, said: list[str]) -> RollState:
     """Where the roll goes: what the spec wants, what was rejected, what is ordered."""
     target, accepted = seen.target, state.accepted
     if accepted is None and (most := _run_by_most(seen)) and most != target.sha256:
@@ -161,7 +161,7 @@ def _aim(state: RollState, seen: Seen, said: list[str]) -> RollState:
 
 
 def _halted(
-    state: RollState, seen: Seen, accepted: Release, rejected: Rejected, said: list[str]
+    state: RollState, seen: RollObserved, accepted: Release, rejected: Rejected, said: list[str]
 ) -> RollState:
     """The target was rejected, and stays so unless those it was rejected for fail anyhow."""
     target, verdict, culprits = seen.target, seen.verdict, state.culprits
@@ -188,7 +188,7 @@ def _halted(
     )
 
 
-def _run_by_most(seen: Seen) -> str:
+def _run_by_most(seen: RollObserved) -> str:
     """The release (sha256) that most agents run, "" where none is known."""
     known = Counter(sha256 for sha256 in seen.on.values() if sha256)
     return known.most_common(1)[0][0] if known else ""
@@ -221,7 +221,7 @@ def tries_more(old: RollState | None, new: RollState) -> bool:
     return new.done > old.done
 
 
-def _begin(state: RollState, seen: Seen, said: list[str]) -> RollState:
+def _begin(state: RollState, seen: RollObserved, said: list[str]) -> RollState:
     """A roll that waits: begin it, or say for what it waits."""
     target, accepted, verdict = seen.target, state.accepted, seen.verdict
     if accepted and _is_lost(accepted, seen):
@@ -241,7 +241,7 @@ def _begin(state: RollState, seen: Seen, said: list[str]) -> RollState:
     elif seen.held:
         reason = "waits until this VM is no longer held"
     elif seen.ports and not seen.calm:
-        watch = state.watch or Watch(since=seen.now)
+        watch = state.watch or BatchWatch(since=seen.now)
         state = replace(state, watch=watch)
         unready = sum(port not in seen.ready for port in seen.ports)
         waited = watch.since is not None and seen.now - watch.since >= _PATIENCE
@@ -255,13 +255,13 @@ def _begin(state: RollState, seen: Seen, said: list[str]) -> RollState:
     return _batch(state, seen, said) if seen.ports else _accept(state, seen)
 
 
-def _is_lost(accepted: Release, seen: Seen) -> bool:
+def _is_lost(accepted: Release, seen: RollObserved) -> bool:
     """Neither on this VM, nor in the bucket, and nothing runs; and there is something else."""
     gone = accepted.sha256 in seen.lost and not seen.on
     return gone and seen.target.sha256 in seen.there
 
 
-def _batch(state: RollState, seen: Seen, said: list[str]) -> RollState:
+def _batch(state: RollState, seen: RollObserved, said: list[str]) -> RollState:
     """The next batch gets the release."""
     done = min(state.done + seen.settings.batch, len(seen.ports))
     tried = seen.ports[:done]
@@ -280,7 +280,7 @@ def _batch(state: RollState, seen: Seen, said: list[str]) -> RollState:
     )
 
 
-def _judge(state: RollState, seen: Seen, said: list[str]) -> RollState:
+def _judge(state: RollState, seen: RollObserved, said: list[str]) -> RollState:
     """A batch that is on its way or watched: trouble, the next one, or the end."""
     if not seen.ports:
         return _accept(state, seen)
@@ -308,13 +308,13 @@ def _judge(state: RollState, seen: Seen, said: list[str]) -> RollState:
     return _accept(state, seen)
 
 
-def _anew(seen: Seen, tried: Sequence[int]) -> Watch:
+def _anew(seen: RollObserved, tried: Sequence[int]) -> BatchWatch:
     """A watch that begins: with a batch, with a process, or because all is started anew."""
     before = {port: seen.failures.get(port, 0) for port in tried}
-    return Watch(epoch=seen.epoch, before=before)
+    return BatchWatch(epoch=seen.epoch, before=before)
 
 
-def _observed(watch: Watch, seen: Seen, tried: Sequence[int]) -> Watch:
+def _observed(watch: BatchWatch, seen: RollObserved, tried: Sequence[int]) -> BatchWatch:
     """`watch`, with what is seen now."""
     up, died = dict(watch.up), set(watch.died)
     for port in tried:
@@ -355,7 +355,7 @@ class _Trouble:
     culprits: frozenset[int] = frozenset()
 
 
-def _trouble(watch: Watch, seen: Seen, tried: Sequence[int]) -> _Trouble | None:
+def _trouble(watch: BatchWatch, seen: RollObserved, tried: Sequence[int]) -> _Trouble | None:
     """What the release is to blame for, None where it is not."""
     failing = _failing(watch, seen, tried)
     hurt = sorted(failing.keys() | watch.died.intersection(tried))
@@ -383,7 +383,7 @@ def _trouble(watch: Watch, seen: Seen, tried: Sequence[int]) -> _Trouble | None:
     return None
 
 
-def _failing(watch: Watch, seen: Seen, tried: Sequence[int]) -> dict[int, int]:
+def _failing(watch: BatchWatch, seen: RollObserved, tried: Sequence[int]) -> dict[int, int]:
     """Failures in a row since the batch began, of those that have some; fewer than before means
     that they began anew."""
     found = {}
@@ -396,7 +396,7 @@ def _failing(watch: Watch, seen: Seen, tried: Sequence[int]) -> dict[int, int]:
 
 def _reject(
     state: RollState,
-    seen: Seen,
+    seen: RollObserved,
     reason: str,
     said: list[str],
     culprits: frozenset[int] = frozenset(),
@@ -429,15 +429,15 @@ def _reject(
     )
 
 
-def _accept(state: RollState, seen: Seen) -> RollState:
+def _accept(state: RollState, seen: RollObserved) -> RollState:
     return replace(
         _nothing(state), accepted=seen.target, previous=state.accepted, target=seen.target
     )
 
 
-def _key(verdict: Verdict) -> str:
+def _key(verdict: ReleaseVerdict) -> str:
     return f"{verdict.sha256}/{verdict.id}"
 
 
-def _seconds(seen: Seen) -> str:
+def _seconds(seen: RollObserved) -> str:
     return f"{seen.settings.watch_seconds} s"

@@ -16,7 +16,7 @@ from typing import Final
 
 from ..machine.cgroup import SLICE, cgroup
 from ..machine.errors import NotReadyError
-from ..machine.paths import Place
+from ..machine.paths import Paths
 from ..machine.user import UID
 from . import egress_filter
 
@@ -48,11 +48,11 @@ _OWNER, _USER, _GROUP, _MASK, _OTHER = 1, 2, 4, 16, 32
 _NOBODY: Final = 0xFFFFFFFF
 
 
-def close(place: Place, say: Callable[[str], None]) -> None:
+def close(paths: Paths, say: Callable[[str], None]) -> None:
     """Close them. What cannot be closed is said: agents run all the same."""
     problems = []
     for name, left in _LEFT.items():
-        path = place.at(name)
+        path = paths.at(name)
         try:
             setxattr(path, "system.posix_acl_access", _acl(path, left), follow_symlinks=False)
         except FileNotFoundError:
@@ -78,7 +78,7 @@ def _acl(path: Path, left: int) -> bytes:
     return _VERSION + b"".join(struct.pack("<HHI", *entry) for entry in entries)
 
 
-def shut_metadata(place: Place) -> None:
+def shut_metadata(paths: Paths) -> None:
     """Keep agents from the metadata server, where they are not yet. Raises NotReadyError: no agent
     may be started.
 
@@ -87,7 +87,7 @@ def shut_metadata(place: Place) -> None:
     for the kernel. Not by a rule of its routing either: a socket that is bound to a device passes.
     """
     try:
-        slice_ = cgroup(place) or _begun(place)
+        slice_ = cgroup(paths) or _begun(paths)
         if not egress_filter.is_on(slice_, _REFUSING):
             egress_filter.put_on(slice_, _REFUSING)
     except (OSError, subprocess.SubprocessError) as error:
@@ -98,11 +98,11 @@ def shut_metadata(place: Place) -> None:
         ) from error
 
 
-def _begun(place: Place) -> Path:
+def _begun(paths: Paths) -> Path:
     """The cgroup of the agents' slice, which has one without them only where it was told to."""
     command = ["systemctl", "start", SLICE]
     subprocess.run(command, check=True, stdin=subprocess.DEVNULL, timeout=_SECONDS)
-    found = cgroup(place)
+    found = cgroup(paths)
     if found is None:
         raise FileNotFoundError(f"`{' '.join(command)}` made no cgroup")
     return found

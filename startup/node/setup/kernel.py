@@ -7,29 +7,29 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..machine.paths import Place
-from .limits import LimitsError, Machine
+from ..machine.paths import Paths
+from .limits import KernelFacts, LimitsError
 
 # In a container these mean that the number is the host's to set. An EINVAL never does: then the
 # number is wrong, wherever it happens.
 _THE_HOSTS = frozenset({errno.ENOENT, errno.EROFS, errno.EACCES, errno.EPERM})
 
 
-def machine(place: Place) -> Machine:
+def machine(paths: Paths) -> KernelFacts:
     """RAM and threads-max as /proc shows them. RAM is MemTotal: what the kernel has to give."""
     fields = dict(
         line.split(":", 1)
-        for line in place.at("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        for line in paths.at("/proc/meminfo").read_text(encoding="ascii").splitlines()
         if ":" in line
     )
-    return Machine(
+    return KernelFacts(
         ram=int(fields["MemTotal"].split()[0]) << 10,
         page=os.sysconf("SC_PAGESIZE"),
-        threads_max=int(place.at("/proc/sys/kernel/threads-max").read_text(encoding="ascii")),
+        threads_max=int(paths.at("/proc/sys/kernel/threads-max").read_text(encoding="ascii")),
     )
 
 
-def apply(place: Place, numbers: Mapping[str, str], *, container: bool) -> list[str]:
+def apply(paths: Paths, numbers: Mapping[str, str], *, container: bool) -> list[str]:
     """Give the kernel `numbers` and read each back. Those left to the host, `NAME (REASON)` each.
 
     On a VM every number must be taken. In a container many belong to the host: those are not an
@@ -37,7 +37,7 @@ def apply(place: Place, numbers: Mapping[str, str], *, container: bool) -> list[
     """
     refused, left = [], []
     for name, value in numbers.items():
-        path = place.at("/proc/sys/" + name.replace(".", "/"))
+        path = paths.at("/proc/sys/" + name.replace(".", "/"))
         try:
             problem = _set(path, value)
         except OSError as error:
@@ -52,13 +52,13 @@ def apply(place: Place, numbers: Mapping[str, str], *, container: bool) -> list[
     return left
 
 
-def huge_pages_on_request(place: Place) -> str:
+def huge_pages_on_request(paths: Paths) -> str:
     """Have the kernel give huge pages only to who asks for them; what keeps it from that, or "".
 
     Debian's kernel gives them to all. Go takes memory in large pieces and uses little of each: the
     first touch of one was 2 MiB, and an agent twice as large (docs/FACTS.md).
     """
-    path = place.at("/sys/kernel/mm/transparent_hugepage/enabled")
+    path = paths.at("/sys/kernel/mm/transparent_hugepage/enabled")
     try:
         # The one in force is in brackets: "[always] madvise never".
         if "[always]" in _read(path):

@@ -33,7 +33,7 @@ class LimitsError(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Machine:
+class KernelFacts:
     """What is here: RAM in bytes, the page size in bytes, the kernel's present threads-max."""
 
     ram: int
@@ -41,7 +41,7 @@ class Machine:
     threads_max: int
 
 
-def sysctls(machine: Machine, spec: SwarmSpec | RendezvousSpec) -> dict[str, str]:
+def sysctls(machine: KernelFacts, spec: SwarmSpec | RendezvousSpec) -> dict[str, str]:
     """Every kernel number, by its sysctl name, in the order in which they are written.
 
     `kernel.pid_max`, `fs.file-max` and `net.core.*` (bytes) are upstream's. `kernel.threads-max`
@@ -74,7 +74,7 @@ def sysctls(machine: Machine, spec: SwarmSpec | RendezvousSpec) -> dict[str, str
     return numbers
 
 
-def threads_max(machine: Machine, spec: SwarmSpec | RendezvousSpec) -> int:
+def threads_max(machine: KernelFacts, spec: SwarmSpec | RendezvousSpec) -> int:
     """Tasks: eight an agent and the system's; never less than what the kernel has by itself.
 
     The kernel's own follows RAM (5,576 on 768 MB) and is the real wall on small VMs. The
@@ -84,7 +84,7 @@ def threads_max(machine: Machine, spec: SwarmSpec | RendezvousSpec) -> int:
     return max(machine.threads_max, agents * TASKS_PER_AGENT + SYSTEM_TASKS)
 
 
-def udp_mem(machine: Machine) -> tuple[int, int, int]:
+def udp_mem(machine: KernelFacts) -> tuple[int, int, int]:
     """Low, pressure and high of UDP's buffers, all VM's sockets together, in PAGES, not bytes.
 
     A sixteenth, an eighth and three sixteenths of RAM. High is the kernel's own share (18.75 %):
@@ -155,7 +155,7 @@ def rendezvous_descriptors(spec: RendezvousSpec) -> int:
     return min(spec.agents * CONNECTIONS_PER_AGENT * 2 + 4096, NR_OPEN)
 
 
-def slice_memory(machine: Machine, spec: SwarmSpec | RendezvousSpec) -> int:
+def slice_memory(machine: KernelFacts, spec: SwarmSpec | RendezvousSpec) -> int:
     """MemoryMax of pilot.slice in bytes: RAM less the reserve, so that pressure ends agents and
     never sshd. Raises LimitsError when the reserve leaves nothing."""
     left = machine.ram - (spec.reserve_mb << 20)
@@ -167,7 +167,7 @@ def slice_memory(machine: Machine, spec: SwarmSpec | RendezvousSpec) -> int:
     return left // machine.page * machine.page
 
 
-def go_memory_limit(machine: Machine) -> str:
+def go_memory_limit(machine: KernelFacts) -> str:
     """GOMEMLIMIT of the rendezvous: 75 % of RAM (upstream's fleet notes: a fixed 24 GiB of 63
     thrashed at 150,000 connections)."""
     return f"{machine.ram * 3 // 4 >> 20}MiB"

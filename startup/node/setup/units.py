@@ -13,9 +13,9 @@ from pathlib import Path
 
 from ..desired.spec import ROLE_RENDEZVOUS, ROLE_SWARM, RendezvousSpec, SwarmSpec
 from ..machine import files
-from ..machine.paths import Place
+from ..machine.paths import Paths
 from . import limits
-from .limits import Machine
+from .limits import KernelFacts
 
 # Beside the program, as in the repository.
 TEMPLATES = Path(__file__).resolve().parents[2] / "units"
@@ -56,7 +56,7 @@ def sysctl_file(numbers: Mapping[str, str]) -> str:
     )
 
 
-def unit_files(machine: Machine, spec: SwarmSpec | RendezvousSpec) -> dict[str, str]:
+def unit_files(machine: KernelFacts, spec: SwarmSpec | RendezvousSpec) -> dict[str, str]:
     """Every unit file of this VM's role: path on the VM -> content."""
     memory_max = str(limits.slice_memory(machine, spec))
     units = {
@@ -105,10 +105,10 @@ def nsswitch(text: str) -> str:
     return "\n".join(lines) + "\n" if text else ""
 
 
-def write_all(place: Place, contents: Mapping[str, str], mode: int = 0o644) -> list[str]:
+def write_all(paths: Paths, contents: Mapping[str, str], mode: int = 0o644) -> list[str]:
     """Write what differs; the paths that did, in order."""
     return [
-        path for path, text in sorted(contents.items()) if files.write(place.at(path), text, mode)
+        path for path, text in sorted(contents.items()) if files.write(paths.at(path), text, mode)
     ]
 
 
@@ -132,7 +132,7 @@ def agent_environment(spec: SwarmSpec, address: str) -> dict[str, str]:
     }
 
 
-def rendezvous_environment(machine: Machine, spec: RendezvousSpec) -> dict[str, str]:
+def rendezvous_environment(machine: KernelFacts, spec: RendezvousSpec) -> dict[str, str]:
     """The environment of the rendezvous; the operator's wins over GOMEMLIMIT."""
     return {
         "GOMEMLIMIT": limits.go_memory_limit(machine),

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from ..machine.cgroup import processes, processes_of
-from ..machine.paths import Place
+from ..machine.paths import Paths
 from .supervisor import TICK
 
 # Seconds that a power-off waits for the agents to have been drained (docs/CONTRACT.md): thousands
@@ -27,7 +27,7 @@ _LISTED = 1.0
 
 
 def drain_for_shutdown(
-    place: Place,
+    paths: Paths,
     *,
     limit: int,
     say: Callable[[str], None],
@@ -44,7 +44,7 @@ def drain_for_shutdown(
     the rest is left to systemd.
     """
     begun = listed = clock()
-    left = processes(place)
+    left = processes(paths)
     total = len(left)
     # When each was told that is not known to have ended.
     told: dict[int, float] = {}
@@ -52,23 +52,23 @@ def drain_for_shutdown(
         say(f"the system goes down: ending {total} agents, {limit} at a time")
     while left and (now := clock()) - begun < seconds:
         if now - listed >= _LISTED:
-            listed, left = now, processes(place)
+            listed, left = now, processes(paths)
             told = {port: since for port, since in told.items() if port in left}
         # Whoever ignores it keeps no place, and is seen to have ended by the next list.
         held = [port for port, since in told.items() if now - since < _DEAF]
         for port in held:
-            if not processes_of(place, port):
+            if not processes_of(paths, port):
                 del left[port], told[port]
         behind = total * (now - begun) / (seconds * _TOLD) - (total - len(left) + len(told))
         room = max(limit - sum(port in told for port in held), math.ceil(behind))
         for port in heapq.nsmallest(max(0, room), left.keys() - told.keys()):
             told[port] = now
             # Asked anew: what was listed may have ended, and its number be another's.
-            for process in processes_of(place, port):
+            for process in processes_of(paths, port):
                 with suppress(ProcessLookupError):
                     kill(process, signal.SIGTERM)
         sleep(TICK)
-    left = processes(place)
+    left = processes(paths)
     if total:
         say(f"{total - len(left)} of {total} agents ended in {clock() - begun:.1f} s")
     return len(left)

@@ -18,22 +18,24 @@ TERMINATE = "TERMINATE_ON_HOST_MAINTENANCE"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class WantedAgents:
     """The agents that should run (ports, in order) and why there are none, "" where they may."""
 
     ports: tuple[int, ...]
     drained: str = ""
 
 
-def plan(spec: SwarmSpec, standing: Standing, maintenance: str) -> Plan:
+def plan(spec: SwarmSpec, standing: Standing, maintenance: str) -> WantedAgents:
     """The agents that should run now."""
     if standing.orders.hold:
-        return Plan(ports=(), drained="held by order")
+        return WantedAgents(ports=(), drained="held by order")
     if standing.here.hold:
-        return Plan(ports=(), drained="held by `pilot-node drain`")
+        return WantedAgents(ports=(), drained="held by `pilot-node drain`")
     if maintenance == TERMINATE:
-        return Plan(ports=(), drained="drained: this VM is about to be stopped for maintenance")
-    return Plan(ports=tuple(spec.ports))
+        return WantedAgents(
+            ports=(), drained="drained: this VM is about to be stopped for maintenance"
+        )
+    return WantedAgents(ports=tuple(spec.ports))
 
 
 def goal(

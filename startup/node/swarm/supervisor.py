@@ -20,7 +20,7 @@ from typing import TypeVar
 
 from ..machine.cgroup import UNIT, cgroup, is_stopped, numbered, numbers
 from ..machine.errors import NotReadyError
-from ..machine.paths import Place
+from ..machine.paths import Paths
 from ..machine.systemd import Systemd
 from ..machine.user import own
 from . import variants
@@ -84,7 +84,7 @@ class Keeper:
     `shut` closes what agents must not reach, or raises NotReadyError (isolation.py).
     """
 
-    place: Place
+    paths: Paths
     goal: Goal
     systemd: Systemd
     say: Callable[[str], None]
@@ -117,9 +117,9 @@ class Keeper:
         # Before anything is done, or refused: who asks after a failed round is told what was seen.
         begun = self.processor()
         seen = self.look()
-        if self.goal.variants and not self.mounted(self.place.state):
+        if self.goal.variants and not self.mounted(self.paths.state):
             raise NotReadyError(
-                self.place.unmounted(
+                self.paths.unmounted(
                     "no agent is started, its identity would be lost with the boot disk"
                 )
             )
@@ -162,7 +162,7 @@ class Keeper:
     def look(self) -> Observed:
         """See what runs, for `view`, and do nothing. Raises SystemdError, OSError."""
         if self._anew:
-            self.memory = replace(self.memory, variant=variants.read(self.place))
+            self.memory = replace(self.memory, variant=variants.read(self.paths))
         self._seen = seen = self._look()
         self._anew = False
         return seen
@@ -222,24 +222,24 @@ class Keeper:
     def _look_at(self, ports: Iterable[int], before: Observed, now: float) -> Observed:
         """The picture of before, with a fresh look at `ports` only."""
         running, sockets = set(before.running), set(before.sockets)
-        base = cgroup(self.place)
+        base = cgroup(self.paths)
         for port in ports:
             there = base is not None and (base / UNIT.format(port)).is_dir()
             (running.add if there else running.discard)(port)
-            there = _is_socket(self.place.socket(port))
+            there = _is_socket(self.paths.socket(port))
             (sockets.add if there else sockets.discard)(port)
         return Observed(now=now, running=frozenset(running), sockets=frozenset(sockets))
 
     def _running(self) -> frozenset[int]:
-        base = cgroup(self.place)
+        base = cgroup(self.paths)
         return numbers(base, "pilot-agent@", ".service") if base else frozenset()
 
     def _sockets(self) -> frozenset[int]:
         """What has the inode of a socket seen before is that socket: only others are looked at, or
         an idle VM would spend more on this than on all else."""
         known, found = self._inodes, {}
-        for port, inode in numbered(self.place.sockets, "", ".sock"):
-            if known.get(port) == inode or _is_socket(self.place.socket(port)):
+        for port, inode in numbered(self.paths.sockets, "", ".sock"):
+            if known.get(port) == inode or _is_socket(self.paths.socket(port)):
                 found[port] = inode
         self._inodes = found
         return frozenset(found)
@@ -250,13 +250,13 @@ class Keeper:
         then on."""
         self._turn = (self._turn + 1) % TURNS
         due = {port for port in running if port % TURNS == self._turn or port in self._stopped}
-        return frozenset(port for port in due if is_stopped(self.place, port))
+        return frozenset(port for port in due if is_stopped(self.paths, port))
 
     def _forget(self, seen: Observed) -> None:
         """What those were started with that are gone and not wanted: else it would be kept."""
         variant = dict(self.memory.variant)
         for port in variant.keys() - self.goal.variants.keys() - seen.running:
-            variants.forget(self.place, port)
+            variants.forget(self.paths, port)
             del variant[port]
         self.memory = replace(self.memory, variant=variant)
 
@@ -267,7 +267,7 @@ class Keeper:
             state = states.get(UNIT.format(port))
             if state and state.ended:
                 said = f"ended ({state.result}, status {state.exit_status})"
-                if last := _last_line(self.place.logs / str(port)):
+                if last := _last_line(self.paths.logs / str(port)):
                     said += f": {last}"
                 ended[port] = self.explain(said)
         return ended
@@ -292,10 +292,10 @@ class Keeper:
             try:
                 self._clear(port)
                 self._home(port)
-                variants.choose(self.place, port, self.goal.variants[port])
+                variants.choose(self.paths, port, self.goal.variants[port])
                 # What an earlier process said is no reason for the end of this one.
                 with suppress(FileNotFoundError):
-                    os.truncate(self.place.logs / str(port), 0)
+                    os.truncate(self.paths.logs / str(port), 0)
             except OSError as error:
                 # The directory of the sockets is the agents' own: there may be anything.
                 unfit[port] = self.explain(str(error))
@@ -303,7 +303,7 @@ class Keeper:
 
     def _clear(self, port: int) -> None:
         """Make a start see no socket: left by SIGKILL, it would look like readiness."""
-        path = self.place.socket(port)
+        path = self.paths.socket(port)
         try:
             path.unlink(missing_ok=True)
         except IsADirectoryError:
@@ -313,21 +313,21 @@ class Keeper:
     def _sweep(self) -> None:
         """Where the directory of the sockets is nearly full, remove what is none of a port's. An
         agent can fill it, and what it leaves would keep every other from its socket."""
-        room = os.statvfs(self.place.sockets)
+        room = os.statvfs(self.paths.sockets)
         if room.f_favail >= room.f_files * _FREE:
             return
         kept = {f"{port}.sock" for port in {*self.goal.variants, *self._running()}}
-        with os.scandir(self.place.sockets) as entries:
+        with os.scandir(self.paths.sockets) as entries:
             names = [entry.name for entry in entries if entry.name not in kept]
         if not names:
             return
-        said = f"{self.place.sockets} is full: {len(names)} entries that are no agent's removed"
+        said = f"{self.paths.sockets} is full: {len(names)} entries that are no agent's removed"
         # It may be a tree deeper than Python goes.
         try:
             subprocess.run(
                 ["xargs", "-0", "rm", "-rf", "--one-file-system", "--"],
                 input=b"\0".join(b"./" + os.fsencode(name) for name in names),
-                cwd=self.place.sockets,
+                cwd=self.paths.sockets,
                 capture_output=True,
                 timeout=_SWEEP_S,
                 check=True,
@@ -339,7 +339,7 @@ class Keeper:
     def _home(self, port: int) -> None:
         # Durable without our doing: the daemon fsyncs its identity and then the home itself before
         # it dials the registry, and ext4 commits what made the home before that.
-        home = self.place.agents / str(port)
+        home = self.paths.agents / str(port)
         if not home.is_dir():
             # Complete before it has its name: a crash in between leaves no home of root's.
             new = home.with_name(f".{port}.new")
@@ -348,8 +348,8 @@ class Keeper:
             new.rename(home)
 
     def _cut_logs(self) -> None:
-        if self.place.logs.is_dir():
-            for entry in os.scandir(self.place.logs):
+        if self.paths.logs.is_dir():
+            for entry in os.scandir(self.paths.logs):
                 if not entry.is_file(follow_symlinks=False):
                     continue
                 # They are opened for appending: a cut one goes on at its new end. fallocate() can

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ..desired.spec import Binary
 from ..machine import files
-from ..machine.paths import Place
+from ..machine.paths import Paths
 from ..machine.retry import FinalError
 from ..setup import release, units
 
@@ -33,7 +33,7 @@ def identify(*, sha256: str, environment: Mapping[str, str], unit: str, restart:
 
 
 def ensure(
-    place: Place,
+    paths: Paths,
     *,
     binary: Binary,
     version: str,
@@ -47,10 +47,10 @@ def ensure(
     ordered restart or "". Raises FinalError where the binary is not there, OSError with the path.
     """
     found = identify(sha256=binary.sha256, environment=environment, unit=unit, restart=restart)
-    executable = release.path_of(binary, place.opt)
+    executable = release.path_of(binary, paths.opt)
     if not executable.is_file():
         raise FinalError(f"{executable} is not there: release {version} was not fetched")
-    folder = place.variants / found
+    folder = paths.variants / found
     folder.mkdir(mode=0o755, parents=True, exist_ok=True)
     files.write(folder / "agent.env", units.environment_file(environment), 0o600)
     about = {
@@ -65,42 +65,42 @@ def ensure(
     return found
 
 
-def prune(place: Place, keep: Collection[str]) -> None:
+def prune(paths: Paths, keep: Collection[str]) -> None:
     """Remove every variant but those of `keep` and those that an agent was last started with."""
-    kept = {*keep, *read(place).values()}
-    for folder in _entries(place.variants):
+    kept = {*keep, *read(paths).values()}
+    for folder in _entries(paths.variants):
         if folder.name not in kept:
             shutil.rmtree(folder)
 
 
-def about(place: Place, variant: str) -> dict[str, str]:
+def about(paths: Paths, variant: str) -> dict[str, str]:
     """What `variant` is (its `variant.json`); empty where that cannot be read."""
     try:
-        found = json.loads((place.variants / variant / "variant.json").read_bytes())
+        found = json.loads((paths.variants / variant / "variant.json").read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
-def choose(place: Place, port: int, variant: str) -> None:
+def choose(paths: Paths, port: int, variant: str) -> None:
     """Let the agent of `port` be started as `variant`, in one rename."""
-    place.chosen.mkdir(mode=0o755, parents=True, exist_ok=True)
-    new = place.chosen / f".{port}.new"
+    paths.chosen.mkdir(mode=0o755, parents=True, exist_ok=True)
+    new = paths.chosen / f".{port}.new"
     new.unlink(missing_ok=True)
     # Nothing of it outlives the boot: no fsync, thousands are written while agents start.
     new.symlink_to(f"../variants/{variant}")
-    new.rename(place.chosen / str(port))
+    new.rename(paths.chosen / str(port))
 
 
-def forget(place: Place, port: int) -> None:
+def forget(paths: Paths, port: int) -> None:
     """Remove what the agent of `port` was started with: it is gone and not wanted."""
-    (place.chosen / str(port)).unlink(missing_ok=True)
+    (paths.chosen / str(port)).unlink(missing_ok=True)
 
 
-def read(place: Place) -> dict[int, str]:
+def read(paths: Paths) -> dict[int, str]:
     """Port -> variant ID that its agent was last started with."""
     found = {}
-    for entry in _entries(place.chosen):
+    for entry in _entries(paths.chosen):
         if entry.name.isascii() and entry.name.isdigit() and entry.is_symlink():
             name = entry.readlink().name
             found[int(entry.name)] = name if _ID.fullmatch(name) else ""

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from components import alerts
-from components.config import Monitoring
+from components.config import MonitoringConfig
 
 ROOT = Path(__file__).resolve().parents[3]
 RULES = ROOT / "components" / "prometheus_rules.yml"
@@ -46,7 +46,7 @@ def queries() -> Iterator[str]:
 
 def policies() -> tuple[alerts.Alert, ...]:
     """The alerts of Cloud Monitoring, for a fleet as in docs/FACTS.md."""
-    return alerts.alerts(agents=9500, online=Monitoring.online)
+    return alerts.alerts(agents=9500, online=MonitoringConfig.online)
 
 
 def rules() -> dict[str, dict[str, Any]]:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from lab.cloud import metadata_tree
-from lab.cloud.metadata_tree import Facts, Node, find, tree
+from lab.cloud.metadata_tree import GuestFacts, Node, find, tree
 from lab.machines.driver import Machine, Nic
 
 NUMBER = "123456789012"
@@ -55,7 +55,7 @@ MACHINE = Machine(
         ),
     ),
 )
-FACTS = Facts(
+FACTS = GuestFacts(
     instance=INSTANCE,
     machine=MACHINE,
     project_number=NUMBER,
@@ -73,17 +73,17 @@ NIC = (
 SCOPES = "https://scope/a\nhttps://scope/b\n"
 
 
-def at(path: str, facts: Facts = FACTS) -> Node | None:
+def at(path: str, facts: GuestFacts = FACTS) -> Node | None:
     return find(tree(facts), [part for part in path.split("/") if part])
 
 
-def text(path: str, *, recursive: bool = False, facts: Facts = FACTS) -> str:
+def text(path: str, *, recursive: bool = False, facts: GuestFacts = FACTS) -> str:
     node = at(path, facts)
     assert node is not None, path
     return metadata_tree.write(node, recursive=recursive, as_json=False)
 
 
-def tag(path: str, facts: Facts, *, recursive: bool = True) -> str:
+def tag(path: str, facts: GuestFacts, *, recursive: bool = True) -> str:
     node = at(path, facts)
     assert node is not None, path
     return metadata_tree.etag(node, recursive)
@@ -234,7 +234,7 @@ def test_the_value_of_a_key_is_written_as_json_where_asked() -> None:
         assert metadata_tree.write(node, recursive=False, as_json=True) == expected
 
 
-CHANGES: dict[str, Facts] = {
+CHANGES: dict[str, GuestFacts] = {
     "instance": replace(FACTS, instance={**INSTANCE, "metadata": {"items": []}}),
     "project": replace(FACTS, project={"both": "project"}),
     "zone": replace(FACTS, zonal={}),

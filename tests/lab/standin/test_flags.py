@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.standin.flags import Address, UsageError, duration, parse
+from lab.standin.flags import Address, FlagsError, duration, parse
 from tests.lab.standin.client import ROOT
 
 
@@ -89,7 +89,7 @@ def test_knobs_are_flags() -> None:
     ],
 )
 def test_what_cannot_be_used_is_said(arguments: list[str], said: str) -> None:
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(FlagsError, match=said):
         parse(arguments)
 
 
@@ -105,7 +105,7 @@ def test_the_command_line_wins_over_the_file_and_strange_names_are_left_alone(
     assert options.http == Address(host="", port=2)
     for broken in ("[", "[]", '{"log-level": "loud"}'):
         file.write_text(broken)
-        with pytest.raises(UsageError, match="-config"):
+        with pytest.raises(FlagsError, match="-config"):
             parse(["-config", str(file)])
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.standin.dashboard import MAX_BODY, Request
+from lab.standin.dashboard import MAX_BODY, DashboardRequest
 from tests.lab.standin.client import Identity, Standin, standin, whitelist
 
 
@@ -92,7 +92,9 @@ def test_metrics_are_prometheus_text(running: Standin) -> None:
     ],
 )
 def test_who_is_local(peer: str, headers: Mapping[str, str], local: bool) -> None:
-    request = Request(method="GET", path="/", query={}, headers=headers, body=b"", peer=peer)
+    request = DashboardRequest(
+        method="GET", path="/", query={}, headers=headers, body=b"", peer=peer
+    )
     assert request.local() is local
 
 

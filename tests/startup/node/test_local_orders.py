@@ -13,7 +13,7 @@ from startup.node import __main__ as node
 from startup.node import local_orders
 from startup.node.desired import orders
 from startup.node.machine import cgroup
-from startup.node.machine.paths import Place
+from startup.node.machine.paths import Paths
 from tests.startup import specs
 
 PORTS = (10001, 10002, 10003)
@@ -23,10 +23,10 @@ class Vm:
     """Three agents that are folders; `sleep` is what the service does meanwhile."""
 
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.place = Place(root=root)
-        self.place.sockets.mkdir(parents=True)
-        self.place.node_state.mkdir(parents=True)
-        self.place.spec.write_text(specs.text(specs.swarm(agents=3)), encoding="utf-8")
+        self.paths = Paths(root=root)
+        self.paths.sockets.mkdir(parents=True)
+        self.paths.node_state.mkdir(parents=True)
+        self.paths.spec.write_text(specs.text(specs.swarm(agents=3)), encoding="utf-8")
         self.base = root / "sys/fs/cgroup/pilot.slice"
         self.life = 0
         self.up(*PORTS)
@@ -40,7 +40,7 @@ class Vm:
             folder = self.base / cgroup.UNIT.format(port)
             folder.mkdir(parents=True)
             (folder / "cgroup.procs").write_text("77\n", encoding="ascii")
-            os.mknod(self.place.socket(port), 0o140600)
+            os.mknod(self.paths.socket(port), 0o140600)
 
     def down(self, *ports: int) -> None:
         for port in ports:
@@ -49,14 +49,14 @@ class Vm:
                 self.life += 1
                 # Kept under another name: a file system gives the number of what is gone anew.
                 folder.rename(self.base / f".gone-{self.life}")
-            self.place.socket(port).unlink(missing_ok=True)
+            self.paths.socket(port).unlink(missing_ok=True)
 
     def sleep(self, seconds: float) -> None:
         assert self.steps, "it waits for something that does not come"
         self.steps.pop(0)()
 
     def ordered(self) -> orders.Orders:
-        return orders.parse(self.place.orders.read_bytes(), "swarm")
+        return orders.parse(self.paths.orders.read_bytes(), "swarm")
 
 
 @pytest.fixture
@@ -66,9 +66,9 @@ def vm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Vm:
 
 def test_drain_and_resume(vm: Vm, capsys: pytest.CaptureFixture[str]) -> None:
     vm.steps = [lambda: vm.down(10001), lambda: None, lambda: vm.down(10002, 10003)]
-    assert local_orders.main(vm.place, ["drain"]) == 0
+    assert local_orders.main(vm.paths, ["drain"]) == 0
     assert vm.ordered().hold
-    assert vm.place.orders.stat().st_mode & 0o777 == 0o600
+    assert vm.paths.orders.stat().st_mode & 0o777 == 0o600
     assert capsys.readouterr().out.splitlines() == [
         "3 agents left",
         "2 agents left",
@@ -76,7 +76,7 @@ def test_drain_and_resume(vm: Vm, capsys: pytest.CaptureFixture[str]) -> None:
         "drained; `pilot-node resume` starts them again",
     ]
     vm.steps = [lambda: vm.up(*PORTS)]
-    assert local_orders.main(vm.place, ["resume"]) == 0
+    assert local_orders.main(vm.paths, ["resume"]) == 0
     assert not vm.ordered().hold
     assert capsys.readouterr().out.splitlines() == [
         "0 of 3 agents ready",
@@ -86,7 +86,7 @@ def test_drain_and_resume(vm: Vm, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_undrain_is_the_end_of_drain_too(vm: Vm, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(node, "place_of", lambda _: vm.place)
+    monkeypatch.setattr(node, "place_of", lambda _: vm.paths)
     vm.steps = [lambda: vm.down(*PORTS)]
     assert node.main(["drain"]) == 0
     vm.steps = [lambda: vm.up(*PORTS)]
@@ -98,7 +98,7 @@ def test_a_restart_is_done_when_none_is_in_its_old_life(
     vm: Vm, capsys: pytest.CaptureFixture[str]
 ) -> None:
     vm.steps = [lambda: vm.up(10001), lambda: vm.up(10002), lambda: vm.up(10003)]
-    assert local_orders.main(vm.place, ["restart"]) == 0
+    assert local_orders.main(vm.paths, ["restart"]) == 0
     first = vm.ordered().restart
     assert first.startswith("here-")
     lines = capsys.readouterr().out.splitlines()
@@ -106,20 +106,20 @@ def test_a_restart_is_done_when_none_is_in_its_old_life(
     assert lines[-2:] == ["3 of 3 agents ready, 0 still to be started anew", "done"]
     # Draining and resuming later is no other restart.
     vm.steps = []
-    assert local_orders.main(vm.place, ["resume"]) == 0
+    assert local_orders.main(vm.paths, ["resume"]) == 0
     assert vm.ordered().restart == first
 
 
 def test_a_vm_that_is_held_is_said(vm: Vm, capsys: pytest.CaptureFixture[str]) -> None:
-    local_orders.write(vm.place, hold=True, restart="")
-    assert local_orders.main(vm.place, ["restart"]) == 0
+    local_orders.write(vm.paths, hold=True, restart="")
+    assert local_orders.main(vm.paths, ["restart"]) == 0
     assert "this VM is held: nothing is started before `pilot-node resume`" in (
         capsys.readouterr().out
     )
     assert vm.ordered().hold
     standing = orders.Standing(state="read", text='{"schema": 1, "hold": true}')
-    orders.remember(vm.place, standing)
-    assert local_orders.main(vm.place, ["resume"]) == 0
+    orders.remember(vm.paths, standing)
+    assert local_orders.main(vm.paths, ["resume"]) == 0
     assert "before an order in the bucket says so" in capsys.readouterr().out
 
 
@@ -128,26 +128,26 @@ def test_whoever_asked_may_go(vm: Vm, capsys: pytest.CaptureFixture[str]) -> Non
         raise KeyboardInterrupt
 
     vm.steps = [interrupt]
-    assert local_orders.main(vm.place, ["drain"]) == 130
+    assert local_orders.main(vm.paths, ["drain"]) == 130
     assert "drain goes on without you" in capsys.readouterr().out
     assert vm.ordered().hold
 
 
 def test_a_silent_service_is_missed(vm: Vm, capsys: pytest.CaptureFixture[str]) -> None:
-    vm.place.status.write_text("{}", encoding="utf-8")
-    os.utime(vm.place.status, (0, 0))
+    vm.paths.status.write_text("{}", encoding="utf-8")
+    os.utime(vm.paths.status, (0, 0))
     vm.steps = [lambda: vm.down(*PORTS)]
-    assert local_orders.main(vm.place, ["drain"]) == 0
+    assert local_orders.main(vm.paths, ["drain"]) == 0
     assert "see `systemctl status pilot-node`" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("spoil", "arguments", "said"),
     [
-        (lambda vm: vm.place.spec.unlink(), ["drain"], "is this VM the fleet's?"),
-        (lambda vm: vm.place.spec.write_text("{", "utf-8"), ["drain"], "not JSON"),
+        (lambda vm: vm.paths.spec.unlink(), ["drain"], "is this VM the fleet's?"),
+        (lambda vm: vm.paths.spec.write_text("{", "utf-8"), ["drain"], "not JSON"),
         (
-            lambda vm: vm.place.spec.write_text(specs.text(specs.rendezvous()), "utf-8"),
+            lambda vm: vm.paths.spec.write_text(specs.text(specs.rendezvous()), "utf-8"),
             ["restart"],
             "it has no agents",
         ),
@@ -163,12 +163,12 @@ def test_what_cannot_be(
     said: str,
 ) -> None:
     spoil(vm)
-    assert local_orders.main(vm.place, arguments) == 1
+    assert local_orders.main(vm.paths, arguments) == 1
     assert said in capsys.readouterr().err
-    assert not vm.place.orders.exists()
+    assert not vm.paths.orders.exists()
 
 
 def test_the_status(vm: Vm, capsys: pytest.CaptureFixture[str]) -> None:
-    vm.place.status.write_text('{"phase": "whole", "schema": 1}', encoding="utf-8")
-    assert local_orders.main(vm.place, ["status"]) == 0
+    vm.paths.status.write_text('{"phase": "whole", "schema": 1}', encoding="utf-8")
+    assert local_orders.main(vm.paths, ["status"]) == 0
     assert json.loads(capsys.readouterr().out)["phase"] == "whole"

@@ -26,26 +26,26 @@ import pytest
 from lab.machines import processes
 from lab.standin.build import archive
 from lab.standin.state import Node, State, sealed
-from startup.node.desired.orders import REJECT, Orders, Standing, Verdict
+from startup.node.desired.orders import REJECT, Orders, ReleaseVerdict, Standing
 from startup.node.desired.spec import RendezvousSpec, parse
 from startup.node.follower import Follower, Known
 from startup.node.machine import proc
-from startup.node.machine.paths import Place
+from startup.node.machine.paths import Paths
 from startup.node.rendezvous import access_tokens, registry_file
 from startup.node.rendezvous.access_tokens import Tokens
 from startup.node.rendezvous.process import Health, Judged, Process, SystemdUnit, ask, judge
-from startup.node.rendezvous_loop import WATCH, Rendezvous, prepare_store, words_of
+from startup.node.rendezvous_loop import WATCH, RendezvousLoop, prepare_store, words_of
 from startup.node.report.status import OrdersStatus, Published, ScriptStatus, SpecStatus, document
 from startup.node.rollout import roll_state
 from startup.node.setup import release, units
-from startup.node.setup.limits import Machine
+from startup.node.setup.limits import KernelFacts
 from startup.node.setup.release import Fetcher
 from tests.lab.standin.client import Client, Identity
 from tests.startup import specs
 
 ACTIVE = Process(active="active", pid=7)
 WELL = Health(answers=True, why="", online=5, total=5)
-MACHINE = Machine(ram=4 << 30, page=4096, threads_max=31000)
+MACHINE = KernelFacts(ram=4 << 30, page=4096, threads_max=31000)
 
 
 # Judging, purely
@@ -141,7 +141,7 @@ class FakeUnit:
     """What systemd does for pilot-rendezvous.service: the command of the unit, with its
     environment, after `pilot-node store`; again when it exits."""
 
-    place: Place
+    paths: Paths
     log: Path
     spec: Callable[[], RendezvousSpec]
     child: subprocess.Popen[bytes] | None = None
@@ -181,8 +181,8 @@ class FakeUnit:
             self.child.send_signal(signal.SIGTERM)
 
     def _spawn(self) -> None:
-        prepare_store(self.place, print)
-        unit = self.place.units / "pilot-rendezvous.service"
+        prepare_store(self.paths, print)
+        unit = self.paths.units / "pilot-rendezvous.service"
         line = next(
             line.removeprefix("ExecStart=")
             for line in unit.read_text().splitlines()
@@ -190,14 +190,14 @@ class FakeUnit:
         )
         environment = dict(
             shlex.split(entry)[0].split("=", 1)
-            for entry in self.place.rendezvous_environment.read_text().splitlines()
+            for entry in self.paths.rendezvous_environment.read_text().splitlines()
         )
         words = [
             re.sub(r"^:\$\{(\w+)\}$", lambda match: f"127.0.0.1:{environment[match[1]]}", word)
             for word in line.split()
         ]
         command = [
-            str(self.place.at(word)) if word.startswith(("/run/", "/var/", "/opt/")) else word
+            str(self.paths.at(word)) if word.startswith(("/run/", "/var/", "/opt/")) else word
             for word in words
         ]
         with self.log.open("ab") as out:
@@ -215,19 +215,19 @@ class FakeUnit:
 class FakeFollower:
     """What is declared and ordered, as a test wants it."""
 
-    place: Place
+    paths: Paths
     known: Known
     standing: Standing = field(default_factory=lambda: Standing(state="absent"))
     maintenance: str = "NONE"
 
     def look(self) -> None:
-        files_of(self.place, cast(RendezvousSpec, self.known.spec))
+        files_of(self.paths, cast(RendezvousSpec, self.known.spec))
 
     def is_mounted(self) -> bool:
         return True
 
     def ensure_state(self) -> None:
-        self.place.node_state.mkdir(parents=True, exist_ok=True)
+        self.paths.node_state.mkdir(parents=True, exist_ok=True)
 
     def facts(self, now: float) -> dict[str, Any]:
         return {
@@ -251,9 +251,9 @@ class FakeFollower:
         self.standing = replace(self.standing, orders=orders, restarted=restarted)
 
 
-def files_of(place: Place, spec: RendezvousSpec) -> None:
+def files_of(paths: Paths, spec: RendezvousSpec) -> None:
     """The units, as apply.py writes them."""
-    units.write_all(place, units.unit_files(MACHINE, spec))
+    units.write_all(paths, units.unit_files(MACHINE, spec))
 
 
 class Fleet:
@@ -263,18 +263,18 @@ class Fleet:
     hurried = False
 
     def __init__(self, folder: Path) -> None:
-        self.place = Place(root=folder / "root")
+        self.paths = Paths(root=folder / "root")
         self.said: list[str] = []
         self.now = 1000.0
         self.tokens: Tokens | None = Tokens()
         self.ports = free_ports(3)
-        (self.place.registry).mkdir(parents=True)
-        self.place.run.mkdir(parents=True)
+        (self.paths.registry).mkdir(parents=True)
+        self.paths.run.mkdir(parents=True)
         for name, content in (
             ("meminfo", "MemTotal: 4194304 kB\nMemAvailable: 4000000 kB\n"),
             ("sys/kernel/threads-max", "31000\n"),
         ):
-            path = self.place.at("/proc") / name
+            path = self.paths.at("/proc") / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(content)
         spec = parse(specs.text(specs.rendezvous(secrets={}, agents=50)))
@@ -291,17 +291,17 @@ class Fleet:
         )
         self.good = good
         units_ = units.whitelist(spec)
-        (self.place.registry / "rate-limit-whitelist.json").write_text(units_)
+        (self.paths.registry / "rate-limit-whitelist.json").write_text(units_)
         self.follower = FakeFollower(
-            place=self.place, known=Known(text="", spec=spec, script=spec.script)
+            paths=self.paths, known=Known(text="", spec=spec, script=spec.script)
         )
-        self.unit = FakeUnit(self.place, folder / "log", lambda: self.spec)
+        self.unit = FakeUnit(self.paths, folder / "log", lambda: self.spec)
         self.it = self.service()
 
-    def service(self) -> Rendezvous:
+    def service(self) -> RendezvousLoop:
         """Another pilot-node on the same VM."""
-        return Rendezvous(
-            place=self.place,
+        return RendezvousLoop(
+            paths=self.paths,
             follower=cast(Follower, self.follower),
             unit=self.unit,
             fetcher=self.fetcher(),
@@ -312,17 +312,17 @@ class Fleet:
 
     def fetcher(self) -> Fetcher:
         found = Fetcher(
-            opt=self.place.opt, token=lambda: "", say=self.said.append, wake=lambda: None
+            opt=self.paths.opt, token=lambda: "", say=self.said.append, wake=lambda: None
         )
         found._there = {
-            path.parent.name: path for path in self.place.opt.glob("releases/*/pilot-rendezvous")
+            path.parent.name: path for path in self.paths.opt.glob("releases/*/pilot-rendezvous")
         }
         return found
 
     def binary(self, content: bytes) -> str:
         """A verified release; its sha256."""
         sha256 = hashlib.sha256(content).hexdigest()
-        path = self.place.opt / "releases" / sha256 / "pilot-rendezvous"
+        path = self.paths.opt / "releases" / sha256 / "pilot-rendezvous"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
         path.chmod(0o755)
@@ -463,7 +463,7 @@ def test_descriptors_are_counted() -> None:
 
 def test_an_exit_says_its_last_line_and_the_wall(fleet: Fleet) -> None:
     fleet.until(fleet.serving, "serving")
-    path = fleet.place.at("/proc/sys/fs/file-nr")
+    path = fleet.paths.at("/proc/sys/fs/file-nr")
     path.parent.mkdir(parents=True)
     path.write_text("1990 0 2000\n")
     fleet.declare_binary(
@@ -573,7 +573,7 @@ def test_what_is_declared_and_the_binary_does_not_know_is_in_the_status(fleet: F
     # As the rendezvous of February 2026: no such flags, and any configuration taken in silence.
     old = archive().replace(b"admin-token", b"xdmin-token").replace(b"repl-token", b"rexl-token")
     old = old.replace(b"banner.txt", b"bxnner.txt").replace(b"dashboard-token", b"dxshboard-token")
-    path = release.path_of(fleet.spec.binary, fleet.place.opt)
+    path = release.path_of(fleet.spec.binary, fleet.paths.opt)
     path.unlink()
     path.write_bytes(old)
     fleet.it = fleet.service()
@@ -627,7 +627,7 @@ def test_another_order_of_its_unit_takes_nobody_offline(
 def test_what_it_runs_with_is_roots_alone_to_read(fleet: Fleet) -> None:
     """A hash of its tokens is in it."""
     fleet.until(fleet.serving, "serving")
-    assert (fleet.place.run / "rendezvous-run.json").stat().st_mode & 0o777 == 0o600
+    assert (fleet.paths.run / "rendezvous-run.json").stat().st_mode & 0o777 == 0o600
 
 
 def test_hold_saves_and_stops_and_going_on_starts(fleet: Fleet) -> None:
@@ -635,7 +635,7 @@ def test_hold_saves_and_stops_and_going_on_starts(fleet: Fleet) -> None:
     fleet.register(5)
     fleet.follower.order(hold=True)
     fleet.until(lambda: fleet.it.phase() == "held", "held")
-    assert registry_file.copies(fleet.place)[-1].keys == 5
+    assert registry_file.copies(fleet.paths)[-1].keys == 5
     fleet.round()
     assert fleet.unit.starts == 1
     fleet.follower.order()
@@ -649,7 +649,7 @@ def test_a_restart_is_once_and_saves_first(fleet: Fleet) -> None:
     fleet.follower.order(restart="r1")
     fleet.until(lambda: fleet.unit.starts == 2 and fleet.serving(), "a second start")
     assert fleet.health().total == 5
-    assert registry_file.copies(fleet.place)[-1].keys == 5
+    assert registry_file.copies(fleet.paths)[-1].keys == 5
     for _ in range(5):
         fleet.round()
     # Its object is gone: nothing is ordered, and nothing changes.
@@ -665,13 +665,13 @@ def test_clean_is_an_empty_registry_once(fleet: Fleet) -> None:
     fleet.follower.order(restart="r1", clean=True)
     fleet.until(lambda: fleet.unit.starts == 2 and fleet.serving(), "a second start")
     assert fleet.health().total == 0
-    assert (fleet.place.registry / "rate-limit-whitelist.json").exists()
+    assert (fleet.paths.registry / "rate-limit-whitelist.json").exists()
     fleet.register(2)
     fleet.unit.stop()
     fleet.it = fleet.service()
     fleet.until(lambda: fleet.unit.starts == 3 and fleet.serving(), "a third start")
     assert fleet.health().total == 2
-    assert list((fleet.place.registry / "copies").glob("*.before-clean"))
+    assert list((fleet.paths.registry / "copies").glob("*.before-clean"))
 
 
 def test_what_it_runs_with_changes_it_and_nothing_else_does(fleet: Fleet) -> None:
@@ -691,7 +691,7 @@ def test_a_banner_comes_and_goes(fleet: Fleet) -> None:
     fleet.tokens = Tokens(values={"admin": "adm1n"})
     fleet.follower.declare(secrets={"admin": "projects/p/secrets/a/versions/latest"})
     fleet.until(fleet.serving, "serving")
-    path = fleet.place.registry / "banner.txt"
+    path = fleet.paths.registry / "banner.txt"
     fleet.follower.order(banner="Maintenance at 9")
     fleet.until(
         lambda: path.exists() and path.read_text().strip() == "Maintenance at 9", "a banner"
@@ -704,11 +704,11 @@ def test_a_maintenance_event_saves_and_is_shown(fleet: Fleet) -> None:
     fleet.until(fleet.serving, "serving")
     fleet.register(3)
     fleet.follower.maintenance = "MIGRATE_ON_HOST_MAINTENANCE"
-    fleet.until(lambda: len(registry_file.copies(fleet.place)) > 0, "a copy")
-    fleet.until((fleet.place.registry / "banner.txt").exists, "a banner")
-    assert registry_file.copies(fleet.place)[-1].keys == 3
+    fleet.until(lambda: len(registry_file.copies(fleet.paths)) > 0, "a copy")
+    fleet.until((fleet.paths.registry / "banner.txt").exists, "a banner")
+    assert registry_file.copies(fleet.paths)[-1].keys == 3
     fleet.follower.maintenance = "NONE"
-    fleet.until(lambda: not (fleet.place.registry / "banner.txt").exists(), "no banner")
+    fleet.until(lambda: not (fleet.paths.registry / "banner.txt").exists(), "no banner")
 
 
 # Rolls
@@ -727,7 +727,7 @@ def test_a_good_binary_is_accepted(fleet: Fleet) -> None:
     )
     assert fleet.serving()
     assert fleet.health().total == 5
-    assert os.readlink(fleet.place.opt / "current").endswith(new)  # noqa: PTH115
+    assert os.readlink(fleet.paths.opt / "current").endswith(new)  # noqa: PTH115
     assert fleet.unit.starts == 2
 
 
@@ -742,8 +742,8 @@ BAD = {
 def test_a_bad_binary_goes_back_and_stays_rejected(fleet: Fleet, how: str) -> None:
     fleet.until(fleet.serving, "serving")
     known = fleet.register(8)
-    good = fleet.place.opt / "releases" / fleet.good / "pilot-rendezvous"
-    store = fleet.place.registry / registry_file.NAME
+    good = fleet.paths.opt / "releases" / fleet.good / "pilot-rendezvous"
+    store = fleet.paths.registry / registry_file.NAME
     content = BAD[how] or f'#!/bin/sh\nrm -f {store}\nexec {good} "$@"\n'.encode()
     fleet.declare_binary(content, "2.0")
     fleet.hurried = how == "hangs"
@@ -756,7 +756,7 @@ def test_a_bad_binary_goes_back_and_stays_rejected(fleet: Fleet, how: str) -> No
     starts = fleet.unit.starts
     # A reboot: what was rejected stays so.
     fleet.unit.end()
-    (fleet.place.run / "rendezvous-run.json").unlink()
+    (fleet.paths.run / "rendezvous-run.json").unlink()
     fleet.it = fleet.service()
     fleet.until(fleet.serving, "serving after a reboot")
     for _ in range(10):
@@ -768,9 +768,9 @@ def test_a_bad_binary_goes_back_and_stays_rejected(fleet: Fleet, how: str) -> No
 def emptied(fleet: Fleet) -> None:
     """A power-off after the store was emptied: a whole file without a node."""
     fleet.unit.end()
-    store = fleet.place.registry / registry_file.NAME
+    store = fleet.paths.registry / registry_file.NAME
     store.write_bytes(sealed(State(started=time.time()).snapshot()))
-    (fleet.place.run / "rendezvous-run.json").unlink()
+    (fleet.paths.run / "rendezvous-run.json").unlink()
     fleet.it = fleet.service()
 
 
@@ -789,8 +789,8 @@ def back(fleet: Fleet) -> bool:
 
 
 def emptying(fleet: Fleet) -> bytes:
-    good = fleet.place.opt / "releases" / fleet.good / "pilot-rendezvous"
-    store = fleet.place.registry / registry_file.NAME
+    good = fleet.paths.opt / "releases" / fleet.good / "pilot-rendezvous"
+    store = fleet.paths.registry / registry_file.NAME
     return f'#!/bin/sh\nrm -f {store}\nexec {good} "$@"\n'.encode()
 
 
@@ -806,7 +806,7 @@ def test_a_power_off_hides_no_emptied_store(fleet: Fleet, when: str) -> None:
     emptied(fleet)
     fleet.until(lambda: back(fleet), "back on the old binary")
     assert fleet.health().total == 8
-    assert not (fleet.place.node_state / "trial.json").exists()
+    assert not (fleet.paths.node_state / "trial.json").exists()
 
 
 def test_a_restart_of_pilot_node_hides_no_emptied_store(fleet: Fleet) -> None:
@@ -815,7 +815,7 @@ def test_a_restart_of_pilot_node_hides_no_emptied_store(fleet: Fleet) -> None:
     fleet.declare_binary(emptying(fleet), "2.0")
     fleet.until(lambda: fleet.unit.starts == 2, "on trial")
     fleet.until(fleet.health_answers, "an answer")
-    store = fleet.place.registry / registry_file.NAME
+    store = fleet.paths.registry / registry_file.NAME
     store.write_bytes(sealed(State(started=time.time()).snapshot()))
     fleet.it = fleet.service()
     fleet.until(lambda: back(fleet), "back on the old binary")
@@ -825,9 +825,9 @@ def test_a_restart_of_pilot_node_hides_no_emptied_store(fleet: Fleet) -> None:
 def aged(fleet: Fleet) -> set[str]:
     """The releases on disk, an hour old from here on."""
     then = time.time() - 3600
-    for path in (fleet.place.opt / "releases").iterdir():
+    for path in (fleet.paths.opt / "releases").iterdir():
         os.utime(path, (then, then))
-    return {path.name for path in (fleet.place.opt / "releases").iterdir()}
+    return {path.name for path in (fleet.paths.opt / "releases").iterdir()}
 
 
 def test_releases_that_nobody_needs_are_removed(fleet: Fleet) -> None:
@@ -866,11 +866,11 @@ def test_nothing_is_copied_in_a_trial(
     known = fleet.register(10)
     fleet.declare_binary(archive() + b"\n", "2.0")
     fleet.until(lambda: fleet.unit.starts == 2 and fleet.serving(), "on trial")
-    before = [copy.name for copy in registry_file.copies(fleet.place)]
+    before = [copy.name for copy in registry_file.copies(fleet.paths)]
     assert before
     # What it makes of the store, and the log that it leaves.
-    store = fleet.place.registry / registry_file.NAME
-    log = fleet.place.registry / registry_file.LOG
+    store = fleet.paths.registry / registry_file.NAME
+    log = fleet.paths.registry / registry_file.LOG
     if what == "another format":
         content = store.read_bytes().replace(b'"version":1', b'"version":2', 1)
         document = content[: content.rindex(b',"checksum"')] + b"}"
@@ -912,16 +912,16 @@ def test_nothing_is_copied_in_a_trial(
         fleet.round()
     else:
         fleet.unit.end()
-        (fleet.place.run / "rendezvous-run.json").unlink()
+        (fleet.paths.run / "rendezvous-run.json").unlink()
         fleet.it = fleet.service()
-        fleet.it.roll = roll_state.recall(fleet.place, print)
+        fleet.it.roll = roll_state.recall(fleet.paths, print)
         fleet.it.copy()
-    assert [copy.name for copy in registry_file.copies(fleet.place)] == before
+    assert [copy.name for copy in registry_file.copies(fleet.paths)] == before
     # It is killed, for it would save what it knows, and rejected.
     fleet.unit.end()
     sha256 = fleet.spec.binary.sha256
     fleet.follower.standing = replace(
-        fleet.follower.standing, orders=Orders(roll=Verdict(sha256=sha256, verdict=REJECT))
+        fleet.follower.standing, orders=Orders(roll=ReleaseVerdict(sha256=sha256, verdict=REJECT))
     )
     fleet.until(lambda: back(fleet), "back on the old binary")
     assert fleet.health().total == 10
@@ -929,12 +929,12 @@ def test_nothing_is_copied_in_a_trial(
     assert {key: read.get(key) for key in known} == known
     assert not log.exists()
     assert any(
-        name.startswith(registry_file.LOG) for name in registry_file.set_aside_names(fleet.place)
+        name.startswith(registry_file.LOG) for name in registry_file.set_aside_names(fleet.paths)
     )
     # And then they are again.
     fleet.register(1, first=20)
     fleet.it.save()
-    assert registry_file.copies(fleet.place)[-1].keys == 11
+    assert registry_file.copies(fleet.paths)[-1].keys == 11
 
 
 def test_a_trial_goes_back_to_what_was_before_it_and_no_further(fleet: Fleet) -> None:
@@ -943,13 +943,13 @@ def test_a_trial_goes_back_to_what_was_before_it_and_no_further(fleet: Fleet) ->
     fleet.register(9)
     fleet.it.save()
     fleet.unit.end()
-    store = fleet.place.registry / registry_file.NAME
+    store = fleet.paths.registry / registry_file.NAME
     store.write_bytes(sealed(State(started=time.time()).snapshot()))
     fleet.until(lambda: fleet.unit.starts == 2 and fleet.serving(), "started empty")
     fleet.register(2, first=20)
     new = fleet.declare_binary(archive() + b"\n", "2.0")
     fleet.until(lambda: fleet.unit.starts == 3, "on trial")
-    assert json.loads((fleet.place.node_state / "trial.json").read_bytes())["keys"] == 2
+    assert json.loads((fleet.paths.node_state / "trial.json").read_bytes())["keys"] == 2
     fleet.until(
         lambda: rejected(fleet) or fleet.it.accepted(fleet.spec).sha256 == new, "the end of it"
     )
@@ -970,13 +970,13 @@ def test_there_is_no_trial_without_a_copy(fleet: Fleet, monkeypatch: pytest.Monk
         fleet.round()
     assert fleet.unit.starts == 1
     assert fleet.unit.wanted
-    assert not (fleet.place.node_state / "trial.json").exists()
+    assert not (fleet.paths.node_state / "trial.json").exists()
     assert not any("is stopped" in line for line in fleet.said)
     assert "No space left" in str(fleet.status()["last_error"])
     monkeypatch.undo()
     fleet.now += 60
     fleet.until(lambda: fleet.unit.starts == 2, "on trial")
-    assert registry_file.copies(fleet.place)[-1].keys == 5
+    assert registry_file.copies(fleet.paths)[-1].keys == 5
 
 
 def test_a_copy_that_came_to_harm_is_passed_over_on_the_way_back(fleet: Fleet) -> None:
@@ -984,9 +984,9 @@ def test_a_copy_that_came_to_harm_is_passed_over_on_the_way_back(fleet: Fleet) -
     for count, first in ((8, 0), (1, 8)):
         fleet.register(count, first)
         fleet.it.save()
-    newest = fleet.place.registry / "copies" / registry_file.copies(fleet.place)[-1].name
+    newest = fleet.paths.registry / "copies" / registry_file.copies(fleet.paths)[-1].name
     newest.write_bytes(b"{")
-    (fleet.place.node_state / "trial.json").write_text('{"release": "another", "keys": 9}')
+    (fleet.paths.node_state / "trial.json").write_text('{"release": "another", "keys": 9}')
     emptied(fleet)
     fleet.until(fleet.serving, "serving")
     assert fleet.health().total == 8
@@ -996,7 +996,7 @@ def test_a_trial_that_was_accepted_is_over(fleet: Fleet) -> None:
     fleet.until(fleet.serving, "serving")
     fleet.register(5)
     new = fleet.declare_binary(archive() + b"\n", "2.0")
-    record = fleet.place.node_state / "trial.json"
+    record = fleet.paths.node_state / "trial.json"
     fleet.until(record.exists, "what is tried, on disk")
     assert fleet.unit.starts == 1
     fleet.until(lambda: fleet.unit.starts == 2, "on trial")
@@ -1094,12 +1094,12 @@ def refusing(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None
         real_make, real_unlink = tempfile.mkstemp, Path.unlink
 
         def make(*args: Any, **named: Any) -> Any:
-            if Path(named["dir"]).is_relative_to(fleet.place.state):
+            if Path(named["dir"]).is_relative_to(fleet.paths.state):
                 raise OSError(28, "No space left on device", str(named["dir"]))
             return real_make(*args, **named)
 
         def unlink(path: Path, *, missing_ok: bool = False) -> None:
-            if path.is_relative_to(fleet.place.state):
+            if path.is_relative_to(fleet.paths.state):
                 raise OSError(30, "Read-only file system", str(path))
             real_unlink(path, missing_ok=missing_ok)
 
@@ -1135,7 +1135,7 @@ def test_the_way_back_needs_no_disk(
     assert fleet.health().total == 5
     monkeypatch.undo()
     fleet.round()
-    assert bad in {each.sha256 for each in roll_state.recall(fleet.place, print).rejected}
+    assert bad in {each.sha256 for each in roll_state.recall(fleet.paths, print).rejected}
 
 
 def test_a_roll_that_cannot_begin_holds_up_nothing_else(
@@ -1174,10 +1174,10 @@ def test_a_trial_that_has_begun_is_watched_without_a_disk(
     refusing()
     fleet.until(lambda: fleet.status()["roll"]["state"] == "watching", "watched")
     fleet.until(lambda: fleet.it.accepted(fleet.spec).sha256 == new, "the new release")
-    assert roll_state.recall(fleet.place, print).state == "rolling"
+    assert roll_state.recall(fleet.paths, print).state == "rolling"
     monkeypatch.undo()
     fleet.round()
-    accepted = roll_state.recall(fleet.place, print).accepted
+    accepted = roll_state.recall(fleet.paths, print).accepted
     assert accepted is not None
     assert accepted.sha256 == new
 
@@ -1190,7 +1190,7 @@ def test_a_trial_that_cannot_be_kept_on_disk_does_not_begin(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device", "trial.json")
 
-    monkeypatch.setattr(Rendezvous, "_begin_trial", full)
+    monkeypatch.setattr(RendezvousLoop, "_begin_trial", full)
     fleet.declare_binary(archive() + b"\n", "2.0")
     for _ in range(10):
         fleet.round()
@@ -1202,10 +1202,10 @@ def test_a_trial_that_cannot_be_kept_on_disk_does_not_begin(
 def test_a_directory_for_a_banner_stops_nothing(fleet: Fleet) -> None:
     fleet.until(fleet.serving, "serving")
     fleet.register(5)
-    (fleet.place.registry / "banner.txt").mkdir()
+    (fleet.paths.registry / "banner.txt").mkdir()
     fleet.follower.order(restart="r1")
     fleet.until(lambda: fleet.unit.starts == 2 and fleet.serving(), "a second start")
-    assert registry_file.copies(fleet.place)[-1].keys == 5
+    assert registry_file.copies(fleet.paths)[-1].keys == 5
     assert "banner.txt" in str(fleet.status()["last_error"])
 
 
@@ -1215,18 +1215,18 @@ def test_copies_are_taken_whatever_else_fails(
     fleet.until(fleet.serving, "serving")
     fleet.register(5)
     fleet.it.save()
-    for path in (fleet.place.registry / "copies").iterdir():
+    for path in (fleet.paths.registry / "copies").iterdir():
         path.unlink()
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device", "roll.json")
 
-    monkeypatch.setattr(Rendezvous, "_advance", full)
+    monkeypatch.setattr(RendezvousLoop, "_advance", full)
     fleet.now += 300
     fleet.round()
     assert fleet.it.last_error is not None
     assert "roll.json" in fleet.it.last_error.text
-    assert registry_file.copies(fleet.place)[-1].keys == 5
+    assert registry_file.copies(fleet.paths)[-1].keys == 5
 
 
 def test_a_registry_that_cannot_be_read_is_named(
@@ -1234,8 +1234,8 @@ def test_a_registry_that_cannot_be_read_is_named(
 ) -> None:
     fleet.until(fleet.serving, "serving")
 
-    def broken(place: Place) -> list[registry_file.Copy]:
-        raise OSError(5, "Input/output error", str(place.registry))
+    def broken(paths: Paths) -> list[registry_file.Copy]:
+        raise OSError(5, "Input/output error", str(paths.registry))
 
     monkeypatch.setattr(registry_file, "copies", broken)
     assert "Input/output error" in fleet.status()["last_error"]["text"]
@@ -1291,7 +1291,7 @@ def test_a_token_that_cannot_be_had_closes_the_dashboard_and_not_the_registry(
     fleet.tokens = Tokens(missing={"dashboard": "403"})
     fleet.until(fleet.serving, "serving all the same")
     assert fleet.now >= 1030
-    given = json.loads(fleet.place.rendezvous_config.read_text())
+    given = json.loads(fleet.paths.rendezvous_config.read_text())
     assert len(given["dashboard-token"]) > 30
     assert "dashboard token: 403" in str(fleet.status()["last_error"])
     before = fleet.unit.starts
@@ -1300,7 +1300,7 @@ def test_a_token_that_cannot_be_had_closes_the_dashboard_and_not_the_registry(
     assert fleet.unit.starts == before
     fleet.tokens = Tokens(values={"dashboard": "t0ken"})
     fleet.until(lambda: fleet.unit.starts == before + 1 and fleet.serving(), "with the token")
-    assert json.loads(fleet.place.rendezvous_config.read_text()) == {"dashboard-token": "t0ken"}
+    assert json.loads(fleet.paths.rendezvous_config.read_text()) == {"dashboard-token": "t0ken"}
     # It is away again: what was known stays.
     fleet.tokens = Tokens(missing={"dashboard": "503"})
     for _ in range(5):
@@ -1336,7 +1336,7 @@ def test_another_pilot_node_that_has_no_tokens_yet_leaves_what_runs_alone(fleet:
     assert fleet.pid() == pid
     fleet.it = fleet.service()
     fleet.until(lambda: fleet.serving() and fleet.pid() != pid, "closed")
-    given = json.loads(fleet.place.rendezvous_config.read_text())
+    given = json.loads(fleet.paths.rendezvous_config.read_text())
     assert given["admin-token"] == "adm1n"
     assert given["dashboard-token"] not in known.values()
     assert len(given["dashboard-token"]) > 30

@@ -16,7 +16,7 @@ import pytest
 from startup.node.desired.orders import recall as recall_orders
 from startup.node.follower import Follower, recall_spec
 from startup.node.machine import files
-from startup.node.machine.paths import Place
+from startup.node.machine.paths import Paths
 from startup.node.machine.polling import Wake
 from startup.node.machine.retry import FinalError
 from startup.node.pressure.sampler import Sample
@@ -25,7 +25,7 @@ from startup.node.rollout import roll_state
 from startup.node.setup import release, units
 from startup.node.swarm.decide import Goal
 from startup.node.swarm.supervisor import Keeper
-from startup.node.swarm_loop import Swarm
+from startup.node.swarm_loop import SwarmLoop
 from tests.startup import specs
 from tests.startup.conftest import PROC
 from tests.startup.google import Google
@@ -40,17 +40,17 @@ class Service:
 
     def __init__(self, root: Path, google: Google, monkeypatch: pytest.MonkeyPatch) -> None:
         self.google = google
-        self.place = Place(root=root, metadata_host=google.host)
+        self.paths = Paths(root=root, metadata_host=google.host)
         for name, content in PROC.items():
             path = root / "proc" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(content, encoding="ascii")
         (root / "proc/uptime").write_text("1000.0 1.0\n", encoding="ascii")
-        for path in (self.place.sockets, self.place.logs, self.place.state, self.place.units):
+        for path in (self.paths.sockets, self.paths.logs, self.paths.state, self.paths.units):
             path.mkdir(parents=True)
         self.mount()
         self.behave: Callable[[int, str], str] = lambda port, sha256: "ready"
-        self.pid1 = Pid1(self.place, self._behave)
+        self.pid1 = Pid1(self.paths, self._behave)
         self.said: list[str] = []
         self.systemctl: list[tuple[str, ...]] = []
         self.scripts = 0
@@ -69,12 +69,12 @@ class Service:
         google.set("pilot-role", "swarm")
         self.declare()
         self.write_spec()
-        self.swarm: Swarm
+        self.swarm: SwarmLoop
         self.wake: Wake
 
     def mount(self) -> None:
-        line = f"40 1 8:16 / {self.place.state} rw - ext4 /dev/sdb rw\n"
-        (self.place.root / "proc/self/mountinfo").write_text(line, encoding="ascii")
+        line = f"40 1 8:16 / {self.paths.state} rw - ext4 /dev/sdb rw\n"
+        (self.paths.root / "proc/self/mountinfo").write_text(line, encoding="ascii")
 
     def declare(self, **changes: Any) -> None:
         """What `pulumi up` writes into the instance's metadata."""
@@ -88,31 +88,31 @@ class Service:
     def write_spec(self) -> None:
         """What the startup script does with it at boot."""
         text = self.google.attributes["pilot-spec"]
-        self.place.spec.parent.mkdir(parents=True, exist_ok=True)
-        self.place.spec.write_text(text, encoding="utf-8")
+        self.paths.spec.parent.mkdir(parents=True, exist_ok=True)
+        self.paths.spec.write_text(text, encoding="utf-8")
 
     def start(self) -> None:
         self.wake = Wake()
         follower = Follower(
-            place=self.place,
-            known=recall_spec(self.place),
+            paths=self.paths,
+            known=recall_spec(self.paths),
             say=self.said.append,
             wake=self.wake,
             run_script=self._run_script,
             script_runs=lambda: self.script_at_work,
         )
-        self.swarm = Swarm(
-            place=self.place,
+        self.swarm = SwarmLoop(
+            paths=self.paths,
             follower=follower,
             keeper=Keeper(
-                place=self.place,
+                paths=self.paths,
                 goal=Goal(variants={}, window=1),
                 systemd=self.pid1,
                 say=self.said.append,
                 mounted=lambda _: True,
             ),
             fetcher=release.Fetcher(
-                opt=self.place.opt,
+                opt=self.paths.opt,
                 token=follower.server.token,
                 say=self.said.append,
                 wake=self.wake.set,
@@ -148,16 +148,16 @@ class Service:
         return dict(self.status()["release"]["agents"])
 
     def environment(self, port: int) -> str:
-        return (self.place.chosen / str(port) / "agent.env").read_text(encoding="utf-8")
+        return (self.paths.chosen / str(port) / "agent.env").read_text(encoding="utf-8")
 
     def _sha256(self, port: int) -> str:
-        about = (self.place.chosen / str(port) / "variant.json").read_bytes()
+        about = (self.paths.chosen / str(port) / "variant.json").read_bytes()
         return str(json.loads(about)["release"])
 
     def _behave(self, port: int) -> str:
         return self.behave(port, self._sha256(port))
 
-    def _run_script(self, _: Place) -> None:
+    def _run_script(self, _: Paths) -> None:
         self.scripts += 1
 
 
@@ -187,9 +187,9 @@ def test_a_new_vm_comes_up_and_accepts_its_release(vm: Service) -> None:
     assert vm.status()["release"]["version"] == "1.0"
     assert vm.status()["spec"]["state"] == "current"
     vm.until(lambda: vm.status()["orders"]["state"] == "absent")
-    assert str((vm.place.opt / "current").readlink()) == f"releases/{vm.old['sha256']}"
-    assert (vm.place.node_state).stat().st_mode & 0o777 == 0o700
-    assert json.loads((vm.place.node_state / "spec.json").read_bytes())["name"] == "swarm-1"
+    assert str((vm.paths.opt / "current").readlink()) == f"releases/{vm.old['sha256']}"
+    assert (vm.paths.node_state).stat().st_mode & 0o777 == 0o700
+    assert json.loads((vm.paths.node_state / "spec.json").read_bytes())["name"] == "swarm-1"
 
 
 def test_a_change_of_agents_and_environment_is_live(vm: Service) -> None:
@@ -212,7 +212,7 @@ def test_limits_follow_the_spec_and_systemd_reloads_once(vm: Service) -> None:
     memory = {**specs.swarm()["memory"], "reserveMb": 1500}
     vm.declare(memory=memory)
     vm.until(lambda: any("sha256" in line and "another spec" in line for line in vm.said))
-    text = (vm.place.units / "pilot.slice").read_text(encoding="utf-8")
+    text = (vm.paths.units / "pilot.slice").read_text(encoding="utf-8")
     assert f"MemoryMax={(4096 - 1500) << 20}" in text
     vm.declare(memory=memory, window=1)
     vm.until(lambda: vm.status()["window"]["limit"] == 1)
@@ -304,7 +304,7 @@ def test_orders_hold_restart_and_their_absence(vm: Service) -> None:
     vm.start()
     vm.until(lambda: vm.phase() == "whole" and vm.status()["orders"]["state"] == "absent")
     assert lives(vm) == before
-    assert recall_orders(vm.place, "swarm", vm.said.append).restarted == "second"
+    assert recall_orders(vm.paths, "swarm", vm.said.append).restarted == "second"
 
 
 def test_no_more_than_the_window_is_down_for_a_restart(vm: Service) -> None:
@@ -339,7 +339,7 @@ def test_a_release_rolls(vm: Service) -> None:
     vm.until(lambda: vm.status()["release"]["sha256"] == sha256)
     vm.until(lambda: vm.phase() == "whole")
     assert vm.running() == {sha256: 6}
-    assert str((vm.place.opt / "current").readlink()) == f"releases/{sha256}"
+    assert str((vm.paths.opt / "current").readlink()) == f"releases/{sha256}"
     lines = [line for line in vm.said if line.startswith("roll: ")]
     assert [line for line in lines if "agents get" in line] == [
         f"roll: 3 of 6 agents get 2.0 ({sha256[:12]})",
@@ -364,8 +364,8 @@ def test_a_release_that_exits_takes_one_batch_and_stays_rejected(vm: Service) ->
     vm.stop()
     for port in range(10001, 10007):
         vm.pid1.kill(port)
-        vm.place.socket(port).unlink(missing_ok=True)
-        (vm.place.chosen / str(port)).unlink(missing_ok=True)
+        vm.paths.socket(port).unlink(missing_ok=True)
+        (vm.paths.chosen / str(port)).unlink(missing_ok=True)
     starts = len(vm.pid1.started)
     vm.start()
     vm.until(lambda: vm.phase() == "whole" and vm.status()["spec"]["state"] == "current")
@@ -397,7 +397,7 @@ def script(vm: Service, text: str, *, expected: bool = True, after: int = 0) -> 
 
 
 def uptime(vm: Service, seconds: float) -> None:
-    (vm.place.root / "proc/uptime").write_text(f"{seconds} 1.0\n", encoding="ascii")
+    (vm.paths.root / "proc/uptime").write_text(f"{seconds} 1.0\n", encoding="ascii")
 
 
 def state(vm: Service) -> str:
@@ -405,7 +405,7 @@ def state(vm: Service) -> str:
 
 
 def guard(vm: Service, sha256: str) -> None:
-    vm.place.guard.write_text(f"boot {sha256}\n", encoding="ascii")
+    vm.paths.guard.write_text(f"boot {sha256}\n", encoding="ascii")
 
 
 def test_the_projects_script_is_applied_where_it_is_the_expected_one(vm: Service) -> None:
@@ -453,7 +453,7 @@ def test_a_running_vm_waits_for_its_turn_with_a_new_script(vm: Service) -> None:
     guard(vm, second)
     vm.until(lambda: state(vm) == "current")
     assert vm.status()["script"]["turn"] is None
-    assert not (vm.place.run / "turn.json").exists()
+    assert not (vm.paths.run / "turn.json").exists()
 
 
 def test_the_commit_before_ends_a_turn_that_has_not_come(vm: Service) -> None:
@@ -479,7 +479,7 @@ def test_the_commit_before_ends_a_turn_that_has_not_come(vm: Service) -> None:
 @pytest.mark.parametrize("left", ["", "working\n"], ids=["boots", "half way"])
 def test_a_vm_on_which_no_scripts_work_is_done_waits_for_no_turn(vm: Service, left: str) -> None:
     if left:
-        vm.place.guard.write_text(left, encoding="ascii")
+        vm.paths.guard.write_text(left, encoding="ascii")
     script(vm, "#!/bin/bash\n# 2", after=240)
     vm.until(lambda: vm.scripts == 1)
 
@@ -491,7 +491,7 @@ def test_a_script_that_failed_is_said_and_another_one_mends_it_at_once(vm: Servi
     vm.script_at_work = True
     script(vm, "#!/bin/bash\n# 2")
     vm.until(lambda: vm.scripts == 1)
-    vm.place.guard.write_text("working\n", encoding="ascii")
+    vm.paths.guard.write_text("working\n", encoding="ascii")
     vm.until(lambda: vm.phase() == "whole")
     assert state(vm) == "applying"
     vm.script_at_work = False
@@ -552,7 +552,7 @@ def test_a_ghost_in_the_project_is_seen_and_starts_nothing_anew(vm: Service) -> 
 
 
 def test_nothing_is_started_without_the_state_disk(vm: Service) -> None:
-    (vm.place.root / "proc/self/mountinfo").write_text("1 1 8:1 / / rw - ext4 a rw\n", "ascii")
+    (vm.paths.root / "proc/self/mountinfo").write_text("1 1 8:1 / / rw - ext4 a rw\n", "ascii")
     vm.until(lambda: any("is not mounted" in line for line in vm.said))
     assert not vm.pid1.started
     vm.mount()
@@ -560,17 +560,17 @@ def test_nothing_is_started_without_the_state_disk(vm: Service) -> None:
 
 
 def test_a_mount_point_of_any_bytes_hides_no_disk(tmp_path: Path) -> None:
-    place = Place(root=tmp_path)
-    table = place.at("/proc/self/mountinfo")
+    paths = Paths(root=tmp_path)
+    table = paths.at("/proc/self/mountinfo")
     table.parent.mkdir(parents=True)
     strange = b"".join(
         b"41 1 8:32 / /mnt/" + name + b" rw - ext4 /dev/sdc rw\n"
         for name in (b"\xff\xfe", "\x85\u2028".encode(), b"\x0c\r")
     )
     table.write_bytes(strange)
-    assert not place.is_mounted(place.state)
-    table.write_bytes(strange + f"40 1 8:16 / {place.state} rw - ext4 /dev/sdb rw\n".encode())
-    assert place.is_mounted(place.state)
+    assert not paths.is_mounted(paths.state)
+    table.write_bytes(strange + f"40 1 8:16 / {paths.state} rw - ext4 /dev/sdb rw\n".encode())
+    assert paths.is_mounted(paths.state)
 
 
 def full(*_: object) -> None:
@@ -631,9 +631,9 @@ def test_the_way_back_needs_no_disk(vm: Service, monkeypatch: pytest.MonkeyPatch
         vm.until(lambda: vm.running() == {old: 6} and vm.phase() == "whole")
         assert vm.status()["roll"]["state"] == "halted"
         assert "No space left" in str(vm.status()["last_error"])
-        assert roll_state.recall(vm.place, vm.said.append).state == "watching"
-    vm.until(lambda: roll_state.recall(vm.place, vm.said.append).state == "halted")
-    (rejected,) = roll_state.recall(vm.place, vm.said.append).rejected
+        assert roll_state.recall(vm.paths, vm.said.append).state == "watching"
+    vm.until(lambda: roll_state.recall(vm.paths, vm.said.append).state == "halted")
+    (rejected,) = roll_state.recall(vm.paths, vm.said.append).rejected
     assert rejected.sha256 == bad
 
 
@@ -682,7 +682,7 @@ def test_a_spec_that_was_applied_halfway_and_taken_back_is_undone(
     vm.until(lambda: vm.phase() == "whole" and vm.status()["spec"]["state"] == "current")
     monkeypatch.setattr("startup.node.follower._AGAIN", 0.1)
     before, known = lives(vm), vm.status()["spec"]["sha256"]
-    slice_ = vm.place.units / "pilot.slice"
+    slice_ = vm.paths.units / "pilot.slice"
     text = slice_.read_text(encoding="utf-8")
 
     def late(*command: str) -> None:
@@ -715,7 +715,7 @@ def test_a_state_disk_that_takes_no_write_holds_up_no_script(
     write = files.write
 
     def read_only(path: Path, content: str, mode: int = 0o644) -> bool:
-        if path.is_relative_to(vm.place.state):
+        if path.is_relative_to(vm.paths.state):
             raise OSError(30, "Read-only file system", str(path))
         return write(path, content, mode)
 
@@ -726,24 +726,24 @@ def test_a_state_disk_that_takes_no_write_holds_up_no_script(
         script(vm, "#!/bin/bash\n# 2")
         vm.until(lambda: vm.scripts == 1)
         vm.until(lambda: "Read-only" in str(vm.status()["last_error"]))
-        kept = (vm.place.node_state / "spec.json").read_text(encoding="utf-8")
+        kept = (vm.paths.node_state / "spec.json").read_text(encoding="utf-8")
         assert kept != vm.google.attributes["pilot-spec"]
-        assert recall_orders(vm.place, "swarm", vm.said.append).restarted == ""
+        assert recall_orders(vm.paths, "swarm", vm.said.append).restarted == ""
     # Once it takes one again, what was not written is.
-    vm.until(lambda: recall_orders(vm.place, "swarm", vm.said.append).restarted == "r1")
-    kept = (vm.place.node_state / "spec.json").read_text(encoding="utf-8")
+    vm.until(lambda: recall_orders(vm.paths, "swarm", vm.said.append).restarted == "r1")
+    kept = (vm.paths.node_state / "spec.json").read_text(encoding="utf-8")
     assert kept == vm.google.attributes["pilot-spec"]
 
 
 def test_a_service_begins_with_a_spec_that_this_machine_can_be(vm: Service) -> None:
     vm.until(lambda: vm.phase() == "whole" and vm.status()["spec"]["state"] == "current")
-    good = vm.place.spec.read_text(encoding="utf-8")
+    good = vm.paths.spec.read_text(encoding="utf-8")
     memory = {**specs.swarm()["memory"], "reserveMb": 4096}
-    vm.place.spec.write_text(specs.text(specs.swarm(memory=memory)), encoding="utf-8")
-    assert recall_spec(vm.place).text == good
-    (vm.place.node_state / "spec.json").unlink()
+    vm.paths.spec.write_text(specs.text(specs.swarm(memory=memory)), encoding="utf-8")
+    assert recall_spec(vm.paths).text == good
+    (vm.paths.node_state / "spec.json").unlink()
     with pytest.raises(FinalError, match=r"reserveMb: 4096 is all of .*spec\.json is not there"):
-        recall_spec(vm.place)
+        recall_spec(vm.paths)
 
 
 def test_two_failures_that_alternate_are_said_once_each(vm: Service) -> None:
@@ -761,7 +761,7 @@ def test_a_service_that_cannot_decide_yet_stops_nobody(
     vm.until(lambda: vm.phase() == "whole")
     before = lives(vm)
     vm.stop()
-    unit = vm.place.at("/etc/systemd/system/pilot-agent@.service")
+    unit = vm.paths.at("/etc/systemd/system/pilot-agent@.service")
     text = unit.read_text(encoding="utf-8")
     with monkeypatch.context() as applied:
         applied.setattr("startup.node.setup.apply.apply_units", lambda *_: None)
@@ -784,9 +784,9 @@ def test_agents_whose_links_and_binary_are_gone_go_on(vm: Service) -> None:
     vm.until(lambda: vm.phase() == "whole")
     before = lives(vm)
     vm.stop()
-    for link in vm.place.chosen.iterdir():
+    for link in vm.paths.chosen.iterdir():
         link.unlink()
-    binary = vm.place.opt / "releases" / vm.old["sha256"] / "pilot-daemon"
+    binary = vm.paths.opt / "releases" / vm.old["sha256"] / "pilot-daemon"
     data = binary.read_bytes()
     binary.unlink()
     objects, vm.google.objects = vm.google.objects, {}

@@ -9,7 +9,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from tools.bench import meter, report, ways
-from tools.bench.report import Fill, Full, Idle, Point
+from tools.bench.report import Fill, FillSample, Full, Idle
 
 UNIT = """\
 [Service]
@@ -43,8 +43,8 @@ def three(node: float, rounds: float, bare: float, *, delay: float = 0.0) -> lis
     ]
 
 
-def point(seconds: float, online: int, busy: float = 0.0) -> Point:
-    return Point(
+def point(seconds: float, online: int, busy: float = 0.0) -> FillSample:
+    return FillSample(
         seconds=seconds,
         online=online,
         memory=online * 1_700_000,
@@ -56,7 +56,7 @@ def point(seconds: float, online: int, busy: float = 0.0) -> Point:
     )
 
 
-def whole(*points: Point, agents: int = 1000, way: str = "pilot-node") -> Full:
+def whole(*points: FillSample, agents: int = 1000, way: str = "pilot-node") -> Full:
     idle = Idle(
         seconds=60,
         agents=4.8,

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from startup.node.desired import orders
 from startup.node.desired.ghost_scripts import ghosts, replaced
 from startup.node.desired.json_reader import SpecError
-from startup.node.desired.orders import Orders, Standing, Verdict, follow, follow_here, parse
-from startup.node.desired.sources import Object
+from startup.node.desired.orders import Orders, ReleaseVerdict, Standing, follow, follow_here, parse
+from startup.node.desired.sources import OrdersObject
 from startup.node.machine import polling
 from startup.node.machine.kernel_log import kernel_text
-from startup.node.machine.paths import Place
+from startup.node.machine.paths import Paths
 from startup.node.machine.polling import Reading
 
 SHA = "ab" * 32
@@ -44,7 +44,7 @@ def test_every_field() -> None:
         hold=True,
         restart="2026-11-24T10:00:00Z",
         clean=True,
-        roll=Verdict(sha256=SHA, verdict="go", id="2"),
+        roll=ReleaseVerdict(sha256=SHA, verdict="go", id="2"),
         banner="Back at noon.",
     )
     assert parse('{"schema": 1, "benchmarks": "pause"}', "swarm").pause_benchmarks
@@ -71,7 +71,7 @@ def test_what_a_newer_ops_wrote_is_read_for_what_is_known() -> None:
     roll = {"sha256": SHA, "verdict": "go", "quietly": True}
     newer = {"schema": 1, "hold": True, "roll": roll, "later": {"x": 1}}
     found = parse(json.dumps(newer), "swarm")
-    assert (found.hold, found.roll) == (True, Verdict(sha256=SHA, verdict="go"))
+    assert (found.hold, found.roll) == (True, ReleaseVerdict(sha256=SHA, verdict="go"))
     assert found.ignored == ("roll.quietly", "later")
     # What its writer says must not be passed over is refused by its name, and nothing else of it.
     for required in ("later", "roll.quietly"):
@@ -88,9 +88,9 @@ def test_any_text_is_orders_or_a_spec_error(text: str | bytes) -> None:
         parse(text, "swarm")
 
 
-def read(order: dict[str, Any], generation: str = "7") -> Reading[Object]:
+def read(order: dict[str, Any], generation: str = "7") -> Reading[OrdersObject]:
     text = json.dumps({"schema": 1, **order})
-    return Reading(state=polling.READ, value=Object(generation=generation, text=text))
+    return Reading(state=polling.READ, value=OrdersObject(generation=generation, text=text))
 
 
 def test_absent_unreachable_and_malformed_are_three_things() -> None:
@@ -120,19 +120,19 @@ def test_held_by_either_and_a_restart_is_one_of_either() -> None:
 
 
 def test_what_is_remembered(tmp_path: Path) -> None:
-    place = Place(root=tmp_path)
-    place.node_state.mkdir(parents=True)
+    paths = Paths(root=tmp_path)
+    paths.node_state.mkdir(parents=True)
     said: list[str] = []
-    assert orders.recall(place, "swarm", said.append) == Standing()
+    assert orders.recall(paths, "swarm", said.append) == Standing()
     standing = follow(Standing(), read({"hold": True, "restart": "r1"}), "swarm")
     standing = follow_here(standing, '{"schema": 1, "restart": "h1"}', "swarm")
-    orders.remember(place, standing)
-    assert (place.node_state / "orders.json").stat().st_mode & 0o777 == 0o600
-    found = orders.recall(place, "swarm", said.append)
+    orders.remember(paths, standing)
+    assert (paths.node_state / "orders.json").stat().st_mode & 0o777 == 0o600
+    found = orders.recall(paths, "swarm", said.append)
     assert (found.hold, found.restart, found.state) == (True, "r1/h1", "unreachable")
     assert not said
-    (place.node_state / "orders.json").write_text("[]", encoding="utf-8")
-    assert orders.recall(place, "swarm", said.append) == Standing()
+    (paths.node_state / "orders.json").write_text("[]", encoding="utf-8")
+    assert orders.recall(paths, "swarm", said.append) == Standing()
     assert "not known until the bucket answers" in said[0]
 
 
@@ -140,20 +140,20 @@ def test_what_is_remembered(tmp_path: Path) -> None:
 def test_remembered_orders_that_are_not_understood_still_hold(
     tmp_path: Path, *, hold: object, held: bool
 ) -> None:
-    place = Place(root=tmp_path)
-    place.node_state.mkdir(parents=True)
+    paths = Paths(root=tmp_path)
+    paths.node_state.mkdir(parents=True)
     said: list[str] = []
     text = json.dumps({"schema": 1, "hold": hold, "later": 1, "requires": ["later"]})
-    orders.remember(place, Standing(text=text, restarted="r1", restarted_here="h1"))
-    found = orders.recall(place, "swarm", said.append)
+    orders.remember(paths, Standing(text=text, restarted="r1", restarted_here="h1"))
+    found = orders.recall(paths, "swarm", said.append)
     assert (found.hold, found.restart) == (held, "r1/h1")
     assert "later: is not known to this version, and must not be ignored" in said[0]
     assert ("not held" in said[0]) == (not held)
     nested = Standing(text="[" * 100_000, restarted="r1")
-    orders.remember(place, nested)
-    assert orders.recall(place, "swarm", said.append).restart == "r1"
-    (place.node_state / "orders.json").write_text("[" * 100_000, encoding="ascii")
-    assert orders.recall(place, "swarm", said.append) == Standing()
+    orders.remember(paths, nested)
+    assert orders.recall(paths, "swarm", said.append).restart == "r1"
+    (paths.node_state / "orders.json").write_text("[" * 100_000, encoding="ascii")
+    assert orders.recall(paths, "swarm", said.append) == Standing()
 
 
 def test_ghosts() -> None:

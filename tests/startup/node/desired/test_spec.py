@@ -20,7 +20,7 @@ from startup.node.desired.spec import (
     Binary,
     RendezvousSpec,
     Roll,
-    Script,
+    ScriptSpec,
     SwarmSpec,
     expected_script,
     parse,
@@ -60,7 +60,7 @@ def test_a_swarm_spec() -> None:
         bucket="fleet-bucket",
         storage="https://storage.googleapis.com",
         reserve_mb=1000,
-        script=Script(sha256=SHA, after_seconds=240),
+        script=ScriptSpec(sha256=SHA, after_seconds=240),
         agents=30,
         base_port=10000,
         registry="10.10.0.2:9000",
@@ -342,7 +342,7 @@ def test_the_script_that_a_spec_expects_is_read_from_any(
 
 def test_a_spec_of_a_program_without_turns_has_none() -> None:
     for make in (specs.swarm, specs.rendezvous):
-        assert parse(specs.text(make(script={"sha256": SHA}))).script == Script(sha256=SHA)
+        assert parse(specs.text(make(script={"sha256": SHA}))).script == ScriptSpec(sha256=SHA)
 
 
 def test_every_field_is_read() -> None:

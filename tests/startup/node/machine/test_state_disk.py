@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from startup.node.machine import state_disk
-from startup.node.machine.paths import Place
+from startup.node.machine.paths import Paths
 from startup.node.machine.state_disk import LARGER, StateDisk, Usage, filesystem_bytes
 
 MIB = 1 << 20
@@ -25,8 +25,8 @@ def image(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def place(tmp_path: Path, image: Path) -> Place:
-    found = Place(root=tmp_path / "vm")
+def paths(tmp_path: Path, image: Path) -> Paths:
+    found = Paths(root=tmp_path / "vm")
     found.state.mkdir(parents=True)
     mountinfo = found.at("/proc/self/mountinfo")
     mountinfo.parent.mkdir(parents=True)
@@ -52,9 +52,9 @@ def settled(state: StateDisk) -> str:
     return said
 
 
-def test_a_disk_that_became_larger_is_used_in_full(place: Place, image: Path) -> None:
+def test_a_disk_that_became_larger_is_used_in_full(paths: Paths, image: Path) -> None:
     said: list[str] = []
-    state = StateDisk(place, said.append)
+    state = StateDisk(paths, said.append)
     assert settled(state) == ""
     assert said == []
     assert state.usage.device == 64 * MIB
@@ -77,7 +77,7 @@ def test_a_disk_that_became_larger_is_used_in_full(place: Place, image: Path) ->
 
 
 def test_one_that_cannot_be_grown_is_said_and_not_tried_again(
-    place: Place, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    paths: Paths, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried = tmp_path / "tried"
     stub = tmp_path / "bin" / "resize2fs"
@@ -85,7 +85,7 @@ def test_one_that_cannot_be_grown_is_said_and_not_tried_again(
     stub.write_text(f"#!/bin/sh\necho x >>{tried}\necho 'resize2fs: no right' >&2\nexit 1\n")
     stub.chmod(0o755)
     monkeypatch.setenv("PATH", f"{stub.parent}:/usr/bin:/bin")
-    state = StateDisk(place, lambda _: None)
+    state = StateDisk(paths, lambda _: None)
     resize(image, 128)
     for _ in range(3):
         told = settled(state)
@@ -98,11 +98,11 @@ def test_one_that_cannot_be_grown_is_said_and_not_tried_again(
     assert tried.read_text() == "x\nx\n"
 
 
-def test_nothing_is_measured_where_nothing_is_mounted(place: Place) -> None:
-    state = StateDisk(place, lambda _: None)
+def test_nothing_is_measured_where_nothing_is_mounted(paths: Paths) -> None:
+    state = StateDisk(paths, lambda _: None)
     state.look()
     assert state.usage != Usage()
-    place.at("/proc/self/mountinfo").write_text("")
+    paths.at("/proc/self/mountinfo").write_text("")
     assert state.look() == ""
     assert state.usage == Usage()
 

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lab.machines.processes import end, ending
-from startup.node.machine.paths import Place
+from startup.node.machine.paths import Paths
 from startup.node.machine.retry import FinalError
 from startup.node.pressure import benchmarks
 from startup.node.pressure.benchmarks import CgroupFreezer, Governor, command, short
@@ -151,7 +151,7 @@ def folder(root: Path, name: str, processes: str = "4242\n", freeze: str | None 
 def test_the_kernel_freezes(tmp_path: Path, name: str) -> None:
     path = folder(tmp_path, name)
     signals: list[tuple[int, int]] = []
-    freezer = CgroupFreezer(place=Place(root=tmp_path), kill=lambda *args: signals.append(args))
+    freezer = CgroupFreezer(paths=Paths(root=tmp_path), kill=lambda *args: signals.append(args))
     assert freezer.populated()
     assert not freezer.frozen()
     freezer.set(True)
@@ -165,7 +165,7 @@ def test_the_kernel_freezes(tmp_path: Path, name: str) -> None:
 
 
 def test_no_slice_at_all(tmp_path: Path) -> None:
-    freezer = CgroupFreezer(place=Place(root=tmp_path))
+    freezer = CgroupFreezer(paths=Paths(root=tmp_path))
     assert not freezer.populated()
     assert not freezer.frozen()
     freezer.set(True)
@@ -174,7 +174,7 @@ def test_no_slice_at_all(tmp_path: Path) -> None:
 
 def test_an_empty_slice(tmp_path: Path) -> None:
     folder(tmp_path, V2, processes="")
-    assert not CgroupFreezer(place=Place(root=tmp_path)).populated()
+    assert not CgroupFreezer(paths=Paths(root=tmp_path)).populated()
 
 
 def until(there: Callable[[], bool]) -> None:
@@ -187,13 +187,13 @@ def until(there: Callable[[], bool]) -> None:
 def test_without_a_freezer_by_signals(tmp_path: Path) -> None:
     """Real processes, in a folder that says they are in the slice."""
     (tmp_path / "proc").symlink_to("/proc")
-    place = Place(root=tmp_path)
+    paths = Paths(root=tmp_path)
     processes = [subprocess.Popen(["sleep", "600"]) for _ in range(2)]
     try:
         first, second = (process.pid for process in processes)
         path = folder(tmp_path, V1, processes=f"{first}\n", freeze=None)
         said: list[str] = []
-        governor = Governor(freezer=CgroupFreezer(place=place), say=said.append)
+        governor = Governor(freezer=CgroupFreezer(paths=paths), say=said.append)
         assert governor.step(paused=False, available=10, total=100) == "frozen"
         until(lambda: state(first) == "T")
         # It has started another one before it was stopped.
@@ -304,4 +304,4 @@ def test_a_signal_ends_the_benchmark_as_well(tmp_path: Path) -> None:
 def test_a_name_that_is_no_text_is_a_process_all_the_same(tmp_path: Path) -> None:
     (tmp_path / "proc/7").mkdir(parents=True)
     (tmp_path / "proc/7/stat").write_bytes(b"7 (\xff) ) T 1 7\n")
-    assert CgroupFreezer(place=Place(root=tmp_path))._is_stopped(7)
+    assert CgroupFreezer(paths=Paths(root=tmp_path))._is_stopped(7)

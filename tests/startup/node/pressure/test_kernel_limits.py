@@ -1,4 +1,4 @@
-"""Walls of the kernel: how near they are, and which one a failure has hit."""
+"""Limits of the kernel: how near they are, and which one a failure has hit."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from startup.node.machine.paths import Place
+from startup.node.machine.paths import Paths
 from startup.node.pressure import kernel_limits
-from startup.node.pressure.kernel_limits import Wall, explain, used
+from startup.node.pressure.kernel_limits import LimitUse, explain, used
 
 PROC = {
     "proc/loadavg": "0.10 0.20 0.30 2/1500 4242\n",
@@ -33,9 +33,9 @@ EAGAIN = "ended (exit-code, status 2): fork: Resource temporarily unavailable"
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
+def paths(tmp_path: Path) -> Paths:
     write(tmp_path, PROC)
-    return Place(root=tmp_path)
+    return Paths(root=tmp_path)
 
 
 def write(root: Path, contents: dict[str, str]) -> None:
@@ -44,50 +44,50 @@ def write(root: Path, contents: dict[str, str]) -> None:
         (root / name).write_text(text, encoding="ascii")
 
 
-def test_none_is_near(place: Place) -> None:
-    assert used(place) == ()
+def test_none_is_near(paths: Paths) -> None:
+    assert used(paths) == ()
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "wall"),
+    ("name", "text", "use"),
     [
-        ("proc/loadavg", "0 0 0 1/25000 1", Wall(wall="threads-max", used=25000, limit=31000)),
-        ("proc/sys/kernel/pid_max", "1600", Wall(wall="pid_max", used=1500, limit=1600)),
-        ("proc/sys/fs/file-nr", "1800 0 2000", Wall(wall="file-max", used=1800, limit=2000)),
+        ("proc/loadavg", "0 0 0 1/25000 1", LimitUse(name="threads-max", used=25000, limit=31000)),
+        ("proc/sys/kernel/pid_max", "1600", LimitUse(name="pid_max", used=1500, limit=1600)),
+        ("proc/sys/fs/file-nr", "1800 0 2000", LimitUse(name="file-max", used=1800, limit=2000)),
         (
             "proc/meminfo",
             "MemTotal: 100 kB\nMemAvailable: 19 kB\n",
-            Wall(wall="memory", used=81 << 10, limit=100 << 10),
+            LimitUse(name="memory", used=81 << 10, limit=100 << 10),
         ),
         (
             "proc/net/sockstat",
             "TCP: inuse 1 tw 0\nUDP: inuse 9 mem 900\n",
-            Wall(wall="udp_mem", used=900, limit=1000),
+            LimitUse(name="udp_mem", used=900, limit=1000),
         ),
         (
             "proc/net/sockstat",
             "TCP: inuse 20000 tw 4000\nUDP: inuse 9 mem 0\n",
-            Wall(wall="local ports", used=24000, limit=28232),
+            LimitUse(name="local ports", used=24000, limit=28232),
         ),
         (
             f"{RUNNER}pids.current",
             "1000",
-            Wall(
-                wall="pids.max of system.slice/google-startup-scripts.service",
+            LimitUse(
+                name="pids.max of system.slice/google-startup-scripts.service",
                 used=1000,
                 limit=1138,
             ),
         ),
     ],
 )
-def test_one_is_near(place: Place, name: str, text: str, wall: Wall) -> None:
-    write(place.root, {name: text})
-    assert used(place) == (wall,)
+def test_one_is_near(paths: Paths, name: str, text: str, use: LimitUse) -> None:
+    write(paths.root, {name: text})
+    assert used(paths) == (use,)
 
 
-def test_the_nearest_first_and_one_of_each_kind(place: Place) -> None:
+def test_the_nearest_first_and_one_of_each_kind(paths: Paths) -> None:
     write(
-        place.root,
+        paths.root,
         {
             "proc/sys/fs/file-nr": "1700 0 2000",
             f"{RUNNER}pids.current": "1130",
@@ -95,58 +95,58 @@ def test_the_nearest_first_and_one_of_each_kind(place: Place) -> None:
             "sys/fs/cgroup/user.slice/pids.current": "90",
         },
     )
-    assert [wall.wall for wall in used(place)] == [
+    assert [use.name for use in used(paths)] == [
         "pids.max of system.slice/google-startup-scripts.service",
         "file-max",
     ]
 
 
-def test_memory_of_the_slice_without_what_the_kernel_would_drop(place: Place) -> None:
+def test_memory_of_the_slice_without_what_the_kernel_would_drop(paths: Paths) -> None:
     base = "sys/fs/cgroup/pilot.slice/"
-    write(place.root, {base + "memory.max": "1000", base + "memory.current": "950"})
-    assert used(place) == (Wall(wall="memory of pilot.slice", used=950, limit=1000),)
-    write(place.root, {base + "memory.stat": "anon 500\nfile 400\nkernel 50\n"})
-    assert used(place) == ()
+    write(paths.root, {base + "memory.max": "1000", base + "memory.current": "950"})
+    assert used(paths) == (LimitUse(name="memory of pilot.slice", used=950, limit=1000),)
+    write(paths.root, {base + "memory.stat": "anon 500\nfile 400\nkernel 50\n"})
+    assert used(paths) == ()
     # /dev/shm and memfds are counted as files, and stay.
-    write(place.root, {base + "memory.stat": "anon 500\nfile 400\nkernel 50\nshmem 390\n"})
-    assert used(place) == (Wall(wall="memory of pilot.slice", used=940, limit=1000),)
+    write(paths.root, {base + "memory.stat": "anon 500\nfile 400\nkernel 50\nshmem 390\n"})
+    assert used(paths) == (LimitUse(name="memory of pilot.slice", used=940, limit=1000),)
 
 
-def test_agents_are_not_looked_at(place: Place) -> None:
+def test_agents_are_not_looked_at(paths: Paths) -> None:
     base = "sys/fs/cgroup/pilot.slice/pilot-agent@10001.service/"
-    write(place.root, {base + "pids.max": "10", base + "pids.current": "10"})
-    assert used(place) == ()
+    write(paths.root, {base + "pids.max": "10", base + "pids.current": "10"})
+    assert used(paths) == ()
 
 
-def test_cgroup_v1_of_a_container(place: Place) -> None:
+def test_cgroup_v1_of_a_container(paths: Paths) -> None:
     base = "sys/fs/cgroup/pids/pilot.slice/"
-    write(place.root, {base + "pids.max": "10", base + "pids.current": "10"})
-    assert [wall.wall for wall in used(place)] == ["pids.max of pilot.slice"]
+    write(paths.root, {base + "pids.max": "10", base + "pids.current": "10"})
+    assert [use.name for use in used(paths)] == ["pids.max of pilot.slice"]
 
 
 def test_a_kernel_that_says_nothing(tmp_path: Path) -> None:
-    place = Place(root=tmp_path)
-    assert used(place) == ()
-    assert explain(EAGAIN, place).startswith(EAGAIN)
+    paths = Paths(root=tmp_path)
+    assert used(paths) == ()
+    assert explain(EAGAIN, paths).startswith(EAGAIN)
     write(tmp_path, dict.fromkeys(PROC, "rubbish"))
-    assert used(place) == ()
+    assert used(paths) == ()
 
 
-def test_which_of_the_task_limits_it_was(place: Place) -> None:
-    write(place.root, {f"{RUNNER}pids.current": "1137"})
-    assert explain(EAGAIN, place) == (
+def test_which_of_the_task_limits_it_was(paths: Paths) -> None:
+    write(paths.root, {f"{RUNNER}pids.current": "1137"})
+    assert explain(EAGAIN, paths) == (
         f"{EAGAIN} [hit pids.max of system.slice/google-startup-scripts.service: 1137 of 1138]"
     )
-    write(place.root, {f"{RUNNER}pids.current": "7", "proc/loadavg": "0 0 0 1/30900 1"})
-    assert explain(EAGAIN, place) == f"{EAGAIN} [hit threads-max: 30900 of 31000]"
-    write(place.root, {"proc/sys/kernel/pid_max": "30950"})
-    assert "threads-max: 30900 of 31000" in explain(EAGAIN, place)
-    assert "pid_max: 30900 of 30950" in explain(EAGAIN, place)
+    write(paths.root, {f"{RUNNER}pids.current": "7", "proc/loadavg": "0 0 0 1/30900 1"})
+    assert explain(EAGAIN, paths) == f"{EAGAIN} [hit threads-max: 30900 of 31000]"
+    write(paths.root, {"proc/sys/kernel/pid_max": "30950"})
+    assert "threads-max: 30900 of 31000" in explain(EAGAIN, paths)
+    assert "pid_max: 30900 of 30950" in explain(EAGAIN, paths)
 
 
-def test_none_of_them_is_full_any_more(place: Place) -> None:
-    assert explain(EAGAIN, place) == (
-        f"{EAGAIN} [no wall is full now: threads-max: 1500 of 31000 (5%); "
+def test_none_of_them_is_full_any_more(paths: Paths) -> None:
+    assert explain(EAGAIN, paths) == (
+        f"{EAGAIN} [no limit is full now: threads-max: 1500 of 31000 (5%); "
         "pids.max of system.slice/google-startup-scripts.service: 10 of 1138 (1%); "
         "or LimitNPROC of its user]"
     )
@@ -168,9 +168,9 @@ def test_none_of_them_is_full_any_more(place: Place) -> None:
         ("dial tcp: connect: cannot assign requested address", "local ports"),
     ],
 )
-def test_what_it_sounds_like(place: Place, failure: str, kind: str) -> None:
+def test_what_it_sounds_like(paths: Paths, failure: str, kind: str) -> None:
     write(
-        place.root,
+        paths.root,
         {
             "proc/loadavg": "0 0 0 1/31000 1",
             "proc/sys/fs/file-nr": "2097152 0 2097152",
@@ -178,7 +178,7 @@ def test_what_it_sounds_like(place: Place, failure: str, kind: str) -> None:
             "proc/net/sockstat": "TCP: inuse 28000 tw 4000\nUDP: inuse 9 mem 3000\n",
         },
     )
-    said = explain(failure, place)
+    said = explain(failure, paths)
     assert re.fullmatch(rf"{re.escape(failure)} \[hit {kind}: .*\]", said) or (
         failure.startswith("ended (resources") and kind in said
     )
@@ -190,17 +190,17 @@ def test_what_it_sounds_like(place: Place, failure: str, kind: str) -> None:
         "ended (exit-code, status 1): register: registry: request failed",
         "fork/exec /opt/x: no such file or directory",
         "no socket after 60 s",
-        # Not without a full wall: people use SIGKILL, too.
+        # Not without a full limit: people use SIGKILL, too.
         "ended (signal, status 9)",
     ],
 )
-def test_what_is_no_wall(place: Place, failure: str) -> None:
-    assert explain(failure, place) == failure
+def test_what_is_no_limit(paths: Paths, failure: str) -> None:
+    assert explain(failure, paths) == failure
 
 
 def test_this_machine() -> None:
-    """The real /proc: every wall that a kernel has can be read."""
-    found = kernel_limits._all(Place())
+    """The real /proc: every limit that a kernel has can be read."""
+    found = kernel_limits._all(Paths())
     for kind in ("threads-max", "pid_max", "file-max", "memory"):
         assert found[kind], kind
-        assert all(0 < wall.used <= wall.limit for wall in found[kind]), found[kind]
+        assert all(0 < use.used <= use.limit for use in found[kind]), found[kind]

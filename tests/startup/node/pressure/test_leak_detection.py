@@ -18,8 +18,8 @@ from startup.node.pressure.leak_detection import (
     WARM,
     Held,
     History,
+    LeakVerdict,
     Look,
-    Verdict,
     fit,
     judge,
 )
@@ -80,8 +80,8 @@ def an_hour(bytes_an_hour: float) -> Callable[[float], float]:
 
 
 def test_nothing_is_known_at_first() -> None:
-    assert judge(History(), CONNECTION) == Verdict()
-    assert judge(history(hours=0.3), CONNECTION) == Verdict(growth=None)
+    assert judge(History(), CONNECTION) == LeakVerdict()
+    assert judge(history(hours=0.3), CONNECTION) == LeakVerdict(growth=None)
     assert judge(history(hours=0.35), CONNECTION).growth is not None
 
 
@@ -200,7 +200,7 @@ def test_all_of_them_restarted_at_once() -> None:
         return history(hours=at, restarts=12.0)
 
     # Nothing is ever compared: nobody grows old enough.
-    assert judge(all_of_them(3), CONNECTION) == Verdict()
+    assert judge(all_of_them(3), CONNECTION) == LeakVerdict()
 
 
 def test_a_fleet_that_grows() -> None:
@@ -218,7 +218,7 @@ def test_what_the_kernel_holds_counts_too() -> None:
 
 
 def test_no_agent_at_all() -> None:
-    assert judge(history(hours=2, agents=0), CONNECTION) == Verdict()
+    assert judge(history(hours=2, agents=0), CONNECTION) == LeakVerdict()
 
 
 def test_a_history_is_a_day_at_most() -> None:

@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 
 from lab.machines import processes
-from startup.node.machine.paths import Place
+from startup.node.machine.paths import Paths
 from startup.node.pressure import leak_detection
 from startup.node.pressure import sampler as pressure
 from startup.node.pressure.agent_ipc import Info, IpcError
 from startup.node.pressure.agent_memory import held, pages, private_bytes, spread
 from startup.node.pressure.benchmarks import Governor
-from startup.node.pressure.kernel_limits import Wall
+from startup.node.pressure.kernel_limits import LimitUse
 from startup.node.pressure.leak_detection import History, Look
-from startup.node.pressure.sampler import ALL, MIB, Planning, Sample, Sampler, Walk, Watch
+from startup.node.pressure.sampler import ALL, MIB, Planning, PressureWatch, Sample, Sampler, Walk
 from tests.startup.node.pressure.test_benchmarks import Slice
 
 SLICE = "sys/fs/cgroup/pilot.slice"
@@ -32,7 +32,7 @@ class World:
     """A root whose agents are processes that hold as many MiB as they are told."""
 
     def __init__(self, root: Path) -> None:
-        self.place = Place(root=root)
+        self.paths = Paths(root=root)
         self.root = root
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
         (root / "proc/self").mkdir(parents=True)
@@ -72,7 +72,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 def walk(world: World, ask: Callable[[Path], Info], **more: object) -> Walk:
-    return Walk(place=world.place, planning=PLANNING, ask=ask, **more)  # type: ignore[arg-type]
+    return Walk(paths=world.paths, planning=PLANNING, ask=ask, **more)  # type: ignore[arg-type]
 
 
 def answers(path: Path) -> Info:
@@ -103,38 +103,38 @@ def test_spread() -> None:
 
 def test_a_processs_memory(world: World) -> None:
     big, small = world.agent(10001, 30), world.agent(10002, 1)
-    two = pages(world.place, big), pages(world.place, small)
+    two = pages(world.paths, big), pages(world.paths, small)
     # The same program but for 29 MiB, which are private; the rest they share.
     assert two[0].private - two[1].private == pytest.approx(29 * MIB, rel=0.05)
     assert two[0].pss >= two[0].private
     with pytest.raises(OSError, match="999999999"):
-        pages(world.place, 999999999)
+        pages(world.paths, 999999999)
 
 
 def test_cheaply(world: World) -> None:
     process = world.agent(10001, 30)
     uptime = float(Path("/proc/uptime").read_text().split()[0])
-    found = held(world.place, [process, 999999999], uptime)
+    found = held(world.paths, [process, 999999999], uptime)
     assert found is not None
-    assert found.bytes == pytest.approx(pages(world.place, process).private, rel=0.1)
+    assert found.bytes == pytest.approx(pages(world.paths, process).private, rel=0.1)
     assert found.since[1] == process
     assert 0 <= found.age < 600
-    assert held(world.place, [999999999], uptime) is None
+    assert held(world.paths, [999999999], uptime) is None
 
 
 def test_the_mean_of_a_batch(world: World) -> None:
     world.agent(10001, 30)
     world.agent(10002, 10)
     world.agent(10003, 90)
-    mean = private_bytes(world.place, [10001, 10002])
-    alone = private_bytes(world.place, [10001])
+    mean = private_bytes(world.paths, [10001, 10002])
+    alone = private_bytes(world.paths, [10001])
     assert mean is not None
     assert alone is not None
     assert alone - mean == pytest.approx(10 * MIB, rel=0.05)
     # Those that do not run do not count.
-    assert private_bytes(world.place, [10001, 10009]) == alone
-    assert private_bytes(world.place, [10009]) is None
-    assert private_bytes(world.place, []) is None
+    assert private_bytes(world.paths, [10001, 10009]) == alone
+    assert private_bytes(world.paths, [10009]) is None
+    assert private_bytes(world.paths, []) is None
 
 
 def test_no_agents(tmp_path: Path) -> None:
@@ -221,10 +221,10 @@ def test_what_the_kernel_holds_for_an_agent(world: World) -> None:
     world.agent(10001, 1)
     world.agent(10002, 1)
     world.write(f"{SLICE}/memory.current", "1000\n")
-    assert pressure._overhead(world.place, 2) is None
+    assert pressure._overhead(world.paths, 2) is None
     world.write(f"{SLICE}/memory.stat", "anon 400\nfile 200\nkernel 400\n")
-    assert pressure._overhead(world.place, 2) == 200
-    assert pressure._overhead(world.place, 0) is None
+    assert pressure._overhead(world.paths, 2) == 200
+    assert pressure._overhead(world.paths, 0) is None
 
 
 def fake_agents(world: World, count: int) -> None:
@@ -290,12 +290,12 @@ def test_the_vm(world: World) -> None:
     world.write(f"{SLICE}/memory.current", "123456\n")
     bench = Slice()
     now = 0.0
-    watch = Watch(world.place, Governor(freezer=bench, say=print), clock=lambda: now)
+    watch = PressureWatch(world.paths, Governor(freezer=bench, say=print), clock=lambda: now)
     watch.step()
     found = watch.latest
     assert (found.total, found.available, found.slice) == (1000 << 10, 600 << 10, 123456)
     assert found.udp_sockets == 42
-    assert found.walls == (Wall(wall="udp_mem", used=900, limit=1000),)
+    assert found.limits == (LimitUse(name="udp_mem", used=900, limit=1000),)
     assert found.benchmarks == "running"
     world.write("proc/meminfo", "MemTotal: 1000 kB\nMemAvailable: 100 kB\n")
     world.write("proc/net/sockstat", "UDP: inuse 31 mem 0\n")
@@ -303,7 +303,7 @@ def test_the_vm(world: World) -> None:
     assert watch.latest.benchmarks == "frozen"
     # Walls less often.
     assert watch.latest.udp_sockets == 42
-    now += pressure.WALLS
+    now += pressure.LIMITS
     watch.step()
     assert watch.latest.udp_sockets == 43
     watch.paused = True
@@ -314,7 +314,7 @@ def test_the_vm(world: World) -> None:
 def test_a_vm_that_says_nothing(tmp_path: Path) -> None:
     bench = Slice()
     bench.is_frozen = True
-    watch = Watch(Place(root=tmp_path), Governor(freezer=bench, say=print))
+    watch = PressureWatch(Paths(root=tmp_path), Governor(freezer=bench, say=print))
     watch.step()
     assert watch.latest == pressure._Watched(benchmarks="frozen")
 
@@ -341,7 +341,7 @@ def test_the_sampler(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         walked.set()
 
     monkeypatch.setattr(Walk, "step", step)
-    sampler = Sampler(place=world.place, planning=PLANNING, say=say)
+    sampler = Sampler(paths=world.paths, planning=PLANNING, say=say)
     assert sampler.latest() == Sample(agent_limit=20 * MIB)
     sampler.start()
     try:
@@ -352,7 +352,7 @@ def test_the_sampler(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         assert found.over == 1
         sampler.planning = Planning(agent=30 * MIB, connection=1)
         assert sampler.latest().agent_limit == 60 * MIB
-        assert sampler.mean_private_bytes([10001]) == private_bytes(world.place, [10001])
+        assert sampler.mean_private_bytes([10001]) == private_bytes(world.paths, [10001])
     finally:
         sampler.close()
     assert (bench / "cgroup.freeze").read_text() == "0"
@@ -363,7 +363,7 @@ def test_a_leak_is_said_when_it_begins_and_when_it_ends(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    sampler = Sampler(place=world.place, planning=PLANNING, say=said.append)
+    sampler = Sampler(paths=world.paths, planning=PLANNING, say=said.append)
     for leak in ("", "agents grow by 200 MB", "agents grow by 210 MB", "", ""):
         monkeypatch.setattr(Walk, "step", lambda self: None)
         sampler._walk.latest = pressure._Walked(leak=leak)
@@ -377,7 +377,7 @@ def test_a_thread_that_is_dead_is_not_hidden(world: World, monkeypatch: pytest.M
         raise ZeroDivisionError
 
     monkeypatch.setattr(Walk, "step", broken)
-    sampler = Sampler(place=world.place, planning=PLANNING, say=print)
+    sampler = Sampler(paths=world.paths, planning=PLANNING, say=print)
     sampler.start()
     sampler._threads[1].join(20)
     with pytest.raises(RuntimeError, match="ZeroDivisionError"):
@@ -401,7 +401,7 @@ def test_what_cannot_be_looked_at_is_said_once(
 
     monkeypatch.setattr(Walk, "step", away)
     said: list[str] = []
-    sampler = Sampler(place=world.place, planning=PLANNING, say=said.append)
+    sampler = Sampler(paths=world.paths, planning=PLANNING, say=said.append)
     sampler.start()
     assert again.wait(20)
     sampler.close()

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from lab.standin.state import Node, State, read_snapshot, sealed
-from startup.node.machine.paths import Place
+from startup.node.machine.paths import Paths
 from startup.node.rendezvous import registry_file
 from startup.node.rendezvous.registry_file import BadRegistryError, Check, Copy
 from tests.lab.standin.client import Identity, standin, wait_for, whitelist
@@ -63,8 +63,8 @@ def sealed_after(count: int, gone: int) -> bytes:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    found = Place(root=tmp_path)
+def paths(tmp_path: Path) -> Paths:
+    found = Paths(root=tmp_path)
     found.registry.mkdir(parents=True)
     return found
 
@@ -73,9 +73,9 @@ def said(lines: list[str]) -> Callable[[str], None]:
     return lines.append
 
 
-def put(place: Place, content: bytes, *, at: float = NOW) -> Path:
+def put(paths: Paths, content: bytes, *, at: float = NOW) -> Path:
     """As the rendezvous does it: another file each time, with a time of its own."""
-    path = place.registry / registry_file.NAME
+    path = paths.registry / registry_file.NAME
     temporary = path.with_suffix(".tmp")
     temporary.write_bytes(content)
     os.utime(temporary, (at, at))
@@ -94,15 +94,15 @@ def test_a_whole_file_is_whole_however_it_is_read(size: int) -> None:
     assert check.result() == registry_file.Summary(size=len(content), nodes=10, keys=30)
 
 
-def test_a_registry_without_nodes_is_whole(place: Place) -> None:
-    found = registry_file.examine(put(place, snapshot(0)))
+def test_a_registry_without_nodes_is_whole(paths: Paths) -> None:
+    found = registry_file.examine(put(paths, snapshot(0)))
     assert found is not None
     assert found.nodes == 0
 
 
-def test_without_a_file_there_is_nothing_wrong(place: Place) -> None:
-    assert registry_file.examine(place.registry / registry_file.NAME) is None
-    assert registry_file.prepare(place, NOW, print) == registry_file.Start()
+def test_without_a_file_there_is_nothing_wrong(paths: Paths) -> None:
+    assert registry_file.examine(paths.registry / registry_file.NAME) is None
+    assert registry_file.prepare(paths, NOW, print) == registry_file.Start()
 
 
 @pytest.mark.parametrize(
@@ -119,69 +119,69 @@ def test_without_a_file_there_is_nothing_wrong(place: Place) -> None:
         (b"[" * 100_000, "no whole JSON"),
     ],
 )
-def test_what_is_no_registry(place: Place, content: bytes, why: str) -> None:
+def test_what_is_no_registry(paths: Paths, content: bytes, why: str) -> None:
     with pytest.raises(BadRegistryError, match=why):
-        registry_file.examine(put(place, content))
+        registry_file.examine(put(paths, content))
 
 
 @pytest.mark.parametrize("form", [unsealed, sealed_after])
 @pytest.mark.parametrize("gone", [0, 80, 95])
 def test_keys_are_counted_and_not_who_lives(
-    place: Place, form: Callable[..., bytes], gone: int
+    paths: Paths, form: Callable[..., bytes], gone: int
 ) -> None:
-    found = registry_file.examine(put(place, form(95, gone=gone)))
+    found = registry_file.examine(put(paths, form(95, gone=gone)))
     assert found is not None
     assert (found.nodes, found.keys) == (95 - gone, 95)
 
 
-def test_without_a_list_of_keys_there_are_those_of_the_nodes(place: Place) -> None:
+def test_without_a_list_of_keys_there_are_those_of_the_nodes(paths: Paths) -> None:
     document = json.loads(unsealed(12))
     del document["pub_key_idx"]
-    found = registry_file.examine(put(place, json.dumps(document).encode()))
+    found = registry_file.examine(put(paths, json.dumps(document).encode()))
     assert found is not None
     assert (found.nodes, found.keys) == (12, 12)
 
 
-def test_a_drained_fleet_is_no_registry_that_started_empty(place: Place) -> None:
+def test_a_drained_fleet_is_no_registry_that_started_empty(paths: Paths) -> None:
     """With the binary that leaves its file unsealed: 80 of 95 agents drained for a while, and then
     the file is truncated. The newest copy is put back, not the one before the drain."""
-    put(place, unsealed(95))
-    assert registry_file.take_copy(place, NOW) is not None
-    put(place, unsealed(96, gone=80), at=NOW + 400)
-    newest = registry_file.take_copy(place, NOW + 400)
+    put(paths, unsealed(95))
+    assert registry_file.take_copy(paths, NOW) is not None
+    put(paths, unsealed(96, gone=80), at=NOW + 400)
+    newest = registry_file.take_copy(paths, NOW + 400)
     assert newest is not None
     assert newest.keys == 96
-    assert registry_file.best(registry_file.copies(place))[0] == newest
-    path = put(place, unsealed(96, gone=80)[:5000], at=NOW + 500)
-    start = registry_file.prepare(place, NOW + 500, print)
+    assert registry_file.best(registry_file.copies(paths))[0] == newest
+    path = put(paths, unsealed(96, gone=80)[:5000], at=NOW + 500)
+    start = registry_file.prepare(paths, NOW + 500, print)
     assert (start.restored, start.nodes, start.keys) == (newest.name, 16, 96)
     assert json.loads(path.read_bytes())["next_node"] == 97
 
 
-def test_a_copy_that_was_named_by_who_lived_is_named_anew(place: Place) -> None:
+def test_a_copy_that_was_named_by_who_lived_is_named_anew(paths: Paths) -> None:
     """Earlier versions of this program did so; the file may stay as it is for hours."""
-    put(place, unsealed(95))
-    first = registry_file.take_copy(place, NOW)
-    put(place, unsealed(95, gone=80), at=NOW + 400)
-    second = registry_file.take_copy(place, NOW + 400)
+    put(paths, unsealed(95))
+    first = registry_file.take_copy(paths, NOW)
+    put(paths, unsealed(95, gone=80), at=NOW + 400)
+    second = registry_file.take_copy(paths, NOW + 400)
     assert first is not None
     assert second is not None
-    folder = place.registry / "copies"
+    folder = paths.registry / "copies"
     (folder / second.name).rename(folder / second.name.replace("-95.", "-15."))
-    assert registry_file.best(registry_file.copies(place))[0] == first
-    assert registry_file.take_copy(place, NOW + 700) is None
-    assert registry_file.best(registry_file.copies(place))[0] == second
+    assert registry_file.best(registry_file.copies(paths))[0] == first
+    assert registry_file.take_copy(paths, NOW + 700) is None
+    assert registry_file.best(registry_file.copies(paths))[0] == second
     # One that has started empty keeps its name.
-    put(place, unsealed(3), at=NOW + 800)
-    third = registry_file.take_copy(place, NOW + 800)
-    assert registry_file.take_copy(place, NOW + 900) is None
-    assert third in registry_file.copies(place)
-    assert registry_file.best(registry_file.copies(place))[0] == second
+    put(paths, unsealed(3), at=NOW + 800)
+    third = registry_file.take_copy(paths, NOW + 800)
+    assert registry_file.take_copy(paths, NOW + 900) is None
+    assert third in registry_file.copies(paths)
+    assert registry_file.best(registry_file.copies(paths))[0] == second
 
 
 @pytest.mark.parametrize("content", [b'{"version": 0, "next_node": 9, "nodes": {}}\n'])
-def test_one_from_before_checksums_is_whole(place: Place, content: bytes) -> None:
-    assert registry_file.examine(put(place, content)) is not None
+def test_one_from_before_checksums_is_whole(paths: Paths, content: bytes) -> None:
+    assert registry_file.examine(put(paths, content)) is not None
 
 
 def test_nodes_of_an_unsealed_one_are_counted() -> None:
@@ -189,12 +189,12 @@ def test_nodes_of_an_unsealed_one_are_counted() -> None:
     assert registry_file.parsed(document).nodes == 12
 
 
-def test_what_is_no_file_is_not_waited_for(place: Place) -> None:
-    path = place.registry / registry_file.NAME
+def test_what_is_no_file_is_not_waited_for(paths: Paths) -> None:
+    path = paths.registry / registry_file.NAME
     for make in (os.mkfifo, os.mkdir, lambda p: Path(p).symlink_to("/etc/passwd")):
         make(path)
         lines: list[str] = []
-        assert registry_file.prepare(place, NOW, said(lines)).set_aside
+        assert registry_file.prepare(paths, NOW, said(lines)).set_aside
         assert not os.path.lexists(path)
 
 
@@ -204,16 +204,16 @@ def test_what_is_no_file_is_not_waited_for(place: Place) -> None:
     [(60, 300), pytest.param(150_000, 30, marks=pytest.mark.engine)],
     ids=["small", "45 MB"],
 )
-def test_no_start_from_a_file_that_is_not_whole(place: Place, nodes: int, rounds: int) -> None:
+def test_no_start_from_a_file_that_is_not_whole(paths: Paths, nodes: int, rounds: int) -> None:
     """The file cut off anywhere (two of three rounds), zeros to its end, a bit turned, all zeros,
     deleted: never started from, kept aside as it was, and the newest of the good copies is there
     instead."""
     older, good, newest = (snapshot(nodes, requests=number) for number in (1, 2, 3))
     assert nodes < 1000 or 40e6 < len(newest) < 50e6
     for number, content in enumerate((older, good)):
-        put(place, content, at=NOW + number)
-        registry_file.take_copy(place, NOW + number)
-    newest_copy = registry_file.copies(place)[-1].name
+        put(paths, content, at=NOW + number)
+        registry_file.take_copy(paths, NOW + number)
+    newest_copy = registry_file.copies(paths)[-1].name
     chance = random.Random(20)
     for number in range(rounds):
         at = chance.randrange(len(newest))
@@ -224,36 +224,36 @@ def test_no_start_from_a_file_that_is_not_whole(place: Place, nodes: int, rounds
             3: bytes(len(newest)),
             4: None,
         }[number % 5 if number >= rounds * 2 // 3 else 0]
-        path = place.registry / registry_file.NAME
+        path = paths.registry / registry_file.NAME
         if bad is None:
             path.unlink()
         else:
-            put(place, bad)
-        start = registry_file.prepare(place, NOW + 9 + number, lambda _: None)
+            put(paths, bad)
+        start = registry_file.prepare(paths, NOW + 9 + number, lambda _: None)
         assert (start.restored, start.nodes) == (newest_copy, nodes), f"at {at}"
         assert path.read_bytes() == good
         if bad is None:
             assert not start.set_aside
         else:
-            assert (place.registry / start.set_aside).read_bytes() == bad
-    assert len(registry_file.set_aside_names(place)) == registry_file.BAD_FILES
+            assert (paths.registry / start.set_aside).read_bytes() == bad
+    assert len(registry_file.set_aside_names(paths)) == registry_file.BAD_FILES
 
 
-def test_the_newest_good_copy_is_put_back(place: Place) -> None:
+def test_the_newest_good_copy_is_put_back(paths: Paths) -> None:
     for number in range(1, 4):
-        put(place, snapshot(5, requests=number), at=NOW + number)
-        registry_file.take_copy(place, NOW + number)
-    put(place, b"{", at=NOW + 9)
-    names = [copy.name for copy in registry_file.copies(place)]
+        put(paths, snapshot(5, requests=number), at=NOW + number)
+        registry_file.take_copy(paths, NOW + number)
+    put(paths, b"{", at=NOW + 9)
+    names = [copy.name for copy in registry_file.copies(paths)]
     # A disk that lies: the newest copy is not what it was.
-    spoilt = place.registry / "copies" / names[-1]
+    spoilt = paths.registry / "copies" / names[-1]
     spoilt.write_bytes(spoilt.read_bytes()[:-1])
     lines: list[str] = []
-    start = registry_file.prepare(place, NOW + 10, said(lines))
+    start = registry_file.prepare(paths, NOW + 10, said(lines))
     assert start.restored == names[-2]
-    path = place.registry / registry_file.NAME
+    path = paths.registry / registry_file.NAME
     assert read_snapshot(path.read_bytes(), started=NOW).total_requests == 2
-    assert (place.registry / start.set_aside).read_bytes() == b"{"
+    assert (paths.registry / start.set_aside).read_bytes() == b"{"
     assert f"copy {names[-1]}" in "\n".join(lines)
 
 
@@ -286,82 +286,82 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
 
 
 def test_a_block_that_cannot_be_read_is_that_of_a_bad_file(
-    place: Place, spoil: Callable[[Path], None]
+    paths: Paths, spoil: Callable[[Path], None]
 ) -> None:
     for number in range(1, 4):
-        path = put(place, snapshot(5, requests=number), at=NOW + number)
-        registry_file.take_copy(place, NOW + number)
-    names = [copy.name for copy in registry_file.copies(place)]
+        path = put(paths, snapshot(5, requests=number), at=NOW + number)
+        registry_file.take_copy(paths, NOW + number)
+    names = [copy.name for copy in registry_file.copies(paths)]
     spoil(path)
-    spoil(place.registry / "copies" / names[-1])
+    spoil(paths.registry / "copies" / names[-1])
     with pytest.raises(BadRegistryError, match="Input/output error"):
         registry_file.examine(path)
-    start = registry_file.prepare(place, NOW + 10, print)
+    start = registry_file.prepare(paths, NOW + 10, print)
     assert start.restored == names[-2]
     assert "Input/output error" in start.why
-    assert (place.registry / start.set_aside).exists()
+    assert (paths.registry / start.set_aside).exists()
     assert read_snapshot(path.read_bytes(), started=NOW).total_requests == 2
-    assert [copy.name for copy in registry_file.copies(place)] == names[:-1]
+    assert [copy.name for copy in registry_file.copies(paths)] == names[:-1]
 
 
-def lose(place: Place) -> None:
+def lose(paths: Paths) -> None:
     """The registry's file is gone, and a good copy of it is there."""
-    put(place, snapshot(5))
-    registry_file.take_copy(place, NOW)
-    (place.registry / registry_file.NAME).unlink()
+    put(paths, snapshot(5))
+    registry_file.take_copy(paths, NOW)
+    (paths.registry / registry_file.NAME).unlink()
 
 
 def test_a_disk_that_cannot_be_written_is_no_bad_copy(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lose(place)
+    lose(paths)
 
     def refuse(handle: int) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(os, "fsync", refuse)
     with pytest.raises(OSError, match="Input/output error"):
-        registry_file.prepare(place, NOW, print)
-    assert registry_file.copies(place)
+        registry_file.prepare(paths, NOW, print)
+    assert registry_file.copies(paths)
 
 
-def test_a_deleted_file_is_put_back(place: Place) -> None:
-    put(place, snapshot(5))
-    registry_file.take_copy(place, NOW)
-    (place.registry / registry_file.NAME).unlink()
-    start = registry_file.prepare(place, NOW, print)
+def test_a_deleted_file_is_put_back(paths: Paths) -> None:
+    put(paths, snapshot(5))
+    registry_file.take_copy(paths, NOW)
+    (paths.registry / registry_file.NAME).unlink()
+    start = registry_file.prepare(paths, NOW, print)
     assert start.restored
     assert start.keys == 5
 
 
-def test_a_bad_file_without_a_copy_is_kept_aside(place: Place) -> None:
-    put(place, b"half")
-    start = registry_file.prepare(place, NOW, print)
+def test_a_bad_file_without_a_copy_is_kept_aside(paths: Paths) -> None:
+    put(paths, b"half")
+    start = registry_file.prepare(paths, NOW, print)
     assert (start.restored, start.nodes) == ("", 0)
-    assert (place.registry / start.set_aside).read_bytes() == b"half"
+    assert (paths.registry / start.set_aside).read_bytes() == b"half"
 
 
-def test_only_what_is_good_and_new_is_copied(place: Place) -> None:
-    assert registry_file.take_copy(place, NOW) is None
-    put(place, snapshot(3))
-    first = registry_file.take_copy(place, NOW)
+def test_only_what_is_good_and_new_is_copied(paths: Paths) -> None:
+    assert registry_file.take_copy(paths, NOW) is None
+    put(paths, snapshot(3))
+    first = registry_file.take_copy(paths, NOW)
     assert first is not None
     assert first.keys == 3
-    assert registry_file.take_copy(place, NOW + 300) is None
-    put(place, snapshot(3)[:-5], at=NOW + 301)
+    assert registry_file.take_copy(paths, NOW + 300) is None
+    put(paths, snapshot(3)[:-5], at=NOW + 301)
     with pytest.raises(BadRegistryError):
-        registry_file.take_copy(place, NOW + 301)
-    put(place, snapshot(4), at=NOW + 302)
-    assert registry_file.take_copy(place, NOW + 302) is not None
-    assert [copy.keys for copy in registry_file.copies(place)] == [3, 4]
-    assert not list((place.registry / "copies").glob(".new-*"))
+        registry_file.take_copy(paths, NOW + 301)
+    put(paths, snapshot(4), at=NOW + 302)
+    assert registry_file.take_copy(paths, NOW + 302) is not None
+    assert [copy.keys for copy in registry_file.copies(paths)] == [3, 4]
+    assert not list((paths.registry / "copies").glob(".new-*"))
     # A clock that was set back: the newest is still the last one.
-    put(place, snapshot(5), at=NOW - 9000)
-    registry_file.take_copy(place, NOW - 9000)
-    assert [copy.keys for copy in registry_file.copies(place)] == [3, 4, 5]
+    put(paths, snapshot(5), at=NOW - 9000)
+    registry_file.take_copy(paths, NOW - 9000)
+    assert [copy.keys for copy in registry_file.copies(paths)] == [3, 4, 5]
 
 
-def test_a_copy_is_durable_before_it_is_one(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_is_durable_before_it_is_one(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
     """File, rename, directory, in this order."""
     done: list[str] = []
     real_fsync, real_replace = os.fsync, Path.replace
@@ -374,15 +374,15 @@ def test_a_copy_is_durable_before_it_is_one(place: Place, monkeypatch: pytest.Mo
         done.append("rename")
         return real_replace(path, target)
 
-    put(place, snapshot(3))
-    registry_file.prepare(place, NOW, print)
+    put(paths, snapshot(3))
+    registry_file.prepare(paths, NOW, print)
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(Path, "replace", replace)
-    registry_file.take_copy(place, NOW)
+    registry_file.take_copy(paths, NOW)
     assert done == ["file", "rename", "directory"]
-    (place.registry / registry_file.NAME).unlink()
+    (paths.registry / registry_file.NAME).unlink()
     done.clear()
-    registry_file.prepare(place, NOW, print)
+    registry_file.prepare(paths, NOW, print)
     assert done == ["file", "rename", "directory"]
 
 
@@ -429,71 +429,71 @@ def test_room_is_bounded_and_the_last_good_one_stays() -> None:
     assert [copy.keys for copy in left(held, room=10)] == [9, 1]
 
 
-def test_a_clock_that_jumps_takes_no_copies(place: Place) -> None:
+def test_a_clock_that_jumps_takes_no_copies(paths: Paths) -> None:
     """A year ahead, and back: what was there stays, and what comes is one an hour again."""
     taken = 0
 
     def take(now: float) -> None:
         nonlocal taken
         taken += 1
-        put(place, snapshot(3, requests=taken), at=now)
-        assert registry_file.take_copy(place, now) is not None
+        put(paths, snapshot(3, requests=taken), at=now)
+        assert registry_file.take_copy(paths, now) is not None
 
     for hours in range(15):
         take(NOW + hours * 3600)
-    before = registry_file.copies(place)
+    before = registry_file.copies(paths)
     end = before[-1].time
     take(end + 365 * 86400)
-    assert registry_file.copies(place)[:-1] == before[-len(registry_file.copies(place)) + 1 :]
-    assert len(registry_file.copies(place)) > registry_file.NEWEST + 1
+    assert registry_file.copies(paths)[:-1] == before[-len(registry_file.copies(paths)) + 1 :]
+    assert len(registry_file.copies(paths)) > registry_file.NEWEST + 1
     for hours in range(1, 15):
         take(end + hours * 3600)
-        assert len(registry_file.copies(place)) >= registry_file.HOURLY
-    times = [copy.time for copy in registry_file.copies(place)]
+        assert len(registry_file.copies(paths)) >= registry_file.HOURLY
+    times = [copy.time for copy in registry_file.copies(paths)]
     assert times[-registry_file.HOURLY :] == [end + hours * 3600 for hours in range(7, 15)]
     # In the order in which they were taken.
     held = [
         read_snapshot(path.read_bytes(), started=NOW).total_requests
-        for path in sorted((place.registry / "copies").iterdir())
+        for path in sorted((paths.registry / "copies").iterdir())
     ]
     assert held == sorted(held)
 
 
 def test_copies_that_cannot_be_changed_are_read_all_the_same(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put(place, snapshot(3))
-    registry_file.take_copy(place, NOW)
+    put(paths, snapshot(3))
+    registry_file.take_copy(paths, NOW)
 
     def refuse(path: Path, mode: int) -> None:
         raise OSError(30, "Read-only file system", str(path))
 
     monkeypatch.setattr(Path, "chmod", refuse)
-    assert registry_file.prepare(place, NOW, print).keys == 3
+    assert registry_file.prepare(paths, NOW, print).keys == 3
 
 
-def test_clean_begins_anew_and_keeps_what_was(place: Place) -> None:
+def test_clean_begins_anew_and_keeps_what_was(paths: Paths) -> None:
     content = snapshot(5)
-    put(place, content)
-    (place.registry / registry_file.LOG).write_bytes(b"log")
-    registry_file.clean(place, NOW, print)
-    assert registry_file.prepare(place, NOW, print) == registry_file.Start()
-    assert not (place.registry / registry_file.NAME).exists()
-    assert not (place.registry / registry_file.LOG).exists()
-    (kept,) = (place.registry / "copies").glob("*.before-clean")
+    put(paths, content)
+    (paths.registry / registry_file.LOG).write_bytes(b"log")
+    registry_file.clean(paths, NOW, print)
+    assert registry_file.prepare(paths, NOW, print) == registry_file.Start()
+    assert not (paths.registry / registry_file.NAME).exists()
+    assert not (paths.registry / registry_file.LOG).exists()
+    (kept,) = (paths.registry / "copies").glob("*.before-clean")
     assert kept.read_bytes() == content
-    assert len(registry_file.set_aside_names(place)) == 2
+    assert len(registry_file.set_aside_names(paths)) == 2
 
 
-def test_copies_that_came_to_harm_are_few(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = place.registry / "copies"
+def test_copies_that_came_to_harm_are_few(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = paths.registry / "copies"
     for number in range(12):
-        put(place, snapshot(5, requests=number), at=NOW + number)
-        registry_file.take_copy(place, NOW + number)
-        newest = folder / registry_file.copies(place)[-1].name
+        put(paths, snapshot(5, requests=number), at=NOW + number)
+        registry_file.take_copy(paths, NOW + number)
+        newest = folder / registry_file.copies(paths)[-1].name
         newest.write_bytes(newest.read_bytes()[:-1])
-        (place.registry / registry_file.NAME).unlink()
-        registry_file.prepare(place, NOW + number, print)
+        (paths.registry / registry_file.NAME).unlink()
+        registry_file.prepare(paths, NOW + number, print)
     bad = sorted(path.name for path in folder.glob("*.bad"))
     assert len(bad) == registry_file.BAD_FILES
     assert bad[-1].startswith(newest.name)
@@ -505,19 +505,19 @@ def test_copies_that_came_to_harm_are_few(place: Place, monkeypatch: pytest.Monk
         return []
 
     monkeypatch.setattr(registry_file, "surplus", surplus)
-    put(place, snapshot(5), at=NOW + 100)
-    registry_file.take_copy(place, NOW + 100)
+    put(paths, snapshot(5), at=NOW + 100)
+    registry_file.take_copy(paths, NOW + 100)
     for path in folder.glob("*.bad"):
         path.unlink()
-    put(place, snapshot(5), at=NOW + 200)
-    registry_file.take_copy(place, NOW + 200)
+    put(paths, snapshot(5), at=NOW + 200)
+    registry_file.take_copy(paths, NOW + 200)
     assert rooms[1] - rooms[0] > 4 * len(snapshot(5))
 
 
 def test_what_a_power_cut_left_of_a_copy_put_back_goes(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lose(place)
+    lose(paths)
 
     def cut(*_: object, **__: object) -> None:
         raise SystemExit
@@ -526,116 +526,116 @@ def test_what_a_power_cut_left_of_a_copy_put_back_goes(
         power.setattr(Path, "replace", cut)
         power.setattr(Path, "unlink", cut)
         with pytest.raises(SystemExit):
-            registry_file.prepare(place, NOW, print)
-    assert len(list(place.registry.glob(".registry.json.*"))) == 1
-    assert registry_file.prepare(place, NOW, print).restored
-    assert not list(place.registry.glob(".registry.json.*"))
+            registry_file.prepare(paths, NOW, print)
+    assert len(list(paths.registry.glob(".registry.json.*"))) == 1
+    assert registry_file.prepare(paths, NOW, print).restored
+    assert not list(paths.registry.glob(".registry.json.*"))
 
 
-def cleaned(place: Place) -> list[int]:
+def cleaned(paths: Paths) -> list[int]:
     """The keys of what is kept from before the store was set aside, oldest first."""
-    found = sorted((place.registry / "copies").glob("*.before-clean"))
+    found = sorted((paths.registry / "copies").glob("*.before-clean"))
     return [int(path.name.partition("-")[2].partition(".")[0]) for path in found]
 
 
-def test_clean_keeps_the_best_copies_and_the_next_one_does_too(place: Place) -> None:
+def test_clean_keeps_the_best_copies_and_the_next_one_does_too(paths: Paths) -> None:
     """A registry that started empty has newer copies, and those are worth less."""
 
     def take(keys: int, minutes: float) -> None:
-        put(place, snapshot(keys), at=NOW + minutes * 60)
-        assert registry_file.take_copy(place, NOW + minutes * 60)
+        put(paths, snapshot(keys), at=NOW + minutes * 60)
+        assert registry_file.take_copy(paths, NOW + minutes * 60)
 
     for minutes in range(0, 50, 10):
         take(40, minutes)
     for minutes in range(50, 100, 10):
         take(3 + minutes // 10, minutes)
-    registry_file.clean(place, NOW + 6000, print)
-    assert cleaned(place) == [40, 40, 40]
+    registry_file.clean(paths, NOW + 6000, print)
+    assert cleaned(paths) == [40, 40, 40]
     # It has filled again, and is set aside again: the newest best, and the best of before.
     for minutes in range(200, 250, 10):
         take(30, minutes)
-    registry_file.clean(place, NOW + 15000, print)
-    assert cleaned(place) == [40, 40, 30]
+    registry_file.clean(paths, NOW + 15000, print)
+    assert cleaned(paths) == [40, 40, 30]
     # Nothing of worth came since: nothing of worth goes.
     for time_ in (400, 500, 600):
         take(1, time_)
-        registry_file.clean(place, NOW + time_ * 60 + 1, print)
-    assert max(cleaned(place)) == 40
-    assert len(cleaned(place)) == registry_file.PINNED
+        registry_file.clean(paths, NOW + time_ * 60 + 1, print)
+    assert max(cleaned(paths)) == 40
+    assert len(cleaned(paths)) == registry_file.PINNED
 
 
-def test_a_planted_folder_of_copies_is_not_used(place: Place) -> None:
-    (place.registry / "elsewhere").mkdir()
-    (place.registry / "copies").symlink_to("elsewhere")
-    put(place, snapshot(3))
-    registry_file.take_copy(place, NOW)
-    assert (place.registry / "copies").is_dir()
-    assert not (place.registry / "copies").is_symlink()
-    assert not list((place.registry / "elsewhere").iterdir())
+def test_a_planted_folder_of_copies_is_not_used(paths: Paths) -> None:
+    (paths.registry / "elsewhere").mkdir()
+    (paths.registry / "copies").symlink_to("elsewhere")
+    put(paths, snapshot(3))
+    registry_file.take_copy(paths, NOW)
+    assert (paths.registry / "copies").is_dir()
+    assert not (paths.registry / "copies").is_symlink()
+    assert not list((paths.registry / "elsewhere").iterdir())
 
 
 def test_a_full_disk_is_said_and_leaves_nothing(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put(place, snapshot(3))
-    registry_file.prepare(place, NOW, print)
+    put(paths, snapshot(3))
+    registry_file.prepare(paths, NOW, print)
 
     def full(handle: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="make room"):
-        registry_file.take_copy(place, NOW)
-    assert not list((place.registry / "copies").iterdir())
+        registry_file.take_copy(paths, NOW)
+    assert not list((paths.registry / "copies").iterdir())
 
 
 @pytest.mark.engine
-def test_killed_while_it_writes(tmp_path: Path, place: Place) -> None:
+def test_killed_while_it_writes(tmp_path: Path, paths: Paths) -> None:
     """A rendezvous that is killed at any moment while agents register and it saves: what is there
     is whole, or a copy is put back, and whoever registered before the copy keeps the id."""
     chance = random.Random(5)
-    whitelist(place.registry)
+    whitelist(paths.registry)
     agents = [Identity(owner=f"a{number}@x.invalid") for number in range(40)]
     known: dict[str, object] = {}
     for round_ in range(4):
-        with standin(place.registry) as running:
+        with standin(paths.registry) as running:
             with running.client() as client:
                 for agent in agents[: 10 * (round_ + 1)]:
                     answer = client.ask(agent.register())
                     assert known.setdefault(agent.key, answer["node_id"]) == answer["node_id"]
             assert running.http("/api/snapshot", "POST").status == 200
-            registry_file.take_copy(place, time.time())
+            registry_file.take_copy(paths, time.time())
             for _ in range(chance.randrange(1, 5)):
                 running.http("/api/snapshot", "POST")
             running.stop(signal.SIGKILL)
         if round_ % 2:
-            path = place.registry / registry_file.NAME
+            path = paths.registry / registry_file.NAME
             content = path.read_bytes()
             path.write_bytes(content[: chance.randrange(len(content))])
-        start = registry_file.prepare(place, time.time(), print)
+        start = registry_file.prepare(paths, time.time(), print)
         assert bool(start.restored) == bool(round_ % 2)
         assert start.keys == 10 * (round_ + 1)
 
 
 @pytest.mark.engine
 @pytest.mark.parametrize("damage", ["truncated", "zeros", "deleted"])
-def test_a_real_start_from_what_was_put_back(place: Place, damage: str) -> None:
-    whitelist(place.registry)
+def test_a_real_start_from_what_was_put_back(paths: Paths, damage: str) -> None:
+    whitelist(paths.registry)
     agent = Identity()
-    path = place.registry / registry_file.NAME
-    with standin(place.registry) as running:
+    path = paths.registry / registry_file.NAME
+    with standin(paths.registry) as running:
         with running.client() as client:
             number = client.ask(agent.register())["node_id"]
         running.http("/api/snapshot", "POST")
-        assert registry_file.take_copy(place, time.time()) is not None
+        assert registry_file.take_copy(paths, time.time()) is not None
         running.stop()
     if damage == "deleted":
         path.unlink()
     else:
         half = path.read_bytes()[: path.stat().st_size // 2]
         path.write_bytes(half if damage == "truncated" else half + bytes(len(half)))
-    assert registry_file.prepare(place, time.time(), print).restored
-    with standin(place.registry) as running:
+    assert registry_file.prepare(paths, time.time(), print).restored
+    with standin(paths.registry) as running:
         wait_for(lambda: running.stats()["total_nodes"] == 1, "the node that was there")
         with running.client() as client:
             assert client.ask(agent.register())["node_id"] == number

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from startup.node.pressure.kernel_limits import Wall
+from startup.node.pressure.kernel_limits import LimitUse
 from startup.node.pressure.sampler import Sample
 from startup.node.report import metrics
 from startup.node.report.metrics import CONNECTIONS, Exporter
@@ -95,7 +95,7 @@ FULL = Sample(
     connections=1.25,
     udp_sockets=30,
     benchmarks="frozen",
-    walls=(Wall(wall="memory", used=9, limit=10),),
+    limits=(LimitUse(name="memory", used=9, limit=10),),
 )
 
 

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from startup.node.machine.metadata import MetadataServer
-from startup.node.machine.paths import Place
+from startup.node.machine.paths import Paths
 from startup.node.machine.retry import FinalError, TemporaryError
 from startup.node.machine.state_disk import Usage
-from startup.node.pressure.kernel_limits import Wall
+from startup.node.pressure.kernel_limits import LimitUse
 from startup.node.pressure.sampler import Heavy, Sample
 from startup.node.report import status
 from startup.node.report.publisher import LATER, SOON, Publisher
@@ -147,11 +147,11 @@ def full() -> status.Document:
     rejected = tuple(
         Rejected(version="9" * 64, sha256=f"{i:064}", reason="ü" * 900, time=NOW) for i in range(40)
     )
-    walls = tuple(Wall(wall=f"wall-{i}", used=1, limit=1) for i in range(6))
+    walls = tuple(LimitUse(name=f"wall-{i}", used=1, limit=1) for i in range(6))
     return document(
         facts.swarm(
             view=View(ready=frozenset(), trouble=trouble),
-            sample=Sample(top=top, walls=walls, leak="l" * 999),
+            sample=Sample(top=top, limits=walls, leak="l" * 999),
             roll=RollStatus(reason="r" * 999, rejected=rejected),
             last_error=Said(text="e" * 9999, time=NOW),
             orders=OrdersStatus(error="o" * 9999),
@@ -217,7 +217,7 @@ def test_what_is_news() -> None:
         {"view": View(starts=4)},
         {"sample": Sample(leak="leaks")},
         {"sample": Sample(over=1)},
-        {"sample": Sample(walls=(Wall(wall="memory", used=9, limit=10),))},
+        {"sample": Sample(limits=(LimitUse(name="memory", used=9, limit=10),))},
         {"last_error": Said(text="x", time=NOW)},
     ):
         assert significant(document(base)) != significant(document(facts.swarm(**news))), news
@@ -253,7 +253,7 @@ class Publishing:
         self.said: list[str] = []
         self.file = folder / "run/pilot/status.json"
         self.publisher = Publisher(
-            place=Place(root=folder),
+            paths=Paths(root=folder),
             put=self.server.put,
             say=self.said.append,
             clock=lambda: self.now,
@@ -343,7 +343,7 @@ def test_the_thread_publishes_and_never_holds_up_who_asks(tmp_path: Path) -> Non
         assert leave.wait(10)
         taken.append(json.loads(value)["vm"])
 
-    publisher = Publisher(place=Place(root=tmp_path), put=put, say=lambda line: None)
+    publisher = Publisher(paths=Paths(root=tmp_path), put=put, say=lambda line: None)
     publisher.start()
     publisher.publish(document(facts.swarm(vm="first")))
     assert entered.wait(10)
@@ -359,7 +359,7 @@ def test_into_the_metadata_server(tmp_path: Path, google: Google) -> None:
     server = MetadataServer(host=google.host)
     said: list[str] = []
     publisher = Publisher(
-        place=Place(root=tmp_path), put=server.put_guest_attribute, say=said.append
+        paths=Paths(root=tmp_path), put=server.put_guest_attribute, say=said.append
     )
     publisher.publish(full())
     publisher.step()

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from startup.node.desired.orders import GO, REJECT, Verdict
+from startup.node.desired.orders import GO, REJECT, ReleaseVerdict
 from startup.node.desired.spec import Roll
-from startup.node.machine.paths import Place
+from startup.node.machine.paths import Paths
 from startup.node.machine.retry import FinalError
 from startup.node.rollout import roll_state, rollout
 from startup.node.rollout.roll_state import (
@@ -24,7 +24,7 @@ from startup.node.rollout.roll_state import (
     Release,
     RollState,
 )
-from startup.node.rollout.rollout import Seen, advance
+from startup.node.rollout.rollout import RollObserved, advance
 
 OLD = Release(version="1.0", sha256="a" * 64)
 NEW = Release(version="2.0", sha256="b" * 64)
@@ -45,7 +45,7 @@ class Vm:
         self.ill: frozenset[int] = frozenset()
         self.said: list[str] = []
         self.affected: set[int] = set()
-        self.seen = Seen(
+        self.seen = RollObserved(
             now=1000.0,
             time=1.7e9,
             target=NEW,
@@ -186,9 +186,9 @@ def vetoed(*ports: int) -> Vm:
 def test_one_agent_that_fails_with_either_release_vetoes_none(tmp_path: Path) -> None:
     vm = vetoed(10009)
     # Also across a reboot.
-    place = Place(root=tmp_path)
-    roll_state.remember(place, vm.state)
-    vm.state = roll_state.recall(place, vm.said.append)
+    paths = Paths(root=tmp_path)
+    roll_state.remember(paths, vm.state)
+    vm.state = roll_state.recall(paths, vm.said.append)
     vm.fails(10009)
     vm.until(NONE)
     assert any("tried again: agent 10009" in line for line in vm.said)
@@ -239,7 +239,7 @@ def test_an_order_to_go_is_not_spent_on_an_ill_agent() -> None:
     vm.seen = replace(
         vm.seen,
         settings=Roll(auto=False, batch=50, watch_seconds=60),
-        verdict=Verdict(sha256=NEW.sha256, verdict=GO),
+        verdict=ReleaseVerdict(sha256=NEW.sha256, verdict=GO),
     )
     vm.until(WATCHING)
     vm.ill = frozenset({10009})
@@ -447,10 +447,10 @@ def test_a_go_starts_one_and_counts_once() -> None:
     vm = Vm()
     vm.seen = replace(vm.seen, settings=Roll(auto=False, batch=50, watch_seconds=60))
     vm.until(WAITING)
-    vm.seen = replace(vm.seen, verdict=Verdict(sha256=OLD.sha256, verdict=GO))
+    vm.seen = replace(vm.seen, verdict=ReleaseVerdict(sha256=OLD.sha256, verdict=GO))
     vm.second()
     assert vm.state.state == WAITING
-    vm.seen = replace(vm.seen, verdict=Verdict(sha256=NEW.sha256, verdict=GO))
+    vm.seen = replace(vm.seen, verdict=ReleaseVerdict(sha256=NEW.sha256, verdict=GO))
     vm.until(WATCHING)
     vm.fails(10009)
     vm.fails(10009)
@@ -458,14 +458,14 @@ def test_a_go_starts_one_and_counts_once() -> None:
     # The order is still there: it is not obeyed again and again.
     vm.failures.clear()
     vm.up = dict.fromkeys(PORTS, vm.seen.now)
-    vm.seen = replace(vm.seen, verdict=Verdict(sha256=NEW.sha256, verdict=GO, id="2"))
+    vm.seen = replace(vm.seen, verdict=ReleaseVerdict(sha256=NEW.sha256, verdict=GO, id="2"))
     vm.until(NONE)
     assert (vm.state.accepted, vm.state.rejected) == (NEW, ())
 
 
 def test_a_reject_goes_back() -> None:
     vm = watched()
-    vm.seen = replace(vm.seen, verdict=Verdict(sha256=NEW.sha256, verdict=REJECT))
+    vm.seen = replace(vm.seen, verdict=ReleaseVerdict(sha256=NEW.sha256, verdict=REJECT))
     rejected(vm, "rejected by order")
 
 
@@ -483,10 +483,10 @@ def test_another_release_after_a_rejected_one() -> None:
 
 
 def test_what_is_remembered(tmp_path: Path) -> None:
-    place = Place(root=tmp_path)
-    place.node_state.mkdir(parents=True)
+    paths = Paths(root=tmp_path)
+    paths.node_state.mkdir(parents=True)
     said: list[str] = []
-    assert roll_state.recall(place, said.append) == RollState()
+    assert roll_state.recall(paths, said.append) == RollState()
     vm = watched()
     vm.fails(10009)
     vm.fails(10009)
@@ -495,35 +495,35 @@ def test_what_is_remembered(tmp_path: Path) -> None:
         state = replace(  # noqa: PLW2901
             state, exempt=frozenset({10003}), culprits=frozenset({10009}), spent=("x/1",)
         )
-        roll_state.remember(place, state)
-        assert roll_state.recall(place, said.append) == replace(state, watch=None)
+        roll_state.remember(paths, state)
+        assert roll_state.recall(paths, said.append) == replace(state, watch=None)
     assert not said
     # One of the two files may come to harm.
-    (place.node_state / "roll.json").write_text('{"accepted": 7}', encoding="utf-8")
-    assert roll_state.recall(place, said.append) == replace(state, watch=None)
+    (paths.node_state / "roll.json").write_text('{"accepted": 7}', encoding="utf-8")
+    assert roll_state.recall(paths, said.append) == replace(state, watch=None)
     assert "roll.json: " in said[0]
-    (place.node_state / "roll.json").unlink()
-    assert roll_state.recall(place, said.append) == replace(state, watch=None)
-    (place.node_state / "roll.json.old").write_text("", encoding="utf-8")
-    assert roll_state.recall(place, said.append) == RollState()
+    (paths.node_state / "roll.json").unlink()
+    assert roll_state.recall(paths, said.append) == replace(state, watch=None)
+    (paths.node_state / "roll.json.old").write_text("", encoding="utf-8")
+    assert roll_state.recall(paths, said.append) == RollState()
 
 
 def test_what_a_newer_program_remembered_is_read_for_what_is_known(tmp_path: Path) -> None:
-    place = Place(root=tmp_path)
+    paths = Paths(root=tmp_path)
     vm = watched()
     vm.fails(10009)
     vm.fails(10009)
     vm.until(HALTED)
     state = replace(vm.state, watch=None)
     assert state.rejected
-    roll_state.remember(place, state)
-    path = place.node_state / "roll.json"
+    roll_state.remember(paths, state)
+    path = paths.node_state / "roll.json"
     newer = json.loads(path.read_bytes()) | {"canary": ["swarm-1"]}
     for each in (*newer["rejected"], newer["accepted"], newer["target"]):
         each["by"] = "somebody"
     said: list[str] = []
     path.write_text(json.dumps(newer), encoding="utf-8")
-    assert roll_state.recall(place, said.append) == state
+    assert roll_state.recall(paths, said.append) == state
     assert not said
     # What must not be passed over is refused by name, not forgotten with what is rejected.
     for changes, name in (
@@ -532,15 +532,15 @@ def test_what_a_newer_program_remembered_is_read_for_what_is_known(tmp_path: Pat
     ):
         path.write_text(json.dumps(newer | changes), encoding="utf-8")
         with pytest.raises(FinalError, match=f"{name} must not be ignored"):
-            roll_state.recall(place, said.append)
+            roll_state.recall(paths, said.append)
 
 
 def test_what_the_disk_does_not_give_is_in_its_copy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = Place(root=tmp_path)
+    paths = Paths(root=tmp_path)
     state = RollState(accepted=OLD, target=OLD)
-    roll_state.remember(place, state)
+    roll_state.remember(paths, state)
     rotten = {"roll.json"}
     read = Path.read_bytes
 
@@ -551,15 +551,15 @@ def test_what_the_disk_does_not_give_is_in_its_copy(
 
     monkeypatch.setattr(Path, "read_bytes", read_bytes)
     said: list[str] = []
-    assert roll_state.recall(place, said.append) == state
+    assert roll_state.recall(paths, said.append) == state
     assert "Input/output error" in said[0]
     # Not known is not the same as nothing.
-    (place.node_state / "roll.json.old").unlink()
+    (paths.node_state / "roll.json.old").unlink()
     with pytest.raises(OSError, match=r"roll\.json"):
-        roll_state.recall(place, said.append)
+        roll_state.recall(paths, said.append)
     rotten.add("roll.json.old")
     with pytest.raises(OSError, match=r"roll\.json"):
-        roll_state.recall(place, said.append)
+        roll_state.recall(paths, said.append)
 
 
 def test_where_nothing_is_remembered_what_runs_is_accepted() -> None:

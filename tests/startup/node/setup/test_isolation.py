@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from startup.node.machine.errors import NotReadyError
-from startup.node.machine.paths import Place
+from startup.node.machine.paths import Paths
 from startup.node.machine.user import UID
 from startup.node.setup import isolation
 from tests.components.fleet import ROOT
@@ -49,8 +49,8 @@ for name in ("dev/shm", "run/lock"):
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
-    place = Place(root=tmp_path)
+def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Paths]:
+    paths = Paths(root=tmp_path)
     # Short: a socket's name has 108 bytes.
     monkeypatch.chdir(tmp_path)
     for name in ("systemd/journal", "systemd/userdb", "dbus"):
@@ -64,26 +64,26 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     for name in ("dev/shm", "run/lock"):
         Path(name).mkdir(parents=True)
         Path(name).chmod(0o1777)
-    yield place
+    yield paths
     for each in opened:
         each.close()
 
 
-def test_closed_to_agents_and_to_nobody_else(place: Place) -> None:
+def test_closed_to_agents_and_to_nobody_else(paths: Paths) -> None:
     if os.geteuid():
         pytest.skip("only root may become another user")
-    place.root.chmod(0o711)
+    paths.root.chmod(0o711)
     said: list[str] = []
     # Twice, as a second run of the script does.
     for _ in range(2):
-        isolation.close(place, said.append)
+        isolation.close(paths, said.append)
     if any("not supported" in line for line in said):
-        pytest.skip(f"no ACLs on the file system of {place.root}")
+        pytest.skip(f"no ACLs on the file system of {paths.root}")
     assert said == []
 
     def seen(user: int) -> list[str]:
         done = subprocess.run(
-            [sys.executable, "-IS", "-c", TRY, str(place.root), str(user), *SOCKETS],
+            [sys.executable, "-IS", "-c", TRY, str(paths.root), str(user), *SOCKETS],
             capture_output=True,
             text=True,
             check=False,
@@ -93,20 +93,20 @@ def test_closed_to_agents_and_to_nobody_else(place: Place) -> None:
 
     assert seen(UID) == ["False"] * (len(SOCKETS) + 1) + ["True", "False"] * 2
     assert seen(UID + 1) == ["True"] * (len(SOCKETS) + 5)
-    assert (place.root / "dev/shm").stat().st_mode & 0o7777 == 0o1777
-    assert (place.root / "run/systemd/notify").stat().st_mode & 0o7777 == 0o666
+    assert (paths.root / "dev/shm").stat().st_mode & 0o7777 == 0o1777
+    assert (paths.root / "run/systemd/notify").stat().st_mode & 0o7777 == 0o666
 
 
 def test_what_cannot_be_closed_is_said_and_no_failure(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(*_: object, **__: object) -> None:
         raise OSError(95, os.strerror(95))
 
     monkeypatch.setattr(isolation, "setxattr", refused)
-    (place.root / "run/lock").rmdir()
+    (paths.root / "run/lock").rmdir()
     said: list[str] = []
-    isolation.close(place, said.append)
+    isolation.close(paths, said.append)
     assert len(said) == 1
     assert said[0].startswith("not closed to agents: /run/systemd/journal/socket (Operation not")
     assert "/run/lock" not in said[0]
@@ -132,10 +132,10 @@ _SHUT = """
 import encodings.idna, os, socket, subprocess, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from startup.node.machine.paths import Place
+from startup.node.machine.paths import Paths
 from startup.node.setup import isolation
-place = Place(root=Path(sys.argv[2]))
-slice_ = place.at("/sys/fs/cgroup/pilot.slice")
+paths = Paths(root=Path(sys.argv[2]))
+slice_ = paths.at("/sys/fs/cgroup/pilot.slice")
 (slice_ / "an-agent").mkdir(parents=True)
 V4, V6 = isolation.METADATA
 run = lambda line: subprocess.run(line.split(), check=True)
@@ -163,7 +163,7 @@ def reaches(where, *addresses):
     os.waitpid(child, 0)
 reaches(slice_ / "an-agent", V4, V6, f"::ffff:{V4}")
 for _ in range(2):
-    isolation.shut_metadata(place)
+    isolation.shut_metadata(paths)
 reaches(slice_ / "an-agent", V4, V6, f"::ffff:{V4}")
 reaches(slice_ / "an-agent", "169.254.169.253", "fd20:ce::253")
 reaches(slice_.parent, V4, V6)
@@ -173,7 +173,7 @@ print(len(isolation.egress_filter._names(os.open(slice_, os.O_RDONLY))))
 slice_.rmdir()
 (slice_ / "an-agent").mkdir(parents=True)
 reaches(slice_ / "an-agent", V4)
-isolation.shut_metadata(place)
+isolation.shut_metadata(paths)
 reaches(slice_ / "an-agent", V4)
 """
 
@@ -218,7 +218,7 @@ def test_a_slice_that_takes_no_program_keeps_agents_from_being_started(tmp_path:
     with pytest.raises(
         NotReadyError, match=r"so none is started: pilot\.slice takes no BPF program"
     ):
-        isolation.shut_metadata(Place(root=tmp_path))
+        isolation.shut_metadata(Paths(root=tmp_path))
 
 
 def test_a_slice_that_is_not_there_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,5 +228,5 @@ def test_a_slice_that_is_not_there_is_made(tmp_path: Path, monkeypatch: pytest.M
     (folder / "systemctl").chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     with pytest.raises(NotReadyError, match=r"`systemctl start pilot\.slice` made no cgroup"):
-        isolation.shut_metadata(Place(root=tmp_path))
+        isolation.shut_metadata(Paths(root=tmp_path))
     assert (tmp_path / "told").read_text("utf-8") == "start pilot.slice\n"

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from startup.node.desired.spec import RendezvousSpec, SwarmSpec, parse
 from startup.node.machine import proc
-from startup.node.machine.paths import Place
+from startup.node.machine.paths import Paths
 from startup.node.setup import kernel, limits
-from startup.node.setup.limits import LimitsError, Machine
+from startup.node.setup.limits import KernelFacts, LimitsError
 from tests.startup import specs
 from tests.startup.conftest import Vm
 
@@ -38,8 +38,8 @@ def rendezvous(agents: int = 9500) -> RendezvousSpec:
     return spec
 
 
-def machine(gib: float = 4, threads_max: int = 31000) -> Machine:
-    return Machine(ram=int(gib * GIB), page=4096, threads_max=threads_max)
+def machine(gib: float = 4, threads_max: int = 31000) -> KernelFacts:
+    return KernelFacts(ram=int(gib * GIB), page=4096, threads_max=threads_max)
 
 
 def test_the_table_of_design() -> None:
@@ -86,7 +86,7 @@ def test_the_rendezvous_keeps_the_kernels_threads_max() -> None:
 
 @given(st.integers(512 << 20, 4096 << 30), st.sampled_from([4096, 16384, 65536]))
 def test_udp_mem_is_pages_and_leaves_the_system_its_memory(ram: int, page: int) -> None:
-    low, pressure, high = limits.udp_mem(Machine(ram=ram, page=page, threads_max=1))
+    low, pressure, high = limits.udp_mem(KernelFacts(ram=ram, page=page, threads_max=1))
     assert 0 < low < pressure < high
     # The kernel's own ceiling, 18.75 %: in bytes it is never the machine.
     assert high * page <= ram * 3 // 16
@@ -212,13 +212,13 @@ def test_go_memory_limit() -> None:
 
 
 def test_applied_numbers_are_in_the_kernel(vm: Vm) -> None:
-    place = Place(root=vm.root)
-    numbers = limits.sysctls(kernel.machine(place), swarm())
-    assert kernel.apply(place, numbers, container=False) == []
+    paths = Paths(root=vm.root)
+    numbers = limits.sysctls(kernel.machine(paths), swarm())
+    assert kernel.apply(paths, numbers, container=False) == []
     for name, value in numbers.items():
         assert vm.read(f"proc/sys/{name.replace('.', '/')}").split() == value.split()
     # Applied once more: the same numbers, threads-max too.
-    assert limits.sysctls(kernel.machine(place), swarm()) == numbers
+    assert limits.sysctls(kernel.machine(paths), swarm()) == numbers
 
 
 _HUGE = "sys/kernel/mm/transparent_hugepage/enabled"
@@ -236,12 +236,12 @@ _HUGE = "sys/kernel/mm/transparent_hugepage/enabled"
 def test_huge_pages_are_for_who_asks(vm: Vm, before: str, after: str) -> None:
     (vm.root / _HUGE).parent.mkdir(parents=True)
     (vm.root / _HUGE).write_text(before)
-    assert kernel.huge_pages_on_request(Place(root=vm.root)) == ""
+    assert kernel.huge_pages_on_request(Paths(root=vm.root)) == ""
     assert vm.read(_HUGE) == after
 
 
 def test_huge_pages_that_cannot_be_had_otherwise_are_no_failure(vm: Vm) -> None:
-    assert kernel.huge_pages_on_request(Place(root=vm.root)) == ""
+    assert kernel.huge_pages_on_request(Paths(root=vm.root)) == ""
     assert not (vm.root / _HUGE).exists()
     vm.use_swarm()
     (vm.root / _HUGE).mkdir(parents=True)
@@ -252,7 +252,9 @@ def test_huge_pages_that_cannot_be_had_otherwise_are_no_failure(vm: Vm) -> None:
 
 def test_the_machine(vm: Vm) -> None:
     page = os.sysconf("SC_PAGESIZE")
-    assert kernel.machine(Place(root=vm.root)) == Machine(ram=4 * GIB, page=page, threads_max=31000)
+    assert kernel.machine(Paths(root=vm.root)) == KernelFacts(
+        ram=4 * GIB, page=page, threads_max=31000
+    )
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EPERM])
@@ -264,11 +266,11 @@ def test_a_number_of_the_hosts(vm: Vm, monkeypatch: pytest.MonkeyPatch, number: 
 
     monkeypatch.setattr(os, "open", refuse)
     numbers = {"kernel.pid_max": "4194304", "fs.file-max": "2097152"}
-    place = Place(root=vm.root)
-    left = kernel.apply(place, numbers, container=True)
+    paths = Paths(root=vm.root)
+    left = kernel.apply(paths, numbers, container=True)
     assert left == [f"{name} ({os.strerror(number)})" for name in numbers]
     with pytest.raises(LimitsError, match=r"kernel\.pid_max=4194304: .*; fs\.file-max=2097152"):
-        kernel.apply(place, numbers, container=False)
+        kernel.apply(paths, numbers, container=False)
 
 
 def test_a_number_that_is_right_need_not_be_written(
@@ -278,7 +280,7 @@ def test_a_number_that_is_right_need_not_be_written(
         raise OSError(errno.EROFS, "refused")
 
     monkeypatch.setattr(os, "open", refuse)
-    assert kernel.apply(Place(root=vm.root), {"kernel.pid_max": "32768"}, container=False) == []
+    assert kernel.apply(Paths(root=vm.root), {"kernel.pid_max": "32768"}, container=False) == []
 
 
 def test_a_wrong_number_is_an_error_anywhere(vm: Vm, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,14 +289,14 @@ def test_a_wrong_number_is_an_error_anywhere(vm: Vm, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(LimitsError, match="Invalid argument"):
-        kernel.apply(Place(root=vm.root), {"kernel.pid_max": "1"}, container=True)
+        kernel.apply(Paths(root=vm.root), {"kernel.pid_max": "1"}, container=True)
 
 
 def test_an_unknown_number_is_not_made_up(vm: Vm) -> None:
-    place = Place(root=vm.root)
+    paths = Paths(root=vm.root)
     with pytest.raises(LimitsError, match=r"net\.none=1: No such file"):
-        kernel.apply(place, {"net.none": "1"}, container=False)
-    assert kernel.apply(place, {"net.none": "1"}, container=True) == [
+        kernel.apply(paths, {"net.none": "1"}, container=False)
+    assert kernel.apply(paths, {"net.none": "1"}, container=True) == [
         "net.none (No such file or directory)"
     ]
     assert not (vm.root / "proc/sys/net/none").exists()
@@ -306,7 +308,7 @@ def test_a_number_that_the_kernel_takes_and_does_not_keep(vm: Vm) -> None:
     path.unlink()
     path.symlink_to("/dev/null")
     with pytest.raises(LimitsError, match=r"kernel\.pid_max=4194304: it is  ?after writing"):
-        kernel.apply(Place(root=vm.root), {"kernel.pid_max": "4194304"}, container=False)
+        kernel.apply(Paths(root=vm.root), {"kernel.pid_max": "4194304"}, container=False)
 
 
 def test_the_descriptors_of_a_process_are_told_by_its_file() -> None:

@@ -21,7 +21,7 @@ from startup.node.desired import sources
 from startup.node.desired.spec import Binary
 from startup.node.machine import http_client
 from startup.node.machine.metadata import MetadataServer
-from startup.node.machine.paths import Place
+from startup.node.machine.paths import Paths
 from startup.node.machine.retry import Bounds, FinalError, Retry, TemporaryError
 from startup.node.setup import release
 from tests.startup.conftest import Vm
@@ -468,7 +468,7 @@ def test_no_releases_are_none_to_remove(tmp_path: Path) -> None:
 
 def test_orders_of_a_bucket_that_is_gone_are_not_taken_back(google: Google) -> None:
     where = sources.OrdersPlace(endpoint=f"http://{google.host}", bucket=BUCKET, vm="swarm-1")
-    ask = sources.Orders(server=MetadataServer(host=google.host), where=lambda: where)
+    ask = sources.OrdersPoller(server=MetadataServer(host=google.host), where=lambda: where)
     assert ask() is None
     google.failures = {"/storage/": [no_bucket]}
     with pytest.raises(FinalError, match="no such bucket"):
@@ -477,7 +477,7 @@ def test_orders_of_a_bucket_that_is_gone_are_not_taken_back(google: Google) -> N
 
 def test_only_cloud_storage_takes_orders_back(google: Google) -> None:
     where = sources.OrdersPlace(endpoint=f"http://{google.host}", bucket=BUCKET, vm="swarm-1")
-    ask = sources.Orders(server=MetadataServer(host=google.host), where=lambda: where)
+    ask = sources.OrdersPoller(server=MetadataServer(host=google.host), where=lambda: where)
     google.order("swarm-1", '{"schema": 1, "hold": true}')
     assert ask()
     google.order("swarm-1", None)
@@ -558,11 +558,11 @@ def test_the_rendezvous_service_is_one_of_them(monkeypatch: pytest.MonkeyPatch) 
     def asked(say: object) -> None:
         raise Asked
 
-    monkeypatch.setattr(rendezvous_loop, "recall_spec", lambda place: None)
+    monkeypatch.setattr(rendezvous_loop, "recall_spec", lambda paths: None)
     monkeypatch.setattr("signal.signal", lambda *_: None)
     monkeypatch.setattr(rendezvous_loop, "end_with_any_thread", asked)
     monkeypatch.setattr(
         rendezvous_loop, "Follower", lambda **_: pytest.fail("threads begin before")
     )
     with pytest.raises(Asked):
-        rendezvous_loop.serve(Place(), say=print)
+        rendezvous_loop.serve(Paths(), say=print)

@@ -20,18 +20,18 @@ from hypothesis import strategies as st
 from components.startup import STARTUP_DIR
 from startup.node.desired.spec import RendezvousSpec, SwarmSpec, parse
 from startup.node.machine import files, user
-from startup.node.machine.paths import Place
+from startup.node.machine.paths import Paths
 from startup.node.pressure import benchmarks
 from startup.node.rendezvous_loop import LAST_SNAPSHOT
 from startup.node.setup import apply, units
-from startup.node.setup.limits import Machine
+from startup.node.setup.limits import KernelFacts
 from startup.node.setup.units import TemplateError, environment_file, fill
 from startup.node.swarm import drain
 from tests.startup import specs
 from tests.startup.conftest import Vm
 from tests.startup.node.rendezvous.test_registry_file import snapshot
 
-MACHINE = Machine(ram=4 << 30, page=4096, threads_max=31000)
+MACHINE = KernelFacts(ram=4 << 30, page=4096, threads_max=31000)
 UNITS = "/etc/systemd/system"
 VARIABLE = re.compile(r"\$\{([A-Z_]+)\}")
 
@@ -188,8 +188,8 @@ def test_systemd_takes_every_unit(tmp_path: Path) -> None:
     if not shutil.which("systemd-analyze"):
         pytest.skip("no systemd-analyze here")
     root = tmp_path / "root"
-    place = Place(root=root)
-    units.write_all(place, all_units())
+    paths = Paths(root=root)
+    units.write_all(paths, all_units())
     for path in ("run/pilot/variant/10001/pilot-daemon", "opt/pilot/current/pilot-rendezvous"):
         files.write(root / path, "#!/bin/true\n", 0o755)
     for path in ("usr/local/sbin/pilot-node", "usr/bin/env"):
@@ -520,7 +520,7 @@ def test_what_systemd_was_not_told_is_told_the_next_time(
     vm: Vm, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """It timed out, or pilot-node was killed in between: the files are written by then."""
-    place, spec = Place(root=vm.root), parse(specs.text(specs.swarm()))
+    paths, spec = Paths(root=vm.root), parse(specs.text(specs.swarm()))
     told: list[str] = []
 
     def broken(*arguments: str) -> None:
@@ -531,10 +531,10 @@ def test_what_systemd_was_not_told_is_told_the_next_time(
     monkeypatch.setattr(apply, "systemctl", broken)
     act = apply.apply_units if name == "daemon-reload" else apply.apply_limits
     with pytest.raises(subprocess.TimeoutExpired):
-        act(place, spec, lambda _: None)
+        act(paths, spec, lambda _: None)
     monkeypatch.setattr(apply, "systemctl", lambda *arguments: told.append(arguments[0]))
-    act(place, spec, lambda _: None)
-    act(place, spec, lambda _: None)
+    act(paths, spec, lambda _: None)
+    act(paths, spec, lambda _: None)
     assert told == [name]
 
 

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import pytest
 
 from startup.node.machine import cgroup, errors
-from startup.node.machine.paths import Place
+from startup.node.machine.paths import Paths
 from startup.node.machine.systemd import SystemdError, UnitState
 from startup.node.swarm import supervisor, variants
 from startup.node.swarm.decide import START_DEADLINE, STEADY, Goal, Memory
@@ -29,10 +29,10 @@ from startup.node.swarm.supervisor import ASKED, LOG_BYTES, LOOK, TURNS, Keeper
 class Pid1:
     """systemd, as far as its effects on a file system go. `behave` says what a start comes to."""
 
-    def __init__(self, place: Place, behave: Callable[[int], str]) -> None:
-        self.place = place
+    def __init__(self, paths: Paths, behave: Callable[[int], str]) -> None:
+        self.paths = paths
         self.behave = behave
-        self.slice = place.at("/sys/fs/cgroup/pilot.slice")
+        self.slice = paths.at("/sys/fs/cgroup/pilot.slice")
         self.pending: list[int] = []
         self.started: list[int] = []
         self.dead: dict[str, UnitState] = {}
@@ -52,9 +52,9 @@ class Pid1:
             raise SystemdError("systemctl start: Connection refused")
         for unit in units:
             port = int(unit.removeprefix("pilot-agent@").removesuffix(".service"))
-            assert not self.place.socket(port).exists(), "started beside a stale socket"
-            assert (self.place.agents / str(port)).is_dir()
-            chosen = self.place.chosen / str(port)
+            assert not self.paths.socket(port).exists(), "started beside a stale socket"
+            assert (self.paths.agents / str(port)).is_dir()
+            chosen = self.paths.chosen / str(port)
             self.ran.setdefault(port, []).append(chosen.readlink().name)
             assert not (self.slice / unit).exists(), "started twice"
             self.pending.append(port)
@@ -67,8 +67,8 @@ class Pid1:
         for unit in units:
             port = int(unit.removeprefix("pilot-agent@").removesuffix(".service"))
             self.kill(port)
-            if self.place.socket(port).is_socket():
-                self.place.socket(port).unlink()
+            if self.paths.socket(port).is_socket():
+                self.paths.socket(port).unlink()
         if self.mute == "stop":
             raise SystemdError("systemctl stop: no answer in 40 s")
 
@@ -98,7 +98,7 @@ class Pid1:
             outcome = self.behave(port)
             if outcome == "ready":
                 (self.slice / unit).mkdir(parents=True, exist_ok=True)
-                os.mknod(self.place.socket(port), stat.S_IFSOCK | 0o600)
+                os.mknod(self.paths.socket(port), stat.S_IFSOCK | 0o600)
             elif outcome == "hangs":
                 (self.slice / unit).mkdir(parents=True, exist_ok=True)
                 continue
@@ -122,10 +122,10 @@ class World:
     """A keeper, its systemd, and a clock that a round moves."""
 
     def __init__(self, root: Path, count: int) -> None:
-        self.place = Place(root=root)
-        self.place.sockets.mkdir(parents=True)
-        self.place.logs.mkdir()
-        self.place.state.mkdir(parents=True)
+        self.paths = Paths(root=root)
+        self.paths.sockets.mkdir(parents=True)
+        self.paths.logs.mkdir()
+        self.paths.state.mkdir(parents=True)
         self.now = 0.0
         self.said: list[str] = []
         self.mounted = True
@@ -135,10 +135,10 @@ class World:
         # Seconds until systemd answers.
         self.answers = 0.0
         self.behave: Callable[[int], str] = lambda port: "ready"
-        self.pid1 = Pid1(self.place, self._behave)
+        self.pid1 = Pid1(self.paths, self._behave)
         self.pid1.meanwhile = self._wait
         self.keeper = Keeper(
-            place=self.place,
+            paths=self.paths,
             goal=goal(count),
             systemd=self.pid1,
             say=self.said.append,
@@ -185,7 +185,7 @@ def test_all_come_up_within_the_window(world: World) -> None:
     world.until(lambda: len(world.running()) == 40)
     assert world.pid1.started == list(range(10001, 10041))
     assert world.pid1.most == 15
-    assert (world.place.agents / "10040").stat().st_mode & 0o777 == 0o700
+    assert (world.paths.agents / "10040").stat().st_mode & 0o777 == 0o700
     world.until(lambda: world.said[-1:] == ["40 of 40 agents ready"])
     # Prompt starts: systemd was asked nothing about them.
     assert world.pid1.asked == 0
@@ -266,7 +266,7 @@ def test_a_killed_agent_comes_back_though_its_socket_stayed(world: World) -> Non
     world.until(lambda: len(world.running()) == 40)
     world.until(lambda: world.now > 100)
     world.pid1.kill(10007)
-    assert world.place.socket(10007).exists()
+    assert world.paths.socket(10007).exists()
     world.until(lambda: 10007 in world.running(), limit=10)
     assert world.pid1.started.count(10007) == 2
     assert "agent 10007: died; starting it again" in world.said
@@ -277,7 +277,7 @@ def test_one_that_exits_at_once_is_told_by_systemd_and_holds_up_nobody(world: Wo
     def behave(port: int) -> str:
         if port != 10003:
             return "ready"
-        (world.place.logs / "10003").write_text("one\nregistry: refused\n\n", encoding="utf-8")
+        (world.paths.logs / "10003").write_text("one\nregistry: refused\n\n", encoding="utf-8")
         return "dies"
 
     world.behave = behave
@@ -309,8 +309,8 @@ def a_link(path: Path) -> None:
 def deep(world: World) -> Iterator[Path]:
     """A tree beside the sockets that is deeper than Python's own rmtree goes. It does not outlive
     the test: pytest, which cleans up after itself with that, would fail in runs to come."""
-    path = world.place.sockets / "deep"
-    folder = os.open(world.place.sockets, os.O_RDONLY)
+    path = world.paths.sockets / "deep"
+    folder = os.open(world.paths.sockets, os.O_RDONLY)
     for _ in range(1100):
         os.mkdir("deep", dir_fd=folder)
         below = os.open("deep", os.O_RDONLY, dir_fd=folder)
@@ -326,51 +326,51 @@ def test_a_full_directory_of_sockets_is_swept(
 ) -> None:
     """An agent can use up its inodes, and what it leaves would keep others from a socket."""
     world.until(lambda: len(world.keeper.view().ready) == 40)
-    kept = sorted(path.name for path in world.place.sockets.iterdir() if path != deep)
-    outside = world.place.at("/outside")
+    kept = sorted(path.name for path in world.paths.sockets.iterdir() if path != deep)
+    outside = world.paths.at("/outside")
     a_directory(outside)
-    (world.place.sockets / "-r").touch()
-    (world.place.sockets / "a\nb").touch()
-    (world.place.sockets / "10999.sock").touch()
-    (world.place.sockets / "link").symlink_to(outside)
+    (world.paths.sockets / "-r").touch()
+    (world.paths.sockets / "a\nb").touch()
+    (world.paths.sockets / "10999.sock").touch()
+    (world.paths.sockets / "link").symlink_to(outside)
     room = SimpleNamespace(f_files=1000, f_favail=100)
     monkeypatch.setattr(os, "statvfs", lambda _: room)
     world.until(lambda: world.now > 100)
-    assert len(list(world.place.sockets.iterdir())) == 40 + 5
+    assert len(list(world.paths.sockets.iterdir())) == 40 + 5
     room.f_favail = 99
     world.until(lambda: world.now > 200)
-    assert sorted(path.name for path in world.place.sockets.iterdir()) == kept
+    assert sorted(path.name for path in world.paths.sockets.iterdir()) == kept
     assert (outside / "kept").is_dir()
     said = [line for line in world.said if "is full" in line]
-    assert said == [f"{world.place.sockets} is full: 5 entries that are no agent's removed"]
+    assert said == [f"{world.paths.sockets} is full: 5 entries that are no agent's removed"]
 
 
 @pytest.mark.parametrize("plant", [a_directory, a_file, a_link])
 def test_what_is_no_socket_is_no_readiness(world: World, plant: Callable[[Path], None]) -> None:
     world.behave = lambda port: "hangs" if port == 10003 else "ready"
     world.until(lambda: len(world.running()) == 40)
-    plant(world.place.socket(10003))
+    plant(world.paths.socket(10003))
     world.until(lambda: world.now > START_DEADLINE)
     assert any(line.startswith("agent 10003: no socket after") for line in world.said)
 
 
 def test_one_port_that_cannot_be_prepared_holds_up_nobody(world: World) -> None:
-    world.place.agents.mkdir()
+    world.paths.agents.mkdir()
     # No home can be made where a file has the name.
-    a_file(world.place.agents / "10002")
+    a_file(world.paths.agents / "10002")
     world.until(lambda: len(world.running()) == 39)
     assert world.now < START_DEADLINE
     lines = [line for line in world.said if line.startswith("agent 10002: ")]
     assert re.search("exists|Not a directory", lines[0])
     assert lines[0].endswith("(failure 1); again in 1 s")
-    (world.place.agents / "10002").unlink()
+    (world.paths.agents / "10002").unlink()
     world.until(lambda: 10002 in world.running())
     assert world.pid1.most <= 15
 
 
 def test_a_directory_in_a_sockets_place_is_moved_out_of_the_way(world: World) -> None:
     """The directory of the sockets is the agents' own: one can do this to another."""
-    path = world.place.socket(10001)
+    path = world.paths.socket(10001)
     a_directory(path)
     world.until(lambda: len(world.running()) == 40)
     assert not any("10001" in line for line in world.said)
@@ -381,9 +381,9 @@ def test_a_directory_in_a_sockets_place_is_moved_out_of_the_way(world: World) ->
 @pytest.mark.parametrize("name", ["010001.sock", "+10001.sock", "1_0001.sock"])
 def test_only_its_own_name_is_a_sockets(world: World, name: str) -> None:
     world.until(lambda: len(world.running()) == 40)
-    (world.place.sockets / name).touch()
-    world.place.socket(10001).unlink()
-    assert cgroup.numbers(world.place.sockets, "", ".sock") == set(range(10002, 10041))
+    (world.paths.sockets / name).touch()
+    world.paths.socket(10001).unlink()
+    assert cgroup.numbers(world.paths.sockets, "", ".sock") == set(range(10002, 10041))
 
 
 def test_those_that_hang_are_stopped_and_tried_again(world: World) -> None:
@@ -548,7 +548,7 @@ def test_a_keeper_that_starts_anew_knows_what_runs(world: World) -> None:
 def test_what_is_gone_and_not_wanted_is_forgotten(world: World) -> None:
     world.until(lambda: len(world.running()) == 40)
     world.keeper.goal = goal(10)
-    world.until(lambda: set(variants.read(world.place)) == set(range(10001, 10011)))
+    world.until(lambda: set(variants.read(world.paths)) == set(range(10001, 10011)))
     assert world.running() == set(range(10001, 10011))
 
 
@@ -597,9 +597,9 @@ def test_those_that_die_are_asked_about(world: World) -> None:
 class Shutdown:
     """A slice whose agents end two looks after their SIGTERM; the clock moves with each look."""
 
-    def __init__(self, place: Place, count: int) -> None:
-        self.place = place
-        self.base = place.at("/sys/fs/cgroup/pilot.slice")
+    def __init__(self, paths: Paths, count: int) -> None:
+        self.paths = paths
+        self.base = paths.at("/sys/fs/cgroup/pilot.slice")
         self.said: list[str] = []
         self.now = 0.0
         self.told: list[int] = []
@@ -629,7 +629,7 @@ class Shutdown:
 
     def drain(self, limit: int, seconds: float = SHUTDOWN_SECONDS) -> int:
         return drain_for_shutdown(
-            self.place,
+            self.paths,
             limit=limit,
             say=self.said.append,
             seconds=seconds,
@@ -640,7 +640,7 @@ class Shutdown:
 
 
 def test_a_power_off_ends_the_agents_a_window_at_a_time(tmp_path: Path) -> None:
-    system = Shutdown(Place(root=tmp_path), 100)
+    system = Shutdown(Paths(root=tmp_path), 100)
     left = system.drain(15)
     assert (left, system.most) == (0, 15)
     assert len(set(system.told)) == len(system.told) == 100
@@ -649,7 +649,7 @@ def test_a_power_off_ends_the_agents_a_window_at_a_time(tmp_path: Path) -> None:
 
 
 def test_a_power_off_does_not_wait_for_ever(tmp_path: Path) -> None:
-    system = Shutdown(Place(root=tmp_path), 20)
+    system = Shutdown(Paths(root=tmp_path), 20)
     system.deaf = {100010, 100020}
     left = system.drain(15)
     assert left == 2
@@ -661,7 +661,7 @@ def test_a_power_off_does_not_wait_for_ever(tmp_path: Path) -> None:
 def test_a_power_off_ends_thousands_though_some_ignore_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    system = Shutdown(Place(root=tmp_path), 5000)
+    system = Shutdown(Paths(root=tmp_path), 5000)
     system.deaf = {port * 10 for port in range(10001, 10016)}
     lists, looks = list[int](), list[int]()
     numbers, members = cgroup.numbers, cgroup._members
@@ -688,7 +688,7 @@ def test_a_power_off_ends_thousands_though_some_ignore_it(
 
 
 def test_a_power_off_with_little_time_left_tells_more_at_a_time(tmp_path: Path) -> None:
-    system = Shutdown(Place(root=tmp_path), 1000)
+    system = Shutdown(Paths(root=tmp_path), 1000)
     left = system.drain(1, 10)
     assert left == 0
     # 1,000 in 8 s are 6.25 in each look, and each takes two to end.
@@ -698,7 +698,7 @@ def test_a_power_off_with_little_time_left_tells_more_at_a_time(tmp_path: Path) 
 
 def test_a_power_off_without_agents_is_quick_and_quiet(tmp_path: Path) -> None:
     said = list[str]()
-    assert drain_for_shutdown(Place(root=tmp_path), limit=15, say=said.append) == 0
+    assert drain_for_shutdown(Paths(root=tmp_path), limit=15, say=said.append) == 0
     assert said == []
 
 
@@ -707,7 +707,7 @@ def process(world: World, port: int, state: str, children: str = "") -> None:
     unit = world.pid1.slice / cgroup.UNIT.format(port)
     (unit / "cgroup.procs").write_text(f"9{port}\n{port}\n" if children else f"{port}\n")
     for number, what, start in ((port, state, 500), (90000 + port, children, 900)):
-        folder = world.place.at(f"/proc/{number}")
+        folder = world.paths.at(f"/proc/{number}")
         folder.mkdir(parents=True, exist_ok=True)
         rest = " ".join(["1"] * 18)
         (folder / "stat").write_text(f"{number} (a) T b) {what or 'S'} {rest} {start} 1\n")
@@ -752,30 +752,30 @@ def test_an_idle_vm_looks_at_no_socket_twice(world: World, monkeypatch: pytest.M
     world.until(lambda: world.now > 200)
     assert [name for name in seen if name.endswith(".sock")] == []
     # What takes a socket's name is another file, and no socket.
-    path = world.place.socket(10007)
+    path = world.paths.socket(10007)
     path.with_name("beside").touch()
     path.with_name("beside").replace(path)
     world.until(lambda: 10007 not in world.keeper.view().ready, limit=10)
 
 
 def test_what_an_earlier_process_said_is_gone_when_its_agent_starts(world: World) -> None:
-    (world.place.logs / "10001").write_text("the end of another one\n", encoding="utf-8")
+    (world.paths.logs / "10001").write_text("the end of another one\n", encoding="utf-8")
     world.until(lambda: 10001 in world.keeper.view().ready, limit=20)
-    assert (world.place.logs / "10001").read_text(encoding="utf-8") == ""
+    assert (world.paths.logs / "10001").read_text(encoding="utf-8") == ""
 
 
 def test_logs_are_cut(world: World) -> None:
-    (world.place.logs / "10041").write_bytes(b"x" * (LOG_BYTES + 1))
-    (world.place.logs / "10042").write_bytes(b"x" * LOG_BYTES)
+    (world.paths.logs / "10041").write_bytes(b"x" * (LOG_BYTES + 1))
+    (world.paths.logs / "10042").write_bytes(b"x" * LOG_BYTES)
     world.keeper.round()
-    assert (world.place.logs / "10041").stat().st_size == 0
-    assert (world.place.logs / "10042").stat().st_size == LOG_BYTES
-    (world.place.logs / "10041").write_bytes(b"x" * (LOG_BYTES + 1))
-    world.until(lambda: (world.place.logs / "10041").stat().st_size == 0, limit=20)
+    assert (world.paths.logs / "10041").stat().st_size == 0
+    assert (world.paths.logs / "10042").stat().st_size == LOG_BYTES
+    (world.paths.logs / "10041").write_bytes(b"x" * (LOG_BYTES + 1))
+    world.until(lambda: (world.paths.logs / "10041").stat().st_size == 0, limit=20)
 
 
 def test_an_empty_log_that_holds_blocks_is_cut(world: World) -> None:
-    path = world.place.logs / "10041"
+    path = world.paths.logs / "10041"
     with path.open("wb") as stream:
         # FALLOC_FL_KEEP_SIZE, which Python does not have.
         length = ctypes.c_long(LOG_BYTES + 65536)
@@ -789,6 +789,6 @@ def test_an_empty_log_that_holds_blocks_is_cut(world: World) -> None:
 
 
 def test_in_a_container_with_its_hosts_cgroup_v1(world: World) -> None:
-    world.pid1.slice = world.place.at("/sys/fs/cgroup/systemd/pilot.slice")
+    world.pid1.slice = world.paths.at("/sys/fs/cgroup/systemd/pilot.slice")
     world.until(lambda: len(world.running()) == 40)
     world.until(lambda: world.said[-1:] == ["40 of 40 agents ready"])

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from startup.node.desired.spec import Binary
-from startup.node.machine.paths import Place
+from startup.node.machine.paths import Paths
 from startup.node.machine.retry import FinalError
 from startup.node.setup.release import path_of
 from startup.node.swarm import variants
@@ -23,16 +23,16 @@ def binary(sha256: str = "ab" * 32) -> Binary:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    place = Place(root=tmp_path)
+def paths(tmp_path: Path) -> Paths:
+    paths = Paths(root=tmp_path)
     for sha256 in ("ab" * 32, "cd" * 32):
-        path = path_of(binary(sha256), place.opt)
+        path = path_of(binary(sha256), paths.opt)
         path.parent.mkdir(parents=True)
         path.write_text(f"#!/bin/true {sha256}\n", encoding="ascii")
-    return place
+    return paths
 
 
-def ensure(place: Place, **changes: Any) -> str:
+def ensure(paths: Paths, **changes: Any) -> str:
     about: dict[str, Any] = {
         "binary": binary(),
         "version": "1.18.0",
@@ -41,27 +41,27 @@ def ensure(place: Place, **changes: Any) -> str:
         "restart": "",
         **changes,
     }
-    return variants.ensure(place, **about)
+    return variants.ensure(paths, **about)
 
 
-def test_a_variant_is_complete(place: Place) -> None:
-    found = ensure(place)
-    folder = place.variants / found
-    assert (folder / "pilot-daemon").resolve() == path_of(binary(), place.opt)
+def test_a_variant_is_complete(paths: Paths) -> None:
+    found = ensure(paths)
+    folder = paths.variants / found
+    assert (folder / "pilot-daemon").resolve() == path_of(binary(), paths.opt)
     assert (folder / "agent.env").read_text(encoding="utf-8") == 'A="1"\nB="2"\n'
     assert stat.S_IMODE((folder / "agent.env").stat().st_mode) == 0o600
     assert json.loads((folder / "variant.json").read_text(encoding="utf-8"))["version"] == "1.18.0"
-    assert variants.about(place, found)["release"] == "ab" * 32
-    assert variants.about(place, "0" * 16) == {}
+    assert variants.about(paths, found)["release"] == "ab" * 32
+    assert variants.about(paths, "0" * 16) == {}
 
 
-def test_the_same_is_the_same_and_nothing_is_written(place: Place) -> None:
-    found = ensure(place)
-    before = (place.variants / found / "agent.env").stat()
+def test_the_same_is_the_same_and_nothing_is_written(paths: Paths) -> None:
+    found = ensure(paths)
+    before = (paths.variants / found / "agent.env").stat()
     # The order of variables, comments and empty lines make no difference.
     unit = "[Service]\n\n# another why\n; and this\nUser=pilot\n"
-    assert ensure(place, environment={"B": "2", "A": "1"}, unit=unit) == found
-    after = (place.variants / found / "agent.env").stat()
+    assert ensure(paths, environment={"B": "2", "A": "1"}, unit=unit) == found
+    after = (paths.variants / found / "agent.env").stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
@@ -76,59 +76,59 @@ def test_the_same_is_the_same_and_nothing_is_written(place: Place) -> None:
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_what_makes_another_one(place: Place, change: dict[str, Any]) -> None:
-    assert ensure(place) != ensure(place, **change)
+def test_what_makes_another_one(paths: Paths, change: dict[str, Any]) -> None:
+    assert ensure(paths) != ensure(paths, **change)
     # The name of the version does not: it is the bytes that count.
-    assert ensure(place) == ensure(place, version="1.18.0-again")
+    assert ensure(paths) == ensure(paths, version="1.18.0-again")
 
 
-def test_one_that_was_damaged_is_mended(place: Place) -> None:
-    folder = place.variants / ensure(place)
+def test_one_that_was_damaged_is_mended(paths: Paths) -> None:
+    folder = paths.variants / ensure(paths)
     (folder / "pilot-daemon").unlink()
     (folder / "pilot-daemon").symlink_to("/bin/false")
     (folder / "agent.env").write_text("", encoding="ascii")
-    ensure(place)
-    assert (folder / "pilot-daemon").resolve() == path_of(binary(), place.opt)
+    ensure(paths)
+    assert (folder / "pilot-daemon").resolve() == path_of(binary(), paths.opt)
     assert (folder / "agent.env").read_text(encoding="utf-8") == 'A="1"\nB="2"\n'
 
 
-def test_without_its_binary_there_is_none(place: Place) -> None:
+def test_without_its_binary_there_is_none(paths: Paths) -> None:
     with pytest.raises(FinalError, match=r"ef/pilot-daemon is not there: release 2\.0"):
-        ensure(place, binary=binary("ef" * 32), version="2.0")
-    assert not place.variants.exists()
+        ensure(paths, binary=binary("ef" * 32), version="2.0")
+    assert not paths.variants.exists()
 
 
-def test_what_an_agent_is_started_with(place: Place) -> None:
-    first, second = ensure(place), ensure(place, restart="1")
-    variants.choose(place, 10001, first)
-    variants.choose(place, 10002, second)
+def test_what_an_agent_is_started_with(paths: Paths) -> None:
+    first, second = ensure(paths), ensure(paths, restart="1")
+    variants.choose(paths, 10001, first)
+    variants.choose(paths, 10002, second)
     # What the unit executes and reads.
     for port, found in ((10001, first), (10002, second)):
-        chosen = place.chosen / str(port)
-        assert (chosen / "agent.env").samefile(place.variants / found / "agent.env")
-    variants.choose(place, 10001, second)
-    assert variants.read(place) == {10001: second, 10002: second}
-    assert sorted(path.name for path in place.chosen.iterdir()) == ["10001", "10002"]
-    variants.forget(place, 10001)
-    variants.forget(place, 10001)
-    assert variants.read(place) == {10002: second}
+        chosen = paths.chosen / str(port)
+        assert (chosen / "agent.env").samefile(paths.variants / found / "agent.env")
+    variants.choose(paths, 10001, second)
+    assert variants.read(paths) == {10001: second, 10002: second}
+    assert sorted(path.name for path in paths.chosen.iterdir()) == ["10001", "10002"]
+    variants.forget(paths, 10001)
+    variants.forget(paths, 10001)
+    assert variants.read(paths) == {10002: second}
 
 
-def test_what_is_no_variant_is_not_known(place: Place) -> None:
-    assert variants.read(place) == {}
-    place.chosen.mkdir(parents=True)
-    (place.chosen / "10001").symlink_to("/etc")
-    (place.chosen / ".10002.new").symlink_to("../variants/x")
-    (place.chosen / "10003").write_text("", encoding="ascii")
-    assert variants.read(place) == {10001: ""}
+def test_what_is_no_variant_is_not_known(paths: Paths) -> None:
+    assert variants.read(paths) == {}
+    paths.chosen.mkdir(parents=True)
+    (paths.chosen / "10001").symlink_to("/etc")
+    (paths.chosen / ".10002.new").symlink_to("../variants/x")
+    (paths.chosen / "10003").write_text("", encoding="ascii")
+    assert variants.read(paths) == {10001: ""}
 
 
-def test_those_that_nobody_needs_are_removed(place: Place) -> None:
-    kept, running, old = (ensure(place, restart=each) for each in "123")
-    variants.choose(place, 10001, running)
-    variants.prune(place, [kept])
-    assert {path.name for path in place.variants.iterdir()} == {kept, running}
-    assert not (place.variants / old).exists()
+def test_those_that_nobody_needs_are_removed(paths: Paths) -> None:
+    kept, running, old = (ensure(paths, restart=each) for each in "123")
+    variants.choose(paths, 10001, running)
+    variants.prune(paths, [kept])
+    assert {path.name for path in paths.variants.iterdir()} == {kept, running}
+    assert not (paths.variants / old).exists()
     # The binary that it linked to is the release's, and stays.
-    assert path_of(binary(), place.opt).is_file()
-    variants.prune(Place(root=place.root / "nowhere"), [])
+    assert path_of(binary(), paths.opt).is_file()
+    variants.prune(Paths(root=paths.root / "nowhere"), [])
