@@ -228,13 +228,14 @@ def _reject(runner: run.Runner, open_: Sequence[rolls.VmRoll]) -> None:
 
 @commands.command()
 def pause(ctx: typer.Context, limit: Limit = 60.0) -> None:
-    """Freezes benchmarks on every VM, until `resume`."""
+    """Freezes benchmarks on every VM, until `unpause`."""
     _benchmarks(ctx.obj, "pause", limit)
 
 
 @commands.command()
-def resume(ctx: typer.Context, limit: Limit = 60.0) -> None:
-    """Lets benchmarks go on (where memory allows). The end of `drain` is `undrain`."""
+@commands.command("resume", hidden=True)  # its name until 2026-11
+def unpause(ctx: typer.Context, limit: Limit = 60.0) -> None:
+    """Ends `pause`: benchmarks go on where memory allows."""
     _benchmarks(ctx.obj, None, limit)
 
 
@@ -246,7 +247,7 @@ def _benchmarks(settings: GlobalOptions, word: str | None, limit: float) -> None
         say(f"{what}: {', '.join(names)}")
         if word:
             return
-        # On a VM, `pilot-node resume` is the end of its drain: here it is not.
+        # On a VM, `resume` was the word for undrain: name what is still drained.
         for name, seen in runner.see(runner.look(), names).items():
             if seen.order.hold:
                 say(f"{name} is still drained: `ops undrain {name}` ends that")

@@ -29,13 +29,15 @@ TITLES = {"limits": "kernel limits"}
 STARTED_VARIABLE = "PILOT_STARTED"
 
 PEOPLE = ("drain", "undrain", "resume", "restart", "status", "bench")
+"""Commands for people. `resume`, the word for `undrain` until 2026-11, works and is not shown."""
+
 USAGE = """usage: pilot-node COMMAND
   drain             end all agents, and start none, until `undrain`
-  undrain, resume   end of `drain` (`ops resume` is another: of benchmarks)
+  undrain           end `drain`: start the agents again
   restart           start all agents anew, a window's worth at a time
   status            what this VM says of itself
   bench -- COMMAND  run COMMAND in the slice of benchmarks, which memory pressure freezes
-The first four only ask; pilot-node does it, also when the one who asked is gone.
+The first three only ask; pilot-node does it, also when the one who asked is gone.
 
 Steps of the startup script (several in one go) and of units:
   spec ROLE  fetch this VM's spec from the metadata server and check it

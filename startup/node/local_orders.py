@@ -1,4 +1,4 @@
-"""What a person on the VM asks of pilot-node: drain, resume, restart, status.
+"""What a person on the VM asks of pilot-node: drain, undrain, restart, status.
 
 What is asked for is written down (/run/pilot/orders.json) and done by the service; whoever asked
 only watches, so a session that ends changes nothing. What is watched is the agents themselves.
@@ -72,11 +72,11 @@ def _ask(paths: Paths, command: str, say: Callable[[str], None]) -> None:
         write(paths, hold=command == "drain", restart=here.restart)
     if command == "drain":
         watch(paths, say, lambda s: not s.running, lambda s: f"{len(s.running)} agents left")
-        say("drained; `pilot-node resume` starts them again")
+        say("drained; `pilot-node undrain` starts them again")
         return
     here_too = command == "restart" and here.hold
     if here_too or _held(paths):
-        by = "`pilot-node resume`" if here_too else "an order in the bucket"
+        by = "`pilot-node undrain`" if here_too else "an order in the bucket"
         say(f"this VM is held: nothing is started before {by} says so")
         return
 

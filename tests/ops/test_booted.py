@@ -125,7 +125,7 @@ def test_a_reboot(fleet: Fleet, ops: Run) -> None:
 def test_benchmarks_pause(fleet: Fleet, ops: Run) -> None:
     assert ops("pause").code == 0
     assert fleet.project.steps() == {}
-    assert ops("resume").code == 0
+    assert ops("unpause").code == 0
 
 
 def test_a_vm_that_dies_and_agents_that_vanish_are_seen(fleet: Fleet, ops: Run) -> None:

@@ -58,6 +58,14 @@ def test_logs_go_on_with_what_comes(
     assert (found.code, found.out) == (130, "one\ntwo\nthree\n")
 
 
+@pytest.mark.parametrize("command", ["", "pause", "unpause", "drain", "undrain"])
+def test_help_shows_unpause_and_not_its_old_word(ops: Ops, command: str) -> None:
+    found = ops(*command.split(), "--help")
+    assert found.code == 0
+    assert "resume" not in found.out
+    assert ("unpause" in found.out) == (command in ("", "pause", "unpause"))
+
+
 def test_the_dashboard_of_a_cloud_on_this_machine(
     ops: Ops, simulated: Simulated, monkeypatch: pytest.MonkeyPatch
 ) -> None:

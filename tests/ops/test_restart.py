@@ -702,11 +702,11 @@ def test_what_a_vm_holds_itself_no_order_ends(ops: Ops, simulated: Simulated) ->
     found = ops("undrain", "swarm-1")
     assert (found.code, "`sudo pilot-node undrain` on it" in found.err) == (1, True)
     assert ops("drain", "swarm-3").code == 0
-    resumed = ops("resume")
-    assert resumed.code == 0
-    assert "swarm-1 is still held, on the VM itself" in resumed.out
-    assert "swarm-3 is still drained: `ops undrain swarm-3` ends that" in resumed.out
-    assert "swarm-2 is still" not in resumed.out
+    unpaused = ops("unpause")
+    assert unpaused.code == 0
+    assert "swarm-1 is still held, on the VM itself" in unpaused.out
+    assert "swarm-3 is still drained: `ops undrain swarm-3` ends that" in unpaused.out
+    assert "swarm-2 is still" not in unpaused.out
 
 
 def test_what_is_interrupted_says_what_stands(
@@ -752,11 +752,12 @@ def test_drain_and_undrain(ops: Ops, simulated: Simulated) -> None:
     assert simulated.nodes["swarm-1"].running == 120
 
 
-def test_pause_and_resume(ops: Ops, simulated: Simulated) -> None:
+@pytest.mark.parametrize("word", ["unpause", "resume"])
+def test_unpause_and_its_old_word_end_a_pause(ops: Ops, simulated: Simulated, word: str) -> None:
     with simulated.running():
         assert ops("pause").code == 0
         assert all(simulated.nodes[name].pausing for name in SWARM)
-        assert ops("resume").code == 0
+        assert ops(word).code == 0
     assert not any(simulated.nodes[name].pausing for name in SWARM)
     late = ops("pause", "--limit", "1")
     assert (late.code, "The order stands" in late.err) == (4, True)

@@ -64,7 +64,7 @@ def vm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Vm:
     return Vm(tmp_path, monkeypatch)
 
 
-def test_drain_and_resume(vm: Vm, capsys: pytest.CaptureFixture[str]) -> None:
+def test_drain_and_undrain(vm: Vm, capsys: pytest.CaptureFixture[str]) -> None:
     vm.steps = [lambda: vm.down(10001), lambda: None, lambda: vm.down(10002, 10003)]
     assert local_orders.main(vm.paths, ["drain"]) == 0
     assert vm.ordered().hold
@@ -73,10 +73,10 @@ def test_drain_and_resume(vm: Vm, capsys: pytest.CaptureFixture[str]) -> None:
         "3 agents left",
         "2 agents left",
         "0 agents left",
-        "drained; `pilot-node resume` starts them again",
+        "drained; `pilot-node undrain` starts them again",
     ]
     vm.steps = [lambda: vm.up(*PORTS)]
-    assert local_orders.main(vm.paths, ["resume"]) == 0
+    assert local_orders.main(vm.paths, ["undrain"]) == 0
     assert not vm.ordered().hold
     assert capsys.readouterr().out.splitlines() == [
         "0 of 3 agents ready",
@@ -85,13 +85,23 @@ def test_drain_and_resume(vm: Vm, capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
-def test_undrain_is_the_end_of_drain_too(vm: Vm, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(node, "place_of", lambda _: vm.paths)
+@pytest.mark.parametrize("word", ["undrain", "resume"])
+def test_undrain_and_its_old_word_end_a_drain(
+    vm: Vm, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    monkeypatch.setattr(node, "paths_of", lambda _: vm.paths)
     vm.steps = [lambda: vm.down(*PORTS)]
     assert node.main(["drain"]) == 0
     vm.steps = [lambda: vm.up(*PORTS)]
-    assert node.main(["undrain"]) == 0
+    assert node.main([word]) == 0
     assert not vm.ordered().hold
+
+
+def test_the_help_shows_undrain_and_not_its_old_word(capsys: pytest.CaptureFixture[str]) -> None:
+    assert node.main([]) == 2
+    told = capsys.readouterr().err
+    assert "undrain" in told
+    assert "resume" not in told
 
 
 def test_a_restart_is_done_when_none_is_in_its_old_life(
@@ -104,22 +114,22 @@ def test_a_restart_is_done_when_none_is_in_its_old_life(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "3 of 3 agents ready, 3 still to be started anew"
     assert lines[-2:] == ["3 of 3 agents ready, 0 still to be started anew", "done"]
-    # Draining and resuming later is no other restart.
+    # A drain and an undrain later are no other restart.
     vm.steps = []
-    assert local_orders.main(vm.paths, ["resume"]) == 0
+    assert local_orders.main(vm.paths, ["undrain"]) == 0
     assert vm.ordered().restart == first
 
 
 def test_a_vm_that_is_held_is_said(vm: Vm, capsys: pytest.CaptureFixture[str]) -> None:
     local_orders.write(vm.paths, hold=True, restart="")
     assert local_orders.main(vm.paths, ["restart"]) == 0
-    assert "this VM is held: nothing is started before `pilot-node resume`" in (
+    assert "this VM is held: nothing is started before `pilot-node undrain`" in (
         capsys.readouterr().out
     )
     assert vm.ordered().hold
     standing = orders.Standing(state="read", text='{"schema": 1, "hold": true}')
     orders.remember(vm.paths, standing)
-    assert local_orders.main(vm.paths, ["resume"]) == 0
+    assert local_orders.main(vm.paths, ["undrain"]) == 0
     assert "before an order in the bucket says so" in capsys.readouterr().out
 
 
