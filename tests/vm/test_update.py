@@ -114,7 +114,7 @@ def break_limits(fleet: Fleet) -> None:
     """`up` of this commit with a script that fails in "limits"."""
     fleet.take(ROOT)
     file = fleet.project.folder / "startup" / "node" / "setup" / "apply.py"
-    line = "    numbers = limits.sysctls(kernel.machine(place), spec)\n"
+    line = "    numbers = limits.sysctls(kernel.machine(paths), spec)\n"
     text = file.read_text()
     assert text.count(line) == 1
     file.write_text(text.replace(line, '    raise limits.LimitsError("no number fits")\n'))
