@@ -14,7 +14,7 @@ allowed_scripts: list[str] = []
 guard.register(allowed_scripts)
 
 from components import fleet, last, outputs, stack_file
-from components.config import from_pulumi
+from components.config_parse import from_pulumi
 
 ROOT = Path(__file__).resolve().parent
 

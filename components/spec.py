@@ -118,5 +118,5 @@ def _common(config: FleetConfig, name: str, role: str, script_sha256: str) -> di
         "name": name,
         "role": role,
         "schema": SCHEMA,
-        "script": {"sha256": script_sha256, "afterSeconds": config.turns[name]},
+        "script": {"sha256": script_sha256, "afterSeconds": config.script_delays[name]},
     }

@@ -23,6 +23,7 @@ import pulumi
 import yaml
 
 from components.config import PROJECT_NAME, FleetConfig
+from components.config_parse import parse_fleet
 from components.reading import ConfigError, Problem, show
 
 # Aliases can make any number of values out of a few lines. As go-yaml has it: beyond a thousand, at
@@ -126,7 +127,7 @@ def parse(text: str, name: str) -> FleetConfig:
         if key.startswith(ours)
     }
     project = reading.values.get("gcp:project")
-    return FleetConfig.parse(
+    return parse_fleet(
         values, project=None if project is None else str(project), refused=reading.problems
     )
 

@@ -15,6 +15,9 @@ import pytest
 import yaml
 
 from components import accounts, sold
+from components.config import FleetConfig
+from components.config_parse import parse_fleet
+from components.reading import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 SEED_FILE = ROOT / "Pulumi.swarm.yaml"
@@ -33,6 +36,25 @@ def seed() -> dict[str, Any]:
 def changed(**values: Any) -> dict[str, Any]:
     """The seed's fleet with some keys changed."""
     return copy.deepcopy(seed()) | values
+
+
+def swarm(**values: Any) -> dict[str, Any]:
+    """The seed's fleet with one VM, some of whose keys are changed."""
+    return changed(
+        swarm=[{"name": "swarm-1", "machineType": "e2-standard-16", "agents": 3000} | values]
+    )
+
+
+def parse(values: dict[str, Any], project: str | None = "project-1") -> FleetConfig:
+    """The fleet that `values` describes."""
+    return parse_fleet(values, project=project)
+
+
+def problems(values: dict[str, Any], project: str | None = "project-1") -> dict[str, str]:
+    """What is wrong with `values`, by path."""
+    with pytest.raises(ConfigError) as caught:
+        parse(values, project)
+    return {problem.path: problem.message for problem in caught.value.problems}
 
 
 class Recorder(pulumi.runtime.Mocks):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from components import described
 from components.config import FleetConfig
+from components.config_parse import parse_fleet
 from components.machines import look_up
 from components.reading import ConfigError
 from components.spec import Binary, metadata, rendezvous_spec, swarm_spec
@@ -56,7 +57,7 @@ def vm_accepts(memory_mb: float, document: Mapping[str, Any]) -> None:
 def refused(values: dict[str, Any]) -> list[str]:
     """Paths of the problems that the program has; where there are none every VM takes its spec."""
     try:
-        config = FleetConfig.parse(values, project="project-1")
+        config = parse_fleet(values, project="project-1")
     except ConfigError as error:
         return [problem.path for problem in error.problems]
     for memory_mb, document in rendered(config).values():
@@ -267,7 +268,7 @@ def test_every_field_is_described() -> None:
                 yield before + key
 
     tokens = dict.fromkeys(fields.TOKENS, "a" * 16)
-    config = FleetConfig.parse(FLEET | {"tokens": tokens}, project="project-1")
+    config = parse_fleet(FLEET | {"tokens": tokens}, project="project-1")
     found = {path for _, document in rendered(config).values() for path in paths(document)}
     assert found == {*fields.NUMBERS, *fields.TEXTS, *fields.FLAGS, "environment"}
 

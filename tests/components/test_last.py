@@ -8,6 +8,7 @@ import pulumi
 import pytest
 
 from components.config import FleetConfig
+from components.config_parse import parse_fleet
 from components.last import (
     Last,
     known,
@@ -36,7 +37,7 @@ def config(rendezvous: dict[str, object] | None = None, **first: object) -> Flee
     values = changed()
     values["rendezvous"] |= rendezvous or {}
     values["swarm"][0] |= first
-    return FleetConfig.parse(values, project="project-1")
+    return parse_fleet(values, project="project-1")
 
 
 def test_what_is_as_large_or_larger_or_new_is_no_problem() -> None:
@@ -111,7 +112,7 @@ def test_who_is_stopped_takes_turns_and_nobody_else() -> None:
     # By agents (1,500, 3,000, 5,000), the rendezvous last.
     everybody = ["swarm-3", "swarm-1", "swarm-2", "pilot-rendezvous"]
     values = changed(serviceAccount="other@project-1.iam.gserviceaccount.com")
-    other = FleetConfig.parse(values, project="project-1")
+    other = parse_fleet(values, project="project-1")
     assert stopped(other, RUNNING) == everybody
     # Nobody is there to be stopped.
     assert stopped(other, NEW) == []
@@ -127,7 +128,7 @@ def test_an_image_is_needed_for_a_boot_disk_that_is_made_or_when_it_is_new() -> 
     assert needed_images(config(), there) == set()
     # A release before this one recorded no image.
     assert needed_images(config(), THERE) == set()
-    newer = FleetConfig.parse(changed(image="corp-images/golden"), project="project-1")
+    newer = parse_fleet(changed(image="corp-images/golden"), project="project-1")
     assert needed_images(newer, there) == {fleets}
     # A VM that is new is made of the fleet's, one that is made again of its own.
     without = {name: "x" for name in VMS if name != "swarm-1"}
@@ -151,7 +152,7 @@ def test_a_machine_type_is_needed_where_a_vm_is_made_or_gets_another() -> None:
 
 def test_an_account_is_another_where_a_vm_that_is_there_has_not_got_it() -> None:
     values = changed(serviceAccount="other@project-1.iam.gserviceaccount.com")
-    other = FleetConfig.parse(values, project="project-1")
+    other = parse_fleet(values, project="project-1")
     assert other_account(other, RUNNING) == ["swarm-3", "swarm-1", "swarm-2", "pilot-rendezvous"]
     assert other_account(other, NEW) == []
     assert other_account(config(), RUNNING) == []

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from components import outputs
-from components.config import FleetConfig
+from components.config_parse import parse_fleet
 from components.power import STOPS, stopping
 from tests.components.fleet import changed
 
@@ -74,7 +74,7 @@ def test_the_contract_lists_them() -> None:
 def moves(machine: str, before: dict[str, str]) -> list[str]:
     values = changed()
     values["swarm"][0]["machineType"] = machine
-    config = FleetConfig.parse(values, project="project-1")
+    config = parse_fleet(values, project="project-1")
     return outputs.moves(config, before)
 
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from components import outputs
-from components.config import FleetConfig
+from components.config_parse import parse_fleet
 from components.reading import ConfigError
 from tests.components.fleet import ROOT, Recorder, changed, run_program, seed
 
@@ -223,7 +223,7 @@ def test_every_key_changes_what_is_declared(key: str, fleet: Recorder) -> None:
 
 
 def test_the_changes_above_name_every_key() -> None:
-    config = FleetConfig.parse(seed(), project="project-1")
+    config = parse_fleet(seed(), project="project-1")
     assert config.swarm
     declared = set(yaml.safe_load((ROOT / "Pulumi.yaml").read_text())["config"])
     # allowedScripts declares nothing: it lets pass (tests/engine/test_preview.py).
@@ -355,7 +355,7 @@ def test_what_is_no_token_is_said_and_not_shown(
     tokens: dict[str, Any], path: str, why: str
 ) -> None:
     with pytest.raises(ConfigError, match=why) as found:
-        FleetConfig.parse(changed(tokens=tokens), project="project-1")
+        parse_fleet(changed(tokens=tokens), project="project-1")
     text = str(found.value)
     assert f"pilot-fleet:{path}" in text
     assert not any(str(value) in text for value in tokens.values())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from components.config import CONFIGURATION_MOST
+from components.config_checks import MAX_CONFIGURATION_BYTES
 from tests.components.fleet import SEED_FILE, changed, seed
 from tests.engine.project import Project
 
@@ -67,12 +67,12 @@ def test_more_configuration_than_fits_is_refused_well_below_where_it_breaks(
 ) -> None:
     """What passes the check starts the program; what does not is told why, by either."""
     values = seed()
-    values["swarm"][0]["env"] = {"A": "x" * (CONFIGURATION_MOST - 2_000)}
+    values["swarm"][0]["env"] = {"A": "x" * (MAX_CONFIGURATION_BYTES - 2_000)}
     project.configure(values)
     assert project.preview().no_traceback().code == 0
-    reason = "Pulumi hands all of it to the program in one environment variable"
+    reason = "Pulumi passes all of it to the program in one environment variable"
     # The last goes beyond what the engine could start the program with.
-    for length, starts in ((CONFIGURATION_MOST, True), (120_000, True), (140_000, False)):
+    for length, starts in ((MAX_CONFIGURATION_BYTES, True), (120_000, True), (140_000, False)):
         values["swarm"][0]["env"] = {"A": "x" * length}
         project.configure(values)
         check = subprocess.run(
@@ -219,7 +219,7 @@ def test_what_is_declared_while_the_program_is_imported_is_refused_too(project: 
         GHOST.replace("METADATA", '{"startup-script": "echo hush"}')
     )
     main = project.folder / "__main__.py"
-    first = "from components.config import"
+    first = "from components.config_parse import"
     main.write_text(main.read_text().replace(first, f"import site_own\n{first}", 1))
     answer = project.preview(policies=False).no_traceback()
     assert answer.code != 0

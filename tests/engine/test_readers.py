@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from components.config import FleetConfig
+from components.config_parse import parse_fleet
 from components.reading import ConfigError
 from components.stack_file import StackValues, is_read, parse, read
 from tests.components.fleet import SEED_FILE
@@ -251,7 +251,7 @@ PROGRAM = """
 import json
 from pathlib import Path
 from pulumi.runtime import get_config_env
-from components.config import from_pulumi
+from components.config_parse import from_pulumi
 
 from_pulumi()
 Path("told.json").write_text(json.dumps(get_config_env()))
@@ -296,7 +296,7 @@ def test_fifty_changed_files_are_the_same_fleet_to_the_engine_and_one_that_vms_t
         assert answer.code == 0, f"{text}\n{answer.text}"
         told = json.loads((project.folder / "told.json").read_text())
         values = {key.removeprefix("pilot-fleet:"): value for key, value in told.items()}
-        assert FleetConfig.parse(values, project=values.pop("gcp:project")) == config, text
+        assert parse_fleet(values, project=values.pop("gcp:project")) == config, text
         for memory_mb, document in rendered(config).values():
             vm_accepts(memory_mb, document)
         accepted += 1

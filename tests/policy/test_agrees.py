@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from components.capacity import CONNECTION_MB, default_connections
-from components.config import FleetConfig
+from components.config_parse import parse_fleet
 from components.reading import ConfigError
 from policy import fits
 from tests.policy.planned import spec, vm
@@ -41,7 +41,7 @@ VMS = st.fixed_dictionaries(
 
 def of_the_program(values: dict[str, Any]) -> set[str]:
     try:
-        FleetConfig.parse(values, project="project-1")
+        parse_fleet(values, project="project-1")
     except ConfigError as error:
         return {problem.path.removeprefix(PREFIX).partition(".")[0] for problem in error.problems}
     return set()

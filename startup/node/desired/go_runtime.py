@@ -11,7 +11,7 @@ from .json_reader import kind_of
 
 def go_problem(name: str, value: str, environment: Mapping[str, str]) -> str:
     """Why no Go program may run with `value` for the variable `name`, "" where one may. The plan
-    says the same (components/config.py)."""
+    says the same (components/config_vms.py)."""
     problem = ""
     if name == "GODEBUG":
         problem = _debug_problem(value)
