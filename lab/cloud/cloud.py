@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from lab.cloud.metadata import MetadataServers
+from lab.cloud.metadata.server import MetadataServers
 from lab.cloud.server import Serving, listen, serve
 from lab.machines.driver import Driver, NoMachines
 

@@ -5,8 +5,8 @@ is forwarded to it.
 """
 
 from lab.cloud import Json, links
+from lab.cloud.compute.machines import machine
 from lab.cloud.errors import ApiError, not_found
-from lab.cloud.instances import machine
 from lab.cloud.links import Scope
 from lab.cloud.store import Store
 from lab.cloud.web import Request, Route

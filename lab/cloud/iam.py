@@ -6,7 +6,7 @@ from functools import partial
 from typing import Final
 
 from lab.cloud import Json
-from lab.cloud.compute import project_number
+from lab.cloud.compute.project_api import project_number
 from lab.cloud.errors import ApiError, already_exists, not_found, required
 from lab.cloud.store import Store, Transaction
 from lab.cloud.web import Request, Route

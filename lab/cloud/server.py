@@ -13,14 +13,14 @@ from typing import Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from lab.cloud import NAME
-from lab.cloud.compute import Compute
+from lab.cloud.compute.api import Compute
+from lab.cloud.compute.operations import Operations
 from lab.cloud.control import Control
 from lab.cloud.errors import ApiError, not_implemented
 from lab.cloud.iam import Policies, ResourceManager, ServiceAccounts
 from lab.cloud.monitoring import MonitoringApi
-from lab.cloud.operations import Operations
 from lab.cloud.secrets import Secrets
-from lab.cloud.storage import Storage
+from lab.cloud.storage.api import Storage
 from lab.cloud.store import Store, StoreError
 from lab.cloud.web import FileSlice, Request, Response, Router
 from lab.machines.driver import Driver, NoMachines

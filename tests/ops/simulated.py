@@ -20,6 +20,7 @@ from startup.node.desired import orders as node_orders
 from startup.node.pressure.sampler import Heavy, Sample
 from startup.node.report.status import OrdersStatus, RegistryStatus, RollStatus, document, encode
 from tests.lab.cloud.client import COMPUTE, ZONE, Client, make_network, vm
+from tests.lab.cloud.guest import publish
 from tests.startup import facts
 
 BUCKET = "p1-pilot-fleet"
@@ -274,7 +275,7 @@ class Simulated:
 
     def publish(self, name: str, text: str) -> None:
         where = f"projects/p1/zones/us-central1-a/instances/{name}"
-        self.serving.lab.compute.set_guest_attribute(where, "pilot", "status", text)
+        publish(self.serving.lab.store, where, "pilot/status", text)
 
     def console(self, text: bytes) -> None:
         def output(machine: Machine) -> bytes:

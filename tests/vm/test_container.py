@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import pytest
 
-from lab.cloud import maintenance
+from lab.cloud.compute import maintenance
 from startup.node.machine.paths import AGAIN as AGAIN_BY_HAND
 from tests.components.monitoring.names import metric_names
 from tests.vm.conftest import Boot

@@ -9,6 +9,7 @@ from urllib.parse import quote, urlsplit
 COMPUTE = "/compute/v1/projects/p1"
 ZONE = f"{COMPUTE}/zones/us-central1-a"
 REGION = f"{COMPUTE}/regions/us-central1"
+LINK = "https://www.googleapis.com"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,3 +140,9 @@ def make_network(client: Client, cidr: str = "10.10.0.0/20") -> None:
     client.do("POST", f"{COMPUTE}/global/networks", {"name": "net", "autoCreateSubnetworks": False})
     body = {"name": "sub", "ipCidrRange": cidr, "network": "projects/p1/global/networks/net"}
     client.do("POST", f"{REGION}/subnetworks", body)
+
+
+def list_of(client: Client, collection: str) -> list[Any]:
+    """Return what is in a collection of the zone."""
+    found: list[Any] = client.get(f"{ZONE}/{collection}").get("items", [])
+    return found

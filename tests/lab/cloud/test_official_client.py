@@ -7,6 +7,7 @@ import pytest
 
 from lab.cloud.server import Serving
 from tests.lab.cloud.client import Client
+from tests.lab.cloud.guest import publish
 
 with warnings.catch_warnings():
     # On import it announces when it will drop this Python, which is Debian 12's.
@@ -153,7 +154,7 @@ def test_project_metadata(serving: Serving) -> None:
 def test_guest_attributes(instances: Any, serving: Serving) -> None:
     insert(instances, "vm")
     path = "projects/p1/zones/us-central1-a/instances/vm"
-    serving.lab.compute.set_guest_attribute(path, "ns", "status", "up")
+    publish(serving.lab.store, path, "ns/status", "up")
     request = compute_v1.GetGuestAttributesInstanceRequest(**AT, instance="vm", query_path="ns/")
     found = instances.get_guest_attributes(request=request)
     assert [(each.key, each.value) for each in found.query_value.items] == [("status", "up")]

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lab.cloud.compute import project_number
+from lab.cloud.compute.project_api import project_number
 from lab.cloud.server import Serving
 from tests.lab.cloud.client import COMPUTE, REGION, Answer, Client, multipart
 

@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lab.cloud import Json, addressing, catalog
-from lab.cloud.addressing import NoAddressError
+from lab.cloud import Json
+from lab.cloud.compute import addressing, catalog
+from lab.cloud.compute.addressing import NoAddressError
+from lab.cloud.compute.query import compile_filter, page
 from lab.cloud.errors import ApiError
-from lab.cloud.query import compile_filter, page
 
 VM: Json = {
     "name": "swarm-1",

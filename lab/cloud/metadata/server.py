@@ -1,6 +1,6 @@
 """Where the metadata servers of VMs listen: sockets, connections, and being out of reach.
 
-What they answer is in `lab.cloud.metadata_answers`, what they hold in `lab.cloud.metadata_tree`.
+`lab.cloud.metadata.answers` says what they answer.
 """
 
 import logging
@@ -14,7 +14,7 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from typing import Any, Final, Protocol, Self
 
-from lab.cloud.metadata_answers import (
+from lab.cloud.metadata.answers import (
     MOST_GUEST_VALUE,
     GoneError,
     Metadata,

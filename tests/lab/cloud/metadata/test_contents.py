@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from lab.cloud import metadata_tree
-from lab.cloud.metadata_tree import GuestFacts, Node, find, tree
+from lab.cloud.metadata import contents
+from lab.cloud.metadata.contents import GuestFacts, Node, find, tree
 from lab.machines.driver import Machine, Nic
 
 NUMBER = "123456789012"
@@ -80,13 +80,13 @@ def at(path: str, facts: GuestFacts = FACTS) -> Node | None:
 def text(path: str, *, recursive: bool = False, facts: GuestFacts = FACTS) -> str:
     node = at(path, facts)
     assert node is not None, path
-    return metadata_tree.write(node, recursive=recursive, as_json=False)
+    return contents.write(node, recursive=recursive, as_json=False)
 
 
 def tag(path: str, facts: GuestFacts, *, recursive: bool = True) -> str:
     node = at(path, facts)
     assert node is not None, path
-    return metadata_tree.etag(node, recursive)
+    return contents.etag(node, recursive)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_there_is_nothing_at(path: str) -> None:
 
 
 def test_a_recursive_answer_is_json_in_googles_shape() -> None:
-    value = metadata_tree.as_value(tree(FACTS))
+    value = contents.as_value(tree(FACTS))
     account = {
         "aliases": ["default"],
         "email": ACCOUNT,
@@ -206,7 +206,7 @@ def test_a_recursive_answer_is_json_in_googles_shape() -> None:
     assert instance["licenses"] == [{"id": "77"}]
     assert instance["guestAttributes"] == {}
     assert instance["remainingCpuTime"] == -1
-    assert metadata_tree.as_value(at("instance/guest-attributes") or "")["ns"] == {"status": "up"}
+    assert contents.as_value(at("instance/guest-attributes") or "")["ns"] == {"status": "up"}
 
 
 def test_a_recursive_answer_as_text_has_a_line_for_each_value() -> None:
@@ -231,7 +231,7 @@ def test_the_value_of_a_key_is_written_as_json_where_asked() -> None:
     ):
         node = at(path)
         assert node is not None
-        assert metadata_tree.write(node, recursive=False, as_json=True) == expected
+        assert contents.write(node, recursive=False, as_json=True) == expected
 
 
 CHANGES: dict[str, GuestFacts] = {

@@ -1,8 +1,8 @@
 """What the metadata server of a VM answers: values, long polls, guest attributes, tokens.
 
-What it holds and how that is written is in `lab.cloud.metadata_tree`. Every answer is computed from
-the state as it is then, so the API need not tell this module anything: a long poll looks again
-after each commit, and ends when the ETag of what was asked for is another one.
+`lab.cloud.metadata.contents` says what it holds and how that is written. Every answer is computed
+from the state at that moment, so the API tells this module nothing: a long poll looks again after
+each commit, and ends when the ETag of what was asked for has changed.
 
 What Google's guest environment asks for, and finds here (read in its source: Debian's package of
 2021, and a current one): `//?recursive=true&alt=json&wait_for_change=true&timeout_sec=60&
@@ -27,9 +27,12 @@ from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from lab.cloud import Json, compute, instances, links, maintenance, metadata_tree
+from lab.cloud import Json, links
+from lab.cloud.compute import machines, maintenance
+from lab.cloud.compute.project_api import project_number
 from lab.cloud.links import Scope
-from lab.cloud.metadata_tree import GuestFacts, Node
+from lab.cloud.metadata import contents
+from lab.cloud.metadata.contents import GuestFacts, Node
 from lab.cloud.store import Store, StoreError, Transaction
 
 ROOT: Final = "/computeMetadata/v1/"
@@ -118,15 +121,15 @@ def gather(transaction: Transaction, path: str) -> tuple[GuestFacts, float] | No
     event, left = maintenance.current(transaction, body["id"]) or (None, _LOOK_SECONDS)
     facts = GuestFacts(
         instance=body,
-        machine=instances.machine(transaction, body),
-        project_number=compute.project_number(project),
-        project=metadata_tree.items(held.get("commonInstanceMetadata")),
-        zonal=metadata_tree.items(settings.get("metadata")),
-        image=metadata_tree.image_of(boot),
+        machine=machines.machine(transaction, body),
+        project_number=project_number(project),
+        project=contents.items(held.get("commonInstanceMetadata")),
+        zonal=contents.items(settings.get("metadata")),
+        image=contents.image_of(boot),
         licenses=[str(each) for each in boot.get("licenseCodes") or []],
         disk_types={name: links.last(each.get("type", "")) for name, each in disks.items()},
         guest={name: each["value"] for name, each in transaction.documents(_guest(path)).items()},
-        maintenance=event or metadata_tree.NO_MAINTENANCE,
+        maintenance=event or contents.NO_MAINTENANCE,
     )
     return facts, left
 
@@ -219,10 +222,10 @@ class Metadata:
             # Before the state is read: a commit after that ends the wait below at once.
             generation = self._store.generation
             facts, holds = self._look(path)
-            node = metadata_tree.find(metadata_tree.tree(facts), question.parts)
-            if node is None or isinstance(node, metadata_tree.Made):
+            node = contents.find(contents.tree(facts), question.parts)
+            if node is None or isinstance(node, contents.Made):
                 raise MetadataRefusedError(404, "not found")
-            directory = metadata_tree.is_directory(node)
+            directory = contents.is_directory(node)
             if question.directory and not directory:
                 raise MetadataRefusedError(
                     404, "a value, no directory: ask without the slash at the end"
@@ -233,7 +236,7 @@ class Metadata:
                 raise MetadataRefusedError(
                     400, "a directory's listing has one form and is not waited for"
                 )
-            tag = metadata_tree.etag(node, recursive)
+            tag = contents.etag(node, recursive)
             last = tag if last is None else last
             left = _left(deadline)
             if not waiting or tag != last or left <= 0:
@@ -384,10 +387,8 @@ def _left(deadline: float | None) -> float:
 
 
 def _found(node: Node, recursive: bool, alt: str | None, tag: str) -> MetadataAnswer:
-    as_json = alt == "json" or (
-        alt is None and metadata_tree.json_by_default(node, recursive=recursive)
-    )
-    text = metadata_tree.write(node, recursive=recursive, as_json=as_json)
+    as_json = alt == "json" or (alt is None and contents.json_by_default(node, recursive=recursive))
+    text = contents.write(node, recursive=recursive, as_json=as_json)
     return MetadataAnswer(
         text=text, content_type=_JSON if as_json else _TEXT, headers={"ETag": tag}
     )

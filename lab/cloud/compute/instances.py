@@ -1,18 +1,27 @@
-"""Instances: what an insert request becomes, and what actions change.
+"""Instances: the resource that an insert request becomes, with its disks and interfaces.
 
-Pure but for what is read from the transaction; the driver's work is in `lab.cloud.compute`.
+Nothing here has an effect: it reads a transaction. `lab.cloud.compute.driver_work` does the
+driver's work.
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, Final
 
-from lab.cloud import Json, addressing, attributes, catalog, kinds, links
-from lab.cloud.addressing import NoAddressError
-from lab.cloud.errors import ApiError, OperationError, invalid, not_found, not_ready, required
+from lab.cloud import Json, links
+from lab.cloud.compute import (
+    addresses,
+    addressing,
+    attributes,
+    catalog,
+    disks,
+    kinds,
+    lookups,
+)
+from lab.cloud.compute.addressing import NoAddressError
+from lab.cloud.errors import ApiError, OperationError, invalid, not_ready, required
 from lab.cloud.links import Scope, link
 from lab.cloud.store import Transaction, fingerprint
-from lab.machines.driver import Attachment, Disk, Machine, Nic
 
 RUNNING: Final = "RUNNING"
 STAGING: Final = "STAGING"
@@ -20,7 +29,9 @@ PROVISIONING: Final = "PROVISIONING"
 STOPPING: Final = "STOPPING"
 TERMINATED: Final = "TERMINATED"
 
+
 MOST_DISKS: Final = 128  # Compute Engine's limit of persistent disks on a machine
+
 
 _DEVICE = re.compile(r"[A-Za-z0-9._-]{1,63}")
 
@@ -48,9 +59,9 @@ def create(transaction: Transaction, scope: Scope, body: Json) -> tuple[Json, li
         _attached(transaction, scope, given, name=name, index=index, made=made)
         for index, given in enumerate(body.get("disks") or [])
     ]
-    _check_disks(disks)
+    check_disks(disks)
     kind = machine_type(body.get("machineType"), scope)
-    _check_disk_types(transaction, disks, made, links.last(kind))
+    check_disk_types(transaction, disks, made, links.last(kind))
     identity = transaction.new_id()
     asked = {key: each for key, each in body.items() if key not in _REBUILT and each is not None}
     instance: Json = {
@@ -158,10 +169,10 @@ def source_disk(
 ) -> Json:
     """Return the existing disk that a request attaches; 404, or 400 where it is in use."""
     path = links.reference(source, field, scope, "disks")
-    body = kinds.find(transaction, path)
+    body = lookups.find(transaction, path)
     if body["status"] != "READY":
         raise not_ready(path, f"it is {body['status']}")
-    users = kinds.disk_users(transaction, body)
+    users = disks.disk_users(transaction, body)
     if users and given.get("mode") != "READ_ONLY":
         user = links.path_of(users[0], scope)
         message = f"The disk resource '{path}' is already being used by '{user}'"
@@ -194,7 +205,8 @@ def attached(disk: Json, index: int, given: Json) -> Json:
     return shown
 
 
-def _check_disks(disks: list[Json]) -> None:
+def check_disks(disks: list[Json]) -> None:
+    """Refuse (400) a list of disks that no machine can have."""
     if not disks or sum(each["boot"] for each in disks) != 1 or not disks[0]["boot"]:
         raise invalid("resource.disks", len(disks), "The first disk must be the boot disk.")
     if len(disks) > MOST_DISKS:
@@ -205,21 +217,19 @@ def _check_disks(disks: list[Json]) -> None:
         raise invalid("resource.disks", names, "Duplicate disk or device name.")
 
 
-def _check_disk_types(
+def check_disk_types(
     transaction: Transaction, disks: Iterable[Json], made: Iterable[Json], machine: str
 ) -> None:
+    """Refuse (400) disks of a type that the machine type does not take."""
     new = {each["selfLink"]: each for each in made}
     for each in disks:
-        body = new.get(each["source"]) or kinds.find(
+        body = new.get(each["source"]) or lookups.find(
             transaction, links.path_of(each["source"], Scope(project=""))
         )
         kind = links.last(body["type"])
         if not catalog.takes(machine, kind):
             message = f"{kind} disk type cannot be used by {machine} machine type."
             raise ApiError(400, "badRequest", message)
-
-
-# Network interfaces
 
 
 def _nics(transaction: Transaction, scope: Scope, given: list[Json]) -> list[Json]:
@@ -247,7 +257,7 @@ def _nic(
         raise invalid(f"{where}.subnetwork", given["subnetwork"], why)
     if any(each["subnetwork"] == subnet["selfLink"] for each in before):
         raise invalid(f"{where}.subnetwork", path, "Networks of interfaces must be distinct.")
-    address = kinds.internal_address(
+    address = addresses.internal_address(
         transaction, subnet, given.get("networkIP"), f"{where}.networkIP", spare_reserved=False
     )
     nic: Json = {
@@ -260,13 +270,14 @@ def _nic(
     }
     configs = given.get("accessConfigs") or []
     if configs:
-        nic["accessConfigs"] = [_access(transaction, configs[0], where, address)]
+        nic["accessConfigs"] = [access_config(transaction, configs[0], where, address)]
     return {**nic, "fingerprint": fingerprint(nic)}
 
 
-def _access(transaction: Transaction, given: Json, where: str, internal: str) -> Json:
-    users = kinds.external_users(transaction)
-    held = kinds.reserved(transaction, None)
+def access_config(transaction: Transaction, given: Json, where: str, internal: str) -> Json:
+    """Return the external address of an interface: the reserved one asked for, or a free one."""
+    users = addresses.external_users(transaction)
+    held = addresses.reserved(transaction, None)
     wanted = given.get("natIP")
     if wanted:
         if wanted not in held:
@@ -287,229 +298,3 @@ def _access(transaction: Transaction, given: Json, where: str, internal: str) ->
         "natIP": wanted,
         "networkTier": "PREMIUM",
     }
-
-
-# Actions
-
-
-def find_nic(instance: Json, name: str) -> Json:
-    """Return a network interface by name; 404 where there is none."""
-    for nic in instance["networkInterfaces"]:
-        if nic["name"] == name:
-            return dict(nic)
-    raise not_found(f"{links.path_of(instance['selfLink'], Scope(project=''))}/{name}")
-
-
-def stopped(instance: Json, what: str) -> None:
-    """Refuse (400) to change what can only be changed while the machine is off."""
-    if instance["status"] != TERMINATED:
-        path = links.path_of(instance["selfLink"], Scope(project=""))
-        why = f"{what} can only be changed while the instance is TERMINATED, not {{}}"
-        raise not_ready(path, why.format(instance["status"]))
-
-
-Change = Callable[[Transaction, Scope, Json, Json], None]
-
-
-def _set_metadata(_: Transaction, __: Scope, instance: Json, given: Json) -> None:
-    instance["metadata"] = attributes.change_metadata(instance["metadata"], given)
-
-
-def _set_labels(_: Transaction, __: Scope, instance: Json, given: Json) -> None:
-    attributes.change_labels(instance, given)
-
-
-def _set_tags(_: Transaction, __: Scope, instance: Json, given: Json) -> None:
-    instance["tags"] = attributes.change_tags(instance["tags"], given)
-
-
-def _set_machine_type(transaction: Transaction, scope: Scope, instance: Json, given: Json) -> None:
-    stopped(instance, "the machine type")
-    kind = machine_type(given.get("machineType"), scope)
-    _check_disk_types(transaction, instance["disks"], (), links.last(kind))
-    instance["machineType"] = kind
-
-
-def _set_service_account(_: Transaction, __: Scope, instance: Json, given: Json) -> None:
-    stopped(instance, "the service account")
-    instance.pop("serviceAccounts", None)
-    if given.get("email"):
-        scopes = list(given.get("scopes") or [])
-        instance["serviceAccounts"] = [{"email": given["email"], "scopes": scopes}]
-
-
-def _set_scheduling(_: Transaction, __: Scope, instance: Json, given: Json) -> None:
-    kind = links.last(instance["machineType"])
-    instance["scheduling"] = scheduling({**instance["scheduling"], **given}, kind)
-
-
-def _set_shielded(_: Transaction, __: Scope, instance: Json, given: Json) -> None:
-    stopped(instance, "the Shielded VM options")
-    instance["shieldedInstanceConfig"] = {**instance["shieldedInstanceConfig"], **given}
-
-
-def _set_deletion_protection(_: Transaction, __: Scope, instance: Json, given: Json) -> None:
-    instance["deletionProtection"] = given.get("deletionProtection", "true") == "true"
-
-
-def _set_min_cpu_platform(_: Transaction, __: Scope, instance: Json, given: Json) -> None:
-    stopped(instance, "the minimum CPU platform")
-    instance["minCpuPlatform"] = given.get("minCpuPlatform", "")
-
-
-def _set_display(_: Transaction, __: Scope, instance: Json, given: Json) -> None:
-    stopped(instance, "the display device")
-    instance["displayDevice"] = {"enableDisplay": bool(given.get("enableDisplay"))}
-
-
-def _set_auto_delete(_: Transaction, __: Scope, instance: Json, given: Json) -> None:
-    _device(instance, given.get("deviceName"))["autoDelete"] = given.get("autoDelete") == "true"
-
-
-def _update_nic(transaction: Transaction, scope: Scope, instance: Json, given: Json) -> None:
-    name = str(given.get("networkInterface"))
-    nic = find_nic(instance, name)
-    if given.get("fingerprint") != nic["fingerprint"]:
-        raise ApiError(412, "conditionNotMet", "Supplied fingerprint does not match.")
-    wanted = given.get("networkIP", nic["networkIP"])
-    if wanted != nic["networkIP"]:
-        stopped(instance, "the address")
-        subnet = kinds.find(transaction, links.path_of(nic["subnetwork"], scope))
-        nic["networkIP"] = kinds.internal_address(
-            transaction, subnet, wanted, "networkIP", spare_reserved=False
-        )
-    _replace_nic(instance, nic)
-
-
-def _add_access(transaction: Transaction, _: Scope, instance: Json, given: Json) -> None:
-    nic = find_nic(instance, str(given.get("networkInterface")))
-    if nic.get("accessConfigs"):
-        raise invalid("networkInterface", nic["name"], "At most one access config is allowed.")
-    nic["accessConfigs"] = [_access(transaction, given, "networkInterface", nic["networkIP"])]
-    _replace_nic(instance, nic)
-
-
-def _delete_access(_: Transaction, __: Scope, instance: Json, given: Json) -> None:
-    nic = find_nic(instance, str(given.get("networkInterface")))
-    nic.pop("accessConfigs", None)
-    _replace_nic(instance, nic)
-
-
-def _replace_nic(instance: Json, nic: Json) -> None:
-    plain = {key: each for key, each in nic.items() if key != "fingerprint"}
-    nic["fingerprint"] = fingerprint(plain)
-    instance["networkInterfaces"] = [
-        nic if each["name"] == nic["name"] else each for each in instance["networkInterfaces"]
-    ]
-
-
-def _device(instance: Json, name: Any) -> Json:
-    for each in instance["disks"]:
-        if each["deviceName"] == name:
-            found: Json = each
-            return found
-    raise invalid("deviceName", name, "No attached disk found with device name.")
-
-
-def attach(transaction: Transaction, scope: Scope, instance: Json, given: Json) -> None:
-    """Attach an existing disk; OperationError where another instance has it."""
-    disk = source_disk(transaction, scope, given.get("source"), "source", given)
-    taken = {each["index"] for each in instance["disks"]}
-    index = next(number for number in range(MOST_DISKS + 1) if number not in taken)
-    instance["disks"].append(attached(disk, index, given))
-    _check_disks(instance["disks"])
-    _check_disk_types(transaction, instance["disks"], (), links.last(instance["machineType"]))
-
-
-def detach(_: Transaction, __: Scope, instance: Json, given: Json) -> None:
-    """Detach a disk by device name; the boot disk only while the machine is off."""
-    found = _device(instance, given.get("deviceName"))
-    if found["boot"]:
-        stopped(instance, "the boot disk")
-    instance["disks"] = [each for each in instance["disks"] if each is not found]
-
-
-QUIET: Final[dict[str, Change]] = {
-    "setMetadata": _set_metadata,
-    "setLabels": _set_labels,
-    "setTags": _set_tags,
-    "setMachineType": _set_machine_type,
-    "setServiceAccount": _set_service_account,
-    "setScheduling": _set_scheduling,
-    "setMinCpuPlatform": _set_min_cpu_platform,
-    "setDeletionProtection": _set_deletion_protection,
-    "setDiskAutoDelete": _set_auto_delete,
-    "updateShieldedInstanceConfig": _set_shielded,
-    "updateDisplayDevice": _set_display,
-    "updateNetworkInterface": _update_nic,
-    "addAccessConfig": _add_access,
-    "deleteAccessConfig": _delete_access,
-    "attachDisk": attach,
-    "detachDisk": detach,
-}
-"""Actions that change the record, by name in the path and type of the operation."""
-
-
-# What the driver gets
-
-
-def machine(transaction: Transaction, instance: Json) -> Machine:
-    """Return an instance as a driver needs it."""
-    path = links.path_of(instance["selfLink"], Scope(project=""))
-    project = path.split("/")[1]
-    kind = catalog.machine_type(links.last(instance["machineType"]))
-    if kind is None:
-        raise invalid("machineType", instance["machineType"], "Unknown machine type.")
-    return Machine(
-        path=path,
-        id=int(instance["id"]),
-        hostname=instance.get("hostname") or f"{instance['name']}.c.{project}.internal",
-        vcpus=kind.vcpus,
-        memory_mb=kind.memory_mb,
-        disks=tuple(_attachments(transaction, instance["disks"])),
-        nics=tuple(_machine_nic(transaction, nic) for nic in instance["networkInterfaces"]),
-    )
-
-
-def _attachments(transaction: Transaction, disks: Iterable[Json]) -> Iterable[Attachment]:
-    for each in disks:
-        body = transaction.get(*links.split(links.path_of(each["source"], Scope(project=""))))
-        if body is not None:
-            yield Attachment(
-                disk=driver_disk(body),
-                device_name=each["deviceName"],
-                boot=each["boot"],
-                read_only=each["mode"] == "READ_ONLY",
-            )
-
-
-def driver_disk(body: Json) -> Disk:
-    """Return a disk as a driver needs it."""
-    source, snapshot = body.get("sourceImage"), body.get("sourceSnapshot")
-    return Disk(
-        path=links.path_of(body["selfLink"], Scope(project="")),
-        size_gb=int(body["sizeGb"]),
-        image=links.path_of(source, Scope(project="")) if source else None,
-        snapshot=links.path_of(snapshot, Scope(project="")) if snapshot else None,
-    )
-
-
-def _machine_nic(transaction: Transaction, nic: Json) -> Nic:
-    subnet = kinds.find(transaction, links.path_of(nic["subnetwork"], Scope(project="")))
-    configs = nic.get("accessConfigs") or [{}]
-    return Nic(
-        address=nic["networkIP"],
-        cidr=subnet["ipCidrRange"],
-        gateway=subnet["gatewayAddress"],
-        mac=mac(nic["networkIP"]),
-        external=configs[0].get("natIP"),
-    )
-
-
-def mac(address: str) -> str:
-    """Return the MAC address of an interface: Google's prefix 42:01, then from its address.
-
-    As on Google, the last four bytes are the address itself; two subnetworks may overlap in two
-    networks only, which are two LANs.
-    """
-    return "42:01:" + ":".join(f"{int(part):02x}" for part in address.split("."))

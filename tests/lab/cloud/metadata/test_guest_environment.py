@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from lab.cloud.metadata import MetadataServing, serve_metadata
+from lab.cloud.metadata.server import MetadataServing, serve_metadata
 from lab.cloud.server import Serving
 from lab.machines.processes import ending
 from tests.lab.cloud.client import COMPUTE, ZONE, Client, vm

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from lab.cloud import Json, links
-from lab.cloud.errors import OperationError
+from lab.cloud.errors import OperationError, not_ready
 from lab.cloud.links import Scope
 from lab.cloud.store import Store, StoreError, Transaction
 from lab.machines.driver import MachineError
@@ -23,7 +23,7 @@ WAIT_SECONDS: Final = 120.0  # the longest that Google's `wait` method blocks
 QUICK_SECONDS: Final = 0.2  # less than anyone notices, more than a driver that does nothing needs
 _WORKERS: Final = 64  # operations at once; each may wait for a machine to boot
 
-LOG = logging.getLogger("lab.cloud.operations")
+LOG = logging.getLogger("lab.cloud.compute.operations")
 
 Work = Callable[[str], None]
 
@@ -168,6 +168,12 @@ class Operations:
             if operation["status"] != "DONE" and operation["targetLink"] == links.link(path):
                 return name
         return None
+
+    def refuse_while_busy(self, transaction: Transaction, path: str) -> None:
+        """Refuse (400) to change a resource that an operation works on."""
+        busy = self.busy(transaction, path)
+        if busy:
+            raise not_ready(path, f"{busy} is under way")
 
     def wait(self, collection: str, name: str, timeout: float = WAIT_SECONDS) -> Json | None:
         """Wait until an operation is DONE, at most `timeout` seconds; None if there is none."""
