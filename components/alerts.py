@@ -1,8 +1,8 @@
-"""What is watched of a fleet: the alerts, and the panels of its dashboard, as data.
+"""The fleet's alerts and the panels of its dashboard, as data.
 
-Every metric is one of docs/CONTRACT.md, "Metrics". components/monitoring.py makes them in Cloud
-Monitoring; prometheus_rules.yml holds the same for people who do not use it, and
-tests/components/monitoring compares the two.
+docs/CONTRACT.md, "Metrics", lists the metrics. components/monitoring.py declares alerts and
+dashboard in Cloud Monitoring. prometheus_rules.yml and grafana_dashboard.json hold the same for
+Prometheus and Grafana; tests/components/monitoring compares them.
 """
 
 from __future__ import annotations
@@ -12,27 +12,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 # Below this fraction of available memory pilot-node freezes benchmarks (docs/RUNBOOK.md).
-AVAILABLE = 0.20
-# A failing agent in a hundred: fewer are started again by themselves, and `ops status` shows them.
-FAILED = 0.01
-# A file system that is nine tenths full: with less than a tenth left there is time to grow it.
-DISK_FREE = 0.10
-# A good copy of the registry's store is minutes old while it is served.
-COPY_SECONDS = 6 * 3600
+MIN_MEMORY_AVAILABLE = 0.20
+# Fraction of a VM's agents. Fewer failures need nobody: failed agents are retried by themselves.
+MAX_AGENTS_FAILED = 0.01
+# Fraction of the state disk. With a tenth left there is still time to grow it.
+MIN_DISK_FREE = 0.10
+# While the registry runs, its newest good copy is minutes old.
+MAX_COPY_AGE_SECONDS = 6 * 3600
 
 GREATER, LESS = "COMPARISON_GT", "COMPARISON_LT"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """A metric of pilot-node, some of its labels given."""
+    """A metric of pilot-node, narrowed to some labels."""
 
     metric: str
     labels: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def filter(self) -> str:
-        """The filter of Cloud Monitoring that selects it: all that alerts are on are gauges."""
+        """Cloud Monitoring's filter for it. Every metric with an alert is a gauge."""
         return " AND ".join(
             [
                 f'metric.type="prometheus.googleapis.com/{self.metric}/gauge"',
@@ -44,193 +44,197 @@ class Series:
 
 @dataclass(frozen=True, kw_only=True)
 class Alert:
-    """One alert: `series` (divided by `over`) compared with `value` for `minutes`, by VM.
-
-    `value` is None where the alert is that `series` is absent. `machine` adds the case that the
-    machine itself is silent, which Google sees without any agent on it.
-    """
+    """Fires where `series` (divided by `divisor`) passes `threshold` for `minutes`, per VM."""
 
     name: str
     summary: str
     advice: str
+    # "page" or "ticket".
     severity: str
     minutes: int
     series: Series
-    over: Series | None = None
+    divisor: Series | None = None
     comparison: str = GREATER
-    value: float | None = None
-    machine: bool = False
+    # None: the alert fires where `series` is absent.
+    threshold: float | None = None
+    # Also fires where Google sees no uptime of the VM, for which it needs no agent on it.
+    also_vm_down: bool = False
 
 
 def alerts(*, agents: int, online: float) -> tuple[Alert, ...]:
-    """The fleet's alerts. `agents` is how many there should be, `online` a fraction of them."""
+    """The fleet's alerts. `online`: the least fraction of `agents` that must be online."""
     wanted = Series(metric="pilot_agents", labels={"state": "wanted"})
     return (
         Alert(
             name="FleetOnlineLow",
             summary="Fewer agents are online than should be",
-            advice="`ops status` names the VM that misses some. The registry goes on counting the "
-            "dead until its stale threshold, so this comes late: see VmSilent and AgentsMissing.",
+            advice="`ops status` names the VM with missing agents. This alert comes late, because "
+            "the registry counts dead agents until its stale threshold: see VmSilent and "
+            "AgentsMissing.",
             severity="page",
             minutes=5,
             series=Series(metric="pilot_registry_online"),
             comparison=LESS,
-            value=float(math.ceil(agents * online)),
+            threshold=float(math.ceil(agents * online)),
         ),
         Alert(
             name="RegistryDown",
             summary="The registry does not answer on its VM",
-            advice="Agents stay up and come back by themselves. `ops logs` of the rendezvous says "
-            "why it does not start; a bad store is set aside and replaced by the newest good copy.",
+            advice="Agents keep running and reconnect by themselves. `ops logs` of the rendezvous "
+            "says why it does not start. A bad store is set aside and replaced by the newest good "
+            "copy.",
             severity="page",
             minutes=3,
             series=Series(metric="pilot_registry_up"),
             comparison=LESS,
-            value=1,
+            threshold=1,
         ),
         Alert(
             name="VmSilent",
-            summary="A VM says nothing",
-            advice="`ops status` says whether the VM runs, `ops logs VM` what its serial console "
-            "said last. A VM with a startup script of its own is silent too: `ops audit`.",
+            summary="A VM sends no metrics",
+            advice="`ops status` says whether the VM runs, `ops logs VM` shows the end of its "
+            "serial console. A VM with a startup script of its own is silent too: `ops audit`.",
             severity="page",
             minutes=5,
             series=Series(metric="pilot_node_start_time_seconds"),
-            machine=True,
+            also_vm_down=True,
         ),
         Alert(
             name="AgentsMissing",
             summary="A VM runs fewer agents than it wants",
-            advice="After a reboot that is so for some minutes. Else `ops status`: the window says "
-            "why it is small, and the limit that was hit is in the last error.",
+            advice="This is normal for some minutes after a reboot. Otherwise `ops status` shows "
+            "why the window is small and, in the last error, which limit was hit.",
             severity="page",
             minutes=15,
             series=Series(metric="pilot_agents", labels={"state": "running"}),
-            over=wanted,
+            divisor=wanted,
             comparison=LESS,
-            value=online,
+            threshold=online,
         ),
         Alert(
             name="AgentsFailed",
-            summary="More than one agent in a hundred keeps failing on a VM",
-            advice="`ops status` shows why the first one fails. They are tried again by "
-            "themselves, later each time.",
+            summary="More than 1 % of the agents on a VM keep failing",
+            advice="`ops status` shows why the first one fails. Failed agents are retried by "
+            "themselves, at growing intervals.",
             severity="ticket",
             minutes=10,
             series=Series(metric="pilot_agents", labels={"state": "failed"}),
-            over=wanted,
-            value=FAILED,
+            divisor=wanted,
+            threshold=MAX_AGENTS_FAILED,
         ),
         Alert(
             name="MemoryLow",
             summary="A VM has less than a fifth of its memory available",
-            advice="Benchmarks are frozen by now. `ops top VM` names the agents that use most; if "
-            "they are all alike, the VM has too many: lower its `agents`.",
+            advice="Benchmarks are frozen by now. `ops top VM` names the agents that use most. If "
+            "all are alike, the VM has too many: lower its `agents`.",
             severity="page",
             minutes=5,
             series=Series(metric="pilot_memory_available_bytes"),
-            over=Series(metric="pilot_memory_total_bytes"),
+            divisor=Series(metric="pilot_memory_total_bytes"),
             comparison=LESS,
-            value=AVAILABLE,
+            threshold=MIN_MEMORY_AVAILABLE,
         ),
         Alert(
             name="DiskFull",
-            summary="A VM's state disk is nine tenths full",
+            summary="A VM's state disk is 90 % full",
             advice="Raise `diskGb` in the stack file: the disk and its file system grow while the "
-            "VM runs. `ops status --json` has its size and what is free; if its file system is "
-            "smaller than the disk, `last_error` says why it did not grow.",
+            "VM runs. `ops status --json` has size and free space. If the file system is smaller "
+            "than the disk, `last_error` says why it did not grow.",
             severity="page",
             minutes=5,
             series=Series(metric="pilot_disk_free_bytes"),
-            over=Series(metric="pilot_disk_size_bytes"),
+            divisor=Series(metric="pilot_disk_size_bytes"),
             comparison=LESS,
-            value=DISK_FREE,
+            threshold=MIN_DISK_FREE,
         ),
         Alert(
             name="MemoryLeak",
             summary="Agents grow without more connections",
-            advice="`ops status` has the sentence, `ops top VM` the agents. A release that leaks "
-            "is sent back with `ops roll reject` while it rolls, later in the stack file; until "
-            "then `ops drain VM` and `ops undrain VM` help.",
+            advice="`ops status` describes the growth, `ops top VM` lists the agents. Take a "
+            "leaking release back with `ops roll reject` while it rolls, later in the stack file. "
+            "Until then `ops drain VM` and `ops undrain VM` help.",
             severity="ticket",
             minutes=10,
             series=Series(metric="pilot_memory_leak"),
-            value=0,
+            threshold=0,
         ),
         Alert(
             name="RollHalted",
             summary="A release was halted and taken back",
-            advice="The reason is in `ops status`. The rejected release stays rejected; `ops roll "
-            "go` tries it again, `ops roll reject` goes on without.",
+            advice="`ops status` has the reason. The release stays rejected: `ops roll go` tries "
+            "it again, `ops roll reject` continues without it.",
             severity="ticket",
             minutes=1,
             series=Series(metric="pilot_roll_state", labels={"state": "halted"}),
-            value=0,
+            threshold=0,
         ),
         Alert(
             name="GhostScript",
-            summary="A VM runs what nobody declared",
-            advice="A key of its metadata or of the project's does that. With a startup script at "
-            "the VM the fleet's own does not run at its next boot. `ops audit` names the key; `"
-            "gcloud compute instances remove-metadata` removes it, or `gcloud compute project-info "
-            "remove-metadata`. Who put it there?",
+            summary="A VM runs a script that nobody declared",
+            advice="A key in the metadata of the VM or the project causes this. A startup script "
+            "at the VM replaces the fleet's own at the next boot. `ops audit` names the key. "
+            "Remove it with `gcloud compute instances remove-metadata` or `gcloud compute "
+            "project-info remove-metadata`, and find out who put it there.",
             severity="page",
             minutes=1,
             series=Series(metric="pilot_ghosts"),
-            value=0,
+            threshold=0,
         ),
         Alert(
             name="ScriptFailed",
             summary="A VM's new startup script failed",
-            advice="Its agents run on, the VM is half way. `ops logs VM` says which step failed. "
-            "`make up` from the commit before ends it for the VMs that have not had their turn, "
-            "and mends this one (docs/UPGRADE.md).",
+            advice="Its agents keep running, but the VM is half updated. `ops logs VM` names the "
+            "failed step. `make up` from the commit before cancels the update of VMs that still "
+            "wait for their turn, and repairs this one (docs/UPGRADE.md).",
             severity="page",
             minutes=0,
             series=Series(metric="pilot_script_failed"),
-            value=0,
+            threshold=0,
         ),
         Alert(
             name="SpecNotRead",
-            summary="A VM cannot read what it should be",
-            advice="It stays at its last good spec. `ops status` has the error: an unreachable "
+            summary="A VM cannot read its spec",
+            advice="It keeps its last good spec. `ops status` has the error: an unreachable "
             "metadata server, or a spec that this version of pilot-node does not understand.",
             severity="ticket",
             minutes=15,
             series=Series(metric="pilot_spec_current"),
             comparison=LESS,
-            value=1,
+            threshold=1,
         ),
         Alert(
             name="OrdersNotRead",
             summary="A VM cannot read its orders",
-            advice="It keeps the last good ones. Unreachable: the bucket, or the account's right "
-            "to read it. Malformed: `ops` writes what is understood, so who else wrote there?",
+            advice="It keeps its last good orders. Unreachable: check the bucket, and the "
+            "account's right to read it. Malformed: `ops` writes valid orders only, so something "
+            "else wrote them.",
             severity="ticket",
             minutes=15,
             series=Series(metric="pilot_orders_current"),
             comparison=LESS,
-            value=1,
+            threshold=1,
         ),
         Alert(
             name="CopiesOld",
             summary="The newest good copy of the registry's store is hours old",
-            advice="Until there is one, losing the store loses what was registered since. The last "
-            "error in the rendezvous' status says why none is taken: a full disk, or a bad store.",
+            advice="If the store is lost now, newer registrations are lost with it. The last error "
+            "in the rendezvous' status says why no copy is taken: a full disk, or a bad store.",
             severity="ticket",
             minutes=10,
             series=Series(metric="pilot_registry_copy_age_seconds"),
-            value=COPY_SECONDS,
+            threshold=MAX_COPY_AGE_SECONDS,
         ),
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """A chart of the dashboard: PromQL by legend, and the unit as UCUM has it."""
+    """A chart of the dashboard."""
 
     title: str
+    # In UCUM.
     unit: str
+    # PromQL by legend.
     queries: Mapping[str, str]
 
 
@@ -258,7 +262,7 @@ PANELS = (
     ),
     Panel(title="Agents failed", unit="1", queries=_by_vm('pilot_agents{state="failed"}')),
     Panel(
-        title="Starts, stops and failures a second",
+        title="Starts, stops and failures per second",
         unit="1/s",
         queries={
             "starts": "sum(rate(pilot_agent_starts_total[5m]))",
@@ -267,7 +271,7 @@ PANELS = (
         },
     ),
     Panel(
-        title="Window: starts in flight that are allowed",
+        title="Window: starts allowed in flight",
         unit="1",
         queries=_by_vm("pilot_window_size"),
     ),
@@ -280,16 +284,14 @@ PANELS = (
         },
     ),
     Panel(title="Memory of all agents", unit="By", queries=_by_vm("pilot_memory_slice_bytes")),
-    Panel(title="Memory of an agent", unit="By", queries=_by_vm("pilot_agent_memory_mean_bytes")),
+    Panel(title="Memory per agent", unit="By", queries=_by_vm("pilot_agent_memory_mean_bytes")),
     Panel(
-        title="Growth of the agents an hour",
+        title="Growth of the agents' memory per hour",
         unit="By",
         queries=_by_vm("pilot_memory_growth_bytes_per_hour"),
     ),
     Panel(title="Agents above their limit", unit="1", queries=_by_vm("pilot_agents_over_limit")),
-    Panel(
-        title="Connections of an agent", unit="1", queries=_by_vm("pilot_agent_connections_mean")
-    ),
+    Panel(title="Connections per agent", unit="1", queries=_by_vm("pilot_agent_connections_mean")),
     Panel(title="UDP sockets", unit="1", queries=_by_vm("pilot_udp_sockets")),
     Panel(
         title="VMs by release",
@@ -302,7 +304,7 @@ PANELS = (
         queries={"{{state}}": "sum by (state) (pilot_roll_state)"},
     ),
     Panel(
-        title="VMs that are held, or have benchmarks stopped",
+        title="VMs held, or with benchmarks stopped",
         unit="1",
         queries={"held": "sum(pilot_held)", "benchmarks stopped": "sum(pilot_bench_frozen)"},
     ),

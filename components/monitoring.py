@@ -1,7 +1,7 @@
-"""FleetMonitoring: alerts, a dashboard, and the agent of Google's that feeds them.
+"""FleetMonitoring: alerts, a dashboard, and Google's Ops Agent, which feeds them.
 
-What is watched stands in components/alerts.py. pilot-node serves its metrics on loopback, the Ops
-Agent scrapes them there and adds the label `vm`.
+components/alerts.py says what is watched. pilot-node serves its metrics on loopback; the Ops Agent
+scrapes them there and adds the label `vm`.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from components.config import DASHBOARD_PORT, MonitoringConfig
 
 METRICS_PORT = 9095
 SCRAPE_SECONDS = 60
-# Seconds for which an alert on a metric that nobody has written yet is tried again, and the pause.
-# A first boot takes a minute or two, the agent's installation some more, and Google says that a new
-# metric can take ten minutes to become known.
-PATIENCE_SECONDS = 20 * 60
-PAUSE_SECONDS = 30.0
+# How long an alert on a metric that nobody has written yet is retried. A first boot takes a minute
+# or two, the agent's installation some more, and a new metric can take ten minutes to become known
+# (Google's documentation).
+RETRY_FOR_SECONDS = 20 * 60
+RETRY_PAUSE_SECONDS = 30.0
 
 
 def dashboard(fleet: str) -> dict[str, Any]:
-    """The dashboard's document: two charts a row, on the 48 columns that Google has."""
+    """The dashboard's document: two charts per row, on Google's 48 columns."""
     width, height = 24, 14
     return {
         "displayName": f"pilot-fleet {fleet}",
@@ -67,11 +67,10 @@ def _chart(panel: Panel) -> dict[str, Any]:
 
 
 def agent_config() -> str:
-    """The Ops Agent's configuration (YAML): the journal's logs, metrics of pilot-node.
+    """The Ops Agent's configuration (YAML) for both roles: the journal's logs and the metrics.
 
-    By itself it reads /var/log/syslog, which nothing is written to on our VMs (journald.conf).
-
-    One for both roles: the rendezvous' own metrics are scraped where `pilot-role` says so.
+    Its default log source is /var/log/syslog, which stays empty on our VMs (journald.conf). The
+    rendezvous' own metrics are scraped only where `pilot-role` is rendezvous.
     """
     vm = {"source_labels": ["__meta_gce_instance_name"], "target_label": "vm"}
     role = "__meta_gce_metadata_pilot_role"
@@ -90,7 +89,7 @@ def agent_config() -> str:
                                 _job("pilot-node", METRICS_PORT, [vm]),
                                 _job(
                                     "pilot-rendezvous",
-                                    # Its own metrics are the dashboard's, on loopback only.
+                                    # The dashboard serves its metrics, on loopback only.
                                     DASHBOARD_PORT,
                                     [
                                         {
@@ -123,20 +122,20 @@ def _job(name: str, port: int, relabel: list[dict[str, Any]]) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class FleetMonitoringArgs:
-    """`fleet` is the stack's name, the value of the label `pilot-fleet` of the fleet's VMs."""
+    """What the monitoring is made from."""
 
     project: pulumi.Input[str]
     zone: pulumi.Input[str]
+    # The stack's name, which is the value of the label `pilot-fleet` of the fleet's VMs.
     fleet: str
     agents: int
     monitoring: MonitoringConfig
 
 
 class FleetMonitoring(pulumi.ComponentResource):
-    """Alert policies, their channels and one dashboard; the Ops Agent where that is asked for.
+    """Alert policies, their channels and one dashboard; optionally the Ops Agent.
 
-    Make it last: an alert policy on a metric that nobody has written yet is refused by Google, and
-    the first to write one is a VM that is up.
+    Declare it after the VMs: Google refuses an alert on a metric that no VM has written yet.
     """
 
     def __init__(
@@ -145,24 +144,24 @@ class FleetMonitoring(pulumi.ComponentResource):
         super().__init__("pilot:fleet:FleetMonitoring", name, None, opts)
         child = pulumi.ResourceOptions(parent=self)
         agents = [_agent(name, args, child)] if args.monitoring.agent else []
-        # Cloud Monitoring's own name of the dashboard; None without monitoring.
+        # Cloud Monitoring's id of the dashboard; None without monitoring.
         self.dashboard_id: pulumi.Output[str] | None = None
         if args.monitoring.enabled:
             channels = [
                 _channel(name, args, channel, child) for channel in args.monitoring.channels
             ]
-            patience = pulumi.ErrorHook("metric-not-written-yet", Patience())
-            last = pulumi.ResourceOptions(
+            retry = pulumi.ErrorHook("metric-not-written-yet", RetryUnknownMetric())
+            after_agents = pulumi.ResourceOptions(
                 parent=self,
                 depends_on=agents,
-                hooks=pulumi.ResourceHookBinding(on_error=[patience]),
+                hooks=pulumi.ResourceHookBinding(on_error=[retry]),
             )
             for alert in alerts(agents=args.agents, online=args.monitoring.online):
-                _policy(name, args, alert, channels, last)
+                _policy(name, args, alert, channels, after_agents)
             self.dashboard_id = gcp.monitoring.Dashboard(
                 f"{name}-dashboard",
                 project=args.project,
-                # In the words of the API, so that a plan compares like with like.
+                # As the API writes it, so that a plan shows no difference.
                 dashboard_json=json.dumps(dashboard(args.fleet), sort_keys=True),
                 opts=child,
             ).id
@@ -198,7 +197,7 @@ def _agent(
 def _channel(
     name: str, args: FleetMonitoringArgs, channel: str, opts: pulumi.ResourceOptions
 ) -> pulumi.Input[str]:
-    """The full name of a channel, made where it is an address or a topic."""
+    """The full name of a channel. An e-mail address or topic gets a new channel."""
     if "/notificationChannels/" in channel:
         return channel
     kind, label = ("email", "email_address") if "@" in channel else ("pubsub", "topic")
@@ -224,10 +223,10 @@ def _policy(
     condition = gcp.monitoring.AlertPolicyConditionArgs
     conditions = [
         condition(display_name=alert.summary, condition_absent=_absent(alert, alert.series.filter))
-        if alert.value is None
+        if alert.threshold is None
         else condition(display_name=alert.summary, condition_threshold=_threshold(alert))
     ]
-    if alert.machine:
+    if alert.also_vm_down:
         machine = (
             'metric.type="compute.googleapis.com/instance/uptime_total" AND '
             'resource.type="gce_instance" AND '
@@ -235,7 +234,7 @@ def _policy(
         )
         conditions.append(
             condition(
-                display_name="A VM is off, or gone",
+                display_name="A VM is off or gone",
                 condition_absent=_absent(alert, machine, by=("resource.label.instance_id",)),
             )
         )
@@ -249,7 +248,7 @@ def _policy(
             content=f"{alert.name}. {alert.advice}", mime_type="text/markdown"
         ),
         notification_channels=channels,
-        # A VM that was removed on purpose is absent for ever: a day says enough.
+        # A VM that was removed on purpose is absent for ever: close its alert after a day.
         alert_strategy=gcp.monitoring.AlertPolicyAlertStrategyArgs(auto_close=f"{24 * 3600}s"),
         # `ops` finds the fleet's policies by this label when it silences them.
         user_labels={"pilot-fleet": args.fleet, "severity": alert.severity},
@@ -257,24 +256,24 @@ def _policy(
     )
 
 
-# Google groups by the label that the agent's configuration adds; the registry's is one VM's.
+# The label that the agent's configuration adds.
 _VM = ("metric.label.vm",)
 
 
 def _threshold(alert: Alert) -> gcp.monitoring.AlertPolicyConditionConditionThresholdArgs:
     monitoring = gcp.monitoring
-    over = alert.over
+    divisor = alert.divisor
     return monitoring.AlertPolicyConditionConditionThresholdArgs(
         filter=alert.series.filter,
         comparison=alert.comparison,
-        threshold_value=alert.value,
+        threshold_value=alert.threshold,
         duration=f"{60 * alert.minutes}s",
         aggregations=[
             monitoring.AlertPolicyConditionConditionThresholdAggregationArgs(**_sum("ALIGN_MEAN"))
         ],
-        denominator_filter=None if over is None else over.filter,
+        denominator_filter=None if divisor is None else divisor.filter,
         denominator_aggregations=None
-        if over is None
+        if divisor is None
         else [
             monitoring.AlertPolicyConditionConditionThresholdDenominatorAggregationArgs(
                 **_sum("ALIGN_MEAN")
@@ -307,11 +306,11 @@ def _sum(aligner: str, by: tuple[str, ...] = _VM) -> dict[str, Any]:
     }
 
 
-class Patience:
-    """Has an alert tried again while its metric is new: an error hook of Pulumi's.
+class RetryUnknownMetric:
+    """Pulumi error hook that retries an alert while Google does not know its metric.
 
     On a new fleet no VM has written a metric yet, and Google refuses the alert. All alerts share
-    one limit, `PATIENCE_SECONDS` from the first refusal.
+    one limit, `RETRY_FOR_SECONDS` from the first refusal.
     """
 
     def __init__(
@@ -322,27 +321,27 @@ class Patience:
     ) -> None:
         self._clock = clock
         self._sleep = sleep
-        self._since: float | None = None
+        self._first_refusal: float | None = None
 
     async def __call__(self, failure: pulumi.ErrorHookArgs) -> bool:
         """Whether to try again, after the pause."""
         if not failure.errors or not is_unknown_metric(failure.errors[0]):
             return False
         now = self._clock()
-        if self._since is None:
-            self._since = now
+        if self._first_refusal is None:
+            self._first_refusal = now
             pulumi.log.info(
                 "no VM has sent its metrics yet, and Google refuses alerts on them until then: "
-                f"trying again for {PATIENCE_SECONDS // 60} minutes"
+                f"retrying for {RETRY_FOR_SECONDS // 60} minutes"
             )
-        if now - self._since >= PATIENCE_SECONDS:
+        if now - self._first_refusal >= RETRY_FOR_SECONDS:
             pulumi.log.error(
-                f"{failure.name}: its metric was never sent. Everything else of the fleet is made. "
-                "Is the Ops Agent on the VMs (`pilot-fleet:monitoring.agent`, or your own with the "
-                'configuration of docs/PRODUCTION.md, "Alerts")? Then run `pulumi up` again'
+                f"{failure.name}: its metric was never sent. The rest of the fleet is made. Check "
+                "that the VMs have the Ops Agent (`pilot-fleet:monitoring.agent`, or your own with "
+                'the configuration of docs/PRODUCTION.md, "Alerts"), then run `pulumi up` again'
             )
             return False
-        await self._sleep(PAUSE_SECONDS)
+        await self._sleep(RETRY_PAUSE_SECONDS)
         return True
 
 

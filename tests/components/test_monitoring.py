@@ -9,7 +9,7 @@ import pulumi
 import pytest
 import yaml
 
-from components.monitoring import PATIENCE_SECONDS, Patience, is_unknown_metric
+from components.monitoring import RETRY_FOR_SECONDS, RetryUnknownMetric, is_unknown_metric
 from tests.components.fleet import Recorder, changed, run_program, seed
 from tests.conftest import run_async
 
@@ -146,21 +146,21 @@ def test_an_alert_on_a_new_metric_is_tried_again_for_a_while(
     async def sleep(seconds: float) -> None:
         now[0] += seconds
 
-    patience = Patience(clock=lambda: now[0], sleep=sleep)
+    retry = RetryUnknownMetric(clock=lambda: now[0], sleep=sleep)
 
     async def tries() -> int:
         count = 0
-        while await patience(failure(NEW)):
+        while await retry(failure(NEW)):
             count += 1
         return count
 
     assert run_async(tries()) > 1
-    assert now[0] == PATIENCE_SECONDS
+    assert now[0] == RETRY_FOR_SECONDS
     assert len(said) == 1
     assert "monitoring.agent" in str(told)
     # The limit is that of all alerts together: the next does not wait as long again.
-    assert run_async(patience(failure(NEW))) is False
-    assert now[0] == PATIENCE_SECONDS
+    assert run_async(retry(failure(NEW))) is False
+    assert now[0] == RETRY_FOR_SECONDS
 
 
 @pytest.mark.parametrize("error", ["googleapi: Error 403: Permission denied", ""])
@@ -169,5 +169,5 @@ def test_other_failures_are_final(error: str) -> None:
         raise AssertionError("there is nothing to wait for")
 
     # An earlier failure, in the place after, counts no more.
-    assert run_async(Patience(sleep=sleep)(failure(error, NEW))) is False
+    assert run_async(RetryUnknownMetric(sleep=sleep)(failure(error, NEW))) is False
     assert not is_unknown_metric(error)

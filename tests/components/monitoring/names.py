@@ -33,8 +33,8 @@ def queries() -> Iterator[str]:
     """All PromQL, and the metrics of Cloud Monitoring's alerts."""
     for alert in policies():
         yield alert.series.metric
-        if alert.over is not None:
-            yield alert.over.metric
+        if alert.divisor is not None:
+            yield alert.divisor.metric
     for panel in alerts.PANELS:
         yield from panel.queries.values()
     for rule in rules().values():

@@ -34,7 +34,7 @@ def test_every_label_that_is_named_is_in_the_contract() -> None:
     used |= {
         (series.metric, label)
         for alert in policies()
-        for series in (alert.series, alert.over)
+        for series in (alert.series, alert.divisor)
         if series is not None
         for label in series.labels
     }
@@ -48,7 +48,7 @@ def test_counters_are_counters() -> None:
         for metric in re.findall(r"rate\((pilot_[a-z0-9_]+)", query):
             assert metric.endswith("_total"), query
     for alert in policies():
-        for series in filter(None, (alert.series, alert.over)):
+        for series in filter(None, (alert.series, alert.divisor)):
             assert f"/{series.metric}/gauge" in series.filter
             assert not series.metric.endswith("_total")
 
@@ -61,18 +61,18 @@ def test_rules_are_the_alerts_of_cloud_monitoring() -> None:
         assert rule["for"] == f"{alert.minutes}m", alert.name
         assert rule["labels"] == {"severity": alert.severity}, alert.name
         assert rule["annotations"]["summary"] == alert.summary, alert.name
-        for series in filter(None, (alert.series, alert.over)):
+        for series in filter(None, (alert.series, alert.divisor)):
             assert series.metric in rule["expr"], alert.name
             for key, value in series.labels.items():
                 assert f'{key}="{value}"' in rule["expr"], alert.name
-        if alert.value is None:
+        if alert.threshold is None:
             assert " unless " in rule["expr"]
             continue
         sign = {"COMPARISON_LT": "<", "COMPARISON_GT": ">"}[alert.comparison]
-        expected = "9000 / 9500" if alert.name == "AgentsMissing" else f"{alert.value:g}"
+        expected = "9000 / 9500" if alert.name == "AgentsMissing" else f"{alert.threshold:g}"
         if alert.name == "FleetOnlineLow":
             # Prometheus knows the number of agents from the VMs, Google from the configuration.
-            assert alert.value == 9000
+            assert alert.threshold == 9000
             assert f"{sign} (9000 / 9500) * " in rule["expr"]
         else:
             assert rule["expr"].endswith(f" {sign} {expected}"), (alert.name, rule["expr"])
