@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -83,6 +84,9 @@ class Fleet:
         (folder / "fleet").mkdir()
         self.project = Project(folder=folder / "fleet", environment=environment, stack="lab")
         self._ending, self._is_over = ExitStack(), False
+        # Short: the path of a Unix socket has 107 characters at most.
+        self._logins = Path(tempfile.mkdtemp(prefix="logins-"))
+        self._ending.callback(shutil.rmtree, self._logins)
         lab = cloud.run(self.state, driver=driver)
         self.serving, self.servers = self._ending.enter_context(lab)
         self.port = int(self.serving.url.rpartition(":")[2])
@@ -155,6 +159,7 @@ class Fleet:
         """End the lab and its machines; what of it is left on this machine. It may be repeated."""
         if not self._is_over:
             self._is_over = True
+            self._log_out("*")
             self.serving.lab.driver.shutdown()  # type: ignore[attr-defined]
             self._ending.close()
         return leftovers(self.state)
@@ -169,6 +174,8 @@ class Fleet:
     def act(self, vm: str, verb: str, body: Any = None) -> None:
         """`reset`, `stop`, `start`, `setMetadata`: done when this returns."""
         self.api.do("POST", f"/compute/v1/{PATH}/{vm}/{verb}", body)
+        if verb in ("reset", "stop"):
+            self._log_out(vm)
 
     def metadata(self, vm: str) -> dict[str, str]:
         return {each["key"]: each["value"] for each in self.instance(vm)["metadata"]["items"]}
@@ -228,7 +235,8 @@ class Fleet:
         return [int(status) for status in _ENDED.findall(self.console(vm))]
 
     def run(self, vm: str, command: str) -> str:
-        """Run a command as root in a login session; it may take a while until there is an sshd."""
+        """Run a command as root over the VM's shared login; it may take a while until there is an
+        sshd."""
         done = self.attempt(vm, command)
         assert done.returncode == 0, (
             f"{vm}: {command}: {done.returncode}, {done.stdout}{done.stderr}"
@@ -236,7 +244,7 @@ class Fleet:
         return done.stdout.strip()
 
     def ssh(self, vm: str, command: str) -> list[str]:
-        """The command line of a login session of root's on a VM."""
+        """The command line of a login session of its own, as root on a VM."""
         key = self.serving.lab.driver.ssh_key()  # type: ignore[attr-defined]
         options = ["-q", "-i", str(key), "-o", "StrictHostKeyChecking=no", "-o", "BatchMode=yes"]
         options += ["-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=10"]
@@ -245,20 +253,36 @@ class Fleet:
         return ["ssh", *options, "-p", str(self.forward(vm, 22)), "root@127.0.0.1", command]
 
     def once(self, vm: str, command: str) -> subprocess.CompletedProcess[str]:
-        """One login, which works or does not."""
-        line = self.ssh(vm, command)
-        return subprocess.run(
-            line, capture_output=True, text=True, timeout=self.patience, check=False
-        )
+        """One login of its own, which works or does not."""
+        return self._done(self.ssh(vm, command))
 
     def attempt(self, vm: str, command: str) -> subprocess.CompletedProcess[str]:
+        """Run a command over the VM's shared login, which is made where there is none.
+
+        A login takes an emulated processor some ten seconds, a command over one that is there less
+        than one.
+        """
         end = time.monotonic() + self.patience
         while True:
-            done = self.once(vm, command)
+            line = self.ssh(vm, command)
+            line[1:1] = [f"-oControlPath={self._logins}/{vm}-%p", "-oControlMaster=auto"]
+            line.insert(1, "-oControlPersist=yes")
+            done = self._done(line)
             # 255 is ssh's own: not connected.
             if done.returncode != 255 or time.monotonic() > end:
                 return done
             time.sleep(0.5)
+
+    def _done(self, line: list[str]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            line, capture_output=True, text=True, timeout=self.patience, check=False
+        )
+
+    def _log_out(self, vm: str) -> None:
+        """End the shared logins to `vm` ("*": to all), which a VM without power does not end."""
+        for path in self._logins.glob(f"{vm}-[0-9]*"):
+            line = ["ssh", "-q", f"-oControlPath={path}", "-O", "exit", "root@127.0.0.1"]
+            subprocess.run(line, check=False, capture_output=True)
 
     def forward(self, vm: str, port: int) -> int:
         return int(self.api.do("POST", f"/lab/{PATH}/{vm}/forward", {"port": port})["port"])
@@ -464,8 +488,8 @@ class Fleet:
             time.sleep(0.2)
 
     def until_there(self, vm: str, condition: str, what: str) -> None:
-        """Wait for a condition of a VM's shell, in one login: each costs an emulated processor as
-        much as what it is to look at."""
+        """Wait for a condition of a VM's shell, in one command: each costs an emulated processor
+        as much as what it is to look at."""
         wait = f"until {condition}; do sleep 0.5; done"
         # The VM gives up first, and says so.
         line = f"timeout {max(1, int(self.patience) - 15)} sh -c {shlex.quote(wait)}"

@@ -284,6 +284,7 @@ def memory_runs_out(fleet: Fleet, vm: str, chance: Random) -> Measured:
     fleet.until_status(vm, lambda told: told["benchmarks"] == "none", "no benchmarks")
     fleet.whole(vm)
     fleet.all_online()
+    assert fleet.once(vm, "true").returncode == 0, "no login"
     assert fleet.run(vm, ours) == before, "sshd or pilot-node was ended"
     now = fleet.processes(vm)
     ended = {port for port, process in now.items() if process != processes[port]}
