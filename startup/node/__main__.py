@@ -130,9 +130,9 @@ class NodeCommands:
         if not isinstance(spec, RendezvousSpec):
             raise FinalError(f"store: this VM is a {spec.role}, it has no registry")
         self._store(spec)
-        from . import rendezvous_loop  # noqa: PLC0415
+        from .rendezvous import registry_file  # noqa: PLC0415
 
-        rendezvous_loop.prepare_store(self.paths, self.say)
+        registry_file.prepare_store(self.paths, self.say)
 
     def _store(self, spec: RendezvousSpec) -> None:
         if not self.paths.is_mounted(self.paths.state):

@@ -1,5 +1,4 @@
-"""What the loops of both roles share: when something is due, what failed, which release is
-wanted."""
+"""The part that is the same in both loops: what is due, what failed, which release is wanted."""
 
 from __future__ import annotations
 
@@ -31,10 +30,10 @@ from .setup.limits import LimitsError
 # Seconds between two looks at the state disk.
 DISK = 10.0
 
-# Seconds without a failure after which the same one is another, and said again.
+# Seconds after which the same failure is logged again, where it was not met meanwhile.
 FORGOTTEN = 60.0
 
-# What can fail in a round, and must not end the service.
+# Failures of a round that must not end the service.
 FAILURES: Final = (
     FinalError,
     LimitsError,
@@ -47,7 +46,7 @@ FAILURES: Final = (
 
 @dataclass(kw_only=True)
 class Loop:
-    """The loop's parts and what it remembers, whatever the role."""
+    """The parts and the state of a loop, of either role."""
 
     paths: Paths
     follower: Follower
@@ -59,23 +58,23 @@ class Loop:
     roll: roll_state.RollState | None = None
     last_error: Said | None = None
     _due: dict[str, float] = field(default_factory=dict)
-    # When each failure was last met.
     _failures: dict[str, float] = field(default_factory=dict)
-    # What became of the roll is not on disk yet.
+    """When each failure was last met."""
     _unwritten: bool = False
+    """Whether the roll's state is not on disk yet."""
     disk: StateDisk = field(init=False)
 
     def __post_init__(self) -> None:
         self.disk = StateDisk(self.paths, self.say)
 
     def keep_disk(self) -> None:
-        """What is free on the state disk, and growing it: no reason for anything else to wait."""
+        """Measure the state disk, and grow it. A failure is logged, and the round goes on."""
         if not self.is_due("disk", DISK):
             return
         try:
             problem = self.disk.look()
         except FileNotFoundError:
-            # A disk that was taken away: whoever needs it says so.
+            # The disk was taken away. The parts that need it say so.
             return
         except OSError as error:
             problem = str(error)
@@ -83,8 +82,8 @@ class Loop:
             self.fault(problem)
 
     def fault(self, text: str, *, said: bool = False) -> None:
-        """Something failed: said when it is new (and was not `said` before), and part of the
-        status. Two that alternate are said once each."""
+        """Something failed. It is logged when it is new (unless it was `said` already), and is
+        part of the status. Failures that alternate are logged once each."""
         now = self.clock()
         known = {t: at for t, at in self._failures.items() if now - at < FORGOTTEN}
         if text not in known:
@@ -102,7 +101,7 @@ class Loop:
         return True
 
     def at_once(self, what: str) -> None:
-        """`what` is due."""
+        """Make `what` due now."""
         self._due.pop(what, None)
 
     def target(self, spec: AnySpec) -> roll_state.Release:
@@ -114,13 +113,16 @@ class Loop:
         return (self.roll and self.roll.accepted) or self.target(spec)
 
     def rolled(self, new: roll_state.RollState) -> None:
-        """The roll is at `new`, and on disk before anything follows from it: what is tried must be
-        known after a crash. What tries nothing more, the way back first of all, is in force where
-        the disk does not take it as well, and is written as soon as it does. Raises OSError, and
-        then the roll is where it was, but for another release on trial, whose trial is over."""
+        """Set the roll to `new`, and write it to disk first: after a crash it must be known what
+        was tried. A state that tries nothing more, as on the way back, is set also where the disk
+        refuses it, and is written later.
+
+        Raises OSError where `new` tries more and cannot be written. The roll then stays as it was;
+        where its target changed, the trial of the old target ends.
+        """
         if new == self.roll and not self._unwritten:
             return
-        # Also after an error: one of the two files may have been written.
+        # Until both files are written: after an error one of them may be.
         self._unwritten = True
         try:
             self.follower.ensure_state()
@@ -136,8 +138,8 @@ class Loop:
         self.roll = new
 
     def want(self, spec: AnySpec, state: roll_state.RollState) -> None:
-        """Have on disk what is accepted, first, and what `spec` asks for. What is accepted and
-        cannot be had is said: who ends now cannot be started."""
+        """Have the accepted release on disk, and then the one of `spec`. It is a fault where the
+        accepted one cannot be fetched: an agent that ends cannot be started again."""
         wanted = dict.fromkeys(r.sha256 for r in (state.accepted, self.target(spec)) if r)
         self.fetcher.want(
             release.Wanted(
@@ -152,7 +154,7 @@ class Loop:
 
 
 def roll_status(state: roll_state.RollState, agents: int) -> RollStatus:
-    """How the roll stands, of `agents` that are wanted."""
+    """The roll, for the status. `agents`: how many are wanted."""
     target = state.target if state.state != roll_state.NONE else None
     return RollStatus(
         state=state.state,
@@ -166,14 +168,14 @@ def roll_status(state: roll_state.RollState, agents: int) -> RollStatus:
 
 
 def end_with_any_thread(say: Callable[[str], None]) -> None:
-    """From here on the process ends when a thread dies of an exception. That is a mistake in this
-    tree; half of a service is worse than one that systemd starts again."""
+    """From here on the process ends when a thread dies of an exception (a bug). systemd then
+    starts it again, whole."""
     threading.excepthook = partial(_died, say)
 
 
 def _died(say: Callable[[str], None], what: threading.ExceptHookArgs) -> None:
     name = what.thread.name if what.thread else "a thread"
-    # Also where nobody takes what is said.
+    # It ends also where the message cannot be written.
     with suppress(OSError):
         say(f"{name} died: {what.exc_type.__name__}: {what.exc_value}; pilot-node ends")
         traceback.print_exception(what.exc_type, what.exc_value, what.exc_traceback)

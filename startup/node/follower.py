@@ -1,8 +1,8 @@
-"""What both roles follow: the spec, the orders, the project's script, ghosts, maintenance.
+"""Follows the spec, the orders, the project's script, ghosts and maintenance, for both roles.
 
-`Follower.look` takes what the sources said last, without waiting, and acts on what is the same for
-both roles: a new spec's limits and units are applied, the project's script is run again where it
-is the one that the spec expects. What the roles do with spec and orders is theirs.
+`Follower.look` takes what the sources said last, without waiting. It applies a new spec's limits
+and units, and runs the project's script again where it is the one that the spec expects. The loops
+do the rest with spec and orders.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ WAITING: Final = "waiting"
 FAILED: Final = "failed"
 FOREIGN: Final = "foreign"
 
-# Seconds after which a script that was applied, and did not last, is applied again.
+# Seconds after which a script that was run, and did not finish its work, is run again.
 SCRIPT_SECONDS = 600.0
 _SCRIPT_FAILED = (
     "it was run and its work is not done: the serial console says in which step it failed. It is "
@@ -47,7 +47,7 @@ _SCRIPT_FAILED = (
 )
 # Seconds that systemd may take to start the unit of a script that it was told to run.
 _STARTS = 5.0
-# Seconds between two attempts at what failed on this machine (a full disk, systemd).
+# Seconds between two attempts to apply a spec that failed on this machine (a full disk, systemd).
 _AGAIN = 10.0
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _UNIT = "pilot-script"
@@ -58,14 +58,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """The spec in use (`text` and `spec`), and how it stands with its source: CURRENT, ABSENT,
-    UNREACHABLE or MALFORMED, with `error`. `script`: what the newest spec expects, whether or not
-    that spec is one that can be used."""
+    """The spec in use."""
 
     text: str
     spec: AnySpec
     script: ScriptSpec
+    """The script that the newest spec expects, also where that spec cannot be used."""
     state: str = UNREACHABLE
+    """CURRENT, ABSENT, UNREACHABLE or MALFORMED."""
     error: str = "not asked yet"
 
     @property
@@ -77,7 +77,7 @@ def follow_spec(
     known: Known, reading: Reading[Mapping[str, str]], check: Callable[[AnySpec], None]
 ) -> Known:
     """`known`, after the instance's metadata said `reading`. `check` raises LimitsError for a spec
-    that this machine cannot be."""
+    that does not fit this machine."""
     if reading.state == UNREACHABLE:
         return replace(known, state=UNREACHABLE, error=reading.error)
     if reading.state != READ or reading.value is None:
@@ -100,21 +100,21 @@ def follow_spec(
 def script_state(
     project: Reading[Mapping[str, str]], *, expected: str, applied: str
 ) -> tuple[str, bool]:
-    """How it stands with the project's script, and whether it is to be applied now. `applied`:
-    sha256 of the one whose work is done, "" where none's is."""
+    """The state of the project's script, and whether to apply it now. `applied`: sha256 of the
+    script that finished its work, "" where none did."""
     if project.state == UNREACHABLE or project.value is None:
         return UNREACHABLE, False
     found = ghost_scripts.script_hash(project.value)
     if not found:
         return ABSENT, False
     if found == applied:
-        # The one that is expected may still be on its way to the project.
+        # The expected script may not be in the project's metadata yet.
         return (CURRENT if found == expected else APPLYING), False
     return (APPLYING, True) if found == expected else (FOREIGN, False)
 
 
 def apply_script(paths: Paths) -> None:
-    """Google's runner, in a unit of its own: the script restarts this very service."""
+    """Start Google's runner in a unit of its own: the script restarts this service."""
     unit = ["--no-block", "--collect", f"--unit={_UNIT}"]
     unit += ["--description=Pilot: the project's startup script, applied again"]
     done = subprocess.run(
@@ -146,16 +146,17 @@ class Turn:
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """The script that was run last, when (seconds since the kernel started), and how often."""
+    """The script that was run last."""
 
     sha256: str
     uptime: float
+    """When: seconds since the kernel started."""
     tries: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Changes:
-    """What changed at a look."""
+    """Which parts changed at a look."""
 
     spec: bool = False
     orders: bool = False
@@ -180,7 +181,7 @@ class CommonFacts(TypedDict):
 
 
 class Follower:
-    """The sources of one VM, and what is made of them. `known` and `standing` are what counts."""
+    """The sources of one VM. `known` is the spec in use, `standing` the orders in force."""
 
     def __init__(
         self,
@@ -211,7 +212,7 @@ class Follower:
         self._turn: Turn | None = None
         self._said_turn: tuple[tuple[Turn, ScriptSpec], float] | None = None
         self._recalled = False
-        # Whether the machine is known to be what `known.spec` says.
+        # Whether `known.spec` was applied to this machine.
         self._is_applied = False
         self._apply_again = 0.0
         self._said: dict[str, str] = {}
@@ -244,15 +245,17 @@ class Follower:
             source.stop()
 
     def look(self) -> Changes:
-        """Take what the sources said; what changed. Raises FinalError, OSError or
-        SubprocessError where a new spec could not be applied (the old one stays in use) or written
-        down; it is tried again. Raised last: one thing that fails holds up no other, least of all
-        the script, which may be what mends it."""
+        """Take what the sources said, and return what changed.
+
+        Raises FinalError, OSError or SubprocessError where a new spec could not be applied (the
+        old one stays in use) or written down; it is tried again. Errors are raised at the end, so
+        that a failing step does not block the script that may fix it.
+        """
         self._failed = None
         changes = Changes(orders=self._look_at_orders(), maintenance=self._look_at_maintenance())
         instance = self._attributes.latest()
         project = self._project.latest()
-        # Who does not answer changes nothing.
+        # A source that does not answer changes nothing.
         self._seen = (
             self._seen[0] if instance.value is None else instance.value,
             self._seen[1] if project.value is None else project.value,
@@ -266,7 +269,7 @@ class Follower:
         return replace(changes, spec=changed)
 
     def facts(self, now: float) -> CommonFacts:
-        """Its part of a status; `now` in seconds since the epoch."""
+        """The follower's part of the status. `now`: seconds since the epoch."""
         known, standing = self.known, self.standing
         generation = standing.generation
         return {
@@ -316,7 +319,7 @@ class Follower:
                 self.known = replace(self.known, script=new.script)
                 return False
             self._apply_again = self._clock() + _AGAIN
-            # Where it fails halfway and the old one comes back, that is applied again.
+            # Where it fails halfway, the old spec has to be applied again as well.
             self._is_applied = False
             try:
                 self._apply(new.spec)
@@ -356,7 +359,7 @@ class Follower:
         return self.paths.is_mounted(self.paths.state)
 
     def ensure_state(self) -> None:
-        """The directory of what must not be forgotten; the state disk has to be mounted."""
+        """Make pilot-node's directory on the state disk, which has to be mounted."""
         self.paths.node_state.mkdir(mode=0o700, exist_ok=True)
 
     # Orders
@@ -380,7 +383,7 @@ class Follower:
                 self.ensure_state()
                 orders.remember(self.paths, now)
             except OSError as error:
-                # They are in force all the same.
+                # The orders are in force all the same.
                 self._failed = error
             else:
                 self._unwritten = False
@@ -396,7 +399,7 @@ class Follower:
         reading = self._maintenance.latest()
         event = reading.value or ""
         if reading.state != READ or event == self.maintenance:
-            # Unreachable is no end of it.
+            # A server that is unreachable does not end a maintenance.
             return False
         if event != "NONE" or self.maintenance:
             self.say(f"host maintenance: {event}")
@@ -406,7 +409,7 @@ class Follower:
     # The project's script
 
     def applied_script(self) -> str:
-        """sha256 of the script whose work is done in this boot, "" where none's is."""
+        """sha256 of the script that finished its work in this boot, "" where none did."""
         try:
             words = self.paths.guard.read_text(encoding="ascii").split()
         except (FileNotFoundError, UnicodeDecodeError):
@@ -434,18 +437,18 @@ class Follower:
         if not due:
             return
         if instance.value is None or ghost_scripts.replaced(instance.value):
-            # The runner would run the ghost.
+            # The runner would run the ghost script instead.
             return
         last = self._last_attempt()
         if last is not None and last.sha256 != script.sha256:
             last = None
         at_work = self._is_at_work(last)
         if not at_work and self.applied_script() == script.sha256:
-            # It ended while this was looking.
+            # It ended since the first look.
             self.script = CURRENT
             return
         if last is not None and (last.tries > 1 or not at_work):
-            # Also while it is tried again: nobody has mended it yet.
+            # FAILED also while it is tried again.
             self.script = FAILED
             self._note("script", f"startup script {script.sha256[:12]}: {_SCRIPT_FAILED}")
         now = proc.uptime(self.paths)
@@ -458,8 +461,8 @@ class Follower:
         self._ran = self._clock()
 
     def _until_turn(self, script: ScriptSpec, applied: str) -> float:
-        """Seconds until this VM may apply `script`. A VM on which no script's work is done waits
-        for nothing: it boots, or it is half way, and this one may be what mends it."""
+        """Seconds until this VM may apply `script`. 0 on a VM where no script has finished: it
+        boots, or a script failed halfway, and this one may fix it."""
         path = self.paths.run / "turn.json"
         if script.sha256 in ("", applied):
             if self._turn is not None:
@@ -468,21 +471,21 @@ class Follower:
             return 0.0
         now = proc.uptime(self.paths)
         if self._turn is None or self._turn.sha256 != script.sha256:
-            # pilot-node may have been restarted meanwhile.
+            # An earlier pilot-node may have written it.
             kept = _recall(path, lambda found: Turn(str(found["sha256"]), float(found["since"])))
             if kept is None or kept.sha256 != script.sha256 or kept.since > now:
                 kept = Turn(script.sha256, now)
                 try:
                     files.write(path, json.dumps(asdict(kept)) + "\n", 0o600)
                 except OSError as error:
-                    # It is known as long as this process lives.
+                    # This process knows it all the same.
                     self._failed = error
             self._turn = kept
         return max(0.0, self._turn.since + script.after_seconds - now) if applied else 0.0
 
     def _turn_at(self, now: float) -> float | None:
-        """When this VM's turn is, in seconds since the epoch, while it waits for it. As it was said
-        first: else each look would say another second."""
+        """When this VM's turn is, in seconds since the epoch, while it waits for it. Computed once,
+        so that the status does not change from look to look."""
         if self.script != WAITING or self._turn is None:
             return None
         key = (self._turn, self.known.script)
@@ -492,7 +495,7 @@ class Follower:
         return self._said_turn[1]
 
     def _is_at_work(self, last: Attempt | None) -> bool:
-        """Whether a run of the script has the lock, or is on its way to it."""
+        """Whether a run of the script has the lock, or is about to take it."""
         try:
             handle = os.open(self.paths.run / "lock", os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -517,18 +520,18 @@ class Follower:
             lambda found: Attempt(
                 sha256=str(found["sha256"]),
                 uptime=float(found["uptime"]),
-                # Written by a pilot-node that did not count.
+                # Older versions wrote no count.
                 tries=int(found.get("tries", 1)),
             ),
         )
 
     def _remember_attempt(self, attempt: Attempt) -> None:
-        """On disk: the script restarts this process."""
+        """Write it down first: the script restarts this process."""
         text = json.dumps(asdict(attempt)) + "\n"
         files.write(self.paths.run / "attempt.json", text, 0o600)
 
     def _note(self, key: str, text: str) -> None:
-        """Say `text` when it is another one than before; "" is the end of it."""
+        """Log `text` where it differs from the last one of `key`. "": the problem is over."""
         if self._said.get(key, "") != text:
             self._said[key] = text
             if text:
@@ -536,7 +539,7 @@ class Follower:
 
 
 def recall_spec(paths: Paths) -> Known:
-    """The spec to begin with: this boot's, else the last good one; one that this machine can be.
+    """The spec to begin with: this boot's, else the last good one, where it fits this machine.
     Raises FinalError where there is none."""
     problems: list[str] = []
     for path in (paths.spec, paths.node_state / "spec.json"):
@@ -554,7 +557,7 @@ def recall_spec(paths: Paths) -> Known:
 
 
 def _recall(path: Path, build: Callable[[dict[str, Any]], T]) -> T | None:
-    """What `build` makes of the JSON in `path`; None where there is none that can be read."""
+    """What `build` makes of the JSON in `path`, None where that cannot be read."""
     try:
         return build(json.loads(path.read_bytes()))
     except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError):

@@ -1,7 +1,7 @@
-"""The service on a swarm VM: what is followed, decided, kept and said, in one loop.
+"""The loop of a swarm VM: it follows spec and orders, rolls the release, keeps the agents, reports.
 
-Nothing in the loop waits for anybody: sources, fetches, samples and publications have threads of
-their own. Whatever fails in a round is said and tried again; the agents that run go on.
+The loop never waits: sources, fetches, samples and publications have threads of their own. A
+failure in a round is logged and tried again, and the running agents go on.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ from .swarm.supervisor import Keeper
 
 AGENT_UNIT: Final = "/etc/systemd/system/pilot-agent@.service"
 
-# Seconds between two looks: at what the sources said (or when they say something), at the roll and
-# what follows from it, at what may be removed.
+# Seconds between two looks at the sources. The loop also wakes when one says something.
 LOOK = 1.0
+# Seconds between two steps of the roll.
 ROLL = 0.5
+# Seconds between two removals of releases and variants that nothing needs.
 PRUNE = 60.0
-# Seconds between two statements of the status; it goes out when it says something new. As often as
-# the keeper looks: more often would say the same, and count thousands of agents for it.
+# Seconds between two status documents: as often as the keeper looks. Each counts all agents.
 STATUS = 2.0
 # Seconds between two measurements of a batch's memory: each walks the pages of some 30 agents.
 MEASURE = 5.0
@@ -57,7 +57,7 @@ FAILED = 2.0
 
 @dataclass(kw_only=True)
 class SwarmLoop(Loop):
-    """The loop of a swarm VM. `round` is one turn."""
+    """`round` is one turn of the loop."""
 
     keeper: Keeper
     private: Callable[[Sequence[int]], float | None]
@@ -68,16 +68,16 @@ class SwarmLoop(Loop):
     drained: str = ""
     _variants: dict[tuple[str, str], str] = field(default_factory=dict)
     _releases: dict[str, str] = field(default_factory=dict)
-    # Whether the keeper's goal is one that was decided on. Until then it acts on nothing: its first
-    # goal is to have no agents.
-    _aimed: bool = False
+    _has_goal: bool = False
+    """Whether the keeper's goal was decided on. Until then it must not act: its first goal is to
+    have no agents."""
 
     def round(self, *, woken: bool = False) -> float:
         """One turn; the seconds until the next. `woken`: a source said something."""
         try:
             pause = self._turn(woken)
         except FAILURES as error:
-            # Whatever it is, the agents that run go on; said once, not every two seconds.
+            # The running agents go on.
             self.fault(str(error))
             pause = FAILED
         return pause
@@ -94,13 +94,13 @@ class SwarmLoop(Loop):
         try:
             self._decide(spec)
         except FAILURES as error:
-            # The agents are kept at what was decided last.
+            # The goal stays as it was decided last.
             self.fault(str(error))
         if self.drained:
-            # Also where nothing can be written down any more.
+            # A drain works also where the disk refuses writes.
             self.keeper.goal = Goal(variants={}, window=spec.window)
-            self._aimed = True
-        if not self._aimed:
+            self._has_goal = True
+        if not self._has_goal:
             self.keeper.look()
             return FAILED
         pause = self.keeper.round()
@@ -119,23 +119,23 @@ class SwarmLoop(Loop):
                 )
             self.roll = roll_state.recall(self.paths, self.say)
             if self.roll.accepted is None:
-                # What runs then says what was accepted.
+                # The running agents show what was accepted.
                 self.keeper.look()
         if not self.is_due("roll", ROLL):
             return
         try:
             state = self._advance(spec, self.roll)
         except FAILURES as error:
-            # What cannot be remembered is not begun; what was begun before goes on.
+            # A step that cannot be written down is not begun. Earlier ones go on.
             self.fault(str(error))
             state = self.roll
         self.want(spec, state)
         if state.accepted is not None:
-            self._aim(spec, state)
+            self._set_goal(spec, state)
 
     @property
     def window(self) -> int:
-        """Most agents on their way at once, as declared; there may be no goal yet."""
+        """The spec's window. The keeper's goal may not be set yet."""
         return self._spec().window
 
     def _spec(self) -> SwarmSpec:
@@ -145,8 +145,8 @@ class SwarmLoop(Loop):
         return spec
 
     def _look(self) -> None:
-        """What the sources say. What cannot be taken over now is tried again; the agents are kept
-        at what is known meanwhile."""
+        """Take what the sources say. Where it cannot be applied now it is tried again, and the
+        agents stay at the last known spec."""
         try:
             if self.follower.look():
                 self.at_once("roll")
@@ -199,8 +199,8 @@ class SwarmLoop(Loop):
 
     # The goal
 
-    def _aim(self, spec: SwarmSpec, state: roll_state.RollState) -> None:
-        """Tell the keeper what the agents should be now."""
+    def _set_goal(self, spec: SwarmSpec, state: roll_state.RollState) -> None:
+        """Set what the agents should be now."""
         there = self.fetcher.there()
         found: dict[str, str] = {}
         needed = goal.wanted_releases(state, self.ports)
@@ -209,13 +209,13 @@ class SwarmLoop(Loop):
                 found[each.sha256] = self._variant(spec, each)
         running: Mapping[int, str] = {}
         if len(found) < len(needed):
-            # Of /run only what is left: who runs without its link is somebody's all the same.
+            # An agent may run although its link in /run is gone.
             there_now = dict.fromkeys(self.keeper.look().running, "")
             running = there_now | variants.read(self.paths)
         wanted = goal.goal(spec, self.ports, state, found, running)
         if wanted != self.keeper.goal:
             self.keeper.goal = wanted
-        self._aimed = True
+        self._has_goal = True
         current = state.accepted
         if current and current.sha256 in there:
             release.use(Binary.of(spec.binary.name, current.sha256), self.paths.opt)
@@ -240,7 +240,7 @@ class SwarmLoop(Loop):
         return self.paths.at(AGENT_UNIT).read_text(encoding="utf-8")
 
     def _epoch(self, spec: SwarmSpec) -> str:
-        """What else than the release the agents are started with, in one word."""
+        """A hash of everything but the release that agents are started with."""
         made_of = [
             sorted(units.agent_environment(spec, self.address).items()),
             self._unit(),
@@ -249,13 +249,13 @@ class SwarmLoop(Loop):
         return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
 
     def _release_of(self, variant: str) -> str:
-        """The release (sha256) that a variant is of, "" where that is not known."""
+        """The release (sha256) of a variant, "" where that is not known."""
         if variant and variant not in self._releases:
             self._releases[variant] = variants.about(self.paths, variant).get("release", "")
         return self._releases.get(variant, "")
 
     def _prune(self, state: roll_state.RollState) -> None:
-        """Remove what nobody needs: variants, and releases that are no way back."""
+        """Remove variants and releases that nothing runs and nothing goes back to."""
         used = set(self.keeper.goal.variants.values()) | set(self.keeper.view().variant.values())
         variants.prune(self.paths, used)
         self._variants = {key: ID for key, ID in self._variants.items() if ID in used}
@@ -269,7 +269,7 @@ class SwarmLoop(Loop):
     def facts(
         self, sample: Sample, published: Published, *, started: float, stopping: bool = False
     ) -> SwarmFacts:
-        """What this VM says of itself now. `started`: when, in seconds since the epoch."""
+        """The facts for the status. `started`: when pilot-node did, in seconds since the epoch."""
         spec, follower = self._spec(), self.follower
         state = self.roll or roll_state.RollState()
         accepted = self.accepted(spec)
@@ -284,7 +284,7 @@ class SwarmLoop(Loop):
             roll=roll_status(state, len(self.ports)),
             last_error=self.last_error,
             published=published,
-            # Also those that cannot be started yet: what is wanted is not what can be had.
+            # With agents that cannot be started yet: they are wanted all the same.
             goal={**dict.fromkeys(ports, ""), **self.keeper.goal.variants},
             view=view,
             releases={ID: self._release_of(ID) for ID in set(view.variant.values()) if ID},
@@ -295,8 +295,8 @@ class SwarmLoop(Loop):
 
 
 def serve(paths: Paths, *, address: str, systemd: Systemd, say: Callable[[str], None]) -> None:
-    """Keep this VM's agents at what is declared, until SIGTERM. No agent ends with this process,
-    but where the whole system goes down: then they end first, in good order.
+    """Keep this VM's agents at what is declared, until SIGTERM. The agents go on after that. Where
+    the whole system goes down, they are drained first.
 
     Raises FinalError where there is no spec to begin with.
     """
@@ -357,7 +357,7 @@ def serve(paths: Paths, *, address: str, systemd: Systemd, say: Callable[[str], 
     follower.stop()
     if _goes_down(systemd, say):
         tell(stopping=True)
-        # systemd counts from SIGTERM as well, and a turn may have waited for it.
+        # systemd's time runs since SIGTERM, and the last turn may have taken some of it.
         left = SHUTDOWN_SECONDS - (time.monotonic() - asked[0])
         drain_for_shutdown(paths, limit=swarm.window, say=say, seconds=left)
     sampler.close()
@@ -366,14 +366,14 @@ def serve(paths: Paths, *, address: str, systemd: Systemd, say: Callable[[str], 
 
 
 def _planning(spec: AnySpec) -> Planning:
-    """The planning sizes, in bytes."""
+    """The planning sizes of `spec`, in bytes."""
     if not isinstance(spec, SwarmSpec):
         raise FinalError(f"this VM is a {spec.role}, it has no agents")
     return Planning(agent=spec.agent_mb << 20, connection=spec.connection_mb << 20)
 
 
 def _goes_down(systemd: Systemd, say: Callable[[str], None]) -> bool:
-    """Whether the whole system does, and not this service alone."""
+    """Whether the whole system goes down, and not this service alone."""
     for last in (False, True):
         try:
             return systemd.stopping()

@@ -1,12 +1,12 @@
-"""Whether memory leaks: pure functions over what was seen every few minutes.
+"""Decides whether agents leak memory: pure functions over looks that are minutes apart.
 
-The sum of a fleet's memory says little: agents are started, stopped and restarted, and each of
-these moves it by more than a leak does in a day. What is followed instead is how much the *same*
-agents grew from one look to the next, as a mean over all that were there both times and were past
-their first minutes. Added up, this is the curve of what one agent has grown by since the history
-began: a restart leaves no step in it, and thousands of agents make it smooth. Who joins or leaves
-the comparison does so at a moment's size, which is mostly chance; that adds up, too, so how much it
-may have been is followed beside the curve and makes a slope less sure.
+The sum of all agents' memory says little: each start and stop moves it by more than a leak does in
+a day. So only agents that are there at two looks in a row, and are past their first minutes, are
+compared. The mean of their growth, added up, is a curve: what one agent has grown by since the
+history began. A restart leaves no step in it, and thousands of agents make it smooth.
+
+An agent joins or leaves the comparison at a size that is mostly chance, and these errors add up.
+The `drift` beside the curve says by how much, and makes a slope less certain.
 """
 
 from __future__ import annotations
@@ -19,88 +19,96 @@ from typing import Final
 HOUR: Final = 3600.0
 # Seconds between two looks (docs/FACTS.md).
 LOOK: Final = 300.0
-# Seconds after which an agent's heap has found its size: Go collects every 2 min when idle, and
-# connections to the registry are made within the first.
+# Seconds after which an agent's heap has its size: Go collects every 2 min when idle, and
+# connections to the registry are made within the first minute.
 WARM: Final = 600.0
-# Bytes an hour of all agents of a VM, without more connections: upstream's figure (docs/FACTS.md).
+# Bytes per hour of all agents of a VM, without more connections: upstream's figure (docs/FACTS.md).
 FAST: Final = 100e6
-# Bytes an hour of one agent. 1,000 must be found after a day; half of it, so that noise hides
-# none. In 3,000 agents this is 1.5 MB an hour, which no hour shows.
+# Bytes per hour of one agent. 1,000 must be found after a day; this is half, so that noise hides
+# none. For 3,000 agents it is 1.5 MB per hour, which one hour does not show.
 SLOW: Final = 500.0
-# Seconds that are looked at for the one and for the other, and that there must be at least.
+# Seconds: the longest span that is looked at for FAST and for SLOW, and the shortest.
 FAST_SPAN: Final = (HOUR, 1200.0)
 SLOW_SPAN: Final = (24 * HOUR, 12 * HOUR)
-# Standard errors by which a slope must differ from 0 to be one. Looks five minutes apart are not
-# independent, so more than the two that a text book asks for.
+# Standard errors by which a slope must differ from 0. A text book asks for two; looks five minutes
+# apart are not independent.
 SURE: Final = 4.0
 CONNECTIONS_SURE: Final = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Held:
-    """One agent's memory: `since` tells one start of it from the next (anything that differs),
-    `age` is seconds since that start, `bytes` what it alone holds."""
+    """One agent's memory."""
 
     since: tuple[int, int]
+    """Differs from one start of the agent to the next."""
     age: float
+    """Seconds since that start."""
     bytes: int
+    """What it alone holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """What is seen at one time: `at` in seconds, each agent by port; `overhead` is what the kernel
-    holds for an agent (page tables, sockets; bytes, None where it does not say), `connections` the
-    mean of a sample."""
+    """What is seen at one time."""
 
     at: float
+    """Seconds of a clock."""
     agents: Mapping[int, Held]
+    """By port."""
     overhead: float | None = None
+    """Bytes that the kernel holds per agent (page tables, sockets), None where it does not say."""
     connections: float | None = None
+    """Mean of a sample of agents."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GrowthPoint:
-    """A point of the curve. `at`: seconds in which the same agents were seen; `grown`: bytes that
-    an agent has grown by since the first point; `drift`: variance (bytes squared) that who joined
-    and left has brought into it; connections an agent, None where unknown."""
+    """A point of the curve."""
 
     at: float
+    """Seconds in which agents could be compared."""
     grown: float
+    """Bytes that one agent has grown by since the first point."""
     drift: float
+    """Variance (bytes squared) of `grown` because agents joined and left the comparison."""
     connections: float | None
+    """Per agent, None where unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class History:
-    """The curve, at most a day of it; the look that the next one is compared with, and the starts
-    (port, since) that were compared in it."""
+    """What is kept from look to look."""
 
     last: Look | None = None
+    """The look that the next one is compared with."""
     compared: frozenset[tuple[int, tuple[int, int]]] = frozenset()
+    """The starts (port, since) that were compared in it."""
     points: Sequence[GrowthPoint] = ()
+    """The curve, at most a day of it."""
     agents: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class LeakVerdict:
-    """`growth`: bytes an hour of all agents over the last hour, None until it is known; `leak`: a
-    sentence, or ""."""
-
     growth: float | None = None
+    """Bytes per hour of all agents over the last hour, None until it is known."""
     leak: str = ""
+    """A sentence, "" where memory does not leak."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LineFit:
-    """A straight line's slope, and its standard error."""
+    """A straight line."""
 
     slope: float
     error: float
+    """Standard error of the slope."""
 
 
 def seen(history: History, look: Look) -> History:
     """`history` with `look`. Where fewer than half of the agents were there before (after a
-    restart, during a roll), nothing can be compared: the curve stands still, its clock too."""
+    restart, during a roll), nothing is compared: the curve and its clock stand still."""
     last, points, compared = history.last, list(history.points), history.compared
     if not points:
         points = [GrowthPoint(at=0.0, grown=0.0, drift=0.0, connections=look.connections)]
@@ -115,7 +123,7 @@ def seen(history: History, look: Look) -> History:
         if same and 2 * len(same) >= len(look.agents):
             mean = sum(same.values()) / len(same)
             variance = sum((grown - mean) ** 2 for grown in same.values()) / len(same)
-            # Of the two sizes that a difference is made of, one is the joiner's or the leaver's.
+            # A difference is made of two sizes; half of its variance comes from each.
             changed = len(compared ^ same.keys()) if compared else 0
             points.append(
                 GrowthPoint(
@@ -132,8 +140,8 @@ def seen(history: History, look: Look) -> History:
 
 
 def _kernels(last: Look, look: Look, same: int) -> float:
-    """What the kernel holds more for an agent. It is known as a mean only: it can be compared
-    while nearly all agents are the same ones."""
+    """Growth of what the kernel holds per agent. Only its mean is known, so it is compared while
+    nearly all agents are the same."""
     if look.overhead is None or last.overhead is None:
         return 0.0
     stable = same >= 0.9 * max(len(look.agents), len(last.agents))
@@ -141,7 +149,7 @@ def _kernels(last: Look, look: Look, same: int) -> float:
 
 
 def judge(history: History, connection_bytes: int) -> LeakVerdict:
-    """What the curve says. Each new connection explains `connection_bytes` (the planning size)."""
+    """Whether the curve shows a leak. Each new connection explains `connection_bytes`."""
     recent = _span(history.points, *FAST_SPAN)
     line = fit([p.at for p in recent], [p.grown for p in recent]) if recent else None
     if line is None:
@@ -153,21 +161,21 @@ def judge(history: History, connection_bytes: int) -> LeakVerdict:
         each = growth / history.agents / 1e3
         return LeakVerdict(
             growth=growth,
-            leak=f"agents grow by {growth / 1e6:.0f} MB an hour ({each:.0f} KB each, over "
+            leak=f"agents grow by {growth / 1e6:.0f} MB per hour ({each:.0f} KB each, over "
             f"{minutes:.0f} min) without as many more connections",
         )
     return LeakVerdict(growth=growth, leak=_slow(history))
 
 
 def _slow(history: History) -> str:
-    """What only a day shows."""
+    """A leak that takes half a day to be seen, as a sentence, or ""."""
     points = _span(history.points, *SLOW_SPAN)
     if not points:
         return ""
     line = _with_connections(points)
     half = len(points) // 2
     halves = [_with_connections(part) for part in (points[:half], points[half:])]
-    # In both halves: a single step (a night of more traffic) is no slope.
+    # It grows in both halves: a single step (a night of more traffic) is no leak.
     steady = all(part is not None and part.slope * HOUR > SLOW / 2 for part in halves)
     if line is None or not steady:
         return ""
@@ -176,16 +184,16 @@ def _slow(history: History) -> str:
         return ""
     hours = (points[-1].at - points[0].at) / HOUR
     return (
-        f"each agent grows by {slope / 1e3:.1f} KB an hour (over {hours:.0f} h), without more "
-        f"connections: {slope * history.agents * 24 / 1e6:.0f} MB a day in all"
+        f"each agent grows by {slope / 1e3:.1f} KB per hour (over {hours:.0f} h), without more "
+        f"connections: {slope * history.agents * 24 / 1e6:.0f} MB per day in all"
     )
 
 
 def fit(xs: Sequence[float], ys: Sequence[float], zs: Sequence[float] = ()) -> LineFit | None:
-    """The line through (x, y) by least squares; with `zs`, what of it z does not explain.
+    """The line through (x, y) by least squares; with `zs`, the part that z does not explain.
 
-    None where there is no such line: fewer than four points, all at one x, or x and z so much
-    alike (99 %) that it cannot be told which of them y follows.
+    None where there is no such line: fewer than four points, all at one x, or x and z so alike
+    (99 %) that it is unknown which of them y follows.
     """
     count = len(xs)
     if count < 4:
@@ -214,14 +222,14 @@ def _with_connections(points: Sequence[GrowthPoint]) -> LineFit | None:
 
 
 def _error(line: LineFit, points: Sequence[GrowthPoint]) -> float:
-    """The standard error of a slope, with what joined and left: a line through a random walk of
-    variance V over a time T has a slope of variance 6 V / 5 T^2."""
+    """The standard error of a slope, with the drift: a line through a random walk of variance V
+    over a time T has a slope of variance 6 V / 5 T^2."""
     seconds = points[-1].at - points[0].at
     return math.sqrt(line.error**2 + 1.2 * (points[-1].drift - points[0].drift) / seconds**2)
 
 
 def _explained(points: Sequence[GrowthPoint], agents: int) -> float:
-    """Connections an hour by which all agents certainly grew; 0 where that is not known."""
+    """Connections per hour that all agents certainly gained; 0 where that is not known."""
     known = [(p.at, p.connections) for p in points if p.connections is not None]
     line = fit([at for at, _ in known], [number for _, number in known])
     if line is None or line.slope <= CONNECTIONS_SURE * line.error:
@@ -230,7 +238,7 @@ def _explained(points: Sequence[GrowthPoint], agents: int) -> float:
 
 
 def _span(points: Sequence[GrowthPoint], most: float, least: float) -> Sequence[GrowthPoint]:
-    """The points of the last `most` seconds; none where they are not `least` seconds in all."""
+    """The points of the last `most` seconds; none where they span less than `least` seconds."""
     if not points:
         return ()
     end = points[-1].at

@@ -1,8 +1,8 @@
-"""Memory and connections of a VM and its agents: what is measured, how often, and by whom.
+"""Measures memory and connections of a VM and its agents.
 
-Two threads, so that neither the loop nor what must be quick waits for what is slow: one looks at
-the VM every second and freezes benchmarks in time, one asks and walks through agents. What each of
-these costs is said where it is done (real daemons, on the machine of docs/FACTS.md).
+Two threads: the quick one looks at the VM every second and freezes benchmarks in time. The slow one
+measures and asks agents. Costs are given beside the numbers (real daemons, on the machine of
+docs/FACTS.md).
 """
 
 from __future__ import annotations
@@ -23,24 +23,27 @@ from .benchmarks import CgroupFreezer, Governor
 from .kernel_limits import LimitUse
 from .leak_detection import Held, History, Look
 
-# Seconds between two looks: at the VM's memory (two small files), at its limits (two for each
-# service), at a few agents, and at all of them.
+# Seconds between two looks at the VM's memory: two small files.
 WATCH: Final = 1.0
+# At its limits: two files per service.
 LIMITS: Final = 10.0
+# At a few agents.
 SOME: Final = 60.0
+# At all agents.
 ALL: Final = leak_detection.LOOK
-# Until the second look at a few agents; then twice as long each time, up to SOME. At the first look
-# of a boot nothing runs yet.
+# Seconds until the second look at a few agents, then twice as long each time, up to SOME. At the
+# first look of a boot no agent runs yet.
 SOON: Final = 5.0
 
-# Agents whose PSS makes the mean. smaps_rollup walks all pages of a process, 0.22 ms of CPU for
-# an idle agent, and holds its mmap lock meanwhile: 7 ms a minute.
+# Agents whose PSS makes the mean. smaps_rollup walks all pages of a process, takes 0.22 ms of CPU
+# for an idle agent and holds its mmap lock: 7 ms per minute.
 PSS_AGENTS: Final = 32
-# Agents asked for their connections, 0.3 ms each; the same ones each time, so that what is seen to
-# change are their connections and not the choice. Within BUDGET seconds: one that hangs takes two.
+# Agents asked for their connections, 0.3 ms each. The same ones each time, so that a change is a
+# change of connections and not of the choice.
 ASKED: Final = 32
+# Seconds for all of them. An agent that hangs takes two.
 BUDGET: Final = 20.0
-# Of those that may be above the limit: how many are measured exactly, and how many listed.
+# Of agents that may be above the limit: how many are measured exactly, and how many listed.
 MEASURED: Final = 64
 TOP: Final = 20
 
@@ -49,46 +52,55 @@ MIB: Final = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Planning:
-    """Planning sizes of the spec, in bytes: an agent, and a connection of one."""
+    """Planning sizes of the spec, in bytes."""
 
     agent: int
     connection: int
+    """One connection of one agent."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Heavy:
-    """An agent above the limit: bytes (PSS), and its node id, None where it did not say."""
+    """An agent above the limit."""
 
     port: int
     node_id: int | None
+    """None where it did not say."""
     bytes: int
+    """PSS."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """What was measured last; bytes, None where it could not be had, or was not yet.
-
-    `total`, `available`: of the VM. `slice`: memory.current of pilot.slice. `agent_mean`: PSS of a
-    sample of agents. `agent_limit`: twice the planning size; `over`: agents above it, `top`: the
-    largest of these. `growth`: bytes an hour; `leak`: a sentence, or "". `connections`: an agent,
-    of the `asked` that answered. `benchmarks`: none, running, frozen, paused. `limits`: those above
-    80 %.
-    """
+    """What was measured last. Memory in bytes; None where it is not known, or not yet."""
 
     total: int | None = None
+    """Memory of the VM."""
     available: int | None = None
+    """Memory of the VM that is available."""
     slice: int | None = None
+    """memory.current of pilot.slice."""
     agent_mean: float | None = None
+    """Mean PSS of a sample of agents."""
     agent_limit: int = 0
+    """Twice the planning size of an agent."""
     over: int | None = None
+    """Agents above that."""
     top: Sequence[Heavy] = ()
+    """The largest of these."""
     growth: float | None = None
+    """Bytes per hour, of all agents."""
     leak: str = ""
+    """A sentence, "" where memory does not leak."""
     asked: int = 0
+    """Agents that answered when they were asked for their connections."""
     connections: float | None = None
+    """Mean connections per agent, of those that answered."""
     udp_sockets: int | None = None
     benchmarks: str = "none"
+    """none, running, frozen or paused."""
     limits: Sequence[LimitUse] = ()
+    """Those of which more than 80 % are used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +129,7 @@ class _Walked:
 
 
 class PressureWatch:
-    """The quick one: the VM's memory, what is near a limit, and benchmarks."""
+    """The quick thread's work: the VM's memory, its limits, and benchmarks."""
 
     def __init__(
         self, paths: Paths, governor: Governor, *, clock: Callable[[], float] = time.monotonic
@@ -130,7 +142,7 @@ class PressureWatch:
         self._limits_at = float("-inf")
 
     def step(self) -> None:
-        """One look. Raises OSError, where benchmarks could not be frozen."""
+        """One look. Raises OSError where benchmarks could not be frozen."""
         total = available = None
         try:
             memory = proc.meminfo(self.paths)
@@ -161,7 +173,7 @@ class PressureWatch:
 
 @dataclass(kw_only=True)
 class Walk:
-    """The slow one: agents."""
+    """The slow thread's work: agents."""
 
     paths: Paths
     planning: Planning
@@ -216,13 +228,12 @@ class Walk:
     def _heavy(
         self, running: Mapping[int, Sequence[int]], seen: Mapping[int, Held]
     ) -> tuple[int, list[Heavy]]:
-        """How many are above the limit, and the largest of these. PSS is at least what an agent
-        alone holds, and more by its share of the text: the largest are measured exactly."""
+        """How many are above the limit, and the largest of these. PSS is what an agent alone
+        holds, plus its share of the program's text. Only the largest agents' PSS is measured."""
         limit = 2 * self.planning.agent
         certain = {port for port, one in seen.items() if one.bytes > limit}
         largest = sorted(seen, key=lambda port: -seen[port].bytes)[:MEASURED]
-        # An agent's text is 11 MB (docs/FACTS.md), so half of the limit and more is worth a closer
-        # look.
+        # The text is 11 MB (docs/FACTS.md): an agent above half of the limit may be above it.
         exact = {
             port: found.pss
             for port in largest
@@ -254,7 +265,7 @@ class Walk:
 
     def _connections(self, running: Mapping[int, Sequence[int]]) -> tuple[float | None, int]:
         """`_mean` of the agents that answered, and how many did."""
-        # The same ones while nine tenths of them are there, and all that there are while few run.
+        # Keep the same agents while nine tenths of them run. While few run, ask all.
         kept = [port for port in self._panel if port in running]
         few = len(self._panel) < min(ASKED, len(running))
         if few or 10 * len(kept) < 9 * len(self._panel):
@@ -273,8 +284,8 @@ class Walk:
 
 
 def _mean(found: Sequence[int]) -> float | None:
-    """Mean of what agents say they have, where the highest sixteenth counts as no more than the
-    next one: each says what it likes, and a million of one would explain any leak of all."""
+    """Mean of the agents' answers. The highest sixteenth counts as much as the next one below: an
+    agent can say anything, and one that claims a million would explain any leak."""
     if not found:
         return None
     cut = max(1, len(found) // 16) if len(found) > 2 else 0
@@ -283,11 +294,11 @@ def _mean(found: Sequence[int]) -> float | None:
 
 
 class Sampler:
-    """Both, each in its thread. `planning` and `pause` may be set at any time."""
+    """Runs both threads. `planning` and `pause` may be set at any time."""
 
     def __init__(self, *, paths: Paths, planning: Planning, say: Callable[[str], None]) -> None:
-        """`say` gets a line when benchmarks are frozen or thawed, when a leak is seen and when it
-        is gone, and when something cannot be looked at; from the threads."""
+        """The threads call `say` when benchmarks are frozen or thawed, when a leak begins or ends,
+        and when something cannot be read."""
         self.paths = paths
         self._say = say
         self._governor = Governor(freezer=CgroupFreezer(paths=paths), say=say)
@@ -309,7 +320,7 @@ class Sampler:
             thread.start()
 
     def close(self, seconds: float = 3.0) -> None:
-        """End, and thaw benchmarks, which nobody would do after this."""
+        """End the threads and thaw benchmarks: after this nothing would thaw them."""
         self._ended.set()
         deadline = time.monotonic() + seconds
         for thread in self._threads:
@@ -329,12 +340,12 @@ class Sampler:
         self._walk.planning = planning
 
     def pause(self, paused: bool) -> None:
-        """Whether an order says that benchmarks pause; holds from the next second on."""
+        """Pause benchmarks, or let them go on, from the next second on."""
         self._watch.paused = paused
 
     def latest(self) -> Sample:
-        """What was measured last, without waiting. Raises RuntimeError when a thread is dead,
-        which is a mistake in this tree: nobody would freeze benchmarks any more."""
+        """What was measured last, without waiting. Raises RuntimeError when a thread is dead
+        (a bug): benchmarks would not be frozen any more."""
         if self._broken is not None:
             raise RuntimeError(f"pressure: {self._broken!r}") from self._broken
         watched, walked = self._watch.latest, self._walk.latest
@@ -356,19 +367,19 @@ class Sampler:
         )
 
     def mean_private_bytes(self, ports: Sequence[int]) -> float | None:
-        """`private_bytes` of this VM's agents of `ports`, now; 0.25 ms an agent, 64 at most."""
+        """`private_bytes` of the agents of `ports`, now. Takes 0.25 ms per agent, of 64 at most."""
         return private_bytes(self.paths, ports)
 
     def _walked(self) -> None:
         self._walk.step()
         leak = self._walk.latest.leak
-        # The numbers in the sentence change at each look: said when one begins and ends.
+        # Logged when a leak begins and ends only: the numbers in it change at each look.
         if bool(leak) != bool(self._leak):
             self._say(f"memory leaks: {leak}" if leak else "memory leaks no more")
         self._leak = leak
 
     def _run(self, step: Callable[[], None], first: float, every: float) -> None:
-        """`step` until the end; `first`, `every`: the first and the longest pause, in seconds."""
+        """Run `step` until the end. `first`, `every`: the first and the longest pause, seconds."""
         said, pause = "", min(first, every)
         try:
             while not self._ended.is_set():
@@ -387,7 +398,8 @@ class Sampler:
 
 
 def _memory_current(paths: Paths) -> int | None:
-    """Bytes of pilot.slice, with page tables, sockets and files; None without a controller."""
+    """Bytes of pilot.slice, with page tables, sockets and files; None without a memory
+    controller."""
     try:
         path = paths.at("/sys/fs/cgroup/pilot.slice/memory.current")
         return int(path.read_text(encoding="ascii"))
@@ -396,7 +408,7 @@ def _memory_current(paths: Paths) -> int | None:
 
 
 def _overhead(paths: Paths, count: int) -> float | None:
-    """Bytes that the kernel holds for an agent: of the slice, what is neither theirs nor files'."""
+    """Bytes that the kernel holds per agent: the slice, less agents' memory and files."""
     current, stat = _memory_current(paths), proc.slice_stat(paths, "pilot.slice")
     if current is None or not count or "anon" not in stat or "file" not in stat:
         return None

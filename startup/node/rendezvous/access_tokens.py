@@ -1,9 +1,9 @@
 """The rendezvous' tokens: from Secret Manager, with the VM's own account, into its `-config` file.
 
-Never on a command line, never on a disk, never in a log. A token that is declared and cannot be had
-must not open what it closes: without an admin or a replication token the rendezvous refuses both
-(upstream: "empty = disabled"), and for a dashboard token that is missing stands one that nobody
-knows. So the registry, by which the fleet lives, never waits for Secret Manager.
+They are never on a command line, a disk or in a log. A declared token that cannot be fetched must
+not leave open what it closes. Without an admin or a replication token the rendezvous refuses these
+requests (upstream: "empty = disabled"). A missing dashboard token is replaced by a random one. So
+the registry never waits for Secret Manager.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..machine import files, http_client
 from ..machine.retry import FinalError, TemporaryError
 from ..machine.user import UID
 
-# By what a token is for: the rendezvous' flag, which is the key in its `-config` as well.
+# Purpose of a token -> the rendezvous' flag, which is also the key in its `-config`.
 FLAGS: Final[Mapping[str, str]] = {
     "admin": "admin-token",
     "dashboard": "dashboard-token",
@@ -33,18 +33,19 @@ _LIMIT: Final = 128 << 10
 _MOST: Final = 512
 # Seconds from one question to the next.
 EVERY = 60.0
-# How a token begins that stands for one that is missing.
+# How the random stand-in for a missing token begins.
 _NOBODY: Final = "nobody-knows-"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
-    """What was fetched, by what it is for, and why the others could not be. `refused`: those of
-    them that Secret Manager itself refused."""
+    """Tokens by their purpose."""
 
     values: Mapping[str, str] = field(default_factory=dict, repr=False)
     missing: Mapping[str, str] = field(default_factory=dict)
+    """Why the others could not be fetched."""
     refused: frozenset[str] = frozenset()
+    """Those of `missing` that Secret Manager itself refused."""
 
     @property
     def problem(self) -> str:
@@ -52,7 +53,7 @@ class Tokens:
 
 
 def fetch(names: Mapping[str, str], *, endpoint: str, token: Callable[[], str]) -> Tokens:
-    """The tokens of a spec: `names` has what each is for and its version in Secret Manager
+    """Fetch the tokens of a spec. `names`: purpose -> version in Secret Manager
     (`projects/P/secrets/N/versions/V`). Never raises for what a server says."""
     values: dict[str, str] = {}
     missing: dict[str, str] = {}
@@ -69,13 +70,13 @@ def fetch(names: Mapping[str, str], *, endpoint: str, token: Callable[[], str]) 
 
 
 def kept(new: Tokens, old: Tokens) -> Tokens:
-    """`new`, with what `old` knew of those that could not be fetched again."""
+    """`new`, with the values of `old` for tokens that could not be fetched again."""
     again = {what: old.values[what] for what in new.missing if what in old.values}
     return replace(new, values={**again, **new.values})
 
 
 def config(tokens: Tokens) -> dict[str, str]:
-    """The content of `-config`. A dashboard token that is missing is one that nobody knows."""
+    """The content of `-config`. A missing dashboard token is replaced by a random one."""
     found = {FLAGS[what]: value for what, value in sorted(tokens.values.items())}
     if "dashboard" in tokens.missing and "dashboard" not in tokens.values:
         found[FLAGS["dashboard"]] = _NOBODY + secrets.token_urlsafe(32)
@@ -83,7 +84,7 @@ def config(tokens: Tokens) -> dict[str, str]:
 
 
 def recall(path: Path) -> dict[str, str]:
-    """What `write` wrote in this boot; nothing where it did not, or where that is no more whole."""
+    """The content that `write` wrote in this boot; empty where it did not, or the file is bad."""
     try:
         found = json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError):
@@ -93,7 +94,7 @@ def recall(path: Path) -> dict[str, str]:
 
 
 def held(content: Mapping[str, str]) -> Tokens:
-    """The tokens in the content of `-config`, but for one that nobody knows."""
+    """The tokens in the content of `-config`, without a random stand-in."""
     known = {what: content.get(flag, _NOBODY) for what, flag in FLAGS.items()}
     return Tokens(
         values={what: token for what, token in known.items() if not token.startswith(_NOBODY)}
@@ -101,7 +102,8 @@ def held(content: Mapping[str, str]) -> Tokens:
 
 
 def write(path: Path, content: Mapping[str, str]) -> None:
-    """`content` for root and the rendezvous alone (root:pilot 0640). Raises OSError."""
+    """Write `content`, readable for root and the rendezvous only (root:pilot 0640). Raises
+    OSError."""
     files.write(path, json.dumps(content, sort_keys=True) + "\n", 0o640)
     if os.geteuid() == 0:
         os.chown(path, 0, UID)
@@ -116,7 +118,7 @@ def _access(name: str, endpoint: str, token: str) -> str:
     try:
         value = base64.b64decode(json.loads(body)["payload"]["data"], validate=True).decode()
     except (ValueError, LookupError, TypeError, binascii.Error):
-        # Without the text: it may hold the token.
+        # Not with the answer: it may hold the token.
         raise FinalError(f"{name}: the answer holds no text in payload.data") from None
     value = value.strip()
     if not value or len(value) > _MOST or not value.isprintable() or not value.isascii():

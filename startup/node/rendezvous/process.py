@@ -1,5 +1,4 @@
-"""The rendezvous' process: as systemd has it, what it says of itself on loopback, and what is to be
-thought of it. What is done about that is rendezvous_loop.py's."""
+"""The rendezvous' process: its unit in systemd, its answers on loopback, and whether it is well."""
 
 from __future__ import annotations
 
@@ -19,23 +18,22 @@ from ..machine.systemd import Systemctl, SystemdError
 
 UNIT: Final = "pilot-rendezvous.service"
 
-# Seconds. Start: upstream reads 45 MB in a few; without an answer by then the process hangs.
-# Steady: up for so long, its earlier failures are forgotten.
+# Seconds after which a new process without an answer hangs: upstream reads 45 MB in a few.
 START = 90.0
+# Seconds of being up after which earlier failures are forgotten.
 STEADY = 60.0
-# One that has answered once is to go on: silent for so long, it has failed on trial, and is said to
-# be silent when it is accepted.
+# Seconds of silence, after it has answered once. On trial it has failed then; an accepted one is
+# reported only.
 MUTE = 20.0
-# Of nodes that its file holds, the part that a rendezvous must know once it has read it.
+# Part of the nodes in its file that a rendezvous must know once it has read it.
 KNOWN = 0.5
-# No more digits than a number of nodes can have: int() refuses thousands of them.
+# int() refuses a number of thousands of digits.
 _TOTAL = re.compile(rb'"total_nodes":\s*(\d{1,18})(?!\d)')
 _ACTIVE = re.compile(rb'"active_nodes":\s*(\d{1,18})(?!\d)')
 _MOST = 10**18
-# Lines of the journal that are looked at: before a start `pilot-node store` says of each bad file
-# and copy what it does, some two dozen at most; __main__ begins these so.
+# Lines of the journal that are read. Before a start, `pilot-node store` logs some two dozen.
 _LINES = 100
-# What systemd writes when a process of a unit ends, and when that is a failure of the unit.
+# systemd's message IDs: a process of a unit ended, and a unit failed.
 _PROCESS_EXIT = "98e322203f7a4ed290d09fe03c09fe15"
 _UNIT_RESULT = "d9b373ed55a64feb8242e02dbe79a49c"
 _RESULTS = {
@@ -43,18 +41,23 @@ _RESULTS = {
     "timeout": "it did not end in time",
     "watchdog": "its watchdog",
 }
-_DOES = "pilot:   "
+# How __main__ begins a line of a step.
+_STEP_LINE = "pilot:   "
 
 
 @dataclass(frozen=True, kw_only=True)
 class Process:
-    """The unit as systemd has it. `restarts`: by systemd itself."""
+    """The unit as systemd has it."""
 
     active: str = "inactive"
+    """systemd's ActiveState."""
     pid: int = 0
     restarts: int = 0
+    """By systemd itself."""
     job: bool = False
+    """A start or stop is queued or at work."""
     why: str = ""
+    """How it ended, where it did."""
 
     @property
     def gone(self) -> bool:
@@ -62,7 +65,7 @@ class Process:
 
 
 class Unit(Protocol):
-    """The unit of the rendezvous; nothing waits. Raises SystemdError."""
+    """The unit of the rendezvous. No call waits for a job. Raises SystemdError."""
 
     def process(self) -> Process: ...
     def last_end(self) -> str: ...
@@ -71,7 +74,7 @@ class Unit(Protocol):
 
 
 class SystemdUnit:
-    """The real one."""
+    """The unit in systemd."""
 
     def __init__(self, systemctl: Systemctl | None = None) -> None:
         self._systemctl = systemctl or Systemctl()
@@ -91,16 +94,16 @@ class SystemdUnit:
             pid=state.pid,
             restarts=state.restarts,
             job=state.job,
-            # Of one that runs again it says "success": of the process that runs.
+            # Of a unit that runs again, systemd reports the process that runs: "success".
             why=f"{state.result}, exit status {state.exit_status}"
             if state.active == "failed"
             else "systemd started it again, and does not say why",
         )
 
     def last_end(self) -> str:
-        """How its last process ended, by systemd's own record, and what that one said last; ""
-        where there is no record of the last START seconds, or the journal cannot be had. (What
-        `systemctl show` says of an end is gone once the unit is started again.)"""
+        """How its last process ended, by systemd's record in the journal, and the last line of
+        that process. "" where there is no record of the last START seconds, or the journal cannot
+        be read. (`systemctl show` forgets an end once the unit is started again.)"""
         ends, result = f"MESSAGE_ID={_PROCESS_EXIT}", f"MESSAGE_ID={_UNIT_RESULT}"
         records = [
             record
@@ -113,17 +116,17 @@ class SystemdUnit:
         run = last.get("INVOCATION_ID", "")
         results = (each.get("UNIT_RESULT") for each in records if each.get("INVOCATION_ID") == run)
         how = _how(last, [each for each in results if each])
-        # Who was killed had no time to say why; a process that is dumped said it itself.
+        # A killed process had no time to say why. One that dumped core said it itself.
         line = "" if last["EXIT_CODE"] == "killed" else self._last_line(run)
         return ": ".join(filter(None, (how, line)))
 
     def _last_line(self, run: str) -> str:
-        """What was said last in a run of the unit, by the rendezvous or by `pilot-node store` where
-        that let it not start: at most 200 printable characters."""
+        """The last line in a run of the unit, of the rendezvous, or of `pilot-node store` where
+        that failed: at most 200 printable characters."""
         named = f"SYSLOG_IDENTIFIER={UNIT.removesuffix('.service')}"
         lines = self._journal("--output=cat", f"_SYSTEMD_INVOCATION_ID={run}", named)
-        # `store` tells in the same unit what it does before each start: no reason for an end.
-        lines = [line for line in lines if not line.startswith(_DOES)] or [""]
+        # `store` logs its steps in the same unit: these are no reason for an end.
+        lines = [line for line in lines if not line.startswith(_STEP_LINE)] or [""]
         return "".join(c for c in lines[-1] if c.isprintable())[-200:]
 
     @staticmethod
@@ -140,7 +143,7 @@ class SystemdUnit:
 
 
 def _record(line: str) -> dict[str, str]:
-    """An entry of the journal; empty where the line is none."""
+    """The journal's entry in `line`, empty where there is none."""
     try:
         found = json.loads(line)
     except (ValueError, RecursionError):
@@ -150,7 +153,7 @@ def _record(line: str) -> dict[str, str]:
 
 
 def _how(record: Mapping[str, str], results: Sequence[str]) -> str:
-    """How a process ended: as systemd wrote it down, and what it made of it (`oom-kill`)."""
+    """How a process ended, by systemd's `record` of it and the unit's `results` (`oom-kill`)."""
     code, status = record["EXIT_CODE"], record.get("EXIT_STATUS", "")
     try:
         number = int(status)
@@ -166,34 +169,39 @@ def _how(record: Mapping[str, str], results: Sequence[str]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Health:
-    """What the process said last. `total` is None where it does not tell."""
+    """What the process said last."""
 
     answers: bool = False
     why: str = "not asked yet"
+    """Why there is no answer."""
     online: int | None = None
+    """Nodes that are online, None where it does not tell."""
     total: int | None = None
+    """Nodes that it knows, None where it does not tell."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """What is remembered of the process from round to round. Times in seconds of the clock.
-
-    `since`: when it was last told to start, or first seen; `up`: since when it has answered;
-    `mute`: since when it does not any more; `failures`: in a row, with `why`; `hangs`: it is to be
-    ended; `pid` and `restarts`: as last seen.
-    """
+    """What is remembered of the process from round to round. Times in seconds of the clock."""
 
     since: float | None = None
+    """When it was last told to start, or first seen."""
     up: float | None = None
+    """Since when it is up: it has answered."""
     mute: float | None = None
+    """Since when it is up and does not answer."""
     failures: int = 0
+    """In a row."""
     why: str = ""
+    """Of the last failure."""
     hangs: bool = False
+    """It should be stopped."""
     pid: int = 0
+    """As last seen, like `restarts`."""
     restarts: int = 0
 
     def is_mute(self, now: float) -> bool:
-        """It was up, and has been silent for too long."""
+        """Whether it was up, and has been silent for too long."""
         return self.mute is not None and now - self.mute >= MUTE
 
 
@@ -207,9 +215,12 @@ def judge(
     trial: bool = False,
 ) -> Judged:
     """`judged`, after the process was seen as `process` and said `health`. `expected`: the nodes
-    in the file that it was started with. `trial`: its release is not accepted yet. Of any other
-    one that was up silence is taken for work, and it is not ended: agents that come back all at
-    once are work, and a restart has them come back once more. People are told, and decide."""
+    in the file that it was started with. `trial`: its release is not accepted yet.
+
+    An accepted process that was up and falls silent is not stopped: agents that reconnect all at
+    once keep it busy, and a restart would make them reconnect again. It is reported, and people
+    decide.
+    """
     failures, why, up, hangs = judged.failures, judged.why, judged.up, False
     again = process.restarts - judged.restarts
     if again > 0 or process.active == "failed":
@@ -218,7 +229,7 @@ def judge(
         up = None
     since = now if again > 0 else judged.since
     if since is None and process.active == "active":
-        # Started by an earlier pilot-node: it has its time from here on.
+        # An earlier pilot-node started it: its time to answer begins now.
         since = now
     if process.active != "active":
         up = None
@@ -231,7 +242,7 @@ def judge(
     if trial and mute is not None and now - mute >= MUTE:
         failures, why = max(failures, 2), f"no answer for {MUTE:.0f} s: {health.why}"
     elif up is not None and health.total is not None and health.total < expected * KNOWN:
-        # At once: its next snapshot replaces the file.
+        # Failed at once: its next snapshot would replace the file.
         failures = max(failures, 2)
         why = f"it knows {health.total} of the {expected} nodes that its file holds"
     elif up is not None and now - up >= STEADY:
@@ -255,9 +266,9 @@ def _mute_since(judged: Judged, up: float | None, health: Health, now: float) ->
 
 
 def ask(spec: RendezvousSpec, before: Health, *, numbers: bool) -> Health:
-    """What the rendezvous of `spec` says on loopback. With `numbers`, and where another number is
-    online than before, it is asked for its nodes: both numbers are of one answer of `/api/stats`.
-    `/healthz` newer ones have only."""
+    """Ask the rendezvous of `spec` on loopback. With `numbers`, or where another number of nodes is
+    online than before, `/api/stats` is asked, which gives both numbers at once. Older binaries
+    have no `/healthz`."""
     base = f"http://127.0.0.1:{spec.dashboard_port}"
     try:
         with socket.create_connection(("127.0.0.1", spec.registry_port), 5.0):
@@ -287,7 +298,7 @@ def post(url: str, seconds: float) -> int:
 
 
 def _stats(base: str) -> tuple[int | None, int | None]:
-    """Total and active nodes; the answer may list every node, megabytes of them, in between."""
+    """Total and active nodes. The answer may list every node: megabytes."""
     found: dict[re.Pattern[bytes], int] = {}
     with http_client.get(f"{base}/api/stats", {}, 10.0) as answer:
         if answer.status != 200:
@@ -297,7 +308,7 @@ def _stats(base: str) -> tuple[int | None, int | None]:
             text = left + chunk
             for pattern in (_TOTAL, _ACTIVE):
                 match = pattern.search(text)
-                # A number at the very end may go on.
+                # A number at the end of a chunk may go on in the next one.
                 if match and match.end() < len(text):
                     found.setdefault(pattern, int(match[1]))
             if len(found) == 2:

@@ -1,10 +1,9 @@
-"""The registry's file: checked before every start, copied while good, replaced when not.
+"""The registry's file: checked before every start, copied while good, replaced when bad.
 
-A snapshot is whole when the SHA-256 that it ends with is that of all before it (upstream's source
-of 2026, every writer of version 1). That needs no JSON and no memory: a megabyte at a time. What is
-older (version 0) or newer must be one JSON object that has the shape. Copies are root's: the
-rendezvous can neither read nor harm them. Each is verified while it is written, so that what is
-kept is what was checked, and verified again before it is put back.
+A snapshot of version 1 is whole when it ends with the SHA-256 of all before that (upstream's source
+of 2026). The check reads a megabyte at a time and parses no JSON. An older (version 0) or newer
+file must be one JSON object of the right shape. Copies belong to root: the rendezvous can neither
+read nor change them. A copy is checked while it is written, and again before it is put back.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Final
@@ -28,27 +27,27 @@ from ..machine import files
 from ..machine.paths import Paths
 
 NAME: Final = "registry.json"
-# The log of what happened since the snapshot: upstream replays it on top (it is next to the store).
+# The log of events since the snapshot, beside it. Upstream replays it at a start.
 LOG: Final = f"{NAME}.wal"
 
-# Copies that are kept: of the last half hour each (one in five minutes), then one an hour and one
-# a day. By number and not by age: a clock that jumps ahead would take them all.
+# Copies that are kept: the last half hour's (one per five minutes), then one per hour and one per
+# day. By number and not by age: a clock that jumps ahead would remove all of them.
 NEWEST: Final = 6
 HOURLY: Final = 8
 DAILY: Final = 7
-# Copies that know more than half as many keys as the one that knows most: of these so many stay,
-# whatever comes after them. Keys are only ever added, so a registry with fewer has lost some: it
-# started empty, and its copies must not push out those from before.
-PINNED: Final = 3
+# A copy is whole where it knows at least this part of the keys that the largest copy knows. Keys
+# are only ever added, so a registry with fewer has started empty.
 SHRUNK: Final = 0.5
-# All copies together, those that are kept for people as well: this part of the file system at most.
-# The default disk has 20 GB, a registry of 200,000 nodes 60 MB.
+# So many whole copies always stay: those of a registry that started empty must not replace them.
+PINNED: Final = 3
+# Part of the file system that all copies may take, with those that were set aside. The default disk
+# has 20 GB, a registry of 200,000 nodes 60 MB.
 DISK_PART: Final = 0.25
-# Files set aside: so many, the newest, and so many bytes of them. Of bad copies as many.
+# Files set aside that are kept, the newest ones, and their bytes. As many bad copies.
 BAD_FILES: Final = 5
 BAD_BYTES: Final = 1 << 30
 
-# Bytes of what can be a registry, and of what is parsed: 200,000 nodes take 60 MB.
+# Most bytes of a registry, and of one that is parsed: 200,000 nodes take 60 MB.
 MOST_BYTES: Final = 4 << 30
 MOST_PARSED: Final = 256 << 20
 
@@ -59,50 +58,57 @@ _VERSION: Final = re.compile(rb'\A\{"version":(\d{1,4})[,}]')
 _NODE: Final = b'"public_key":'
 _KEYS: Final = b'"pub_key_idx":{'
 _COPY: Final = re.compile(r"(\d{8}T\d{6}Z)-(\d{1,9})\.json")
-# `.bad-TIME`: not whole; `.clean-TIME`: set aside by order.
+# `.bad-TIME`: a bad file; `.clean-TIME`: set aside by order.
 _ASIDE: Final = re.compile(rf"{re.escape(NAME)}(\.wal)?\.(bad|clean)-\d{{8}}T\d{{6}}Z(-\d+)?")
-# Behind the name of a copy: from before the store was set aside by order; not whole any more.
+# Suffixes of a copy: from before the store was set aside by order; found bad.
 _CLEANED: Final = ".before-clean"
 _BAD: Final = ".bad"
 _TIME: Final = "%Y%m%dT%H%M%SZ"
 
 
 class BadRegistryError(Exception):
-    """A registry file that must not be used. The text says what is wrong with it."""
+    """A registry file that must not be used. The text says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What a whole file holds: its bytes, its nodes, and the keys that have an id (nodes that are
-    gone keep theirs). `version`: of its format, 0 where it has none."""
+    """What a whole file holds."""
 
     size: int
+    """Bytes."""
     nodes: int
     keys: int
+    """Keys that have a node ID. They stay when their node is gone."""
     version: int = 1
+    """Of the format, 0 where the file names none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Copy:
-    """A good copy: its file's name, when it was taken (seconds since the epoch), bytes, keys."""
+    """A good copy."""
 
     name: str
     time: float
+    """When it was taken, in seconds since the epoch."""
     size: int
+    """Bytes."""
     keys: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """What was done before a start. `restored`: the copy that was put back, or "". `set_aside`:
-    the file's new name, or "". `why`: what was wrong with it. `nodes` and `keys`: what the
-    rendezvous will read."""
+    """What was done before a start."""
 
     restored: str = ""
+    """The copy that was put back, or ""."""
     set_aside: str = ""
+    """The bad file's new name, or ""."""
     why: str = ""
+    """What was wrong with it."""
     nodes: int = 0
+    """Nodes that the rendezvous will read."""
     keys: int = 0
+    """Keys that the rendezvous will read."""
 
 
 class Check:
@@ -111,12 +117,12 @@ class Check:
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
         self._head = b""
-        # What is not hashed yet: the seal may begin in it.
+        # Not hashed yet: the seal may begin in it.
         self._tail = b""
         self._size = 0
         self._nodes = 0
         self._keys = 0
-        # Of the last piece, for a word that is cut by the end of one.
+        # The end of the last piece: a word may begin in it.
         self._left = b""
         self._in_keys = False
         self._keys_begun = False
@@ -132,8 +138,8 @@ class Check:
         self._count(piece)
 
     def result(self) -> Summary | None:
-        """What a whole sealed file holds; None for one without a seal, which is to be judged by
-        `parsed`. Raises BadRegistryError."""
+        """What a whole sealed file holds. None for a file without a seal: use `parsed`. Raises
+        BadRegistryError."""
         if not self._size:
             raise BadRegistryError("it is empty")
         if not self._head.strip(b"\0"):
@@ -166,7 +172,7 @@ class Check:
         if not self._keys_begun and (at := text.find(_KEYS)) >= 0:
             self._keys_begun = self._in_keys = True
             begin = at + len(_KEYS)
-            # Entries are one more than the commas between them; base64 has neither ',' nor '}'.
+            # One entry more than commas; base64 has neither ',' nor '}'.
             self._keys = 0 if text[begin : begin + 1] == b"}" else 1
         elif self._in_keys:
             begin = len(self._left)
@@ -175,16 +181,15 @@ class Check:
             self._keys += text.count(b",", begin, len(text) if end < 0 else end)
             self._in_keys = end < 0
         left = text[-keep:]
-        # A whole word in it has been counted.
+        # A whole word in it was counted already.
         self._left = left[-(len(_NODE) - 1) :] if _NODE in left else left
 
 
 def parsed(data: bytes) -> Summary:
     """What an unsealed file holds: one JSON object with `nodes`. Raises BadRegistryError.
 
-    As in a sealed one, nodes that are gone keep their keys: these are in `pub_key_idx` (files
-    without it are older than that). Objects are dropped as they are read: 45 MB take some 200 MB
-    and a second, not 500 MB.
+    Keys of nodes that are gone are in `pub_key_idx`, which older files lack. Objects are dropped
+    while they are read: 45 MB take some 200 MB of memory and a second, not 500 MB.
     """
     nodes = 0
 
@@ -194,7 +199,7 @@ def parsed(data: bytes) -> Summary:
         if "public_key" in names:
             nodes += 1
             return None
-        # Maps of nodes and keys are what is large; the document itself is told by its fields.
+        # The maps of nodes and keys are large; the document itself is known by its fields.
         if names & {"version", "next_node", "nodes"}:
             return {name: held for name, held in pairs if isinstance(held, int)}, names
         return len(pairs)
@@ -203,7 +208,7 @@ def parsed(data: bytes) -> Summary:
         found = json.loads(data, object_pairs_hook=drop)
     except (ValueError, RecursionError) as error:
         raise BadRegistryError(f"it is no whole JSON: {str(error)[:200]}") from error
-    # A list in the file is no tuple.
+    # Only `drop` makes a tuple: the document.
     if not isinstance(found, tuple) or not {"next_node", "nodes"} & found[1]:
         raise BadRegistryError("it is no snapshot of a registry")
     version = _VERSION.match(data[:64])
@@ -216,7 +221,7 @@ def parsed(data: bytes) -> Summary:
 
 
 def examine(path: Path) -> Summary | None:
-    """What the file at `path` holds, None where there is none. Raises BadRegistryError, OSError."""
+    """Check the file at `path`; None where there is none. Raises BadRegistryError, OSError."""
     try:
         with _opened(path) as stream:
             return _judge(stream, None)
@@ -225,7 +230,7 @@ def examine(path: Path) -> Summary | None:
 
 
 def copies(paths: Paths, suffix: str = "") -> list[Copy]:
-    """The good copies, oldest first; with `suffix` those that have it behind their names."""
+    """The good copies, oldest first. With `suffix`: the copies whose names end with it."""
     found = []
     folder = paths.registry / "copies"
     for path in folder.iterdir() if folder.is_dir() else ():
@@ -244,25 +249,25 @@ def copies(paths: Paths, suffix: str = "") -> list[Copy]:
 
 
 def best(found: Sequence[Copy]) -> list[Copy]:
-    """The copies in the order in which they are to be put back: the newest first, but those of a
-    registry that had lost its keys last."""
+    """The copies in the order in which they should be put back: the newest first, and those of a
+    registry that had lost keys last."""
     most = max((copy.keys for copy in found), default=0)
     whole = [copy for copy in found if copy.keys >= most * SHRUNK]
     return [*reversed(whole), *(copy for copy in reversed(found) if copy not in whole)]
 
 
 def surplus(found: Sequence[Copy], room: int) -> list[Copy]:
-    """The copies (oldest first) that are to go: too many, or over `room` bytes."""
+    """The copies (oldest first) to remove: there are too many, or more than `room` bytes."""
     keep: set[str] = {copy.name for copy in found[-NEWEST:]}
     for length, count in ((3600, HOURLY), (86400, DAILY)):
         slots: dict[int, str] = {}
         for copy in found:
-            # The newest of each slot: later ones replace it.
+            # The newest of each hour or day.
             slots[int(copy.time // length)] = copy.name
         keep |= {slots[slot] for slot in sorted(slots)[-count:]}
     preferred = [copy.name for copy in best(found)[:PINNED]]
     keep |= set(preferred)
-    # Of those that stay, the oldest go first where there is no room, and the last good one never.
+    # Where there is no room the oldest go first. The newest and the best one always stay.
     used = sum(copy.size for copy in found if copy.name in keep)
     for copy in found:
         if used <= room:
@@ -274,8 +279,8 @@ def surplus(found: Sequence[Copy], room: int) -> list[Copy]:
 
 
 def take_copy(paths: Paths, now: float) -> Copy | None:
-    """Copy the registry's file where it is good and another than the newest copy; None where
-    there is nothing to copy. Raises BadRegistryError (then nothing was copied), OSError."""
+    """Copy the registry's file where it is good and differs from the newest copy; None where there
+    is nothing to copy. Raises BadRegistryError (then nothing was copied), OSError."""
     path, folder = paths.registry / NAME, _folder(paths)
     known = copies(paths)
     for left in folder.glob(".new-*"):
@@ -291,14 +296,14 @@ def take_copy(paths: Paths, now: float) -> Copy | None:
             return None
         if any(copy.time > now for copy in known):
             known = _dated_back(folder, known, now)
-        # Later than the last one, whatever the clock does.
+        # Later than the last copy, also where the clock was set back.
         at = max(now, known[-1].time + 1 if known else 0)
         handle, temporary = tempfile.mkstemp(prefix=".new-", dir=folder)
         try:
             with os.fdopen(handle, "wb") as out:
                 summary = _judge(source, out)
                 out.flush()
-                # By which it is known again as a copy of this very file.
+                # `_same` knows a copy of this file by its time.
                 os.utime(out.fileno(), ns=(seen.st_mtime_ns, seen.st_mtime_ns))
                 os.fsync(out.fileno())
             name = f"{_stamp(at)}-{summary.keys}.json"
@@ -317,14 +322,14 @@ def take_copy(paths: Paths, now: float) -> Copy | None:
 
 
 def prepare(paths: Paths, now: float, say: Callable[[str], None]) -> Start:
-    """Have a registry file that can be started from: before every start, as root.
+    """Have a good registry file. Called before every start, as root.
 
-    No file and no copy is a first start. A bad file is set aside, and one that is bad or missing
-    is replaced by the best copy that is still whole. Raises OSError.
+    A bad file is set aside. A bad or missing one is replaced by the best copy that is still good.
+    Without a file and copies it is a first start. Raises OSError.
     """
     path = paths.registry / NAME
     _folder(paths)
-    # As large as the registry, each. Nobody writes one now: the rendezvous is not running.
+    # Each is as large as the registry. None is in use: the rendezvous does not run.
     files.sweep(path, age=0)
     why = aside = ""
     try:
@@ -353,8 +358,23 @@ def prepare(paths: Paths, now: float, say: Callable[[str], None]) -> Start:
     return Start(set_aside=aside, why=why)
 
 
+def prepare_store(paths: Paths, say: Callable[[str], None]) -> None:
+    """`prepare`, and its result in /run/pilot (`pilot-node store`). Raises OSError."""
+    found = prepare(paths, time.time(), say)
+    files.write(paths.run / "store.json", json.dumps(asdict(found), sort_keys=True) + "\n")
+
+
+def restored(paths: Paths) -> str:
+    """The copy that was put back before the last start, "" where none was."""
+    try:
+        return str(json.loads((paths.run / "store.json").read_bytes())["restored"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""
+
+
 def clean(paths: Paths, now: float, say: Callable[[str], None]) -> None:
-    """Set the store and its copies aside: the next start is a first one. Raises OSError."""
+    """Set the registry's file and its copies aside: the next start is a first one. Raises
+    OSError."""
     with suppress(BadRegistryError, OSError):
         take_copy(paths, now)
     if (paths.registry / NAME).exists():
@@ -363,7 +383,7 @@ def clean(paths: Paths, now: float, say: Callable[[str], None]) -> None:
     folder = _folder(paths)
     before = best(copies(paths, _CLEANED))
     new = best(copies(paths))
-    # The best of now, then what was best at the last time: an order too many must not take it.
+    # The best copy of now, then the best ones of last time: a second order must not remove them.
     keep = [f"{copy.name}{_CLEANED}" for copy in new]
     keep[1:1] = [copy.name for copy in before]
     for copy in new:
@@ -374,7 +394,7 @@ def clean(paths: Paths, now: float, say: Callable[[str], None]) -> None:
 
 
 def put_back(paths: Paths, copy: Copy, now: float, say: Callable[[str], None]) -> None:
-    """Replace the registry's file by `copy`, whatever it is. Raises BadRegistryError, OSError."""
+    """Replace the registry's file by `copy`, and set it aside. Raises BadRegistryError, OSError."""
     path = paths.registry / NAME
     if path.exists() or path.is_symlink():
         say(f"{path}: set aside as {set_aside(paths, NAME, 'bad', now)}")
@@ -383,16 +403,16 @@ def put_back(paths: Paths, copy: Copy, now: float, say: Callable[[str], None]) -
 
 
 def set_log_aside(paths: Paths, kind: str, now: float, say: Callable[[str], None]) -> None:
-    """Set the log aside where anything is in it: the next start replays none. Raises OSError."""
+    """Set the log aside where it is not empty: the next start replays nothing. Raises OSError."""
     path = paths.registry / LOG
-    # Upstream empties it with every snapshot. What is no file is not opened as one either.
+    # Upstream empties it with every snapshot. It is not opened: it may be no file.
     if os.path.lexists(path) and path.lstat().st_size:
         say(f"{path}: set aside as {set_aside(paths, LOG, kind, now)}")
 
 
 def set_aside(paths: Paths, name: str, kind: str, now: float) -> str:
-    """Rename `name` in the store's directory, whatever it is; its new name. The oldest of those
-    set aside go, where they are too many or too large."""
+    """Rename `name` in the registry's directory, also where it is no file; its new name. The oldest
+    files that were set aside are removed where there are too many or they are too large."""
     path = paths.registry / name
     new = f"{name}.{kind}-{_stamp(now)}"
     number = 0
@@ -410,7 +430,7 @@ def set_aside(paths: Paths, name: str, kind: str, now: float) -> str:
 
 
 def set_aside_names(paths: Paths) -> list[str]:
-    """The files set aside, oldest first."""
+    """The files that were set aside, oldest first."""
     if not paths.registry.is_dir():
         return []
     names = [entry.name for entry in paths.registry.iterdir() if _ASIDE.fullmatch(entry.name)]
@@ -418,7 +438,7 @@ def set_aside_names(paths: Paths) -> list[str]:
 
 
 def sync_directory(path: Path) -> None:
-    """Have the names in `path` on disk: a rename alone may not survive a power cut."""
+    """Have the names in `path` on disk: without this a rename may not survive a power cut."""
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(handle)
@@ -427,7 +447,7 @@ def sync_directory(path: Path) -> None:
 
 
 def _restore(paths: Paths, copy: Copy) -> Summary:
-    """Put `copy` in the registry file's place, owned as that was, in one rename."""
+    """Put `copy` in the place of the registry's file in one rename, with the same owner."""
     owner = paths.registry.stat()
     handle, temporary = tempfile.mkstemp(prefix=f".{NAME}.", dir=paths.registry)
     try:
@@ -436,7 +456,7 @@ def _restore(paths: Paths, copy: Copy) -> Summary:
             _opened(paths.registry / "copies" / copy.name) as source,
         ):
             summary = _judge(source, out)
-            # The rendezvous replaces it, which the sticky directory allows its owner only.
+            # The rendezvous must own it: in a sticky directory only the owner may replace it.
             if os.geteuid() == 0:
                 os.fchown(out.fileno(), owner.st_gid, owner.st_gid)
             out.flush()
@@ -457,7 +477,7 @@ def _judge(source: IO[bytes], out: IO[bytes] | None) -> Summary:
     if size > MOST_BYTES:
         raise BadRegistryError(f"its {size} bytes are more than a registry has")
     check = Check()
-    # No further than it was: who writes to it must not keep us here.
+    # No further than its size was: somebody may be writing to it without end.
     while left and (piece := _read(source, min(_CHUNK, left))):
         left -= len(piece)
         check.feed(piece)
@@ -473,8 +493,8 @@ def _judge(source: IO[bytes], out: IO[bytes] | None) -> Summary:
 
 
 def _read(source: IO[bytes], size: int) -> bytes:
-    """As `read`. A block that the disk, or ext4's checksums, refuse is the file's own trouble:
-    others can be read. Raises BadRegistryError for that, OSError for the rest."""
+    """As `read`. Raises BadRegistryError where a block of this file cannot be read (the disk,
+    ext4's checksums): other files can. Raises OSError for other errors."""
     try:
         return source.read(size)
     except OSError as error:
@@ -484,8 +504,8 @@ def _read(source: IO[bytes], size: int) -> bytes:
 
 
 def _opened(path: Path) -> IO[bytes]:
-    """`path` itself, a file: in a directory that another one writes in, nothing is followed and
-    nothing waited for. Raises BadRegistryError for anything else, OSError."""
+    """Open the file `path`. The rendezvous writes in its directory, so links are not followed, and
+    a FIFO is not waited for: both raise BadRegistryError. Raises OSError."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -501,7 +521,7 @@ def _opened(path: Path) -> IO[bytes]:
 
 
 def _folder(paths: Paths) -> Path:
-    """The copies' directory, root's alone. One that somebody else made is renamed away."""
+    """The directory of the copies, root's only. One with another owner is renamed."""
     folder = paths.registry / "copies"
     with suppress(FileNotFoundError):
         found = folder.lstat()
@@ -510,15 +530,15 @@ def _folder(paths: Paths) -> Path:
     if not folder.exists():
         folder.mkdir(mode=0o700)
         sync_directory(paths.registry)
-    # A disk that has become read-only is no reason not to start from what is on it.
+    # Only where it is needed: on a read-only disk it would fail, and a start must not.
     if stat.S_IMODE(folder.stat().st_mode) != 0o700:
         folder.chmod(0o700)
     return folder
 
 
 def _dated_back(folder: Path, known: Sequence[Copy], now: float) -> list[Copy]:
-    """`known` (oldest first), those of a time that is still to come dated just before `now`, in
-    their order: the clock was set back, and beside them whatever comes would be of one hour."""
+    """`known` (oldest first), with copies of the future renamed to just before `now`, in their
+    order. The clock was set back: beside them all later copies would be of one hour."""
     ahead = [copy for copy in known if copy.time > now]
     dated = [copy for copy in known if copy.time <= now]
     first = max(now - len(ahead), dated[-1].time + 1 if dated else 0)
@@ -530,8 +550,8 @@ def _dated_back(folder: Path, known: Sequence[Copy], now: float) -> list[Copy]:
 
 
 def _recount(folder: Path, known: Sequence[Copy]) -> None:
-    """Name the newest copy (the last of `known`) by the keys that it holds, where its name says
-    that it has lost some: earlier versions of this program counted living nodes for keys. Raises
+    """Count the keys of the newest copy (the last of `known`) again where its name says that it
+    lost some, and rename it: earlier versions counted living nodes as keys. Raises
     BadRegistryError, OSError."""
     newest = known[-1]
     if newest.keys >= max(copy.keys for copy in known) * SHRUNK:
@@ -543,7 +563,7 @@ def _recount(folder: Path, known: Sequence[Copy]) -> None:
 
 
 def _same(copy: Path, seen: os.stat_result) -> bool:
-    """Whether `copy` was taken of the file that was `seen`."""
+    """Whether `copy` was taken of the file of `seen`."""
     try:
         found = copy.stat()
     except OSError:
@@ -567,7 +587,7 @@ def _size(path: Path) -> int:
 
 
 def _remove(path: Path) -> None:
-    """A directory that was planted under the name is left: removing what is in it is too much."""
+    """Remove a file. A directory of that name stays."""
     with suppress(OSError):
         path.unlink()
 

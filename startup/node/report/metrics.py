@@ -1,8 +1,7 @@
 """The metrics: Prometheus text, made of the status document alone (docs/CONTRACT.md, "Metrics").
 
-What Prometheus sees is what the status says, so the two cannot differ. They are served on loopback
-only, where agents are as well: these are strangers, so every connection is bounded in time, and
-there is a bounded number of them.
+So metrics and status cannot differ. The server listens on loopback only. Agents can reach it there,
+and are not trusted: the number of connections and the time of each are bounded.
 """
 
 from __future__ import annotations
@@ -21,10 +20,11 @@ from .status import Document
 
 PORT: Final = 9095
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-# Seconds that a connection may take in all, and connections at a time: Prometheus needs one.
+# Seconds that a connection may take in all.
 CONNECTION_SECONDS: Final = 5.0
+# Connections at a time. Prometheus needs one.
 CONNECTIONS: Final = 16
-# Seconds until a port that is taken is asked for again.
+# Seconds between two attempts at a port that is taken.
 AGAIN: Final = 10.0
 
 ROLL_STATES: Final = (NONE, WAITING, ROLLING, WATCHING, HALTED)
@@ -49,7 +49,7 @@ class _Text:
         if not there:
             return
         kind = "counter" if name.endswith("_total") else "gauge"
-        # A name of the contract that is no counter, though it looks like one.
+        # By its name a counter, but it is none.
         if name == "pilot_registry_total":
             kind = "gauge"
         self.lines += [f"# HELP {name} {help_text}", f"# TYPE {name} {kind}"]
@@ -60,7 +60,7 @@ class _Text:
 
 
 def text(document: Document) -> str:
-    """Everything that `document` says in numbers, in Prometheus' text format 0.0.4."""
+    """The numbers in `document`, in Prometheus' text format 0.0.4."""
     out = _Text()
     now = _seconds(document["time"])
     _common(out, document)
@@ -75,7 +75,7 @@ def _common(out: _Text, document: Document) -> None:
     release, memory = document["release"], document["memory"]
     out.many(
         "pilot_release_info",
-        "1 for the release that is accepted here.",
+        "1 for the release that is accepted on this VM.",
         [({"version": release["version"], "sha256": release["sha256"]}, 1)],
     )
     out.many(
@@ -83,15 +83,21 @@ def _common(out: _Text, document: Document) -> None:
         "1 for the state that the roll is in.",
         [({"state": s}, int(document["roll"]["state"] == s)) for s in ROLL_STATES],
     )
-    out.one("pilot_memory_total_bytes", "Memory of the VM.", memory["total"])
-    out.one("pilot_memory_available_bytes", "Memory that is available.", memory["available"])
+    out.one("pilot_memory_total_bytes", "Memory of the VM, in bytes.", memory["total"])
+    out.one(
+        "pilot_memory_available_bytes",
+        "Memory of the VM that is available, in bytes.",
+        memory["available"],
+    )
     disk = document["disk"]
-    out.one("pilot_disk_device_bytes", "Size of the state disk.", disk["device"])
-    out.one("pilot_disk_size_bytes", "Size of the file system on it.", disk["size"])
-    out.one("pilot_disk_free_bytes", "What is free on it.", disk["free"])
+    out.one("pilot_disk_device_bytes", "Size of the state disk, in bytes.", disk["device"])
+    out.one(
+        "pilot_disk_size_bytes", "Size of the state disk's file system, in bytes.", disk["size"]
+    )
+    out.one("pilot_disk_free_bytes", "Free space on the state disk, in bytes.", disk["free"])
     out.one(
         "pilot_ghosts",
-        "Metadata keys, of the VM and of its project, that run what nobody declared.",
+        "Metadata keys of the VM and of its project that run undeclared scripts.",
         len(document["ghosts"]),
     )
     for name in ("spec", "script"):
@@ -108,36 +114,37 @@ def _common(out: _Text, document: Document) -> None:
         )
     out.one(
         "pilot_orders_current",
-        "1 while orders are read, or known to be absent.",
+        "1 while the orders are known: read, or absent.",
         int(document["orders"]["state"] in ("absent", "read")),
     )
     held = document["phase"] == "held" or document["orders"]["hold"]
-    out.one("pilot_held", "1 while held.", int(held))
+    out.one("pilot_held", "1 while the VM is drained.", int(held))
     error = document["last_error"]
     out.one(
         "pilot_last_error_timestamp_seconds",
-        "When the last error was, 0 when there was none.",
+        "Time of the last error, in seconds since the epoch; 0 when there was none.",
         _seconds(error["time"]) if error else 0,
     )
     out.one(
         "pilot_node_start_time_seconds",
-        "When pilot-node started.",
+        "Time at which pilot-node started, in seconds since the epoch.",
         _seconds(document["node"]["started"]),
     )
     out.one(
         "pilot_status_timestamp_seconds",
-        "When these numbers were put together.",
+        "Time of these numbers, in seconds since the epoch.",
         _seconds(document["time"]),
     )
     published = document["published"]
     out.one(
         "pilot_status_published_timestamp_seconds",
-        "When the guest attribute was last taken, 0 when never.",
+        "Time at which the guest attribute was last written, in seconds since the epoch; 0 when "
+        "never.",
         _seconds(published["time"]) if published["time"] else 0,
     )
     out.one(
         "pilot_status_publish_failed",
-        "1 while the guest attribute is not taken.",
+        "1 while writing the guest attribute fails.",
         int(bool(published["error"])),
     )
 
@@ -146,7 +153,7 @@ def _swarm(out: _Text, document: Document) -> None:
     agents, memory, window = document["agents"], document["memory"], document["window"]
     out.many(
         "pilot_agents",
-        "Agents of this VM.",
+        "Agents of this VM, by state.",
         [
             ({"state": state}, agents[state])
             for state in ("wanted", "running", "starting", "stopping", "failed")
@@ -155,26 +162,34 @@ def _swarm(out: _Text, document: Document) -> None:
     for what in ("starts", "stops", "failures"):
         out.one(
             f"pilot_agent_{what}_total",
-            f"{what.capitalize()} since pilot-node started.",
+            f"{what.capitalize()} of agents since pilot-node started.",
             document["totals"][what],
         )
-    out.one("pilot_window_size", "Starts in flight that are allowed now.", window["size"])
-    out.one("pilot_window_limit", "Starts in flight that are allowed at most.", window["limit"])
-    out.one("pilot_memory_slice_bytes", "Memory of pilot.slice.", memory["slice"])
-    out.one("pilot_agent_memory_mean_bytes", "Mean memory per agent.", memory["agent_mean"])
-    out.one("pilot_agents_over_limit", "Agents above twice the planning size.", memory["over"])
+    out.one("pilot_window_size", "Agents that may be starting at once, now.", window["size"])
+    out.one("pilot_window_limit", "Agents that may be starting at once, at most.", window["limit"])
+    out.one("pilot_memory_slice_bytes", "Memory of pilot.slice, in bytes.", memory["slice"])
+    out.one(
+        "pilot_agent_memory_mean_bytes",
+        "Mean memory per agent (PSS of a sample), in bytes.",
+        memory["agent_mean"],
+    )
+    out.one(
+        "pilot_agents_over_limit",
+        "Agents with more than twice the planned memory per agent.",
+        memory["over"],
+    )
     out.one(
         "pilot_memory_growth_bytes_per_hour",
-        "Growth of the agents' memory.",
+        "Growth of all agents' memory, in bytes per hour.",
         memory["growth"],
     )
-    out.one("pilot_memory_leak", "1 while memory leaks.", int(bool(memory["leak"])))
+    out.one("pilot_memory_leak", "1 while agents leak memory.", int(bool(memory["leak"])))
     out.one(
         "pilot_agent_connections_mean",
-        "Mean connections per agent, of those that were asked.",
+        "Mean connections per agent (a sample).",
         document["connections"]["mean"],
     )
-    out.one("pilot_udp_sockets", "UDP sockets that are bound.", document["udp_sockets"])
+    out.one("pilot_udp_sockets", "UDP sockets that are bound on the VM.", document["udp_sockets"])
     out.one(
         "pilot_bench_frozen",
         "1 while benchmarks are frozen or paused.",
@@ -182,7 +197,7 @@ def _swarm(out: _Text, document: Document) -> None:
     )
     out.many(
         "pilot_wall_used_ratio",
-        "Used of a limit, of those above 80 %.",
+        "Used part of a limit, 0 to 1. Only limits above 0.8.",
         [
             ({"wall": wall["wall"]}, wall["used"] / wall["limit"])
             for wall in document["walls"]
@@ -192,26 +207,26 @@ def _swarm(out: _Text, document: Document) -> None:
 
 
 def _registry(out: _Text, registry: Mapping[str, Any], now: float) -> None:
-    out.one("pilot_registry_online", "Nodes that are online.", registry["online"])
-    out.one("pilot_registry_total", "Nodes that are known.", registry["total"])
+    out.one("pilot_registry_online", "Nodes that the registry has as online.", registry["online"])
+    out.one("pilot_registry_total", "Nodes that the registry knows.", registry["total"])
     out.one(
         "pilot_registry_up", "1 while the registry answers.", int(registry["online"] is not None)
     )
-    out.one("pilot_registry_store_bytes", "Size of the registry file.", registry["store"])
+    out.one("pilot_registry_store_bytes", "Size of the registry file, in bytes.", registry["store"])
     out.one(
         "pilot_registry_store_age_seconds",
-        "Age of the registry file.",
+        "Age of the registry file, in seconds.",
         _age(registry["store_time"], now),
     )
-    out.one("pilot_registry_copies", "Good copies that are kept.", registry["copies"])
+    out.one("pilot_registry_copies", "Good copies of the registry file.", registry["copies"])
     out.one(
         "pilot_registry_copy_age_seconds",
-        "Age of the newest good copy.",
+        "Age of the newest good copy, in seconds.",
         _age(registry["newest_copy"], now),
     )
     out.one(
         "pilot_registry_set_aside",
-        "Registry files that are set aside.",
+        "Registry files that were set aside.",
         len(registry["set_aside"]),
     )
 
@@ -235,16 +250,15 @@ def _seconds(time_text: str) -> int:
 
 
 def _age(time_text: str | None, now: float) -> int | None:
-    # A clock that was set back must not make a file younger than now.
+    # Not negative, also after the clock was set back.
     return None if time_text is None else max(0, int(now) - _seconds(time_text))
 
 
 class _MetricsServer(ThreadingHTTPServer):
-    """Bounded: CONNECTIONS at a time, each CONNECTION_SECONDS in all."""
+    """At most CONNECTIONS at a time, each for at most CONNECTION_SECONDS."""
 
     daemon_threads = True
     block_on_close = False
-    # Those that wait to be accepted.
     request_queue_size = CONNECTIONS
 
     def __init__(self, port: int, answer: Callable[[], str]) -> None:
@@ -269,12 +283,12 @@ class _MetricsServer(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def service_actions(self) -> None:
-        # In every turn of the server's loop. A timeout of the socket would begin anew at each
-        # byte of who sends one now and then.
+        # Called in every turn of the server's loop. A timeout of the socket would begin anew at
+        # each byte.
         with self._lock:
             late = [one for one, until in self._open.items() if until < time.monotonic()]
             for one in late:
-                # Its place is free from here on: who is told that it ended may come again at once.
+                # Its place is free first: the client may connect again at once.
                 del self._open[one]
                 try:
                     one.shutdown(SHUT_RDWR)
@@ -282,7 +296,7 @@ class _MetricsServer(ThreadingHTTPServer):
                     continue
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Whatever a client does wrong is not worth a line in the journal."""
+        """A client's mistake is not logged."""
 
 
 class _MetricsHandler(BaseHTTPRequestHandler):
@@ -303,14 +317,14 @@ class _MetricsHandler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        """Every 15 s a line that says nothing would fill the journal."""
+        """Requests are not logged: there is one every 15 s."""
 
 
 class Exporter:
     """Serves the newest document's metrics at http://127.0.0.1:PORT/metrics, from a thread.
 
-    The port may be taken, by an agent for one: that is said once, and asked for again every
-    AGAIN seconds; nothing else of pilot-node waits for it.
+    Where the port is taken, by an agent for example, this is logged once and tried again every
+    AGAIN seconds. The rest of pilot-node does not wait for it.
     """
 
     def __init__(self, *, say: Callable[[str], None], port: int = PORT) -> None:
@@ -326,12 +340,12 @@ class Exporter:
         self._thread.start()
 
     def show(self, document: Document) -> None:
-        """From now on these numbers."""
+        """Serve the numbers of `document` from now on."""
         self._document = document
 
     @property
     def port(self) -> int | None:
-        """The port that is listened on, None while there is none."""
+        """The port, None while it is not open."""
         server = self._server
         return None if server is None else server.server_address[1]
 

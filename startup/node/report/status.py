@@ -1,7 +1,6 @@
-"""The status: what a VM says it is (docs/CONTRACT.md, "Status").
+"""The status document of a VM (docs/CONTRACT.md, "Status").
 
-`document` is pure: facts in, the JSON document out. `Publisher` brings it to where it is read, from
-a thread of its own, so that a metadata server that is away never holds up the agents.
+`document` is pure: facts in, the JSON document out. publisher.py publishes it.
 """
 
 from __future__ import annotations
@@ -20,11 +19,12 @@ from ..rollout import roll_state
 from ..swarm.supervisor import View
 
 SCHEMA: Final = 1
-# Bytes of the document: of what a guest attribute takes, a part that a console still shows.
+# Most bytes of the document. A guest attribute takes more, but a console does not show it.
 LIMIT: Final = 16 << 10
 
-# Characters of a text in the document, and entries of its lists.
+# Most characters of a text in the document.
 _TEXT: Final = 400
+# Most entries of its lists.
 _TROUBLED: Final = 10
 _TOP: Final = 20
 _IGNORED: Final = 10
@@ -34,98 +34,114 @@ Document = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Said:
-    """A sentence and when it was said (seconds since the epoch)."""
+    """A message for people."""
 
     text: str
     time: float
+    """When it was said, in seconds since the epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RollStatus:
-    """A roll: `state` is none, waiting, rolling, watching or halted; `done` of `of` agents."""
-
     state: str = roll_state.NONE
+    """none, waiting, rolling, watching or halted."""
     version: str = ""
     sha256: str = ""
     done: int = 0
+    """Agents that have the release."""
     of: int = 0
+    """Agents in all."""
     reason: str = ""
     rejected: Sequence[roll_state.Rejected] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class OrdersStatus:
-    """Orders: `state` is absent, read, unreachable or malformed. `hold` and `restart` are what
-    holds now, of whichever source; `generation` is the object's; `ignored` are fields that are not
-    known here."""
-
     generation: int | None = None
+    """Of the bucket's object."""
     state: str = "absent"
+    """absent, read, unreachable or malformed."""
     hold: bool = False
+    """Whether the VM is drained, by the bucket's order or on the VM itself."""
     restart: str = ""
+    """ID of the last restart, from either of them."""
     error: str = ""
     ignored: Sequence[str] = ()
+    """Fields that this version does not know."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpecStatus:
-    """The spec in use: `state` is current, unreachable, absent or malformed; `ignored` are fields
-    that are not known here."""
+    """The spec in use."""
 
     sha256: str
     state: str = "current"
+    """current, unreachable, absent or malformed."""
     error: str = ""
     ignored: Sequence[str] = ()
+    """Fields that this version does not know."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScriptStatus:
-    """The project's script: `state` is current, waiting, applying, failed, foreign, absent or
-    unreachable. `turn`: when one that waits is applied, in seconds since the epoch."""
+    """The project's script."""
 
     expected: str
     state: str = "current"
+    """current, waiting, applying, failed, foreign, absent or unreachable."""
     turn: float | None = None
+    """When a waiting script is applied, in seconds since the epoch."""
     error: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RegistryStatus:
-    """The registry and its store: nodes, bytes, times in seconds since the epoch. None where it
-    could not be had; `set_aside` are names, newest last; `restored` a copy's name, or "";
-    `unsupported`: what is declared, and unknown to the binary that runs."""
+    """The registry. None where a number is not known."""
 
     online: int | None
+    """Nodes."""
     total: int | None
+    """Nodes."""
     store: int | None
+    """Bytes of its file."""
     store_time: float | None
+    """When that was written, in seconds since the epoch."""
     copies: int
+    """Good copies."""
     newest_copy: float | None
+    """When that was taken, in seconds since the epoch."""
     set_aside: Sequence[str] = ()
+    """Names of files, the newest last."""
     restored: str = ""
+    """The copy that was put back at the last start, or ""."""
     unsupported: Sequence[str] = ()
+    """What is declared, and unknown to the binary that runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """When the guest attribute was last taken (seconds since the epoch, None: not yet), and why
-    the last attempt failed, or ""."""
+    """The last writes of the guest attribute."""
 
     time: float | None = None
+    """Of the last one that succeeded, in seconds since the epoch; None before."""
     error: str = ""
+    """Why the last one failed, or ""."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StatusFacts:
-    """What both roles say, of one moment. `now` and `started` are seconds since the epoch,
-    `uptime` seconds since the kernel started; `script` is the applied one's sha256."""
+    """The facts of either role, at one moment."""
 
     vm: str
     now: float
+    """Seconds since the epoch."""
     boot: str
     uptime: float | None
+    """Seconds since the kernel started."""
     script: str
+    """sha256 of the applied script."""
     started: float
+    """When pilot-node started, in seconds since the epoch."""
     version: str
     sha256: str
     roll: RollStatus
@@ -140,30 +156,33 @@ class StatusFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class SwarmFacts(StatusFacts):
-    """A swarm VM. `goal` is Goal.variants (port -> variant that it should run); `releases` says of
-    each variant which release (sha256) it is of; `stopping`: this VM is on its way down; `drained`:
-    no agent is wanted for now, by an order or for a maintenance."""
+    """A swarm VM."""
 
     goal: Mapping[int, str]
+    """Port -> variant that it should run (Goal.variants)."""
     view: View
     releases: Mapping[str, str]
+    """Variant -> its release (sha256)."""
     sample: Sample
     stopping: bool = False
+    """The VM goes down."""
     drained: bool = False
+    """No agent is wanted for now, by an order or for a maintenance."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RendezvousFacts(StatusFacts):
-    """The rendezvous VM. Memory in bytes, None where /proc did not say."""
+    """The rendezvous VM."""
 
     phase: str
     registry: RegistryStatus
     memory_total: int | None
+    """Bytes, None where /proc did not say."""
     memory_available: int | None
 
 
 def document(facts: SwarmFacts | RendezvousFacts) -> Document:
-    """The status document of `facts`; as JSON (`encode`) at most LIMIT bytes."""
+    """The status document of `facts`: at most LIMIT bytes as JSON (`encode`)."""
     common: Document = {
         "schema": SCHEMA,
         "vm": facts.vm,
@@ -210,7 +229,7 @@ def document(facts: SwarmFacts | RendezvousFacts) -> Document:
 
 
 def phase(facts: SwarmFacts) -> str:
-    """In one word what a swarm VM is at; the first that holds of the contract's."""
+    """What a swarm VM is doing, in one word: the first of the contract's that holds."""
     view = facts.view
     there = view.ready | view.starting.keys() | view.stopping.keys()
     if facts.stopping:
@@ -223,7 +242,7 @@ def phase(facts: SwarmFacts) -> str:
         view.ready == frozenset(facts.goal)
         and not view.starting
         and not view.stopping
-        # One that was adopted and cannot be told is "": nothing is known to be wrong with it.
+        # "": an agent of an earlier pilot-node whose variant is not known counts as right.
         and all(view.variant.get(port, "") in ("", ID) for port, ID in facts.goal.items())
     )
     return "whole" if whole else "converging"
@@ -235,8 +254,8 @@ def encode(found: Document) -> str:
 
 
 def significant(found: Document) -> Document:
-    """`found` without what changes by itself from one second to the next: when this differs from
-    what was last published, somebody wants to know it now."""
+    """`found` without the numbers that change from second to second. Where it differs from what
+    was last published, the document is published at once."""
     kept = {
         key: value
         for key, value in found.items()
@@ -257,8 +276,8 @@ def significant(found: Document) -> Document:
 
 
 def trim(found: Document) -> Document:
-    """`found`, made to fit into LIMIT: its lists are shortened, the longest in bytes first, and
-    `trimmed` says which (`agents.troubled: 4 of 10`)."""
+    """`found`, with its lists shortened until it fits into LIMIT, the longest in bytes first.
+    `trimmed` names them (`agents.troubled: 4 of 10`)."""
     counts: dict[str, int] = {}
     while len(encode(found).encode()) > LIMIT:
         lists = {path: _at(found, path) for path in _LISTS}
@@ -270,7 +289,7 @@ def trim(found: Document) -> Document:
         if isinstance(longest, dict):
             kept: Any = dict(sorted(longest.items(), key=lambda item: -item[1])[:keep])
         else:
-            # Names set aside and releases rejected are in the order of time: the newest count.
+            # The newest entries are kept.
             kept = longest[len(longest) - keep :] if path in _NEWEST_LAST else longest[:keep]
         found = _with(found, path, kept)
         said = [f"{p}: {len(_at(found, p))} of {count}" for p, count in sorted(counts.items())]
@@ -295,7 +314,7 @@ def rfc3339(seconds: float) -> str:
 
 
 def clip(text: str, limit: int = _TEXT) -> str:
-    """`text` on one line, printable, at most `limit` characters: it may be a stranger's."""
+    """`text` on one line, printable, at most `limit` characters: it may come from an agent."""
     line = "".join(c if c.isprintable() else " " for c in text[: limit * 4])
     line = " ".join(line.split())
     return line if len(line) <= limit else f"{line[: limit - 3]}..."
@@ -305,7 +324,7 @@ def _swarm(common: Document, facts: SwarmFacts) -> Document:
     view, sample = facts.view, facts.sample
     busy = view.ready | view.starting.keys() | view.stopping.keys()
     resting = {port: t for port, t in view.trouble.items() if port not in busy}
-    # The worst first; those that are up again and not yet forgiven are listed behind.
+    # The worst first. Agents that are up again, and not yet steady, come last.
     order = sorted(view.trouble, key=lambda p: (p not in resting, -view.trouble[p].failures, p))
     return {
         **common,
@@ -375,7 +394,7 @@ def _rendezvous(common: Document, facts: RendezvousFacts) -> Document:
 def _by_release(facts: SwarmFacts, ready: AbstractSet[int]) -> dict[str, int]:
     found: dict[str, int] = {}
     for port in ready:
-        # "unknown": it runs, of what is not known (adopted, and its link is gone).
+        # "unknown": an agent of an earlier pilot-node whose link is gone.
         sha256 = facts.releases.get(facts.view.variant.get(port, ""), "unknown")
         found[sha256] = found.get(sha256, 0) + 1
     return found
@@ -420,7 +439,7 @@ def _time(seconds: float | None) -> str | None:
 
 
 def _at(found: Document, path: str) -> Any:
-    """What stands at `path` (at most two names), an empty list where there is nothing."""
+    """The value at `path` (at most two names), an empty list where there is none."""
     first, _, second = path.partition(".")
     return found.get(first, {}).get(second, []) if second else found.get(first, [])
 

@@ -17,19 +17,20 @@ WAITING: Final = "waiting"
 ROLLING: Final = "rolling"
 WATCHING: Final = "watching"
 HALTED: Final = "halted"
-# Some agents have the target, and it is not accepted yet.
+# Some agents have the target release, and it is not accepted yet.
 ON_TRIAL: Final = (ROLLING, WATCHING)
 _STATES: Final = (NONE, WAITING, *ON_TRIAL, HALTED)
-# What is remembered, and its copy.
+# The file, and its copy.
 _NAMES = ("roll.json", "roll.json.old")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Release:
-    """A version's name and the sha256 (hex) of its binary, which is what counts."""
+    """A release. Two are the same when their sha256 is."""
 
     version: str
     sha256: str
+    """Of its binary, in hex."""
 
     def __str__(self) -> str:
         return f"{self.version} ({self.sha256[:12]})"
@@ -37,61 +38,67 @@ class Release:
 
 @dataclass(frozen=True, kw_only=True)
 class Rejected:
-    """A release that is not tried again by itself. `time`: seconds since the epoch."""
+    """A release that is tried again by order only."""
 
     version: str
     sha256: str
     reason: str
     time: float
+    """Seconds since the epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchWatch:
-    """What was seen of the ports that have the new release, since their last batch began.
-
-    `before`: failures in a row that each had then. `up`: when each was seen ready (its
-    `up_since`). `ever_up`: whether any was. `down_since`: since when some that failed are down,
-    while one of the accepted release, where any has it, is up. `died`: those that were ready and
-    are not the same any more. `since`: when all were ready, and the watch began. `memory`: mean
-    private bytes then, and when that was. `kernel`: what the kernel said of the program. `epoch`:
-    as in Seen; when another one begins, all is started anew and so is the watch.
-    """
+    """What was seen of the ports that have the new release, since their last batch began."""
 
     epoch: str = ""
+    """As in RollObserved. With another one all agents are started anew, and so is the watch."""
     before: Mapping[int, int] = field(default_factory=dict)
+    """Failures in a row that each port had at the begin."""
     up: Mapping[int, float] = field(default_factory=dict)
+    """When each port became ready (its `up_since`)."""
     ever_up: bool = False
+    """Whether any port was ready."""
     down_since: float | None = None
+    """Since when failed ports are down while an agent of the accepted release, if there is one,
+    is up."""
     died: frozenset[int] = frozenset()
+    """Ports that were ready and have ended or restarted since."""
     since: float | None = None
+    """When all were ready, and the watch began."""
     memory: tuple[float, float] | None = None
+    """Mean private bytes at the begin of the watch, and the time of that."""
     kernel: tuple[str, ...] = ()
+    """The kernel's lines about the program."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RollState:
-    """What is remembered. The first `done` ports, in the order of their numbers, have `target`
-    while it is ROLLING or WATCHING; all others have `accepted`. `previous` was accepted before
-    that. `exempt`: those of them that were ill before, and are no witnesses. `culprits`: the few
-    for which `target` was rejected; once they have failed with `accepted` as well, it is tried
-    again and they are exempt. `spent` has the GO verdicts that have been used, `SHA256/ID` each."""
+    """The state of the roll, as it is on the state disk (but for `watch`)."""
 
     accepted: Release | None = None
+    """The release of all ports that do not have `target`."""
     previous: Release | None = None
+    """The release that was accepted before."""
     target: Release | None = None
+    """The release of the first `done` ports while the state is ROLLING or WATCHING."""
     state: str = NONE
     done: int = 0
     exempt: frozenset[int] = frozenset()
+    """Ports that failed before they got `target`: their failures do not count."""
     culprits: frozenset[int] = frozenset()
+    """The few ports for which `target` was rejected. Once they have failed with `accepted` as
+    well, `target` is tried again and they are exempt."""
     reason: str = ""
     rejected: tuple[Rejected, ...] = ()
     spent: tuple[str, ...] = ()
+    """The GO verdicts that were used, `SHA256/ID` each."""
     watch: BatchWatch | None = None
 
 
 def recall(paths: Paths, say: Callable[[str], None]) -> RollState:
-    """What is remembered; nothing on a VM that is new. What cannot be read is said. Raises
-    OSError when a file cannot be had and the other one does not say it either."""
+    """The state on disk, or a new one on a new VM. A file that cannot be understood is logged.
+    Raises OSError when a file cannot be read and the other one gives no state either."""
     missed: OSError | None = None
     for name in _NAMES:
         path = paths.node_state / name
@@ -113,7 +120,7 @@ def recall(paths: Paths, say: Callable[[str], None]) -> RollState:
 
 
 def _read(path: Path) -> RollState:
-    """Raises FinalError where a newer program wrote what must not be passed over."""
+    """Raises FinalError where a newer program wrote fields that must not be ignored."""
     known = json.loads(path.read_bytes())
     required = {*known.get("requires", ())} - {each.name for each in fields(RollState)}
     if known["state"] not in _STATES:
@@ -130,7 +137,7 @@ def _read(path: Path) -> RollState:
         state=str(known["state"]),
         done=int(known["done"]),
         exempt=frozenset(map(int, known["exempt"])),
-        # Written by a pilot-node that knew of none.
+        # Older versions wrote no culprits.
         culprits=frozenset(map(int, known.get("culprits", ()))),
         reason=str(known["reason"]),
         rejected=tuple(files.record(Rejected, each) for each in known["rejected"]),
@@ -139,7 +146,7 @@ def _read(path: Path) -> RollState:
 
 
 def remember(paths: Paths, state: RollState) -> None:
-    """Keep what `recall` gives, twice: one file may come to harm. Raises OSError."""
+    """Write `state` for `recall`, twice: one file may be damaged. Raises OSError."""
     known = asdict(replace(state, watch=None))
     known |= {"exempt": sorted(state.exempt), "culprits": sorted(state.culprits)}
     del known["watch"]

@@ -1,9 +1,8 @@
-"""The roll of a release: `batch` agents at a time, each batch watched, back on trouble.
+"""Rolls out a release: `batch` agents at a time, each batch watched, back on trouble.
 
-`advance` is pure: what is remembered and what is seen in, what to remember and what to say out.
-What is remembered outlives a reboot, so that a rejected release stays rejected; only what a watch
-has seen so far does not: it begins anew. Which port gets which release follows from it
-(`releases`). The rendezvous is a roll of one port.
+`advance` is pure: the state and what is seen in, the next state and lines for the log out. The
+state survives a reboot, so a rejected release stays rejected; a watch begins anew. `releases` says
+which port gets which release. The rendezvous is a roll of one port.
 """
 
 from __future__ import annotations
@@ -27,65 +26,68 @@ from .roll_state import (
     RollState,
 )
 
-# One agent in fifty may fail once (a registry that hiccups, the kernel), and at least one: an agent
-# that fails twice, or more of them, is the release's fault.
+# One agent in fifty, and at least one, may fail once (the registry, the kernel). More failures, or
+# a second one of the same agent, are the release's fault.
 _TOLERATED = 50
-# A registry that is away fails the starts of any release. So where all that failed say something
-# about the registry, or nothing at all, they are given so many seconds to come up. Longer, and
-# agents are down for a release that may be the reason.
+# Seconds that failed agents get to come up where the registry may be the reason: all of them failed
+# with one of these words. Any longer, and a bad release keeps them down.
 _GRACE = 60.0
 _REGISTRY = ("registry", "no socket", "dial")
-# Bytes a minute of private memory, the mean of a batch, that are no warming up: an idle daemon has
-# 1.5 to 1.9 MB in all (docs/FACTS.md), and the release that must be caught grows by 5 MB a minute.
-# Over less time than it takes to tell, `_GROWTH_FLOOR` bytes.
+# Growth of private memory, mean of a batch, in bytes per minute, from which on a release is
+# rejected. An idle daemon has 1.5 to 1.9 MB in all (docs/FACTS.md), and the release that must be
+# caught grows by 5 MB per minute.
 _GROWTH = 3 << 20
+# Growth in bytes that is always allowed, as in a short time.
 _GROWTH_FLOOR = 1 << 20
-# Seconds that a roll waits for agents on their way: one that always is must not hold it up.
+# Seconds that a roll waits for agents that are starting or stopping.
 _PATIENCE = 600.0
-# Seconds of a watch before growth is judged, but at its end.
+# Seconds of a watch before growth is judged; less where the watch is shorter.
 _GROWTH_SECONDS = 20.0
-# Agents whose memory is measured: reading one costs the kernel a walk of its pages.
+# Agents whose memory is measured: the kernel walks all pages of each.
 _MEASURED = 32
-# Rejected releases that are remembered, and verdicts that are spent.
+# Rejected releases, and used verdicts, that are remembered.
 _KEPT = 10
-# What the kernel's lines about a program of ours hold: its name, or its slice's.
+# A kernel's line with this word is about our programs: it is in their names and their slice's.
 _PROGRAM = "pilot"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RollObserved:
-    """What is seen of the agents, and what is wanted.
-
-    `now`: seconds of a monotonic clock, `time` since the epoch. `target`: the spec's release.
-    `there`: the binaries (sha256) that are verified on disk; `lost`: those that cannot be had,
-    and why. `ports`: the wanted ones in order, none while the VM is held. `on`: the release that
-    each running port was started with; `ready`, `up_since` (seconds of the clock) and `failures`
-    (in a row) of each; of those that failed, `why`, and with which release last (`failed_on`).
-    `calm`: nothing starts or stops, and no start waits for the registry. `private`: mean private
-    bytes of the ports that `measured` asked for, None where they cannot be had. `kernel`: its lines
-    since the last time. `epoch` names what else than the release the agents are started with: with
-    another one, all of them are.
-    """
+    """What is seen of the agents, and what is wanted."""
 
     now: float
+    """Seconds of a monotonic clock."""
     time: float
+    """Seconds since the epoch."""
     target: Release
+    """The spec's release."""
     settings: Roll
     verdict: ReleaseVerdict | None = None
     there: frozenset[str] = frozenset()
+    """The binaries (sha256) that are verified on disk."""
     lost: Mapping[str, str] = field(default_factory=dict)
+    """The binaries that the bucket does not have, and why."""
     held: bool = False
     ports: Sequence[int] = ()
+    """The wanted ports in order, none while the VM is held."""
     on: Mapping[int, str] = field(default_factory=dict)
+    """The release that each running port was started with."""
     ready: frozenset[int] = frozenset()
     up_since: Mapping[int, float] = field(default_factory=dict)
+    """Seconds of the clock."""
     failures: Mapping[int, int] = field(default_factory=dict)
+    """In a row, of each port that failed."""
     why: Mapping[int, str] = field(default_factory=dict)
     failed_on: Mapping[int, str] = field(default_factory=dict)
+    """The release that each of them failed with last."""
     calm: bool = True
+    """Nothing starts or stops, and no start waits for the registry."""
     private: float | None = None
+    """Mean private bytes of the ports of `measured`, None where unknown."""
     kernel: Sequence[str] = ()
+    """The kernel's lines since the last time."""
     epoch: str = ""
+    """Names everything else that agents are started with. Another epoch restarts all of them."""
 
 
 def releases(state: RollState, ports: Sequence[int]) -> dict[int, Release]:
@@ -104,7 +106,7 @@ def kept(state: RollState) -> frozenset[str]:
 
 
 def measured(state: RollState, ports: Sequence[int]) -> list[int]:
-    """The ports whose memory is to be known now: a sample of those that are watched."""
+    """The ports whose memory should be measured now: a sample of the watched ones."""
     if state.state != WATCHING:
         return []
     tried = ports[: state.done]
@@ -112,13 +114,13 @@ def measured(state: RollState, ports: Sequence[int]) -> list[int]:
 
 
 def advance(state: RollState, seen: RollObserved) -> tuple[RollState, tuple[str, ...]]:
-    """The next state, and what there is to say of how it came to it."""
+    """The next state, and lines for the log."""
     said: list[str] = []
     state = _aim(state, seen, said)
     if state.state == WAITING:
         state = _begin(state, seen, said)
     elif state.state in ON_TRIAL and seen.held:
-        # They are stopped, and have died of nothing.
+        # The agents were stopped by order, so nothing that was seen of them counts.
         state = replace(state, state=ROLLING, watch=None)
     elif state.state in ON_TRIAL:
         state = _judge(state, seen, said)
@@ -126,10 +128,10 @@ def advance(state: RollState, seen: RollObserved) -> tuple[RollState, tuple[str,
 
 
 def _aim(state: RollState, seen: RollObserved, said: list[str]) -> RollState:
-    """Where the roll goes: what the spec wants, what was rejected, what is ordered."""
+    """The state by what the spec wants, what was rejected, and what is ordered."""
     target, accepted = seen.target, state.accepted
     if accepted is None and (most := _run_by_most(seen)) and most != target.sha256:
-        # What was remembered is lost: what runs is known to, the spec's may have been rejected.
+        # The state was lost. The running release works; the spec's may have been rejected.
         accepted = Release(version=most[:12], sha256=most)
         said.append(f"release {accepted}: accepted, for most agents run it")
         state = replace(_nothing(state), accepted=accepted)
@@ -141,7 +143,7 @@ def _aim(state: RollState, seen: RollObserved, said: list[str]) -> RollState:
             said.append(f"roll: ended, the spec is back at {accepted}")
         return replace(_nothing(state), accepted=target, target=target)
     if state.target is None or state.target.sha256 != target.sha256:
-        # Whatever was on its way is not wanted any more.
+        # Another target: the roll of the one before is over.
         state = waiting(state, target)
     verdict = seen.verdict if seen.verdict and seen.verdict.sha256 == target.sha256 else None
     rejected = next((r for r in state.rejected if r.sha256 == target.sha256), None)
@@ -163,14 +165,14 @@ def _aim(state: RollState, seen: RollObserved, said: list[str]) -> RollState:
 def _halted(
     state: RollState, seen: RollObserved, accepted: Release, rejected: Rejected, said: list[str]
 ) -> RollState:
-    """The target was rejected, and stays so unless those it was rejected for fail anyhow."""
+    """The target was rejected. It stays so unless its culprits fail with the accepted release."""
     target, verdict, culprits = seen.target, seen.verdict, state.culprits
     if culprits and all(seen.failed_on.get(port) == accepted.sha256 for port in culprits):
         said.append(
             f"roll: {target} is tried again: agent {min(culprits)}, for which it was rejected, "
             f"fails with {accepted} as well"
         )
-        # An order to go stands: it was spent on nothing.
+        # A GO verdict may be used again: the trial said nothing about the release.
         spent = tuple(each for each in state.spent if not verdict or each != _key(verdict))
         return replace(
             _nothing(state),
@@ -181,7 +183,7 @@ def _halted(
             spent=spent,
         )
     if any(port in seen.ready and port not in seen.failures for port in culprits):
-        # Well with the accepted one: whatever ails it later is something else.
+        # A culprit works with the accepted release, so the target is to blame.
         culprits = frozenset()
     return replace(
         _nothing(state), target=target, state=HALTED, reason=rejected.reason, culprits=culprits
@@ -222,10 +224,10 @@ def tries_more(old: RollState | None, new: RollState) -> bool:
 
 
 def _begin(state: RollState, seen: RollObserved, said: list[str]) -> RollState:
-    """A roll that waits: begin it, or say for what it waits."""
+    """Begin a waiting roll, or say what it waits for."""
     target, accepted, verdict = seen.target, state.accepted, seen.verdict
     if accepted and _is_lost(accepted, seen):
-        # Nothing could ever be started again.
+        # Otherwise nothing could ever be started again.
         why = seen.lost[accepted.sha256]
         said.append(f"release {accepted} is not to be had ({why}): {target} is accepted instead")
         return _accept(state, seen)
@@ -245,7 +247,7 @@ def _begin(state: RollState, seen: RollObserved, said: list[str]) -> RollState:
         state = replace(state, watch=watch)
         unready = sum(port not in seen.ready for port in seen.ports)
         waited = watch.since is not None and seen.now - watch.since >= _PATIENCE
-        # Where most are down it is the registry, and the release would be blamed for it.
+        # Where most are down, the registry is the reason, and would be held against the release.
         if not waited or unready * 2 >= len(seen.ports):
             reason = "waits until no agent is on its way"
     if reason:
@@ -256,7 +258,7 @@ def _begin(state: RollState, seen: RollObserved, said: list[str]) -> RollState:
 
 
 def _is_lost(accepted: Release, seen: RollObserved) -> bool:
-    """Neither on this VM, nor in the bucket, and nothing runs; and there is something else."""
+    """Whether the accepted release is not in the bucket, nothing runs, and the target is here."""
     gone = accepted.sha256 in seen.lost and not seen.on
     return gone and seen.target.sha256 in seen.there
 
@@ -273,7 +275,7 @@ def _batch(state: RollState, seen: RollObserved, said: list[str]) -> RollState:
         state,
         state=ROLLING,
         done=done,
-        # Where most are ill there is nobody else to ask.
+        # Where most failed before, the others are too few to judge by.
         exempt=ill if len(ill) * 2 < len(tried) else frozenset(),
         reason="",
         watch=_anew(seen, tried),
@@ -281,7 +283,7 @@ def _batch(state: RollState, seen: RollObserved, said: list[str]) -> RollState:
 
 
 def _judge(state: RollState, seen: RollObserved, said: list[str]) -> RollState:
-    """A batch that is on its way or watched: trouble, the next one, or the end."""
+    """A batch that starts or is watched: rejected, followed by the next one, or the last."""
     if not seen.ports:
         return _accept(state, seen)
     state = replace(state, done=min(state.done, len(seen.ports)))
@@ -300,7 +302,7 @@ def _judge(state: RollState, seen: RollObserved, said: list[str]) -> RollState:
     state = replace(state, state=WATCHING, watch=watch)
     watched = watch.since is not None and seen.now - watch.since >= seen.settings.watch_seconds
     if not watched or not whole:
-        # Whoever is down is up again before this ends, or is trouble.
+        # An agent that is down comes up again, or is trouble.
         return state
     if state.done < len(seen.ports):
         return _batch(state, seen, said)
@@ -309,7 +311,7 @@ def _judge(state: RollState, seen: RollObserved, said: list[str]) -> RollState:
 
 
 def _anew(seen: RollObserved, tried: Sequence[int]) -> BatchWatch:
-    """A watch that begins: with a batch, with a process, or because all is started anew."""
+    """A new watch: of a batch, of a new pilot-node, or because all agents are started anew."""
     before = {port: seen.failures.get(port, 0) for port in tried}
     return BatchWatch(epoch=seen.epoch, before=before)
 
@@ -326,8 +328,8 @@ def _observed(watch: BatchWatch, seen: RollObserved, tried: Sequence[int]) -> Ba
         if fresh and since is not None and port not in up:
             up[port] = since
     down = any(port not in seen.ready for port in died.union(_failing(watch, seen, tried)))
-    # While none of the accepted release is up either, it is not this one: the fleet was switched on
-    # together with its registry.
+    # While no agent of the accepted release is up either, the target is not to blame: the fleet
+    # was switched on together with its registry.
     others = seen.ports[len(tried) :]
     down = down and (not others or not seen.ready.isdisjoint(others))
     since_down = watch.down_since if watch.down_since is not None else seen.now
@@ -348,15 +350,16 @@ def _observed(watch: BatchWatch, seen: RollObserved, tried: Sequence[int]) -> Ba
 
 @dataclass(frozen=True, kw_only=True)
 class _Trouble:
-    """Why the release is to blame, and `culprits` where it is for a few agents that fail again and
-    again: whose fault that is they show with the accepted one."""
+    """Why the release is to blame."""
 
     why: str
     culprits: frozenset[int] = frozenset()
+    """The few agents that fail again and again, where it is for these only. Whether they fail with
+    the accepted release as well shows whose fault it is."""
 
 
 def _trouble(watch: BatchWatch, seen: RollObserved, tried: Sequence[int]) -> _Trouble | None:
-    """What the release is to blame for, None where it is not."""
+    """What the release is to blame for, None where there is nothing."""
     failing = _failing(watch, seen, tried)
     hurt = sorted(failing.keys() | watch.died.intersection(tried))
     if hurt:
@@ -377,15 +380,15 @@ def _trouble(watch: BatchWatch, seen: RollObserved, tried: Sequence[int]) -> _Tr
         over = seen.now - watch.since >= min(_GROWTH_SECONDS, seen.settings.watch_seconds)
         if over and grown > max(_GROWTH_FLOOR, _GROWTH * seconds / 60):
             return _Trouble(
-                why=f"grows: {grown / (1 << 20):.1f} MiB an agent in {seconds:.0f} s, "
-                f"more than {_GROWTH >> 20} MiB a minute"
+                why=f"grows: {grown / (1 << 20):.1f} MiB per agent in {seconds:.0f} s, "
+                f"more than {_GROWTH >> 20} MiB per minute"
             )
     return None
 
 
 def _failing(watch: BatchWatch, seen: RollObserved, tried: Sequence[int]) -> dict[int, int]:
-    """Failures in a row since the batch began, of those that have some; fewer than before means
-    that they began anew."""
+    """Failures in a row since the batch began, of ports that have some. Fewer than before means
+    that the count began anew."""
     found = {}
     for port in tried:
         now, before = seen.failures.get(port, 0), watch.before.get(port, 0)
@@ -402,7 +405,7 @@ def _reject(
     culprits: frozenset[int] = frozenset(),
 ) -> RollState:
     target = seen.target
-    # Each is let off once, and no more of them than may fail anyhow: else it is the release.
+    # Each culprit excuses the release once, and only as many as may fail in any release.
     known = state.culprits | culprits
     bound = max(1, len(seen.ports) // _TOLERATED)
     let_off = culprits and not culprits <= state.culprits and len(known) <= bound
@@ -416,7 +419,7 @@ def _reject(
     spent = state.spent
     verdict = seen.verdict
     if verdict and verdict.sha256 == target.sha256 and verdict.verdict == GO:
-        # The order stays as it is; it must not try the release again and again.
+        # The order stays in force, but must not try the release again and again.
         spent = (*(each for each in spent if each != _key(verdict)), _key(verdict))
     return replace(
         _nothing(state),

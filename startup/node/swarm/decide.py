@@ -1,11 +1,10 @@
-"""What to do so that a VM's agents are what they should be: pure, what was seen in, steps out.
+"""Decides which agents of a VM are stopped and started. Pure: what was seen in, steps out.
 
-An agent is its port. It runs when its cgroup is there and is ready when its socket is there too. It
-is what it was last started with, its variant: a change of release, environment, unit or an ordered
-restart is nothing but another variant, and an agent that runs another one than it should is stopped
-and started again. That is voluntary, so it is bounded: of the agents that should run, no more than
-the window are down for it at any time, and none follow the first of them before these have stayed
-up. So a change that is bad takes down no more than these.
+An agent is known by its port. It runs when its cgroup is there, and is ready when its socket is
+there too. Its variant is what it was last started with: another release, environment, unit or
+ordered restart is another variant. An agent that runs the wrong variant is stopped and started
+again. At most a window's worth of wanted agents are down for that at any time, and the others
+follow only when the first ones have stayed up. So a bad change takes down no more than these.
 """
 
 from __future__ import annotations
@@ -19,55 +18,53 @@ from . import start_window as windows
 from .start_window import Window
 
 # Seconds until a start without a socket is given up. The daemon dials for 47.5 s (0, 0.5, 1.5, 3.5,
-# 7.5 and then every 8 s) before it exits by itself; a minute is not slow but stuck.
+# 7.5 and then every 8 s) before it exits by itself, so after a minute it is stuck.
 START_DEADLINE = 60.0
-# Seconds after which a start that others overtake is stuck: these began later and came up promptly.
-# Doubled with each failure of the agent: one that really is so slow comes up in the end. No less
-# than five times what the others take: on a busy guest without KVM they took two seconds and more,
-# and nine of sixty were given up that would have come up.
+# Seconds after which a start is stuck where later ones came up promptly. Doubled with each failure
+# of the agent, so that a slow one comes up in the end.
 OVERTAKEN = 10.0
+# And at least so many times the mean: on a busy guest without KVM starts took two seconds and more,
+# and nine of sixty were given up that would have come up.
 OVERTAKEN_TIMES = 5.0
-# Seconds without any success after which the youngest start in flight is given up, for a fresh one:
-# a fresh daemon dials at once and then within seconds, where one that was refused waits. Doubled
-# each time, up to the maximum, and twice what starts take. With it go those that the window no
-# longer has room for; the oldest go on waiting, so a registry that is only slow loses one place.
+# Seconds without any success after which the youngest start in flight is given up for a fresh one:
+# a fresh daemon dials at once, a refused one waits. At least twice what starts take; doubled each
+# time, up to PROBE_MAX. Starts that the window has no room for go with it. The oldest go on
+# waiting, so a registry that is only slow loses one place.
 PROBE = 10.0
 PROBE_MAX = 30.0
-# Seconds that an agent has to stay up for its earlier failures to be forgotten, and that it may be
+# Seconds that an agent must stay up until its earlier failures are forgotten, and that it may be
 # without its socket.
 STEADY = 60.0
-# Seconds that the first agents of a change have to stay up before the others follow: as many as the
-# window holds. A change that kills sooner would else have gone through all of them before the first
-# one dies; whoever lives longer is steady, and started again at once.
+# Seconds that the first agents of a change (as many as the window holds) must stay up before the
+# others follow. Otherwise a bad change would reach all agents before the first one dies.
 PROBATION = STEADY
 # Seconds before an agent that failed is started again: 1, 2, 4 ... at most 300.
 BACK_OFF = 1.0
 BACK_OFF_MAX = 300.0
-# Seconds after which a stop that came to nothing is asked for again: systemd kills after 30.
+# Seconds after which a stop that had no effect is asked for again: systemd kills after 30.
 STOP_DEADLINE = 90.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """What the agents of this VM should be, now.
-
-    `variants`: port -> variant ID; exactly these ports run. Empty: drained. `window`: most starts,
-    and most stops, in flight.
-    """
+    """What the agents of this VM should be, now."""
 
     variants: Mapping[int, str]
+    """Port -> variant ID. Exactly these ports run; empty: drained."""
     window: int
+    """Most starts in flight, and most stops."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Observed:
-    """What is there. `now` in seconds of a monotonic clock; `ended` says why, for agents that
-    systemd knows to have come to an end."""
+    """What is there."""
 
     now: float
+    """Seconds of a monotonic clock, as all times here."""
     running: frozenset[int] = frozenset()
     sockets: frozenset[int] = frozenset()
     ended: Mapping[int, str] = field(default_factory=dict)
+    """Why agents ended, of those that systemd was asked about."""
 
     @property
     def ready(self) -> frozenset[int]:
@@ -77,55 +74,61 @@ class Observed:
 
 @dataclass(frozen=True, kw_only=True)
 class Trouble:
-    """An agent that failed `failures` times in a row and rests until `until`; `why` it failed last.
-
-    `began` and `variant` are what it was started with at the first and at the last failure.
-    """
+    """An agent that failed."""
 
     failures: int
+    """In a row."""
     until: float
+    """It is not started before."""
     why: str = ""
+    """Of the last failure."""
     began: str = ""
+    """The variant that failed first."""
     variant: str = ""
+    """The variant that failed last."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Memory:
-    """What is remembered between two decisions: port -> seconds of the clock, its trouble, or what
-    it was last started with ("": not known)."""
+class SwarmState:
+    """What is remembered between two decisions, by port."""
 
     window: Window = field(default_factory=lambda: windows.opened(1))
     starting: Mapping[int, float] = field(default_factory=dict)
+    """When its start began."""
     stopping: Mapping[int, float] = field(default_factory=dict)
+    """When it was told to stop."""
     up_since: Mapping[int, float] = field(default_factory=dict)
-    lost: Mapping[int, float] = field(default_factory=dict)
+    socket_missing_since: Mapping[int, float] = field(default_factory=dict)
     trouble: Mapping[int, Trouble] = field(default_factory=dict)
     variant: Mapping[int, str] = field(default_factory=dict)
-    # When a start last came up, or one was last made anew for want of that; seconds to wait for it.
-    came_up: float = float("-inf")
+    """What it was last started with, "" where that is not known."""
+    last_success_at: float = float("-inf")
+    """When a start last came up, or was last given up for a fresh one (PROBE)."""
     patience: float = PROBE
-    # Seconds that a start takes, of those that came up lately.
-    takes: float = 0.0
+    """Seconds to wait for the next success."""
+    mean_start_seconds: float = 0.0
+    """Smoothed; 0 before the first start came up."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """The steps, in this order: stop, then start (its stale socket goes first). `said` is why,
-    `failures` how many agents failed."""
+    """The steps: first the stops, then the starts."""
 
     stop: tuple[int, ...] = ()
     start: tuple[int, ...] = ()
     said: tuple[str, ...] = ()
+    """Lines for the log."""
     failures: int = 0
-    memory: Memory
+    """Agents that failed."""
+    memory: SwarmState
 
 
-def decide(goal: Goal, memory: Memory, seen: Observed) -> Decision:
+def decide(goal: Goal, memory: SwarmState, seen: Observed) -> Decision:
     """What to do now so that exactly the agents of `goal` run, each as its variant.
 
-    At most the window's size of starts are in flight, and at most `goal.window` stops. What runs as
-    it should is left alone. An agent that fails rests, longer each time, and those that never
-    failed go before it, so that one bad agent never holds up the rest.
+    At most the window's size of starts are in flight, and at most `goal.window` stops. Agents that
+    run as they should are left alone. One that fails waits longer each time, and is started after
+    those that never failed, so that it never holds up the others.
     """
     work = _Work(goal=goal, seen=seen, memory=memory)
     work.settle_ready()
@@ -133,7 +136,7 @@ def decide(goal: Goal, memory: Memory, seen: Observed) -> Decision:
     work.adopt()
     work.judge()
     surplus = work.surplus()
-    # Who is down comes before who runs, if as something else.
+    # Agents that are down come before those that run as another variant.
     start = work.starts()
     stop = (*work.hung, *surplus, *work.replaced())
     return Decision(
@@ -141,25 +144,25 @@ def decide(goal: Goal, memory: Memory, seen: Observed) -> Decision:
         start=start,
         said=tuple(work.said),
         failures=work.failures,
-        memory=Memory(
+        memory=SwarmState(
             window=work.window,
             starting=work.starting,
             stopping=work.stopping,
             up_since=work.up_since,
-            lost=work.lost,
+            socket_missing_since=work.socket_missing_since,
             trouble=work.trouble,
             variant=work.variant,
-            came_up=work.came_up,
+            last_success_at=work.last_success_at,
             patience=work.patience,
-            takes=work.takes,
+            mean_start_seconds=work.mean_start_seconds,
         ),
     )
 
 
 class _Work:
-    """What `decide` works on: the next memory, while it is made out of the last one."""
+    """The next state, while `decide` makes it out of the last one."""
 
-    def __init__(self, *, goal: Goal, seen: Observed, memory: Memory) -> None:
+    def __init__(self, *, goal: Goal, seen: Observed, memory: SwarmState) -> None:
         self.goal = goal
         self.seen = seen
         self.before = memory
@@ -167,7 +170,7 @@ class _Work:
         self.wanted = goal.variants.keys()
         self.said: list[str] = []
         self.hung: list[int] = []
-        # Ports that failed: when the start was begun (or -inf), whether it had failed before.
+        # Ports whose start failed: when it began, and whether the agent had failed before.
         self.failed: dict[int, tuple[float, bool]] = {}
         self.failures = 0
         self.came: list[float] = []
@@ -182,26 +185,26 @@ class _Work:
         self.gone = self.up_since.keys() - (seen.running & self.wanted)
         for port in self.gone:
             del self.up_since[port]
-        self.lost: dict[int, float] = {}
+        self.socket_missing_since: dict[int, float] = {}
         self.trouble = {port: t for port, t in memory.trouble.items() if port in self.wanted}
         self.variant = dict(memory.variant)
-        self.came_up = memory.came_up
+        self.last_success_at = memory.last_success_at
         self.patience = memory.patience
-        self.takes = memory.takes
+        self.mean_start_seconds = memory.mean_start_seconds
         window = windows.at(memory.window, limit=goal.window, now=self.now)
         others = [
             port
-            for port in window.fruitless
+            for port in window.failed_since_success
             if goal.variants.get(port) != (self.variant.get(port, ""))
         ]
         self.window = windows.changed(window, others, len(self.wanted))
 
     def settle_ready(self) -> None:
-        """Those that were ready: who died is noted, who is steady is forgiven, who has lost its
-        socket is watched."""
+        """Agents that were ready: deaths are noted, failures of steady ones forgotten, and missing
+        sockets watched."""
         before, seen = self.before, self.seen
         for port in sorted(self.gone):
-            # Those that were told to stop may; those that are no longer wanted will be told.
+            # An agent that was told to stop, or is not wanted any more, may end.
             if port in self.wanted and port not in before.stopping:
                 steady = self.now - before.up_since[port] >= STEADY
                 self._died(port, seen.ended.get(port, "died"), steady=steady)
@@ -209,10 +212,10 @@ class _Work:
             if self.now - self.up_since.get(port, self.now) >= STEADY:
                 del self.trouble[port]
         for port in self.up_since.keys() - seen.sockets - self.stopping.keys():
-            self.lost[port] = before.lost.get(port, self.now)
+            self.socket_missing_since[port] = before.socket_missing_since.get(port, self.now)
 
     def settle_starts(self) -> None:
-        """The starts in flight: up, failed, hung, or still in flight."""
+        """Sort the starts in flight: up, failed, hung, or still in flight."""
         before, prompt = self.before.starting, float("-inf")
         for port in before.keys() & self.wanted & self.seen.ready:
             took = self.now - before[port]
@@ -221,21 +224,22 @@ class _Work:
             if took <= windows.PROMPT:
                 prompt = max(prompt, before[port])
         if self.came:
-            # As TCP smooths its round trips: one start says little.
-            mean = sum(self.came) / len(self.came)
-            self.takes = (7 * self.takes + mean) / 8 if self.takes else mean
+            # Smoothed as TCP smooths its round trips: one start says little.
+            mean, before_it = sum(self.came) / len(self.came), self.mean_start_seconds
+            self.mean_start_seconds = (7 * before_it + mean) / 8 if before_it else mean
         for port in sorted((before.keys() & self.wanted) - self.seen.ready):
             self._settle(port, before[port], prompt)
         if self.came:
-            self.came_up = self.now
+            self.last_success_at = self.now
             self.patience = min(max(PROBE, 2 * max(self.came)), PROBE_MAX)
         self._probe()
         self.stopping |= dict.fromkeys(self.hung, self.now)
 
     def _settle(self, port: int, since: float, prompt: float) -> None:
-        """A start without a socket. `prompt`: when the last that just came up promptly began."""
+        """A start without a socket. `prompt`: when the latest start began that just came up
+        promptly."""
         age = self.now - since
-        patience = max(OVERTAKEN, OVERTAKEN_TIMES * self.takes)
+        patience = max(OVERTAKEN, OVERTAKEN_TIMES * self.mean_start_seconds)
         patience = min(patience * 2.0 ** min(self._failures(port), 8), START_DEADLINE)
         if port in self.seen.ended:
             self._failed(port, self.seen.ended[port], since)
@@ -243,19 +247,19 @@ class _Work:
             self._failed(port, f"no socket after {START_DEADLINE:.0f} s", since)
             self.hung.append(port)
         elif since < prompt and age > patience:
-            # Not the registry's fault, as others show, so it says nothing about the window.
+            # Others come up, so it is not the registry's fault and changes no window.
             self._rests(port, f"no socket after {age:.0f} s, while others come up")
             self.hung.append(port)
         elif self.before.variant.get(port, "") != self.goal.variants[port]:
-            # What it is coming up as is not wanted any more. It is nobody's fault.
+            # Its variant is not wanted any more. That is no failure.
             self.hung.append(port)
         else:
             self.starting[port] = since
 
     def _probe(self) -> None:
-        """Where nothing comes up, room is made for a fresh start."""
+        """Make room for a fresh start where nothing comes up."""
         youngest = max(self.starting.values(), default=self.now)
-        if not self.starting or self.now - max(youngest, self.came_up) < self.patience:
+        if not self.starting or self.now - max(youngest, self.last_success_at) < self.patience:
             return
         over = max(1, len(self.starting) - self.window.size + 1)
         found = heapq.nlargest(over, self.starting, key=lambda port: (self.starting[port], port))
@@ -263,10 +267,10 @@ class _Work:
             since = self.starting.pop(port)
             self._failed(port, f"no socket after {self.now - since:.0f} s", since)
         self.hung += found
-        self.came_up, self.patience = self.now, min(self.patience * 2, PROBE_MAX)
+        self.last_success_at, self.patience = self.now, min(self.patience * 2, PROBE_MAX)
 
     def adopt(self) -> None:
-        """Those that run and were not known: ready, or a start in flight of an earlier process."""
+        """Take over agents of an earlier pilot-node: ready ones, and starts in flight."""
         unknown = self.seen.running - self.starting.keys() - self.stopping.keys()
         for port in unknown - self.up_since.keys():
             if port in self.wanted:
@@ -274,22 +278,22 @@ class _Work:
                 adopted[port] = self.now
 
     def judge(self) -> None:
-        """What the starts that ended, and those that do not end, say about the registry."""
+        """Set the window by the starts that ended, and by those that take long."""
         if self.came:
             self.window = windows.succeeded(self.window, self.came)
         slow = [self.now - each for each in self.came if each >= windows.SLOW]
         slow += [since for since in self.starting.values() if self.now - since >= windows.SLOW]
         if slow:
-            # The latest: what began before a cut says nothing about what was after it.
+            # The latest counts: a start from before a cut says nothing about the time after it.
             self.window = windows.slow(self.window, max(slow), self.now)
         failures = [(port, began, before) for port, (began, before) in self.failed.items()]
         self.window = windows.failed(
             self.window, failures, now=self.now, wanted=len(self.wanted), why=self.last_why
         )
-        suspect = self.window.suspects(len(self.wanted))
+        suspect = self.window.registry_is_suspect(len(self.wanted))
         for port in self.failed:
-            # Where several fail and none comes up, it is not the agent's fault: it is counted as it
-            # was, and only rests as long as everybody.
+            # Where several fail and none comes up, it is not the agent's fault: its count stays,
+            # and it waits no longer than the others.
             had = self.before.trouble.get(port)
             if suspect:
                 trouble = self.trouble[port]
@@ -302,7 +306,7 @@ class _Work:
             )
 
     def surplus(self) -> Sequence[int]:
-        """Those that run and are not wanted, as many as may be stopped now, the last first."""
+        """Unwanted agents that run, as many as may be stopped now, the highest port first."""
         room = self._room_to_stop()
         over = self.seen.running - self.wanted - self.stopping.keys()
         found = heapq.nlargest(room, over) if over else []
@@ -310,11 +314,11 @@ class _Work:
         return found
 
     def replaced(self) -> Sequence[int]:
-        """Those that run as something else than they should, or without their socket for too long,
-        as many as may be down for it now."""
+        """Agents that run as another variant than they should, or that lost their socket for too
+        long: as many as may be down for it now."""
         if self.now < self.window.rest_until:
             return ()
-        # They count as down, so there is nothing to look for: thousands, dozens of times a second.
+        # Starts count as down, so none may be stopped. Saves a look at thousands of agents.
         if len(self.starting) >= self.window.size:
             return ()
         goal, variant = self.goal.variants, self.variant
@@ -324,7 +328,10 @@ class _Work:
             if port not in self.stopping
             and (
                 variant.get(port, "") != goal[port]
-                or (port in self.lost and self.now - self.lost[port] >= STEADY)
+                or (
+                    port in self.socket_missing_since
+                    and self.now - self.socket_missing_since[port] >= STEADY
+                )
             )
         ]
         if not over:
@@ -336,16 +343,20 @@ class _Work:
         self.stopping |= dict.fromkeys(found, self.now)
         for port in found:
             self.up_since.pop(port)
-            self.lost.pop(port, None)
+            self.socket_missing_since.pop(port, None)
         return found
 
     def _down(self, changing: Collection[str]) -> int:
-        """Wanted agents that are down for a change: they are coming up, or were started as what
-        they should be and fail. One that failed so and is up again counts until it is steady; and
-        as what others are `changing` to, all that are up count until as many as the window holds
-        have stayed up. So a change that lets agents live for seconds gets no further than one that
-        does not. Those that failed as what they were before do not count: they would hold up what
-        may be their cure."""
+        """Wanted agents that are down for a change, or count as such:
+
+        - those that are coming up, or fail as the variant that they should be;
+        - those that failed so and are up again, until they are steady;
+        - those that are up as a variant that others are `changing` to, until as many as the window
+          holds have stayed up: a change that lets agents live for seconds gets no further than one
+          that does not.
+
+        Agents that failed as their old variant do not count: the change may be their cure.
+        """
         up = self.up_since.keys() - self.stopping.keys()
         goal, young, old = self.goal.variants, Counter[str](), Counter[str]()
         count = 0
@@ -372,12 +383,11 @@ class _Work:
         return count
 
     def starts(self) -> tuple[int, ...]:
-        """Those that are started now, those that never failed first."""
-        # What is stopped to be started again keeps its place until it is gone.
+        """Agents that are started now, those that never failed first."""
+        # An agent that is stopped to be started again keeps its place in the window.
         held = len(self.starting) + sum(port in self.wanted for port in self.stopping)
         busy = self.seen.running | self.starting.keys() | self.stopping.keys()
-        # Nor more in all than are wanted, while those that are not wanted still end: memory is
-        # planned for so many.
+        # Unwanted agents that still end take room as well: memory is planned for the wanted number.
         room = min(self.window.allows(self.now) - held, len(self.wanted) - len(busy))
         if room <= 0:
             return ()
@@ -391,7 +401,7 @@ class _Work:
 
     def _may_start(self, port: int) -> bool:
         trouble = self.trouble.get(port)
-        # As something else than what failed it is tried at once.
+        # Another variant than the one that failed is tried at once.
         return (
             trouble is None
             or trouble.until <= self.now
@@ -409,7 +419,7 @@ class _Work:
         return self.trouble[port].failures if port in self.trouble else 0
 
     def _died(self, port: int, why: str, *, steady: bool) -> None:
-        """An agent that was up. One that was steady starts again at once."""
+        """An agent that was up died. One that was steady starts again at once."""
         if steady:
             self.failures += 1
             self.trouble.pop(port, None)
@@ -418,7 +428,7 @@ class _Work:
             self._rests(port, why)
 
     def _failed(self, port: int, why: str, began: float) -> None:
-        """A start that came to nothing. It is said once it is known whose fault it is."""
+        """A start failed. `judge` logs it, once it is known whose fault it is."""
         self.failures += 1
         self.failed[port] = (began, port in self.trouble)
         self.last_why = why
@@ -434,8 +444,8 @@ class _Work:
 
 
 def without(decision: Decision, unfit: Mapping[int, str], now: float) -> Decision:
-    """`decision`, where the starts `unfit` (port -> why) cannot be made: each is trouble of its
-    own and keeps none of the others from starting."""
+    """`decision` without the starts `unfit` (port -> why), which could not be prepared. Each fails
+    by itself, and the others start."""
     if not unfit:
         return decision
     before = decision.memory
@@ -458,7 +468,7 @@ def without(decision: Decision, unfit: Mapping[int, str], now: float) -> Decisio
 
 def _worse(before: Trouble | None, why: str, now: float, variant: str) -> Trouble:
     failures = before.failures + 1 if before else 1
-    # The exponent is bounded: an agent that fails for days must not overflow a float.
+    # The exponent is bounded: after days of failures a float would overflow.
     pause = min(BACK_OFF * 2.0 ** min(failures - 1, 16), BACK_OFF_MAX)
     began = before.began if before else variant
     return Trouble(failures=failures, until=now + pause, why=why, began=began, variant=variant)

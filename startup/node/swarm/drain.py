@@ -14,15 +14,15 @@ from ..machine.cgroup import processes, processes_of
 from ..machine.paths import Paths
 from .supervisor import TICK
 
-# Seconds that a power-off waits for the agents to have been drained (docs/CONTRACT.md): thousands
-# end in less, and Compute Engine gives a VM 90 s and more.
+# Seconds that a power-off waits for the drain (docs/CONTRACT.md): thousands of agents end in less,
+# and Compute Engine gives a VM 90 s and more.
 SHUTDOWN_SECONDS = 60.0
-# Share of that in which all are told; the rest is for the last of them to end.
-_TOLD = 0.8
-# Seconds after which one that was told and still runs holds up nobody: a daemon ends in less than
-# one.
+# Part of that in which all agents get SIGTERM. The last ones need the rest to end.
+_SIGNALLED = 0.8
+# Seconds after SIGTERM until an agent that still runs keeps no place in the window: a daemon ends
+# in less than one.
 _DEAF = 5.0
-# Seconds between two looks at all of them: of 5,000 one takes 0.1 s of the processor.
+# Seconds between two looks at all agents: of 5,000 one takes 0.1 s of CPU.
 _LISTED = 1.0
 
 
@@ -38,32 +38,33 @@ def drain_for_shutdown(
 ) -> int:
     """End the agents, `limit` at a time, while the system goes down; how many are left.
 
-    By SIGTERM to their processes: systemd's own jobs for them are queued already and wait for
-    pilot-node to end (Before= in their unit), so a `systemctl stop` would wait for itself. Where
-    `limit` is too slow for all to be told in good time, more are told at a time. After `seconds`
-    the rest is left to systemd.
+    By SIGTERM to their processes: systemd's own stop jobs are queued and wait for pilot-node to end
+    (Before= in their unit), so a `systemctl stop` would wait for itself. Where `limit` is too slow,
+    more are ended at a time. After `seconds` the rest is left to systemd.
     """
     begun = listed = clock()
     left = processes(paths)
     total = len(left)
-    # When each was told that is not known to have ended.
-    told: dict[int, float] = {}
+    # When each agent got SIGTERM that is not known to have ended.
+    signalled: dict[int, float] = {}
     if left:
         say(f"the system goes down: ending {total} agents, {limit} at a time")
     while left and (now := clock()) - begun < seconds:
         if now - listed >= _LISTED:
             listed, left = now, processes(paths)
-            told = {port: since for port, since in told.items() if port in left}
-        # Whoever ignores it keeps no place, and is seen to have ended by the next list.
-        held = [port for port, since in told.items() if now - since < _DEAF]
+            signalled = {port: since for port, since in signalled.items() if port in left}
+        # An agent that ignores SIGTERM keeps no place. The next list shows whether it has ended.
+        held = [port for port, since in signalled.items() if now - since < _DEAF]
         for port in held:
             if not processes_of(paths, port):
-                del left[port], told[port]
-        behind = total * (now - begun) / (seconds * _TOLD) - (total - len(left) + len(told))
-        room = max(limit - sum(port in told for port in held), math.ceil(behind))
-        for port in heapq.nsmallest(max(0, room), left.keys() - told.keys()):
-            told[port] = now
-            # Asked anew: what was listed may have ended, and its number be another's.
+                del left[port], signalled[port]
+        behind = total * (now - begun) / (seconds * _SIGNALLED) - (
+            total - len(left) + len(signalled)
+        )
+        room = max(limit - sum(port in signalled for port in held), math.ceil(behind))
+        for port in heapq.nsmallest(max(0, room), left.keys() - signalled.keys()):
+            signalled[port] = now
+            # Looked up again: a listed process may have ended, and its PID be another's.
             for process in processes_of(paths, port):
                 with suppress(ProcessLookupError):
                     kill(process, signal.SIGTERM)

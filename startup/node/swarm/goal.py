@@ -1,4 +1,4 @@
-"""What this VM should be, out of its spec, its orders and the roll: pure."""
+"""Which agents this VM should run, by its spec, its orders and the roll. Pure."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from ..rollout.roll_state import Release, RollState
 from ..rollout.rollout import releases
 from .decide import Goal
 
-# What the metadata server says before it stops this VM for the host's maintenance. It is not
-# coming back by itself soon, so its agents leave in good order. A live migration is a pause of
-# less than a second, and no reason to stop anybody.
+# The maintenance event before this VM is stopped. It will not be back soon, so its agents are
+# drained. A live migration is a pause of less than a second, and stops no agent.
 TERMINATE = "TERMINATE_ON_HOST_MAINTENANCE"
 
 
 @dataclass(frozen=True, kw_only=True)
 class WantedAgents:
-    """The agents that should run (ports, in order) and why there are none, "" where they may."""
+    """The agents that should run."""
 
     ports: tuple[int, ...]
+    """In order."""
     drained: str = ""
+    """Why there are none, "" where the VM is not drained."""
 
 
 def plan(spec: SwarmSpec, standing: Standing, maintenance: str) -> WantedAgents:
@@ -45,10 +46,12 @@ def goal(
     variants: Mapping[str, str],
     running: Mapping[int, str],
 ) -> Goal:
-    """The goal for `ports`. `variants` has the variant of each release that can be started, by
-    sha256; `running` what each port runs now ("" where that is not known). A release that cannot
-    be started (its binary is not here yet) changes nothing: who runs goes on as it is, who does
-    not has to wait."""
+    """The goal for `ports`. `variants`: the variant of each release (sha256) that can be started.
+    `running`: the variant of each running port, "" where that is not known.
+
+    A release whose binary is not here yet changes nothing: running agents go on as they are, and
+    others wait.
+    """
     wanted: dict[int, str] = {}
     for port, release in releases(roll, ports).items():
         variant = variants.get(release.sha256, running.get(port))

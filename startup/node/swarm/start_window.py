@@ -1,14 +1,13 @@
-"""How many starts may be in flight: a window that follows what the registry can take.
+"""Decides how many agents may be starting at once, by what the registry can take.
 
 Pure: a frozen `Window` and functions that return the next one. All VMs of a fleet share one
-registry and none knows of the others, so each goes by what it sees itself, as TCP flows share a
-line: it halves when starts fail or become slow, and grows while they are prompt.
+registry, and none knows of the others. So each goes by its own starts, as TCP flows share a line:
+the window halves when starts fail or become slow, and grows while they are prompt.
 
-Two rules keep it from being wrong about what it sees. One trip, one cut: whatever a start says
-that was begun before the last cut was already known when that cut was made, so one burst of
-failures does not collapse the window. And failures of several agents with no success between them
-are the registry's, not the agents': then the window rests, longer each time, and the agents are
-not held to account.
+Two rules keep it from wrong conclusions. A start that began before the last cut causes no other
+cut, so one burst of failures does not collapse the window. And where several agents fail without a
+success in between, the registry is at fault and not the agents: the window rests, longer each time,
+and their failures do not count.
 """
 
 from __future__ import annotations
@@ -16,49 +15,57 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
-# Seconds. A start takes 14 ms alone and 0.65 s at a registry that takes 0.6 s to answer, and 15 in
-# flight are right for both (docs/FACTS.md); a small guest without KVM takes a second or two. From
-# SLOW on more starts in flight only make each of them slower. Between the two nothing is concluded.
+# Seconds that a prompt start takes at most, and a slow one at least. A start takes 14 ms alone and
+# 0.65 s at a registry that takes 0.6 s to answer; 15 in flight are right for both (docs/FACTS.md).
+# A small guest without KVM takes a second or two. From SLOW on, more starts only make each slower.
 PROMPT = 2.0
 SLOW = 3.0
-# The part of the limit below which slowness alone does not take the window: a registry that is
-# slow however little is asked of it would otherwise be asked by one agent at a time.
+# Slowness alone never cuts the window below this part (1/4) of the limit: a registry that is
+# always slow would otherwise get one start at a time.
 SLOW_SHARE = 4
-# Different agents that failed with no success between: from here on it is not their fault.
+# Different agents that failed without a success in between: from here on the registry is at fault.
 SUSPECT = 3
 # Seconds without a start while nothing succeeds: 1, 2, 4 ... 30.
 REST = 1.0
 REST_MAX = 30.0
-# Seconds after the last failure or slow start in which what was learnt of the registry is true.
+# Seconds after the last failure or slow start until the window is fully open again.
 FORGET = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """`size` starts may be in flight, of `limit` at most; none before `rest_until`. `why` says
-    why it is not at its limit. Times are seconds of one monotonic clock."""
+    """How many starts may be in flight. Times are seconds of one monotonic clock."""
 
     limit: int
+    """The most there may ever be: the spec's window."""
     width: float
+    """How many there may be now, as a fraction."""
     rest_until: float = 0.0
+    """No start before."""
     why: str = ""
-    # Width above which it grows by one a trip, and no more by one a start.
+    """Why it is not at its limit."""
     threshold: float
-    # When it was last cut, by what; when the last bad thing was seen; the length of the last rest.
+    """Above this width it grows by one per trip, below by one per start."""
     slow_at: float = float("-inf")
+    """When slowness last cut it."""
     cut_at: float = float("-inf")
+    """When a failure last cut it."""
     bad_at: float = float("-inf")
+    """When the last failure or slow start was seen."""
     rest: float = 0.0
-    # Agents that failed since the last success.
-    fruitless: frozenset[int] = frozenset()
+    """Length of the last rest, in seconds."""
+    failed_since_success: frozenset[int] = frozenset()
+    """Agents that failed since the last success."""
 
     @property
     def size(self) -> int:
         return max(1, min(self.limit, int(self.width)))
 
-    def suspects(self, wanted: int) -> bool:
-        """Whether the failures seen are the registry's, where `wanted` agents should run."""
-        return bool(self.fruitless) and len(self.fruitless) >= min(SUSPECT, wanted)
+    def registry_is_suspect(self, wanted: int) -> bool:
+        """Whether the registry is at fault for the failures. `wanted`: agents that should run."""
+        return bool(self.failed_since_success) and len(self.failed_since_success) >= min(
+            SUSPECT, wanted
+        )
 
     def allows(self, now: float) -> int:
         """Starts that may be in flight at `now`."""
@@ -66,26 +73,25 @@ class Window:
 
 
 def opened(limit: int) -> Window:
-    """A window that has seen nothing yet: fully open."""
+    """A new window: fully open."""
     limit = max(1, limit)
     return Window(limit=limit, width=limit, threshold=limit)
 
 
 def at(window: Window, *, limit: int, now: float) -> Window:
-    """The window at `now`: another limit is taken over, and what was learnt too long ago is
-    forgotten."""
+    """The window at `now`: with `limit`, and fully open where the last trouble is long ago."""
     limit = max(1, limit)
     if window.limit != limit:
         full = window.size == window.limit
         width = limit if full else min(window.width, limit)
         window = replace(window, limit=limit, width=width, threshold=max(width, window.threshold))
     if window.why and now - window.bad_at >= FORGET and now >= window.rest_until:
-        window = replace(opened(limit), fruitless=window.fruitless)
+        window = replace(opened(limit), failed_since_success=window.failed_since_success)
     return window
 
 
 def succeeded(window: Window, seconds: Iterable[float]) -> Window:
-    """After starts that came up within `seconds` each."""
+    """The window after starts that came up within `seconds` each."""
     width, any_one = window.width, False
     for each in seconds:
         any_one = True
@@ -100,12 +106,12 @@ def succeeded(window: Window, seconds: Iterable[float]) -> Window:
         why=window.why if int(width) < window.limit else "",
         rest_until=0.0,
         rest=0.0,
-        fruitless=frozenset(),
+        failed_since_success=frozenset(),
     )
 
 
 def slow(window: Window, began: float, now: float) -> Window:
-    """After a start that was begun at `began` and is slow: done at last, or still in flight."""
+    """The window after a slow start that began at `began`: done, or still in flight."""
     window = replace(window, bad_at=now)
     if began < max(window.slow_at, window.cut_at):
         return window
@@ -123,16 +129,18 @@ def failed(
     wanted: int,
     why: str,
 ) -> Window:
-    """After `failures`: (port, when its start was begun, whether it had failed before), with no
-    success since the last call of `succeeded`. `wanted` is the number of agents that should run.
+    """The window after `failures`, each a port, when its start began, and whether the agent had
+    failed before. `wanted`: the number of agents that should run.
 
-    One that failed before and fails again says nothing new about the registry.
+    A repeated failure of one agent says nothing new about the registry.
     """
     if not failures:
         return window
-    window = replace(window, fruitless=window.fruitless | {port for port, _, _ in failures})
-    suspect = window.suspects(wanted)
-    # When the window was last halved: of two starts of one trip the first has told it all.
+    window = replace(
+        window, failed_since_success=window.failed_since_success | {port for port, _, _ in failures}
+    )
+    suspect = window.registry_is_suspect(wanted)
+    # Of starts that were in flight together, the first failure has cut the window already.
     news = [
         began for _, began, before in failures if began >= window.cut_at and (suspect or not before)
     ]
@@ -149,20 +157,24 @@ def failed(
         cut_at=now,
         why=_reason(window, why) if suspect else why,
         rest=rest,
-        # From when the last began: one that took as long to fail has been the rest.
+        # Counted from the last start: where it took that long to fail, that was the rest.
         rest_until=max(now, max(news) + rest) if suspect else window.rest_until,
     )
 
 
 def changed(window: Window, ports: Collection[int], wanted: int) -> Window:
-    """After `ports` are to be started as something else than what failed: that they failed says
-    nothing any more, and nothing rests on their account."""
-    left = window.fruitless.difference(ports)
-    if left == window.fruitless:
+    """The window after `ports` get another variant than the one that failed: their failures do not
+    count any more, and cause no rest."""
+    left = window.failed_since_success.difference(ports)
+    if left == window.failed_since_success:
         return window
-    window = replace(window, fruitless=left)
-    return window if window.suspects(wanted) else replace(window, rest_until=0.0, rest=0.0)
+    window = replace(window, failed_since_success=left)
+    return (
+        window if window.registry_is_suspect(wanted) else replace(window, rest_until=0.0, rest=0.0)
+    )
 
 
 def _reason(window: Window, why: str) -> str:
-    return f"{len(window.fruitless)} agents failed and none came up since; the last: {why}"
+    return (
+        f"{len(window.failed_since_success)} agents failed and none came up since; the last: {why}"
+    )

@@ -1,8 +1,8 @@
-"""Bringing the agents to what they should be, and keeping them there.
+"""Brings the agents to what they should be, and keeps them there.
 
-`decide` (decide.py) says what to do; `Keeper` sees and acts. What runs and what is ready is read
-from the file system, so that looking at thousands asks nothing of PID 1. A start that comes to
-nothing is told by systemd, asked about the few in flight only.
+`decide` (decide.py) says what to do; `Keeper` looks and acts. It reads from the file system which
+agents run and which are ready, so thousands of agents are no work for PID 1. systemd is asked only
+about the few starts in flight.
 """
 
 from __future__ import annotations
@@ -24,44 +24,41 @@ from ..machine.paths import Paths
 from ..machine.systemd import Systemd
 from ..machine.user import own
 from . import variants
-from .decide import Decision, Goal, Memory, Observed, Trouble, decide, without
+from .decide import Decision, Goal, Observed, SwarmState, Trouble, decide, without
 from .start_window import Window
 
 _T = TypeVar("_T")
 
-# Seconds between two looks at what is in flight, at least and at most, and at everything. At most,
-# because what a start took is known by the looks: after two it is not prompt any more
-# (start_window.py).
+# Seconds between two looks at agents in flight, at least and at most. At most, because the looks
+# measure how long a start takes, and PROMPT is 2 s (start_window.py).
 TICK, TICK_MOST = 0.02, 0.5
+# Seconds between two looks at all agents.
 LOOK = 2.0
-# Share of a processor that rounds may take while something is in flight, up to TICK_MOST: where a
-# round takes long, the time is that of the agents that start.
+# Most of a processor that rounds may take while agents are in flight (up to TICK_MOST): the agents
+# that start need it.
 BUSY = 0.25
-# Seconds between two questions to systemd about starts that are silent, at least and at most: by
-# BUSY as well, of the time that an answer takes, and before they are given up (decide.py, PROBE).
+# Seconds between two questions to systemd about silent starts, at least and at most. BUSY limits
+# their share of time as well. ASK_MOST is less than decide.PROBE.
 ASK, ASK_MOST = 1.0, 5.0
-# Seconds between two looks at the sizes of their logs: with one every LOOK, thousands of stat()
-# took more of the processor than all else of an idle pilot-node.
+# Seconds between two looks at the sizes of the agents' logs. Every LOOK, thousands of stat() took
+# more CPU than the rest of an idle pilot-node.
 CUT = 10.0
-# Share of the inodes beside the agents' sockets that is free until they are swept, and the seconds
-# that it may take: 36,864 entries take less than one.
+# The sockets' directory is swept where less than this part of its inodes is free.
 _FREE = 0.1
+# Seconds that a sweep may take: 36,864 entries take less than one.
 _SWEEP_S = 20.0
-# Looks in which each agent's process is looked at once: of 5,000, 34 in one look, two files each.
+# In so many looks each agent's process is looked at once: of 5,000, 34 per look, two files each.
 TURNS = 150
-# Agents that have died of which systemd is asked why in one look: it is one call for each.
+# Most dead agents per look that systemd is asked about: it takes one call for each.
 ASKED = 20
-# Bytes after which an agent's standard error is cut: 5,000 of these are 320 MB at worst.
+# Bytes at which an agent's standard error is cut: 320 MB for 5,000 agents at worst.
 LOG_BYTES = 64 << 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """What a keeper saw and did last: for the status, the roll and who else wants to know.
-
-    Times are seconds of the keeper's clock. `starts`, `stops` and `failures` count since this
-    process began.
-    """
+    """What a keeper saw and did last, for the status and the roll. Times are seconds of the
+    keeper's clock."""
 
     now: float
     ready: frozenset[int]
@@ -72,17 +69,14 @@ class View:
     up_since: Mapping[int, float]
     window: Window
     starts: int
+    """Since this process began, like `stops` and `failures`."""
     stops: int
     failures: int
 
 
 @dataclass(kw_only=True)
 class Keeper:
-    """Sees, decides and acts, for one VM. `goal` may be replaced between two rounds.
-
-    `explain` makes more of why an agent failed: which wall of the kernel was hit, where one was.
-    `shut` closes what agents must not reach, or raises NotReadyError (isolation.py).
-    """
+    """Looks, decides and acts, for one VM. `goal` may be replaced between two rounds."""
 
     paths: Paths
     goal: Goal
@@ -90,23 +84,30 @@ class Keeper:
     say: Callable[[str], None]
     mounted: Callable[[Path], bool] = os.path.ismount
     shut: Callable[[], None] = lambda: None
+    """Closes what agents must not reach, or raises NotReadyError (isolation.py)."""
     clock: Callable[[], float] = time.monotonic
     processor: Callable[[], float] = time.thread_time
+    """Seconds of CPU that this thread has used."""
     explain: Callable[[str], str] = str
-    memory: Memory = field(default_factory=Memory)
+    """Adds to a failure's text which kernel limit was hit, if one was."""
+    memory: SwarmState = field(default_factory=SwarmState)
     _seen: Observed | None = None
-    # The next look is at everything, also at what each was started as.
     _anew: bool = True
+    """The next look is at all agents, and at the variant of each."""
     _looked: float = 0.0
+    """When all agents were looked at last."""
     _cut: float = float("-inf")
-    # Inode of each port's socket, as last seen.
+    """When the logs were cut last."""
     _inodes: Mapping[int, int] = field(default_factory=dict)
-    # Those whose process is stopped, and whose turn it is to be looked at.
+    """The inode of each port's socket, as last seen."""
     _stopped: frozenset[int] = frozenset()
+    """Ports whose process is stopped (SIGSTOP)."""
     _turn: int = 0
+    """The ports with this remainder by TURNS are looked at next."""
     _ask_again: float = 0.0
-    # Why those ended that systemd was asked about, until it is decided on: a look may be no round.
+    """When systemd may be asked about silent starts again."""
     _undecided: dict[int, str] = field(default_factory=dict)
+    """Why agents ended, until a round decides on it: not each look is in a round."""
     _reported: tuple[int, int] = (-1, -1)
     _starts: int = 0
     _stops: int = 0
@@ -114,7 +115,7 @@ class Keeper:
 
     def round(self) -> float:
         """One round; the seconds until the next. Raises NotReadyError, SystemdError, OSError."""
-        # Before anything is done, or refused: who asks after a failed round is told what was seen.
+        # The look comes first, so that `view` is right also after a round that fails.
         begun = self.processor()
         seen = self.look()
         if self.goal.variants and not self.mounted(self.paths.state):
@@ -126,7 +127,7 @@ class Keeper:
         if self.goal.variants:
             self.shut()
         if seen.now == self._looked:
-            # All were looked at. Not in `look`: the goal may not be one yet.
+            # All agents were looked at. Not in `look`: the goal may not be set yet.
             self._forget(seen)
         decision = decide(self.goal, self.memory, seen)
         decision = without(decision, self._prepare(decision), seen.now)
@@ -137,7 +138,7 @@ class Keeper:
         except Exception:
             self._doubt({*decision.stop, *decision.start})
             raise
-        # Only after acting: where systemd could not be asked, the same is decided again.
+        # Only after acting: where systemd failed, the same is decided again.
         self.memory = decision.memory
         self._undecided = {}
         self._failures += decision.failures
@@ -145,9 +146,9 @@ class Keeper:
         return self._pause(seen.now, self.processor() - begun)
 
     def _doubt(self, ports: Collection[int]) -> None:
-        """Of `ports` it is not known whether they were stopped or started: a systemctl that ran out
-        of time has told systemd all the same. They are taken for agents of an earlier process,
-        whatever becomes of them: no death is anybody's fault, and who runs is as its link says."""
+        """It is not known whether `ports` were stopped or started: after a systemctl that timed
+        out, systemd may do it all the same. They are treated as agents of an earlier pilot-node:
+        their end is no failure, and the variant of those that run is read from their links."""
 
         def others(known: Mapping[int, _T]) -> dict[int, _T]:
             return {port: each for port, each in known.items() if port not in ports}
@@ -160,7 +161,7 @@ class Keeper:
         self._anew = True
 
     def look(self) -> Observed:
-        """See what runs, for `view`, and do nothing. Raises SystemdError, OSError."""
+        """Look at the agents, for `view`, and do nothing. Raises SystemdError, OSError."""
         if self._anew:
             self.memory = replace(self.memory, variant=variants.read(self.paths))
         self._seen = seen = self._look()
@@ -168,7 +169,7 @@ class Keeper:
         return seen
 
     def view(self) -> View:
-        """What was seen last; nothing is looked at."""
+        """What was seen last, without a look."""
         seen, memory = self._seen or Observed(now=self.clock()), self.memory
         return View(
             now=seen.now,
@@ -185,7 +186,7 @@ class Keeper:
         )
 
     def _pause(self, now: float, took: float) -> float:
-        """`took`: seconds of the processor that this round took."""
+        """Seconds until the next round. `took`: seconds of CPU that this round took."""
         memory = self.memory
         if memory.starting or memory.stopping:
             return min(max(TICK, _rest(took)), TICK_MOST)
@@ -220,7 +221,7 @@ class Keeper:
         return replace(seen, ended=dict(self._undecided)) if self._undecided else seen
 
     def _look_at(self, ports: Iterable[int], before: Observed, now: float) -> Observed:
-        """The picture of before, with a fresh look at `ports` only."""
+        """`before`, with a fresh look at `ports` only."""
         running, sockets = set(before.running), set(before.sockets)
         base = cgroup(self.paths)
         for port in ports:
@@ -235,8 +236,8 @@ class Keeper:
         return numbers(base, "pilot-agent@", ".service") if base else frozenset()
 
     def _sockets(self) -> frozenset[int]:
-        """What has the inode of a socket seen before is that socket: only others are looked at, or
-        an idle VM would spend more on this than on all else."""
+        """The ports that have a socket. An entry with the inode of a socket seen before is not
+        looked at again: this would take most of an idle pilot-node's time."""
         known, found = self._inodes, {}
         for port, inode in numbered(self.paths.sockets, "", ".sock"):
             if known.get(port) == inode or _is_socket(self.paths.socket(port)):
@@ -245,15 +246,15 @@ class Keeper:
         return frozenset(found)
 
     def _find_stopped(self, running: frozenset[int]) -> frozenset[int]:
-        """Those that SIGSTOP holds, which any agent can send to any other, all being one user: they
-        keep their socket and answer nobody. Found within TURNS looks, and looked at each time from
-        then on."""
+        """The ports whose process is stopped: it keeps its socket and answers nobody. Any agent can
+        send SIGSTOP to any other, as all have one user. Found within TURNS looks, and then looked
+        at each time."""
         self._turn = (self._turn + 1) % TURNS
         due = {port for port in running if port % TURNS == self._turn or port in self._stopped}
         return frozenset(port for port in due if is_stopped(self.paths, port))
 
     def _forget(self, seen: Observed) -> None:
-        """What those were started with that are gone and not wanted: else it would be kept."""
+        """Forget the variant of agents that are gone and not wanted, so that it can be removed."""
         variant = dict(self.memory.variant)
         for port in variant.keys() - self.goal.variants.keys() - seen.running:
             variants.forget(self.paths, port)
@@ -281,38 +282,38 @@ class Keeper:
             self._starts += len(decision.start)
 
     def _prepare(self, decision: Decision) -> dict[int, str]:
-        """Make way for what is to start: no stale socket, a home, what it is started with. Those
-        that cannot start: why."""
+        """Prepare each start: no stale socket, a home, its variant. Returns why, for those that
+        cannot be started."""
         unfit = {}
         for port in decision.start:
             if not self.goal.variants[port]:
-                # It ran as nobody knows what, and was to be left alone.
+                # The variant that it ran as is not known, and no release is here to start it with.
                 unfit[port] = "what it was started with is not known, and nothing else is there yet"
                 continue
             try:
                 self._clear(port)
                 self._home(port)
                 variants.choose(self.paths, port, self.goal.variants[port])
-                # What an earlier process said is no reason for the end of this one.
+                # The last line of an earlier process must not explain the end of this one.
                 with suppress(FileNotFoundError):
                     os.truncate(self.paths.logs / str(port), 0)
             except OSError as error:
-                # The directory of the sockets is the agents' own: there may be anything.
+                # Agents can put anything into the directory of the sockets.
                 unfit[port] = self.explain(str(error))
         return unfit
 
     def _clear(self, port: int) -> None:
-        """Make a start see no socket: left by SIGKILL, it would look like readiness."""
+        """Remove a stale socket, which SIGKILL leaves: it would look like a ready agent."""
         path = self.paths.socket(port)
         try:
             path.unlink(missing_ok=True)
         except IsADirectoryError:
-            # Another agent's joke, and it can be deep: out of the way in one step.
+            # Another agent made it, and it can be deep: one rename moves it away.
             path.rename(path.with_name(f"{path.name}.{secrets.token_hex(8)}"))
 
     def _sweep(self) -> None:
-        """Where the directory of the sockets is nearly full, remove what is none of a port's. An
-        agent can fill it, and what it leaves would keep every other from its socket."""
+        """Where the directory of the sockets is nearly full, remove all entries that are no agent's
+        socket. An agent can fill it, and no other could make its socket."""
         room = os.statvfs(self.paths.sockets)
         if room.f_favail >= room.f_files * _FREE:
             return
@@ -322,7 +323,7 @@ class Keeper:
         if not names:
             return
         said = f"{self.paths.sockets} is full: {len(names)} entries that are no agent's removed"
-        # It may be a tree deeper than Python goes.
+        # By rm: a tree may be deeper than Python can go.
         try:
             subprocess.run(
                 ["xargs", "-0", "rm", "-rf", "--one-file-system", "--"],
@@ -337,11 +338,11 @@ class Keeper:
         self.say(said)
 
     def _home(self, port: int) -> None:
-        # Durable without our doing: the daemon fsyncs its identity and then the home itself before
-        # it dials the registry, and ext4 commits what made the home before that.
+        # No fsync: the daemon syncs its identity and then the home before it dials the registry,
+        # and ext4 commits the making of the home before that.
         home = self.paths.agents / str(port)
         if not home.is_dir():
-            # Complete before it has its name: a crash in between leaves no home of root's.
+            # Renamed when it is complete: a crash in between leaves no home that root owns.
             new = home.with_name(f".{port}.new")
             new.mkdir(mode=0o700, parents=True, exist_ok=True)
             own(new)
@@ -352,8 +353,8 @@ class Keeper:
             for entry in os.scandir(self.paths.logs):
                 if not entry.is_file(follow_symlinks=False):
                     continue
-                # They are opened for appending: a cut one goes on at its new end. fallocate() can
-                # take blocks beyond the end of a file that stays empty.
+                # Logs are opened for appending and go on after a cut. Blocks count as well:
+                # fallocate() can take them beyond the end of an empty file.
                 found = entry.stat(follow_symlinks=False)
                 if max(found.st_size, found.st_blocks * 512) > LOG_BYTES:
                     os.truncate(entry.path, 0)
@@ -368,12 +369,12 @@ class Keeper:
 
 
 def _rest(took: float) -> float:
-    """Seconds until something is done again that took so many, for it to take BUSY of the time."""
+    """Seconds of pause after work that took `took` seconds, so that it takes BUSY of the time."""
     return took * (1 - BUSY) / BUSY
 
 
 def _is_socket(path: Path) -> bool:
-    """Itself, not what a link of that name points to."""
+    """Whether `path` is a socket, and not a link to one."""
     try:
         return stat.S_ISSOCK(path.lstat().st_mode)
     except OSError:

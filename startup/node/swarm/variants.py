@@ -1,9 +1,9 @@
-"""Variants: what agents are started with, side by side in /run/pilot/variants.
+"""Variants: what agents are started with, in /run/pilot/variants.
 
-A variant is a release, an environment, the text of the unit and the last ordered restart, and its
-ID is a hash of these. Agents of two variants run beside each other while one replaces the other.
-`/run/pilot/variant/PORT` links to what the agent of that port was last started with: it is what the
-unit executes, and what tells a pilot-node that was itself started anew what runs.
+A variant is a release, an environment, the text of the unit and the last ordered restart. Its ID is
+a hash of these. Agents of two variants run side by side while one replaces the other.
+`/run/pilot/variant/PORT` links to the variant that the agent of that port was last started with.
+The unit executes it, and a new pilot-node reads from it what runs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _ID = re.compile(r"[0-9a-f]{16}")
 
 
 def identify(*, sha256: str, environment: Mapping[str, str], unit: str, restart: str) -> str:
-    """The ID of a variant: the same for what starts the same. Comments in `unit` do not count."""
+    """The ID of a variant. Comments in `unit` do not count."""
     made_of = [sha256, sorted(environment.items()), _directives(unit), restart]
     return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:LENGTH]
 
@@ -41,7 +41,7 @@ def ensure(
     unit: str,
     restart: str,
 ) -> str:
-    """Have a variant in place, and return its ID.
+    """Have the variant in /run, and return its ID.
 
     `unit` is the text of pilot-agent@.service as systemd has it, `restart` the ID of the last
     ordered restart or "". Raises FinalError where the binary is not there, OSError with the path.
@@ -60,13 +60,13 @@ def ensure(
         "unit": hashlib.sha256(_directives(unit).encode()).hexdigest(),
     }
     files.write(folder / "variant.json", json.dumps(about, sort_keys=True) + "\n")
-    # Last: what has it is complete.
+    # Last: a variant that has this link is complete.
     files.link(folder / "pilot-daemon", str(executable))
     return found
 
 
 def prune(paths: Paths, keep: Collection[str]) -> None:
-    """Remove every variant but those of `keep` and those that an agent was last started with."""
+    """Remove every variant but `keep` and those that an agent was last started with."""
     kept = {*keep, *read(paths).values()}
     for folder in _entries(paths.variants):
         if folder.name not in kept:
@@ -74,7 +74,7 @@ def prune(paths: Paths, keep: Collection[str]) -> None:
 
 
 def about(paths: Paths, variant: str) -> dict[str, str]:
-    """What `variant` is (its `variant.json`); empty where that cannot be read."""
+    """The `variant.json` of `variant`, empty where that cannot be read."""
     try:
         found = json.loads((paths.variants / variant / "variant.json").read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -83,22 +83,22 @@ def about(paths: Paths, variant: str) -> dict[str, str]:
 
 
 def choose(paths: Paths, port: int, variant: str) -> None:
-    """Let the agent of `port` be started as `variant`, in one rename."""
+    """Have the agent of `port` started as `variant`, in one rename."""
     paths.chosen.mkdir(mode=0o755, parents=True, exist_ok=True)
     new = paths.chosen / f".{port}.new"
     new.unlink(missing_ok=True)
-    # Nothing of it outlives the boot: no fsync, thousands are written while agents start.
+    # No fsync: /run does not outlive the boot, and thousands are written while agents start.
     new.symlink_to(f"../variants/{variant}")
     new.rename(paths.chosen / str(port))
 
 
 def forget(paths: Paths, port: int) -> None:
-    """Remove what the agent of `port` was started with: it is gone and not wanted."""
+    """Remove the link of the agent of `port`, which is gone and not wanted."""
     (paths.chosen / str(port)).unlink(missing_ok=True)
 
 
 def read(paths: Paths) -> dict[int, str]:
-    """Port -> variant ID that its agent was last started with."""
+    """Port -> ID of the variant that its agent was last started with, "" for a bad link."""
     found = {}
     for entry in _entries(paths.chosen):
         if entry.name.isascii() and entry.name.isdigit() and entry.is_symlink():

@@ -96,7 +96,7 @@ def test_a_quiet_fleet(seed: int) -> None:
 def test_a_hundred_megabytes_an_hour() -> None:
     verdict = judge(history(hours=1, leak=an_hour(1.2 * FAST / 300)), CONNECTION)
     assert verdict.growth == pytest.approx(1.2 * FAST, rel=0.15)
-    assert "MB an hour" in verdict.leak
+    assert "MB per hour" in verdict.leak
     assert "over 60 min" in verdict.leak
 
 

@@ -528,7 +528,11 @@ _THREAD = (
 @pytest.mark.parametrize(
     ("code", "status"),
     [
-        (f"{_NODE}node.Node.limits = lambda self: [*map(self.say, 'ab' * 9000)]\n{_LIMITS}", 0),
+        (
+            f"{_NODE}node.NodeCommands.limits = lambda self: [*map(self.say, 'ab' * 9000)]\n"
+            f"{_LIMITS}",
+            0,
+        ),
         (f"{_NODE}{_LIMITS}", 1),
         (_THREAD, 70),
     ],

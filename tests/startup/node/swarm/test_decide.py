@@ -21,8 +21,8 @@ from startup.node.swarm.decide import (
     STOP_DEADLINE,
     Decision,
     Goal,
-    Memory,
     Observed,
+    SwarmState,
     Trouble,
     decide,
     without,
@@ -45,7 +45,7 @@ def seen(
 
 
 def on(
-    memory: Memory,
+    memory: SwarmState,
     observed: Observed,
     *,
     window: int = 2,
@@ -69,19 +69,19 @@ def troubled(failures: int, **more: str) -> dict[int, Trouble]:
     return {10001: Trouble(failures=failures, until=0, **about)}
 
 
-def after(decision: Decision, observed: Observed, seconds: float) -> tuple[Memory, Observed]:
+def after(decision: Decision, observed: Observed, seconds: float) -> tuple[SwarmState, Observed]:
     """What is remembered, and what is seen, so much later."""
     return decision.memory, replace(observed, now=NOW + seconds)
 
 
 def test_the_first_starts_are_the_window() -> None:
-    decision = on(Memory(), seen())
+    decision = on(SwarmState(), seen())
     assert (decision.start, decision.stop, decision.said) == ((10001, 10002), (), ())
     assert decision.memory.starting == {10001: NOW, 10002: NOW}
 
 
 def test_the_next_when_ones_socket_is_there() -> None:
-    memory = Memory(starting={10001: NOW - 1, 10002: NOW - 1})
+    memory = SwarmState(starting={10001: NOW - 1, 10002: NOW - 1})
     decision = on(memory, seen([10001, 10002], sockets=[10002]))
     assert decision.start == (10003,)
     assert decision.memory.starting == {10001: NOW - 1, 10003: NOW}
@@ -89,26 +89,26 @@ def test_the_next_when_ones_socket_is_there() -> None:
 
 
 def test_a_window_that_is_full_starts_nothing() -> None:
-    memory = Memory(starting={10001: NOW - 1, 10002: NOW - 1})
+    memory = SwarmState(starting={10001: NOW - 1, 10002: NOW - 1})
     assert on(memory, seen([10001, 10002], sockets=[])).start == ()
 
 
 def test_those_that_run_are_left_alone() -> None:
-    decision = on(Memory(), seen(list(PORTS)))
+    decision = on(SwarmState(), seen(list(PORTS)))
     assert (decision.start, decision.stop, decision.said) == ((), (), ())
     assert set(decision.memory.up_since) == set(PORTS)
 
 
 def test_a_start_of_an_earlier_process_is_adopted_and_counts() -> None:
-    decision = on(Memory(), seen([10001, 10002], sockets=[]))
+    decision = on(SwarmState(), seen([10001, 10002], sockets=[]))
     assert decision.start == ()
     assert decision.memory.starting == {10001: NOW, 10002: NOW}
 
 
 def test_a_stale_socket_is_not_ready() -> None:
-    decision = on(Memory(), seen([], sockets=list(PORTS)))
+    decision = on(SwarmState(), seen([], sockets=list(PORTS)))
     assert decision.start == (10001, 10002)
-    memory = Memory(starting={10001: NOW - 1})
+    memory = SwarmState(starting={10001: NOW - 1})
     assert 10001 in on(memory, seen([], sockets=[10001])).memory.starting
 
 
@@ -117,7 +117,7 @@ def test_a_stale_socket_is_not_ready() -> None:
     [(STEADY, 0, True), (STEADY - 1, 1, False)],
 )
 def test_one_that_died(up: float, failures: int, started_at_once: bool) -> None:
-    memory = Memory(up_since=dict.fromkeys(PORTS, NOW - up))
+    memory = SwarmState(up_since=dict.fromkeys(PORTS, NOW - up))
     decision = on(memory, seen(PORTS[1:]))
     assert (10001 in decision.start) == started_at_once
     assert len(decision.said) == 1
@@ -127,7 +127,7 @@ def test_one_that_died(up: float, failures: int, started_at_once: bool) -> None:
 
 
 def test_a_failed_start_rests_and_does_not_hold_up_the_rest() -> None:
-    memory = Memory(starting={10001: NOW - 1, 10002: NOW - 1})
+    memory = SwarmState(starting={10001: NOW - 1, 10002: NOW - 1})
     decision = on(memory, seen([10002], sockets=[], ended={10001: "ended (exit-code, status 1)"}))
     # The window is one now, and the other start has it.
     assert decision.start == ()
@@ -143,20 +143,20 @@ def test_a_failed_start_rests_and_does_not_hold_up_the_rest() -> None:
     ("failures", "pause"), [(0, 1), (1, 2), (2, 4), (7, 128), (8, 256), (9, BACK_OFF_MAX)]
 )
 def test_it_rests_longer_each_time(failures: int, pause: float) -> None:
-    memory = Memory(starting={10001: NOW - 1}, trouble=troubled(failures))
+    memory = SwarmState(starting={10001: NOW - 1}, trouble=troubled(failures))
     decision = on(memory, seen(ended={10001: "ended"}))
     trouble = decision.memory.trouble[10001]
     assert (trouble.failures, trouble.until) == (failures + 1, NOW + pause)
 
 
 def test_it_rests_for_ever_longer_without_overflow() -> None:
-    memory = Memory(starting={10001: 0}, trouble=troubled(10**6))
+    memory = SwarmState(starting={10001: 0}, trouble=troubled(10**6))
     decision = on(memory, seen(ended={10001: "ended"}))
     assert decision.memory.trouble[10001].until == NOW + BACK_OFF_MAX
 
 
 def test_those_that_never_failed_go_first() -> None:
-    memory = Memory(
+    memory = SwarmState(
         trouble={
             10001: Trouble(failures=3, until=NOW - 9, variant="old"),
             10002: Trouble(failures=1, until=NOW, variant="old"),
@@ -169,14 +169,14 @@ def test_those_that_never_failed_go_first() -> None:
 def test_failures_are_forgotten_once_it_is_steady() -> None:
     trouble = troubled(3)
     for up, left in ((STEADY - 1, trouble), (STEADY, {})):
-        memory = Memory(up_since={10001: NOW - up}, trouble=trouble)
+        memory = SwarmState(up_since={10001: NOW - up}, trouble=trouble)
         assert on(memory, seen([10001])).memory.trouble == left
 
 
 def test_a_start_that_hangs_is_stopped_and_started_again_later() -> None:
     since = NOW - START_DEADLINE
     # Something came up lately, so no probe is due.
-    memory = Memory(starting={10001: since - 1, 10002: since}, came_up=NOW - 1)
+    memory = SwarmState(starting={10001: since - 1, 10002: since}, last_success_at=NOW - 1)
     hanging = seen([10001, 10002], sockets=[])
     decision = on(memory, hanging)
     assert decision.stop == (10001,)
@@ -193,16 +193,16 @@ def test_a_start_that_hangs_is_stopped_and_started_again_later() -> None:
 
 
 def test_a_stop_that_came_to_nothing_is_asked_for_again() -> None:
-    memory = Memory(stopping={10005: NOW - STOP_DEADLINE + 1})
+    memory = SwarmState(stopping={10005: NOW - STOP_DEADLINE + 1})
     assert on(memory, seen([10005]), wanted=()).stop == ()
-    memory = Memory(stopping={10005: NOW - STOP_DEADLINE})
+    memory = SwarmState(stopping={10005: NOW - STOP_DEADLINE})
     assert on(memory, seen([10005]), wanted=()).stop == (10005,)
 
 
 def test_one_that_others_overtake_is_stuck() -> None:
     """The registry was away while it began; those that began later come up promptly."""
     began = NOW - OVERTAKEN - 1
-    memory = Memory(starting={10001: began, 10002: NOW - 0.1})
+    memory = SwarmState(starting={10001: began, 10002: NOW - 0.1})
     decision = on(memory, seen([10001, 10002], sockets=[10002]))
     assert decision.stop == (10001,)
     assert decision.said == (
@@ -213,14 +213,16 @@ def test_one_that_others_overtake_is_stuck() -> None:
     again = replace(memory, trouble=troubled(1))
     assert on(again, seen([10001, 10002], sockets=[10002])).stop == ()
     # Nor is it stuck where the others take that long, too; in the end it is.
-    slow = replace(memory, takes=4.0)
+    slow = replace(memory, mean_start_seconds=4.0)
     decision = on(slow, seen([10001, 10002], sockets=[10002]))
     assert decision.stop == ()
-    assert 0.1 < decision.memory.takes < 4.0
-    slow = replace(memory, starting={10001: NOW - 5 * 4 - 1, 10002: NOW - 2}, takes=4.0)
+    assert 0.1 < decision.memory.mean_start_seconds < 4.0
+    slow = replace(
+        memory, starting={10001: NOW - 5 * 4 - 1, 10002: NOW - 2}, mean_start_seconds=4.0
+    )
     assert on(slow, seen([10001, 10002], sockets=[10002])).stop == (10001,)
     # Who began after the one that came up, or has not waited long, is not overtaken.
-    memory = Memory(starting={10001: NOW - 9, 10002: NOW - 0.1})
+    memory = SwarmState(starting={10001: NOW - 9, 10002: NOW - 0.1})
     assert on(memory, seen([10001, 10002], sockets=[10002])).stop == ()
 
 
@@ -230,7 +232,7 @@ def test_where_nothing_comes_up_room_is_made_for_a_fresh_start() -> None:
     hanging = seen(list(starting), sockets=[])
     # They are slow, so the window is two by now: one that waits on, and one that is fresh.
     window = windows.slow(windows.opened(4), NOW - 8, NOW - 5)
-    memory = Memory(starting=starting, window=window)
+    memory = SwarmState(starting=starting, window=window)
     decision = on(memory, hanging, window=4)
     assert set(decision.stop) == {10002, 10003}
     # A failure is more than being slow.
@@ -240,7 +242,7 @@ def test_where_nothing_comes_up_room_is_made_for_a_fresh_start() -> None:
     # It takes longer until the next, up to a maximum, and not at all once something comes up.
     assert decision.memory.patience == 2 * PROBE
     assert on(*after(decision, hanging, 2 * PROBE - 1), window=4).stop == ()
-    memory = replace(memory, patience=PROBE_MAX, came_up=NOW - PROBE_MAX)
+    memory = replace(memory, patience=PROBE_MAX, last_success_at=NOW - PROBE_MAX)
     assert on(memory, hanging, window=4).stop == ()
     decision = on(*after(on(memory, hanging, window=4), hanging, PROBE_MAX), window=4)
     assert decision.memory.patience == PROBE_MAX
@@ -249,7 +251,7 @@ def test_where_nothing_comes_up_room_is_made_for_a_fresh_start() -> None:
 
 
 def test_fewer_agents_are_wanted() -> None:
-    memory = Memory(up_since=dict.fromkeys(PORTS, NOW - 1))
+    memory = SwarmState(up_since=dict.fromkeys(PORTS, NOW - 1))
     few = PORTS[:2]
     decision = on(memory, seen(list(PORTS)), wanted=few)
     assert (decision.stop, decision.start) == ((10005, 10004), ())
@@ -262,7 +264,7 @@ def test_fewer_agents_are_wanted() -> None:
 
 def test_others_are_wanted_and_never_more_run_in_all() -> None:
     others = range(10011, 10014)
-    decision = on(Memory(), seen(PORTS[:3]), wanted=others)
+    decision = on(SwarmState(), seen(PORTS[:3]), wanted=others)
     assert (decision.stop, decision.start) == ((10003, 10002), ())
     decision = on(*after(decision, seen([10001, 10002]), 0.1), wanted=others)
     assert (decision.stop, decision.start) == ((10001,), (10011,))
@@ -271,7 +273,7 @@ def test_others_are_wanted_and_never_more_run_in_all() -> None:
 
 
 def test_a_start_that_is_no_longer_wanted_is_stopped() -> None:
-    memory = Memory(starting={10005: NOW - 1})
+    memory = SwarmState(starting={10005: NOW - 1})
     decision = on(memory, seen([10005], sockets=[]), wanted=PORTS[:2])
     assert decision.stop == (10005,)
     assert 10005 not in decision.memory.starting
@@ -279,7 +281,7 @@ def test_a_start_that_is_no_longer_wanted_is_stopped() -> None:
 
 # Variants.
 
-UP = Memory(up_since=dict.fromkeys(PORTS, NOW - 1))
+UP = SwarmState(up_since=dict.fromkeys(PORTS, NOW - 1))
 
 
 def test_what_runs_as_something_else_is_replaced_by_and_by() -> None:
@@ -311,7 +313,7 @@ def test_only_those_that_should_be_something_else_are_replaced() -> None:
 
 
 def test_what_is_not_known_is_not_what_is_wanted() -> None:
-    memory = Memory(up_since=dict.fromkeys(PORTS, NOW - STEADY), variant={10001: ""})
+    memory = SwarmState(up_since=dict.fromkeys(PORTS, NOW - STEADY), variant={10001: ""})
     assert on(memory, seen(list(PORTS))).stop == (10001,)
 
 
@@ -361,7 +363,7 @@ def test_a_change_that_lets_agents_live_for_a_while_goes_no_further_either(life:
 def test_a_bad_change_goes_no_further_after_a_restart_of_the_one_who_decides() -> None:
     """What the agents were started with is on the file system; that they failed is forgotten."""
     variant = {10001: "new", 10002: "new"}
-    decision = on(Memory(variant=variant), seen(PORTS[2:]), new=PORTS)
+    decision = on(SwarmState(variant=variant), seen(PORTS[2:]), new=PORTS)
     assert decision.stop == ()
     assert decision.start == (10001, 10002)
 
@@ -371,7 +373,7 @@ def test_those_that_failed_before_do_not_hold_up_what_may_be_their_cure() -> Non
         port: Trouble(failures=9, until=NOW + 99, began="old", variant="old")
         for port in (10001, 10002)
     }
-    memory = Memory(up_since=dict.fromkeys(PORTS[2:], NOW - 1), trouble=broken)
+    memory = SwarmState(up_since=dict.fromkeys(PORTS[2:], NOW - 1), trouble=broken)
     decision = on(memory, seen(PORTS[2:]), new=PORTS)
     # They are tried as the new one at once, and nobody else is taken down meanwhile.
     assert (decision.start, decision.stop) == ((10001, 10002), ())
@@ -384,7 +386,7 @@ def test_those_that_failed_before_do_not_hold_up_what_may_be_their_cure() -> Non
 
 
 def test_a_start_as_something_else_is_ended_at_once() -> None:
-    memory = Memory(starting={10001: NOW - 1, 10002: NOW - 1})
+    memory = SwarmState(starting={10001: NOW - 1, 10002: NOW - 1})
     decision = on(memory, seen([10001, 10002], sockets=[]), new=[10001])
     assert decision.stop == (10001,)
     assert decision.said == ()
@@ -399,7 +401,7 @@ def test_while_nothing_comes_up_nothing_is_replaced() -> None:
 def test_one_without_its_socket_is_replaced_in_the_end() -> None:
     observed = seen(list(PORTS), sockets=PORTS[1:])
     decision = on(UP, observed)
-    assert (decision.stop, decision.memory.lost) == ((), {10001: NOW})
+    assert (decision.stop, decision.memory.socket_missing_since) == ((), {10001: NOW})
     assert on(*after(decision, observed, STEADY - 1)).stop == ()
     assert on(*after(decision, observed, STEADY)).stop == (10001,)
     # Where all have lost theirs, they go by and by too.
@@ -411,7 +413,7 @@ def test_one_without_its_socket_is_replaced_in_the_end() -> None:
 
 
 def test_where_several_fail_and_none_comes_up_nobody_is_held_to_account() -> None:
-    memory = Memory(starting=dict.fromkeys(PORTS[:3], NOW - 0.5), trouble=troubled(4))
+    memory = SwarmState(starting=dict.fromkeys(PORTS[:3], NOW - 0.5), trouble=troubled(4))
     decision = on(memory, seen(ended=dict.fromkeys(PORTS[:3], "refused")), window=4)
     assert decision.memory.window.allows(NOW) == 0
     trouble = decision.memory.trouble
@@ -424,7 +426,9 @@ def test_where_several_fail_and_none_comes_up_nobody_is_held_to_account() -> Non
 def test_back_from_a_bad_change_nothing_rests() -> None:
     """All three failed as the new one, so the window rests; as the old one they have not failed."""
     three = PORTS[:3]
-    memory = Memory(starting=dict.fromkeys(three, NOW - 0.1), variant=dict.fromkeys(three, "new"))
+    memory = SwarmState(
+        starting=dict.fromkeys(three, NOW - 0.1), variant=dict.fromkeys(three, "new")
+    )
     observed = seen(ended=dict.fromkeys(three, "ended"))
     decision = on(memory, observed, wanted=three, new=three, window=4)
     assert decision.start == ()
@@ -434,7 +438,7 @@ def test_back_from_a_bad_change_nothing_rests() -> None:
 
 
 def test_a_start_that_cannot_be_made_is_trouble_of_its_own() -> None:
-    decision = without(on(Memory(), seen()), {10001: "Is a directory"}, NOW)
+    decision = without(on(SwarmState(), seen()), {10001: "Is a directory"}, NOW)
     assert decision.start == (10002,)
     assert decision.memory.starting == {10002: NOW}
     assert decision.said == ("agent 10001: Is a directory (failure 1); again in 1 s",)
@@ -473,7 +477,7 @@ def test_whatever_was_seen(
     """Never past the window, never a start of what runs, never a stop of a healthy agent."""
     wanted = range(10001, 10001 + count)
     starting = {port: since for port, since in starting.items() if port not in up_since}
-    memory = Memory(
+    memory = SwarmState(
         starting=starting,
         stopping=stopping,
         up_since=up_since,

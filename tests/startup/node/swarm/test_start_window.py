@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from startup.node.swarm.decide import Goal, Memory, Observed, decide
+from startup.node.swarm.decide import Goal, Observed, SwarmState, decide
 from startup.node.swarm.start_window import (
     FORGET,
     REST_MAX,
@@ -79,16 +79,16 @@ def test_one_bad_agent_gives_it_no_rest() -> None:
     for again in range(20):
         window = fail(window, [1], began=NOW + again, now=NOW + again)
     assert window.allows(NOW + 20) == 1
-    assert not window.suspects(MANY)
+    assert not window.registry_is_suspect(MANY)
     # Where there is only one, whose fault it is cannot be known: the shorter rest.
-    assert window.suspects(1)
+    assert window.registry_is_suspect(1)
 
 
 def test_a_success_ends_the_rest_and_opens_it_again() -> None:
     window = fail(opened(15), range(SUSPECT), began=NOW)
     window = replace(window, width=1.0, threshold=2.0)
     window = succeeded(window, [0.02])
-    assert (window.size, window.allows(NOW), window.fruitless) == (2, 2, frozenset())
+    assert (window.size, window.allows(NOW), window.failed_since_success) == (2, 2, frozenset())
     starts = 0
     while window.size < 15:
         window = succeeded(window, [0.65])
@@ -200,7 +200,7 @@ class Vm:
         self.number = number
         self.ports = range(10001, 10001 + agents)
         self.goal = Goal(variants=dict.fromkeys(self.ports, "a"), window=window)
-        self.memory = Memory()
+        self.memory = SwarmState()
         self.running: set[int] = set()
         self.sockets: set[int] = set()
         self.ended: dict[int, str] = {}

@@ -21,7 +21,7 @@ from startup.node.machine import cgroup, errors
 from startup.node.machine.paths import Paths
 from startup.node.machine.systemd import SystemdError, UnitState
 from startup.node.swarm import supervisor, variants
-from startup.node.swarm.decide import START_DEADLINE, STEADY, Goal, Memory
+from startup.node.swarm.decide import START_DEADLINE, STEADY, Goal, SwarmState
 from startup.node.swarm.drain import SHUTDOWN_SECONDS, drain_for_shutdown
 from startup.node.swarm.supervisor import ASKED, LOG_BYTES, LOOK, TURNS, Keeper
 
@@ -257,7 +257,7 @@ def test_a_slow_processor_is_not_taken_for_a_slow_registry(world: World) -> None
 def test_another_keeper_finds_them_and_leaves_them_alone(world: World) -> None:
     world.until(lambda: len(world.running()) == 40)
     started = list(world.pid1.started)
-    world.keeper = replace(world.keeper, memory=Memory(), _seen=None, _anew=True)
+    world.keeper = replace(world.keeper, memory=SwarmState(), _seen=None, _anew=True)
     world.until(lambda: world.now > 100)
     assert world.pid1.started == started
 
@@ -538,7 +538,7 @@ def test_another_variant_reaches_all_and_no_more_than_the_window_are_down(world:
 def test_a_keeper_that_starts_anew_knows_what_runs(world: World) -> None:
     world.until(lambda: len(world.running()) == 40)
     started = list(world.pid1.started)
-    world.keeper = replace(world.keeper, memory=Memory(), _seen=None, _anew=True)
+    world.keeper = replace(world.keeper, memory=SwarmState(), _seen=None, _anew=True)
     world.until(lambda: world.now > 100)
     assert world.pid1.started == started
     assert set(world.keeper.view().variant.values()) == {OLD}

@@ -1,0 +1,126 @@
+"""The registry's file while the loop runs: saved, copied, emptied, mended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from ..machine import files
+from ..machine.retry import FinalError, TemporaryError
+from . import registry_file, runs, trials
+from .context import LoopContext
+from .process import post
+
+# Seconds. A forced snapshot writes the whole registry: 45 MB, on a slow disk.
+SNAPSHOT = 60.0
+# Seconds. The nodes of a younger file are not stale yet: the oldest binaries drop a node after
+# 3 minutes (docs/FACTS.md).
+FRESH: Final = 60.0
+
+
+@dataclass(kw_only=True)
+class RegistryKeeper:
+    """Reads and copies the registry's file. The process itself writes it."""
+
+    loop: LoopContext
+
+    def save(self, seconds: float = SNAPSHOT, *, active: bool) -> None:
+        """Have the registry's file as new as can be, and a copy of it. The process, where it is
+        `active`, may take twice `seconds` to begin its answer. A failure is logged only: a stop
+        writes the file as well."""
+        if active:
+            try:
+                url = f"http://127.0.0.1:{self.loop.spec.dashboard_port}/api/snapshot"
+                answered = post(url, seconds)
+                if answered not in (200, 404, 405):
+                    self.loop.say(f"forced snapshot: {answered}")
+            except (TemporaryError, FinalError) as error:
+                self.loop.say(f"forced snapshot: {error}")
+        self.loop.attempt(self.copy)
+
+    def copy(self) -> None:
+        """Copy the registry's file where it is good. Not during a trial: the newest copy is the
+        way back from it. Raises OSError."""
+        if self.is_suspect():
+            return
+        loop = self.loop
+        try:
+            taken = registry_file.take_copy(loop.paths, loop.wall_clock())
+        except registry_file.BadRegistryError as error:
+            loop.fault(f"{registry_file.NAME}: {error}: not copied; the rendezvous will replace it")
+            return
+        known = registry_file.best(registry_file.copies(loop.paths))
+        if taken and known and taken.keys < known[0].keys * registry_file.SHRUNK:
+            loop.fault(
+                f"the registry knows {taken.keys} keys, and knew {known[0].keys} "
+                f"({known[0].name}): has it started empty?"
+            )
+
+    def is_suspect(self) -> bool:
+        """Whether a release that is not accepted may have written the registry's file: one was on
+        trial, and what was started last is not known to be the accepted one."""
+        if trials.current(self.loop.paths) is None:
+            return False
+        running = runs.running(self.loop.paths)
+        accepted = self.loop.roll.accepted if self.loop.roll else None
+        return running is None or accepted is None or running.release != accepted.sha256
+
+    def nodes_to_read(self, now: float) -> int:
+        """How many nodes a process knows once it has read the registry's file. Nodes that were
+        silent for too long are dropped, so an old file promises none. A file that lost its keys in
+        a trial promises all that the trial was started with."""
+        paths = self.loop.paths
+        path = paths.registry / registry_file.NAME
+        trial = trials.current(paths)
+        try:
+            found = registry_file.examine(path)
+            if found and trial and found.keys < trial.keys * registry_file.SHRUNK:
+                return trial.keys
+            if found is not None and now - path.stat().st_mtime < FRESH:
+                return found.nodes
+        except registry_file.BadRegistryError:
+            # `pilot-node store` replaces it before the start.
+            pass
+        return 0
+
+    def clean(self, restart: str, now: float) -> bool:
+        """Set the registry aside for the ordered restart `restart`, once. Whether it did so now.
+        Raises OSError."""
+        record = self.loop.paths.node_state / "cleaned"
+        if _cleaned(record) == restart:
+            return False
+        registry_file.clean(self.loop.paths, now, self.loop.say)
+        files.write(record, restart + "\n", 0o600)
+        return True
+
+    def mend(self, now: float) -> None:
+        """Put the registry back as it was before a trial, where the trial lost part of it or wrote
+        another format. The newest copy is from before: none is taken during a trial. The log is
+        set aside in any case: replayed, it would give keys the ids that the trial gave them."""
+        paths, say = self.loop.paths, self.loop.say
+        self.loop.attempt(partial(registry_file.set_log_aside, paths, "bad", now, say))
+        try:
+            found = registry_file.examine(paths.registry / registry_file.NAME)
+        except registry_file.BadRegistryError:
+            found = None
+        for copy in reversed(registry_file.copies(paths)):
+            try:
+                known = registry_file.examine(paths.registry / "copies" / copy.name)
+            except registry_file.BadRegistryError as error:
+                self.loop.fault(f"copy {copy.name}: {error}: it is not used")
+                continue
+            if known is not None and (
+                found is None or found.keys < known.keys or found.version != known.version
+            ):
+                registry_file.put_back(paths, copy, now, say)
+            return
+
+
+def _cleaned(record: Path) -> str:
+    """The ordered restart at which the registry was last set aside."""
+    try:
+        return record.read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        return ""
