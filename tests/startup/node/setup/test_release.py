@@ -529,8 +529,10 @@ _THREAD = (
     ("code", "status"),
     [
         (
-            f"{_NODE}node.NodeCommands.limits = lambda self: [*map(self.say, 'ab' * 9000)]\n"
-            f"{_LIMITS}",
+            (
+                f"{_NODE}node.NodeCommands.limits = lambda self: [*map(self.say, 'ab' * 9000)]\n"
+                f"{_LIMITS}"
+            ),
             0,
         ),
         (f"{_NODE}{_LIMITS}", 1),
