@@ -1,33 +1,33 @@
-"""The fleet: configuration in, components, outputs out. What each does stands in components/."""
+"""The Pulumi program: reads the configuration, declares the components, exports the outputs."""
 
 from pathlib import Path
 
 import pulumi
 
-from components import ending, guard
+from components import guard, program_exit
 
-if __name__ == "__main__":  # Pulumi's name for it; tests of the declarations have another.
-    ending.at_once_on_interrupt()
+if __name__ == "__main__":  # Under Pulumi; tests run it under another name.
+    program_exit.at_once_on_interrupt()
 
-# Before all else: the guard does not see what is declared before, by an import too.
+# First of all: the guard does not see resources that are declared before it, by an import too.
 allowed_scripts: list[str] = []
 guard.register(allowed_scripts)
 
-from components import fleet, last, outputs, stack_file
+from components import fleet, last_update, outputs, stack_file
 from components.config_parse import from_pulumi
 
 ROOT = Path(__file__).resolve().parent
 
-given = pulumi.runtime.get_config_env()
-config = from_pulumi(stack_file.problems_of(ROOT, pulumi.get_stack(), given))
+engine_values = pulumi.runtime.get_config_env()
+config = from_pulumi(stack_file.problems_of(ROOT, pulumi.get_stack(), engine_values))
 allowed_scripts += config.allowed_scripts
-was = last.read()
-for warning in (*config.warnings(), *outputs.moves(config, was.machine_types)):
+last = last_update.read()
+for warning in (*config.warnings(), *outputs.disk_type_warnings(config, last.machine_types)):
     pulumi.log.warn(warning)
 
-network, bucket = fleet.declare(config, was, root=ROOT)
+network, bucket = fleet.declare(config, last, root=ROOT)
 
-for key, value in outputs.of(config).items():
+for key, value in outputs.from_config(config).items():
     pulumi.export(key, value)
 pulumi.export("externalAddress", network.external_address)
 pulumi.export("bucket", bucket.bucket_name)

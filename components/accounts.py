@@ -1,6 +1,6 @@
-"""Looks up the service account that running VMs are to get, before anything is declared.
+"""Looks up a new service account of running VMs before anything is declared.
 
-A VM is stopped for another account, and Google says only then that there is no such account.
+Google notices a missing account only after the VM is stopped for it.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _ACCOUNT = re.compile(r"[^@/]+@(?P<project>[a-z][a-z0-9-]*)\.iam\.gserviceaccoun
 
 
 def problems(email: str | None, vms: Sequence[str], look: Callable[[str], bool]) -> list[str]:
-    """A sentence where there is no account `email`, the fleet's, which `vms` are to get.
+    """A sentence where the account `email`, which `vms` are to get, does not exist.
 
-    What cannot be looked up is a warning, in an update as well: to set an account takes another
-    right than to look at it.
+    A failed look-up is a warning, in an update as well: setting an account and looking at it are
+    different rights.
     """
     if email is None or not vms:
         return []
@@ -36,8 +36,8 @@ def problems(email: str | None, vms: Sequence[str], look: Callable[[str], bool])
             return []
     except NotLookedUpError as error:
         pulumi.log.warn(
-            f"{_PATH}: not looked up, so nobody knows whether there is an account {email}: "
-            f"{error}. If there is none, {vms[0]} is stopped before Google says so"
+            f"{_PATH}: the account {email} cannot be looked up: {error}. If it does not exist, "
+            f"{vms[0]} is stopped before Google says so"
         )
         return []
     what = f"{_PATH}: there is no service account {email}, so {', '.join(vms)} cannot get it"
@@ -45,14 +45,14 @@ def problems(email: str | None, vms: Sequence[str], look: Callable[[str], bool])
 
 
 def look(email: str) -> bool:
-    """Whether there is such an account. Raises `NotLookedUpError` where nobody can tell."""
+    """Whether the account exists. Raises `NotLookedUpError` where the look-up fails."""
     if no_credentials():
         raise NotLookedUpError(NO_CREDENTIALS)
     match = _ACCOUNT.fullmatch(email)
     if match is None:
         raise NotLookedUpError("its address does not name its project")
     try:
-        # With its project: with `-` in its place Google says 403 for one that is not there.
+        # With `-` in place of the project, Google answers 403 for an account that does not exist.
         Google("iam").get(f"projects/{match['project']}/serviceAccounts/{email}")
     except GoogleError as error:
         if error.status == 404:

@@ -1,8 +1,7 @@
-"""What fits on a machine: pure arithmetic, every number with its source (docs/FACTS.md).
+"""How many agents fit on a machine: pure arithmetic, every number with its source (docs/FACTS.md).
 
 A VM has several limits (memory, UDP ports, tasks; on the rendezvous registry connections). Each is
-a `VmLimit`: what there is, what the fleet asks of it, and how many agents it could carry. The limit
-with the least headroom is the one that binds.
+a `VmLimit`. The limit with the least headroom is the one that binds.
 """
 
 from __future__ import annotations
@@ -12,56 +11,56 @@ from math import ceil
 
 from components.machines import MIB_PER_GIB, MachineType
 
-# Planning size of an idle agent, MiB: upstream's figure. Measured: 1.7 to 2.4, so who has measured
-# may lower it.
+# Planning size of an idle agent, MiB: upstream's figure. Measured: 1.7 to 2.4.
 AGENT_MB = 10
 # Kept for kernel, systemd, sshd and monitoring, MiB: upstream's figure.
 RESERVE_MB = 3000
 # Buffers, window and encryption context of an active connection, MiB: upstream's third incident.
 CONNECTION_MB = 4
-# Share of a VM's agents that hold an active connection, where the stack file does not say:
-# upstream's fleet of 9,500 expects peaks around a thousand.
-ACTIVE_SHARE = 10
+# By default one agent in ten holds an active connection: upstream's fleet of 9,500 expects peaks
+# around a thousand.
+AGENTS_PER_ACTIVE = 10
 # Tasks (threads) of one daemon. Measured: 7.3 with default flags.
 TASKS_PER_AGENT = 8
-# kernel.pid_max on every VM: the most a 64-bit kernel takes, less what the system itself runs.
+# kernel.pid_max on every VM: the highest value of a 64-bit kernel.
 PID_MAX = 4_194_304
+# Tasks left to the system.
 SYSTEM_TASKS = 4_096
 # TCP connections that one daemon holds to the registry (measured; upstream's notes say one).
 CONNECTIONS_PER_AGENT = 4
-# Registry connections a GiB of the rendezvous carries: upstream ran 150,000 to 207,000 on 64 GiB.
+# Registry connections per GiB of the rendezvous: upstream ran 150,000 to 207,000 on 64 GiB.
 CONNECTIONS_PER_GIB = 3_000
 MAX_PORT = 65_535
 # Local TCP ports of a VM for connections to one registry: the widest range (1024 to 65535), less
-# what the VM keeps for the system, and in quarters of a port what an agent takes of it: four
-# connections, its own UDP port and a quarter more that is reserved for new agents
-# (startup/node/setup/limits.py works to the same numbers).
+# what the VM keeps for the system (startup/node/setup/limits.py has the same numbers).
 LOCAL_PORTS = 65_536 - 1_024 - 4_096 - 128
+# Quarters of a port per agent: four connections, its own UDP port, and a quarter of a port that is
+# reserved for new agents.
 LOCAL_PORT_QUARTERS_PER_AGENT = 4 * (CONNECTIONS_PER_AGENT + 1) + 1
-# What a guest sees of the memory that is sold: up to 3 % less goes to the kernel's own tables, and
-# up to 64 MiB to its image and the firmware, which is what counts on a small VM.
+# A guest sees less memory than is sold: the kernel's tables take up to 3 %, its image and the
+# firmware up to 64 MiB.
 GUEST_PERCENT = 97
 GUEST_FIXED_MB = 64
-# Below this share of headroom a VM is reported: upstream's fleet keeps 50 to 60 %.
+# A VM with less headroom gets a warning: upstream's fleet keeps 50 to 60 %.
 WARN_HEADROOM = 0.40
 
 
 @dataclass(frozen=True, kw_only=True)
 class VmLimit:
-    """One limit of a VM, in `unit`: `demand` of `capacity`, and `fits`, the agents it carries.
-
-    `fits` is below zero where not even a VM without agents would fit.
-    """
+    """One limit of a VM."""
 
     name: str
     unit: str
+    # In `unit`.
     capacity: int
+    # What the fleet asks of it, in `unit`.
     demand: int
+    # The most agents that it allows; below zero where not even a VM without agents fits.
     fits: int
 
     @property
     def headroom(self) -> float:
-        """What is left as a share of what there is; negative where it does not fit."""
+        """The unused share of the capacity; negative where the demand does not fit."""
         if self.capacity <= 0:
             return -1.0
         return (self.capacity - self.demand) / self.capacity
@@ -69,7 +68,7 @@ class VmLimit:
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """How a number of agents sits on one machine."""
+    """How a number of agents fits on one machine."""
 
     machine: MachineType
     agents: int
@@ -92,13 +91,13 @@ class Fit:
 
 
 def guest_mb(machine: MachineType) -> int:
-    """The memory, MiB, that a VM of this type has for sure: a reserve must leave some of it."""
+    """The least memory, MiB, that a VM of this type sees. A reserve must leave some of it."""
     return machine.memory_mb * GUEST_PERCENT // 100 - GUEST_FIXED_MB
 
 
 def default_connections(agents: int) -> int:
-    """Active connections to plan for where the stack file names none: a tenth, rounded up."""
-    return ceil(agents / ACTIVE_SHARE)
+    """Active connections to plan for by default: a tenth of the agents, rounded up."""
+    return ceil(agents / AGENTS_PER_ACTIVE)
 
 
 def swarm_fit(
@@ -172,7 +171,7 @@ def rendezvous_memory_gb(agents: int) -> int:
 
 
 def vcpus_by_family(machines: tuple[MachineType, ...]) -> dict[str, int]:
-    """vCPUs by series: what a project's regional quota must allow before a first `pulumi up`."""
+    """vCPUs by series, which the project's regional quota must allow."""
     totals: dict[str, int] = {}
     for machine in machines:
         totals[machine.family] = totals.get(machine.family, 0) + machine.vcpus
@@ -190,13 +189,13 @@ def _memory(
 
     def demand(count: int) -> int:
         connections = (
-            default_connections(count) if active_connections is None else (active_connections)
+            default_connections(count) if active_connections is None else active_connections
         )
         return count * agent_mb + connections * CONNECTION_MB
 
     if active_connections is None:
         # A tenth rounds up, so the plain quotient is at most a few agents too high.
-        fits = usable * ACTIVE_SHARE // (agent_mb * ACTIVE_SHARE + CONNECTION_MB)
+        fits = usable * AGENTS_PER_ACTIVE // (agent_mb * AGENTS_PER_ACTIVE + CONNECTION_MB)
         while fits > 0 and demand(fits) > usable:
             fits -= 1
     else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from components import capacity, described
+from components import capacity, spec_tables
 from components.machines import MachineType
 
 PROJECT_NAME = "pilot-fleet"
@@ -176,7 +176,7 @@ class FleetConfig:
 
         The smallest swarm VM waits 0 s; the rendezvous is last.
         """
-        most = described.bounds("script.afterSeconds")[1]
+        most = spec_tables.bounds("script.afterSeconds")[1]
         swarm = sorted(self.swarm, key=lambda vm: (vm.agents, vm.name))
         names = [*(vm.name for vm in swarm), self.rendezvous.name]
         return {name: min(place * self.program_stagger, most) for place, name in enumerate(names)}

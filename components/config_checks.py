@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import json
 
-from components import described, names
+from components import names, spec_tables
 from components.config import (
     BEACON_PORT,
     DASHBOARD_PORT,
@@ -79,7 +79,7 @@ def check_subnet(root: MapReader, subnet: ipaddress.IPv4Network, *, vms: int) ->
 
 def check_total_agents(root: MapReader, agents: int) -> None:
     """One rendezvous serves a limited number of agents."""
-    most = described.bounds("agents")[1]
+    most = spec_tables.bounds("agents")[1]
     if agents > most:
         root.problem(
             "swarm",

@@ -11,7 +11,7 @@ from typing import Any
 
 import pulumi
 
-from components import capacity, config_parts, described, names
+from components import capacity, config_parts, names, spec_tables
 from components.config import PROJECT_NAME, FleetConfig, RollConfig, Snapshots
 from components.config_checks import check_ports, check_size, check_subnet, check_total_agents
 from components.config_vms import (
@@ -104,9 +104,9 @@ def parse_fleet(
         base_port=defaults.base_port,
         window=root.integer("window", 1, 100, 15),
         roll=RollConfig(
-            batch=roll.integer("batch", *described.bounds("roll.batch"), RollConfig.batch),
+            batch=roll.integer("batch", *spec_tables.bounds("roll.batch"), RollConfig.batch),
             watch_seconds=roll.integer(
-                "watchSeconds", *described.bounds("roll.watchSeconds"), RollConfig.watch_seconds
+                "watchSeconds", *spec_tables.bounds("roll.watchSeconds"), RollConfig.watch_seconds
             ),
             auto=roll.boolean("auto", RollConfig.auto),
         ),

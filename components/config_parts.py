@@ -6,7 +6,7 @@ import ipaddress
 import re
 from urllib.parse import urlsplit
 
-from components import described, names
+from components import names, spec_tables
 from components.config import Access, MonitoringConfig
 from components.reading import MapReader, describe, show
 
@@ -60,7 +60,7 @@ def _endpoint(text: str) -> str:
 
     VMs send their service account's token there.
     """
-    if not described.pattern("endpoints.storage").fullmatch(text):
+    if not spec_tables.pattern("endpoints.storage").fullmatch(text):
         raise ValueError(text)
     url = urlsplit(text)
     if url.port == 0:
@@ -72,7 +72,7 @@ def _endpoint(text: str) -> str:
 
 def read_tokens(node: MapReader) -> dict[str, str]:
     tokens = {}
-    for purpose in described.table("TOKENS"):
+    for purpose in spec_tables.table("TOKENS"):
         value = node.take(purpose)
         if value is None:
             continue

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from components import capacity, described, names
+from components import capacity, names, spec_tables
 from components.config import (
     STATE_DISK_SUFFIX,
     ReleaseConfig,
@@ -52,7 +52,7 @@ def read_swarm_vm(
     node = MapReader(item, path, problems)
     name = _name(node, fleet)
     machine = _machine(node)
-    agents = node.integer("agents", *described.bounds("agents"))
+    agents = node.integer("agents", *spec_tables.bounds("agents"))
     agent_mb = node.integer("agentMb", 1, 4096, fleet.agent_mb)
     reserve_mb = node.integer("reserveMb", 128, 1_000_000, fleet.reserve_mb)
     connections_given = node.take("activeConnections") is not None
@@ -177,7 +177,7 @@ def read_release(node: MapReader, inherited: ReleaseConfig | None) -> ReleaseCon
     digests = node.node("sha256")
     release = ReleaseConfig(
         version=node.string(
-            "version", described.pattern("release.version"), "a version such as 1.18.0"
+            "version", spec_tables.pattern("release.version"), "a version such as 1.18.0"
         ),
         daemon=paths["daemon"],
         # Only the fleet's own release names a rendezvous binary: there is one rendezvous.
@@ -187,7 +187,7 @@ def read_release(node: MapReader, inherited: ReleaseConfig | None) -> ReleaseCon
             for name in names
             if (
                 digest := digests.string(
-                    name, described.pattern("script.sha256"), "a sha256 in hex", required=False
+                    name, spec_tables.pattern("script.sha256"), "a sha256 in hex", required=False
                 )
             )
         },
@@ -283,13 +283,13 @@ def _environment(node: MapReader) -> dict[str, str]:
     environment = {}
     for key in node.values:
         value = node.take(key)
-        if not isinstance(key, str) or not re.fullmatch(described.table("VARIABLE"), key):
+        if not isinstance(key, str) or not re.fullmatch(spec_tables.table("VARIABLE"), key):
             node.problem(str(key), "is not the name of an environment variable")
         elif not isinstance(value, str):
             node.problem(key, f"must be text, not {describe(value)}: put it in quotes")
         elif not value.isprintable():
             node.problem(key, "must be one line of printable text")
-        elif any(re.fullmatch(described.table(name), key) for name in _RESERVED_TABLES):
+        elif any(re.fullmatch(spec_tables.table(name), key) for name in _RESERVED_TABLES):
             node.problem(key, "is set on the VM itself: leave it out")
         elif problem := _go_problem(key, value, node.values):
             node.problem(key, problem)
@@ -305,23 +305,23 @@ def _go_problem(name: str, value: str, environment: Mapping[Any, Any]) -> str:
     """
     problem = ""
     if name == "GODEBUG":
-        harmless = described.table("GO_DEBUG")
+        harmless = spec_tables.table("GO_DEBUG")
         for setting in value.split(","):
             key, _, given = setting.partition("=")
             if key in harmless and given not in harmless[key]:
                 allowed = " or ".join(harmless[key]) or "left out"
                 problem = f"{show(setting)} ends or ruins a program: {key} must be {allowed}"
     elif name == "GOMEMLIMIT":
-        least, most = described.table("GO_LIMITS")
-        match = re.fullmatch(described.table("GO_SIZE"), value)
-        size = int(match[1]) << described.table("GO_UNITS").get(match[2], 0) if match else 0
+        least, most = spec_tables.table("GO_LIMITS")
+        match = re.fullmatch(spec_tables.table("GO_SIZE"), value)
+        size = int(match[1]) << spec_tables.table("GO_UNITS").get(match[2], 0) if match else 0
         if value != "off" and not least <= size <= most:
             problem = f"{show(value)} is no limit: off, or a size as 64MiB, from 16MiB on"
     elif name == "GOGC" and value == "off":
         if environment.get("GOMEMLIMIT") in (None, "", "off"):
             problem = "is off without a GOMEMLIMIT: nothing would ever be freed"
-    elif name in described.table("GO_NUMBERS"):
-        most, meaning = described.table("GO_NUMBERS")[name]
+    elif name in spec_tables.table("GO_NUMBERS"):
+        most, meaning = spec_tables.table("GO_NUMBERS")[name]
         if not re.fullmatch("[0-9]{1,9}", value) or not 1 <= int(value) <= most:
             problem = f"{show(value)} is not {meaning}"
     return problem

@@ -1,10 +1,10 @@
-"""What this checkout declares of a live project, without an engine and without state.
+"""Prints what this checkout declares of a live project, without an engine and without state.
 
     python -m components.declared swarm     as JSON: the startup script's sha256, each VM's
                                           metadata, names whose scripts are allowed
 
-For `ops audit --declared`, which compares it with what Google's API shows. A release that is
-neither built here nor named by its sha256 in the stack file is null in it.
+`ops audit --declared` compares it with Google's API. A release is null where it is neither built
+here nor has its sha256 in the stack file.
 """
 
 from __future__ import annotations
@@ -27,12 +27,15 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class DeclaredError(Exception):
-    """The checkout declares nothing that could be used. The text says why, and where."""
+    """The checkout declares nothing usable. The text says why, and where."""
 
 
 def declared(stack: str) -> dict[str, Any]:
-    """`script` (sha256, hex), `metadata` (by VM) and `allowed` (names of what may have a script of
-    its own) of a stack. Raises DeclaredError."""
+    """The declarations of a stack. Raises DeclaredError.
+
+    `script` (sha256, hex), `metadata` (by VM) and `allowed` (names of resources that may have a
+    script of their own).
+    """
     path = ROOT / f"Pulumi.{stack}.yaml"
     try:
         config = parse(path.read_text(encoding="utf-8"), path.name)
@@ -43,15 +46,15 @@ def declared(stack: str) -> dict[str, Any]:
         raise DeclaredError(f"{path.name}: {error.strerror}") from None
     except EncryptedError as error:
         raise DeclaredError(
-            f"{path.name}: what VMs are told depends on encrypted values: {error}. Only a token "
-            "can be encrypted and the fleet be known without its key"
+            f"{path.name}: the VMs' metadata depends on encrypted values: {error}. Without the "
+            "key, only tokens may be encrypted"
         ) from None
     except (ConfigError, startup.RenderError, pulumi.RunError) as error:
         raise DeclaredError(str(error)) from None
 
 
 def metadata(config: FleetConfig, digest: str) -> Mapping[str, Mapping[str, str]]:
-    """The metadata of each VM, by name. Raises `pulumi.RunError` for a binary that is another."""
+    """The metadata of each VM, by name. Raises `pulumi.RunError` for a wrong binary."""
     release = config.release
     binary = read_binary(
         ROOT,
@@ -76,7 +79,7 @@ def metadata(config: FleetConfig, digest: str) -> Mapping[str, Mapping[str, str]
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Prints it; 2 with a sentence where there is nothing to print."""
+    """Prints the declarations; returns 2 and prints a sentence where there are none."""
     if len(arguments) != 1:
         print((__doc__ or "").strip(), file=sys.stderr)
         return 2

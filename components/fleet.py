@@ -1,4 +1,4 @@
-"""The fleet that a configuration describes: which components, in which order, with what of it."""
+"""Declares the fleet's components, in order, each with its part of the configuration."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pulumi
 import pulumi_gcp as gcp
 
-from components import accounts, images, last, outputs, sold, spec, startup
+from components import accounts, images, last_update, outputs, spec, startup, zone_types
 from components.access import FleetAccess, FleetAccessArgs
 from components.bucket import FleetBucket, FleetBucketArgs, read_binary
 from components.config import FleetConfig
@@ -22,11 +22,15 @@ from components.vm import VmArgs
 NAME = "pilot-fleet"
 
 
-def declare(config: FleetConfig, was: last.Last, *, root: Path) -> tuple[FleetNetwork, FleetBucket]:
-    """Declare all of it; the parts that outputs are of. `was`: what the stack had before; `root`:
-    the checkout, in which binaries are looked for. Raises what the components raise, before
-    anything is declared where it can."""
-    fleet = outputs.label(pulumi.get_stack())
+def declare(
+    config: FleetConfig, last: last_update.LastUpdate, *, root: Path
+) -> tuple[FleetNetwork, FleetBucket]:
+    """Declare the fleet. Returns the components that the stack's outputs need.
+
+    `root`: the checkout with the binaries. Problems that are known beforehand are raised before
+    anything is declared.
+    """
+    fleet = outputs.stack_label(pulumi.get_stack())
     script = startup.render()
     release = config.release
     rendezvous_binary = read_binary(
@@ -49,21 +53,21 @@ def declare(config: FleetConfig, was: last.Last, *, root: Path) -> tuple[FleetNe
     outputs.require_built((rendezvous_binary, *daemons.values()))
     dry_run = pulumi.runtime.is_dry_run()
     sizes, missing = images.look_up(
-        config.images, last.needed_images(config, was), images.look, dry_run=dry_run
+        config.images, last_update.needed_images(config, last), images.look, dry_run=dry_run
     )
-    missing += sold.problems(
+    missing += zone_types.problems(
         config.zone,
-        last.needed_types(config, was),
-        sold.looker(config.project, config.zone),
+        last_update.needed_machine_types(config, last),
+        zone_types.looker(config.project, config.zone),
         dry_run=dry_run,
     )
     missing += accounts.problems(
-        config.service_account, last.other_account(config, was), accounts.look
+        config.service_account, last_update.vms_with_new_account(config, last), accounts.look
     )
-    last.require(config, was, sizes, missing)
+    last_update.require_possible(config, last, sizes, missing)
 
     def labels(role: str) -> dict[str, str]:
-        """How people and `ops` find the fleet's resources."""
+        """Labels by which people and `ops` find the fleet's resources."""
         return {"pilot-fleet": fleet, "pilot-role": role}
 
     network = FleetNetwork(
@@ -114,16 +118,16 @@ def declare(config: FleetConfig, was: last.Last, *, root: Path) -> tuple[FleetNe
     project_script = startup.ProjectStartupScript(
         NAME, startup.ProjectStartupScriptArgs(project=config.project, script=script)
     )
-    # A first boot finds its script, its release, its tokens and the right to read them.
-    ready = pulumi.ResourceOptions(depends_on=[*needed, project_script])
+    # A first boot needs its script, release and tokens, and the right to read them.
+    after_needed = pulumi.ResourceOptions(depends_on=[*needed, project_script])
 
-    # VMs that this update stops take turns, each after the one before; no other waits for anybody
+    # VMs that this update stops take turns: each depends on the one before. Other VMs do not wait
     # (docs/DECISIONS.md).
-    turns = last.stopped(config, was)
-    before: gcp.compute.Instance | None = None
+    stopping = last_update.stopping_vms(config, last)
+    previous: gcp.compute.Instance | None = None
     vms: list[Rendezvous | SwarmVm] = []
     for vm in sorted(config.swarm, key=lambda each: (each.agents, each.name)):
-        one = SwarmVm(
+        swarm_vm = SwarmVm(
             vm.name,
             VmArgs(
                 vm_name=vm.name,
@@ -145,13 +149,13 @@ def declare(config: FleetConfig, was: last.Last, *, root: Path) -> tuple[FleetNe
                 labels=labels(spec.ROLE_SWARM),
                 tag=TAG_SWARM,
                 protect=config.protect,
-                after=before if vm.name in turns else None,
+                after=previous if vm.name in stopping else None,
             ),
-            ready,
+            after_needed,
         )
-        vms.append(one)
-        if vm.name in turns:
-            before = one.instance
+        vms.append(swarm_vm)
+        if vm.name in stopping:
+            previous = swarm_vm.instance
     rendezvous = Rendezvous(
         config.rendezvous.name,
         RendezvousArgs(
@@ -177,12 +181,12 @@ def declare(config: FleetConfig, was: last.Last, *, root: Path) -> tuple[FleetNe
                 protect=config.protect,
                 internal_address=network.internal_address,
                 external_address=network.external_address,
-                after=before if config.rendezvous.name in turns else None,
+                after=previous if config.rendezvous.name in stopping else None,
             ),
             region=config.region,
             snapshots=config.snapshots,
         ),
-        ready,
+        after_needed,
     )
     vms.append(rendezvous)
     FleetMonitoring(
@@ -194,7 +198,7 @@ def declare(config: FleetConfig, was: last.Last, *, root: Path) -> tuple[FleetNe
             agents=config.agents,
             monitoring=config.monitoring,
         ),
-        # Alerts are on what VMs say: they have to be there first.
+        # Alerts need metrics, which VMs send.
         pulumi.ResourceOptions(depends_on=vms),
     )
     FleetAccess(

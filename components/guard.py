@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import pulumi
 
-from components import ending
+from components import program_exit
 
 _REPLACES: Final = "runs at every boot in place of the project's startup script"
 # Keys of instance metadata that make a guest run something, and when. tests/ghosts.py has the
@@ -182,7 +182,7 @@ def register(allowed: Sequence[str] = ()) -> None:
             # user has been told": the engine loses the answer it waits for, and the resource is
             # refused.
             pulumi.log.error(str(error))
-            ending.at_once()
+            program_exit.at_once()
 
     pulumi.runtime.register_resource_transform(transform)
 

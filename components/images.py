@@ -1,7 +1,7 @@
 """Looks up the images of boot disks before anything is declared.
 
-The provider finds out that there is no such image when it makes the VM: one that is made again has
-been deleted by then.
+The provider notices a missing image only when it makes the VM. A VM that it replaces is deleted by
+then.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pulumi_gcp as gcp
 
 from components.rest import NO_CREDENTIALS, NotLookedUpError, no_credentials
 
-# What Google's "there is none" looks like in what the provider makes of it.
+# Google's "not found" in the text of the provider's error.
 _NOT_FOUND = re.compile(r"\b[Ee]rror 404\b|\bnotFound\b")
 
 
@@ -25,12 +25,12 @@ def look_up(
     *,
     dry_run: bool,
 ) -> tuple[dict[str, int], list[str]]:
-    """Looks up every image of `asked` (PROJECT/FAMILY or PROJECT/NAME, by the path of its key).
+    """Look up every image of `asked` (PROJECT/FAMILY or PROJECT/NAME, by the path of its key).
 
-    `needed` has the paths of those that this update makes a boot disk of, or that are new. Returns
-    the sizes of those that are there, GB, and a sentence for each needed one that is not. What
-    cannot be looked up is such a sentence in an update, and a warning in a preview. Of an image
-    that is not needed now either is a warning: a VM that runs is not held up by it.
+    `needed` has the paths of images from which this update makes a boot disk, or that are new.
+    Returns the sizes, GB, of the images that exist, and a sentence for each needed one that does
+    not. A failed look-up of a needed image is such a sentence in an update, and a warning in a
+    preview. For other images both cases are warnings, because running VMs do not need them.
     """
     sizes: dict[str, int] = {}
     problems = []
@@ -40,9 +40,7 @@ def look_up(
         try:
             found = {image: look(image) for image in dict.fromkeys(paths.values())}
         except NotLookedUpError as error:
-            what = (
-                f"{', '.join(paths)}: not looked up, so nobody knows whether it is there: {error}"
-            )
+            what = f"{', '.join(paths)}: cannot be looked up: {error}"
             if is_needed and not dry_run:
                 problems.append(f"{what}. Nothing was changed")
             else:
@@ -61,22 +59,22 @@ def look_up(
                 problems.append(f"{what}. Nothing was changed; {where}")
             else:
                 pulumi.log.warn(
-                    f"{what}. No boot disk is made of it now; an update that has to make a VM "
-                    f"with it (one that is lost, new or replaced) will fail. {where}"
+                    f"{what}. This update makes no boot disk from it; one that makes a VM with "
+                    f"it (new, replaced, or lost at Google) will fail. {where}"
                 )
     return sizes, problems
 
 
 def look(image: str) -> int | None:
-    """The size of an image, GB, or None where there is none.
+    """The size of an image, GB, or None where it does not exist.
 
-    Asked through the provider: at its endpoint, with its rights. Raises `NotLookedUpError` where
-    nobody can tell.
+    Asks through the provider: at its endpoint, with its rights. Raises `NotLookedUpError` where the
+    look-up fails.
     """
     if no_credentials():
         raise NotLookedUpError(NO_CREDENTIALS)
     project, name = image.split("/")
-    # In the provider's order: an image of that name, else the newest of the family.
+    # The provider's order: an image of that name, else the newest of the family.
     size = _size(project=project, name=name)
     return _size(project=project, family=name) if size is None else size
 
@@ -84,13 +82,13 @@ def look(image: str) -> int | None:
 def _size(*, project: str, name: str | None = None, family: str | None = None) -> int | None:
     try:
         return gcp.compute.get_image(project=project, name=name, family=family).disk_size_gb
-    except Exception as error:  # noqa: BLE001 - the SDK has no other for what the provider says
+    except Exception as error:  # noqa: BLE001 - the SDK raises nothing narrower
         text = str(error)
         if _NOT_FOUND.search(text):
             return None
-        raise NotLookedUpError(_said(text)) from None
+        raise NotLookedUpError(_first_line(text)) from None
 
 
-def _said(text: str) -> str:
-    """What the provider said, in a line and without the engine's words around it."""
+def _first_line(text: str) -> str:
+    """The first line of the provider's message, without the engine's words around it."""
     return text.rpartition("retrieving image information: ")[2].strip().split("\n")[0].rstrip(". ")

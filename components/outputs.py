@@ -1,4 +1,4 @@
-"""What the program tells its operator: outputs, and what is not built yet."""
+"""The stack's outputs, and messages to the operator about the plan."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from components.config import DASHBOARD_PORT, FleetConfig
 from components.spec import Binary
 
 
-def of(config: FleetConfig) -> dict[str, Any]:
-    """The stack's outputs that follow from configuration alone."""
+def from_config(config: FleetConfig) -> dict[str, Any]:
+    """The stack's outputs that follow from the configuration alone."""
     rendezvous = config.rendezvous
     tunnel = (
         f"gcloud compute start-iap-tunnel {rendezvous.name} {DASHBOARD_PORT} "
@@ -30,29 +30,32 @@ def of(config: FleetConfig) -> dict[str, Any]:
         "dashboard": f"http://localhost:{DASHBOARD_PORT}",
         "dashboardTunnel": tunnel,
         "vms": {name: _vm(fit) for name, fit in config.fits.items()},
-        # Read by the next update (components/last.py).
+        # Read by the next update (components/last_update.py).
         "image": config.image,
         "vcpus": capacity.vcpus_by_family(machines),
     }
 
 
-def moves(config: FleetConfig, before: Mapping[str, str]) -> list[str]:
-    """A warning for each VM that moves to a series with other disks. `before`: machine types."""
+def disk_type_warnings(config: FleetConfig, before: Mapping[str, str]) -> list[str]:
+    """A warning for each VM that moves to a series with another disk type.
+
+    `before`: the machine types of VMs in the last update.
+    """
     found = []
     for name, fit in config.fits.items():
         was = replace(fit.machine, name=before.get(name, fit.machine.name))
         if was.hyperdisk != fit.machine.hyperdisk:
             found.append(
                 f"{name} is a {was.name} and becomes a {fit.machine.name}, which takes another "
-                "type of disk. Its state disk cannot be changed to that in place, so the plan "
-                "replaces it: do NOT unprotect it, what is on it would be lost. "
-                'docs/PRODUCTION.md, "A VM of another series", has the way'
+                "type of disk. Its state disk cannot change type in place, so the plan replaces "
+                "it: do NOT unprotect it, its contents would be lost. See "
+                'docs/PRODUCTION.md, "A VM of another series"'
             )
     return found
 
 
-def label(stack: str) -> str:
-    """The stack's name as the value of a label. RunError where Google would refuse it."""
+def stack_label(stack: str) -> str:
+    """The stack's name as the value of a label. Raises RunError where Google would refuse it."""
     if not re.fullmatch(r"[a-z0-9_-]{1,63}", stack):
         raise pulumi.RunError(
             f"the stack's name {stack!r} labels every resource, and Google allows lower-case "
@@ -63,7 +66,7 @@ def label(stack: str) -> str:
 
 
 def _vm(fit: capacity.Fit) -> str:
-    # One line a VM: Pulumi prints nested maps a key a line, and a fleet is read as a table.
+    # One line per VM: Pulumi prints nested maps with one line per key.
     machine = fit.machine
     return (
         f"{machine.name}, {machine.vcpus} vCPU, {machine.memory_mb / 1024:g} GB: "
@@ -73,10 +76,7 @@ def _vm(fit: capacity.Fit) -> str:
 
 
 def require_built(binaries: tuple[Binary, ...]) -> None:
-    """A binary that is not built is a warning in a preview and an error in `up`.
-
-    Raises `pulumi.RunError`, so that the engine prints the sentence and no traceback.
-    """
+    """Warn of binaries that are not built in a preview; raise `pulumi.RunError` in `up`."""
     paths = sorted({binary.path for binary in binaries if not binary.is_built})
     if not paths:
         return
@@ -86,4 +86,4 @@ def require_built(binaries: tuple[Binary, ...]) -> None:
     )
     if not pulumi.runtime.is_dry_run():
         raise pulumi.RunError(what)
-    pulumi.log.warn(f"{what}. This preview goes on without; `pulumi up` will not")
+    pulumi.log.warn(f"{what}. This preview continues without; `pulumi up` will not")

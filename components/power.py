@@ -1,8 +1,8 @@
-"""Changes that stop a VM: named in the plan, checked before, and made good where they fail.
+"""Engine hooks for changes that stop a VM: warn before, and start the VM again after a failure.
 
-Google changes some properties of a VM only while it is off. The provider then stops it, changes
-it and starts it; where the change is refused in between, it leaves the VM off. These are hooks of
-the engine's, so what they say holds for `make preview`, `make up`, a pull request and plain Pulumi.
+Google changes some properties of a VM only while it is off. The provider stops it, changes it and
+starts it. Where Google refuses the change, the provider leaves the VM off. Hooks run in `make
+preview`, `make up`, a pull request and plain Pulumi alike.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import pulumi
 
 from components.rest import Google, GoogleError
 
-# Inputs of gcp.compute.Instance that are changed with the VM off, by the provider's source
-# (`needToStopInstanceBeforeUpdating`), each with the parts of it that count; without parts all of
-# it counts. docs/CONTRACT.md lists them.
+# Inputs of gcp.compute.Instance whose change stops the VM, from the provider's source
+# (`needToStopInstanceBeforeUpdating`), each with the parts that count; empty means all of it.
+# docs/CONTRACT.md lists them.
 STOPS: Final[Mapping[str, tuple[str, ...]]] = {
     "machineType": (),
     "serviceAccount": (),
@@ -33,16 +33,18 @@ _ON: Final = frozenset({"PROVISIONING", "STAGING", "RUNNING", "REPAIRING"})
 
 
 def stopping(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The inputs of an instance whose change stops it, of its old and its new inputs.
+    """The names of changed inputs that stop the instance.
 
-    A value that is not known yet counts as another one.
+    A value that is not known yet counts as changed.
     """
     return [
-        key for key, parts in STOPS.items() if _counts(old, key, parts) != _counts(new, key, parts)
+        key
+        for key, parts in STOPS.items()
+        if _relevant(old, key, parts) != _relevant(new, key, parts)
     ]
 
 
-def _counts(inputs: Mapping[str, Any], key: str, parts: tuple[str, ...]) -> Any:
+def _relevant(inputs: Mapping[str, Any], key: str, parts: tuple[str, ...]) -> Any:
     value = inputs.get(key)
     if not parts:
         return _plain(value)
@@ -53,8 +55,10 @@ def _counts(inputs: Mapping[str, Any], key: str, parts: tuple[str, ...]) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """A value so that two ways to say the same compare equal: links by their last part, lists in
-    order, what is empty or false as absent."""
+    """A normal form, so that two spellings of a value compare equal.
+
+    Links become their last part, lists are sorted, empty and false values are absent.
+    """
     if isinstance(value, Mapping):
         return {key: kept for key in sorted(value) if (kept := _plain(value[key])) is not None}
     if isinstance(value, list):
@@ -65,7 +69,7 @@ def _plain(value: Any) -> Any:
 
 
 def hooks(name: str) -> pulumi.ResourceHookBinding:
-    """The hooks of the instance with that resource name."""
+    """The hooks of the instance with the resource name `name`."""
     before = pulumi.ResourceHook(
         f"{name}-stops", _before_update, pulumi.ResourceHookOptions(on_dry_run=True)
     )
@@ -75,20 +79,20 @@ def hooks(name: str) -> pulumi.ResourceHookBinding:
 
 
 async def _before_update(update: pulumi.ResourceHookArgs) -> None:
-    """Names a VM that this update stops."""
+    """Warn of a VM that this update stops."""
     old, new = update.old_inputs or {}, update.new_inputs or {}
     keys = stopping(old, new)
     if not keys:
         return
     pulumi.log.warn(
         f"`pulumi up` stops {_name(update.id)} and starts it again, to change "
-        f"{' and '.join(keys)}: its agents or its registry are away meanwhile, and no other VM is "
+        f"{' and '.join(keys)}: its agents or its registry are down meanwhile, and no other VM is "
         "stopped before it is back"
     )
 
 
 async def _after_failure(failure: pulumi.ErrorHookArgs) -> bool:
-    """Starts a VM again that a failed update has left off; never asks for another try."""
+    """Start a VM that a failed update left off. Never asks for a retry."""
     if failure.failed_operation == "update":
         await asyncio.to_thread(_start_again, failure.id)
     return False
@@ -108,7 +112,7 @@ def _start_again(instance: str) -> None:
         pulumi.log.error(
             f"{name} may be off, because its change failed, and it could not be started again: "
             f"{error}. The next `pulumi up` starts it; so does `gcloud compute instances start "
-            f"{name}`. What is left to do for other VMs `pulumi up --continue-on-error` does"
+            f"{name}`. `pulumi up --continue-on-error` changes the other VMs"
         )
     else:
         pulumi.log.warn(f"{name} was stopped for a change that failed: it is started again")

@@ -1,4 +1,4 @@
-"""Reading configuration: values by type, and every problem with the path of its key."""
+"""Reads values of the configuration by type, and records every problem with its key's path."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True, order=True)
 class Problem:
-    """What is wrong at `path` (the key in the stack file), and what to do about it."""
+    """Something wrong in the configuration."""
 
+    # The key in the stack file.
     path: str
+    # What is wrong, and what to do about it.
     message: str
 
     def __str__(self) -> str:
@@ -34,10 +36,10 @@ class ConfigError(Exception):
 
 
 class MapReader:
-    """A map of the configuration: hands out its values by type and records what is wrong.
+    """Returns the values of a map by type, and records what is wrong with them.
 
-    Every getter returns a usable stand-in after recording a problem, so that parsing goes on and
-    finds the rest; the caller raises before any stand-in can be used.
+    Every getter returns a usable stand-in after it records a problem, so that parsing continues
+    and finds the rest. The caller raises before any stand-in is used.
     """
 
     def __init__(
@@ -51,7 +53,7 @@ class MapReader:
         self.values = values
         self.path = path
         self.problems = problems
-        # The top level is a namespace of Pulumi's, whose values all arrive as text.
+        # Whether this is the top level, where Pulumi passes all values as text.
         self.top = top
         self.known: set[str] = set()
 
@@ -68,20 +70,20 @@ class MapReader:
         return self.values.get(key)
 
     def unknown_keys(self) -> None:
-        told = False
+        listed = False
         for key in self.values:
             if key in self.known:
                 continue
             close = difflib.get_close_matches(str(key), self.known, n=1)
             if close:
                 self.problem(str(key), f"unknown key: did you mean {close[0]}?")
-            elif told:
+            elif listed:
                 self.problem(str(key), "unknown key")
             else:
                 self.problem(
                     str(key), f"unknown key: the keys here are {', '.join(sorted(self.known))}"
                 )
-                told = True
+                listed = True
 
     def string(
         self,
@@ -92,9 +94,9 @@ class MapReader:
         *,
         required: bool = True,
     ) -> str:
-        """The text at `key`; `what` says in words what the pattern wants."""
+        """The text at `key`. `what` describes the pattern in words."""
         value = self.take(key)
-        # Pulumi knows no optional key without a default, so an empty text means "the default".
+        # Pulumi has no optional key without a default, so an empty text means "the default".
         if value is None or (value == "" and not (default is None and required)):
             if default is None and required:
                 self.problem(key, f"is missing: give {what}")
@@ -115,7 +117,7 @@ class MapReader:
             if default is None:
                 self.problem(key, f"is missing: give a whole number from {low:,} to {high:,}")
             return fallback
-        # Pulumi hands top-level scalars over as text.
+        # Pulumi passes top-level scalars as text.
         if self.top and isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,18}", value):
             value = int(value)
         if isinstance(value, float) and value.is_integer():
@@ -153,7 +155,7 @@ class MapReader:
         return default
 
     def strings(self, key: str, pattern: re.Pattern[str], what: str) -> tuple[str, ...]:
-        """The list of different texts at `key`; `what` says in words what the pattern wants."""
+        """The list of different texts at `key`. `what` describes the pattern in words."""
         found: list[str] = []
         for index, item in enumerate(self.items(key)):
             if not isinstance(item, str) or not pattern.fullmatch(item):
@@ -166,10 +168,10 @@ class MapReader:
         return tuple(found)
 
     def node(self, key: str, *, required: bool = False) -> MapReader:
-        """The map at `key`; an empty one where it is absent or wrong."""
+        """The map at `key`; an empty one where the key is absent or wrong."""
         value = self._structured(self.take(key))
         if value is None:
-            if not self._is_null(key) and required:
+            if not self._refuse_null(key) and required:
                 self.problem(key, "is missing")
             value = {}
         elif not isinstance(value, Mapping):
@@ -182,7 +184,7 @@ class MapReader:
     def items(self, key: str) -> list[Any]:
         value = self._structured(self.take(key))
         if value is None:
-            self._is_null(key)
+            self._refuse_null(key)
             return []
         if not isinstance(value, list):
             self.problem(key, f"must be a list, not {describe(value)}")
@@ -190,7 +192,7 @@ class MapReader:
         return value
 
     def choose(self, key: str, read: Callable[[str], T], what: str, default: T) -> T:
-        """The text at `key` through `read`, whose ValueError means that it is not `what`."""
+        """The text at `key`, converted by `read`. Its ValueError means: this is not `what`."""
         value = self.take(key)
         if value is None:
             return default
@@ -203,15 +205,15 @@ class MapReader:
             self.problem(key, f"{show(value)} is not {what}")
             return default
 
-    def _is_null(self, key: str) -> bool:
-        """Whether a key is there without the map or list that belongs to it, which is recorded."""
+    def _refuse_null(self, key: str) -> bool:
+        """Record a key that is there without a value. True where it is."""
         found = key in self.values and not self.top
         if found:
             self.problem(key, "has no value: leave the key out, or fill it")
         return found
 
     def _structured(self, value: Any) -> Any:
-        # Pulumi hands top-level maps and lists over as JSON text.
+        # Pulumi passes top-level maps and lists as JSON text.
         if self.top and isinstance(value, str):
             try:
                 return json.loads(value)
@@ -226,7 +228,7 @@ def show(value: object) -> str:
 
 
 def describe(value: object) -> str:
-    """A value of the wrong kind, in words."""
+    """A value of the wrong type, in words."""
     if isinstance(value, bool | None):
         return "empty" if value is None else str(value).lower()
     if isinstance(value, Mapping):

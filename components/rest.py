@@ -1,7 +1,7 @@
-"""The few requests that the program itself sends to Google, configured as the provider's are.
+"""The few requests that the program itself sends to Google, with the provider's configuration.
 
-By REST: the client libraries take seconds to import, and ask Google about operations wherever the
-endpoint is.
+REST, because the client libraries take seconds to import and ask Google about operations, whatever
+the endpoint.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from urllib.parse import urlsplit
 
 import pulumi
 
-# What tools/toolchain/environment.py gives a plan without credentials in the place of a token.
+# tools/toolchain/environment.py sets it as the token of a plan without credentials.
 PLACEHOLDER_TOKEN = "placeholder-for-a-plan-without-google"  # noqa: S105 - no secret
 NO_CREDENTIALS = "there are no Google credentials"
-# Seconds for one request. Waiting for an operation is a request of Google's own two minutes.
+# Seconds per request.
 _TIMEOUT: Final = 15.0
-_WAIT: Final = 150.0
-# Two minutes each, so ten in all: a start takes seconds, a busy zone longer.
+# Google holds a request that waits for an operation for up to two minutes.
+_WAIT_TIMEOUT: Final = 150.0
+# Ten minutes in all: a start takes seconds, in a busy zone longer.
 _WAITS: Final = 5
 _SCOPES: Final = ("https://www.googleapis.com/auth/cloud-platform",)
-# By API: the provider's key for another endpoint, its variable for that, and Google's endpoint.
+# By API: the provider's key and its variable for another endpoint, and Google's endpoint.
 _APIS: Final[Mapping[str, tuple[str, str, str]]] = {
     "compute": (
         "computeCustomEndpoint",
@@ -40,11 +41,11 @@ _APIS: Final[Mapping[str, tuple[str, str, str]]] = {
 
 
 class NotLookedUpError(Exception):
-    """Nobody can tell whether something is there at Google. The text says why."""
+    """A look-up at Google failed. The text says why."""
 
 
 class GoogleError(Exception):
-    """Google did not do what was asked; `status` is that of HTTP, None where nobody answered."""
+    """A request failed. `status` is that of HTTP, None where nobody answered."""
 
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
@@ -52,14 +53,14 @@ class GoogleError(Exception):
 
 
 class Google:
-    """One of Google's APIs (`compute`, `iam`). GoogleError where there are no credentials."""
+    """One of Google's APIs (`compute`, `iam`). Raises GoogleError without credentials."""
 
     def __init__(self, api: str) -> None:
         key, variable, googles = _APIS[api]
         self._base = _setting(key) or os.environ.get(variable) or googles
         with warnings.catch_warnings():
-            # On import it announces when it will drop this Python; of a person's own credentials it
-            # says that they belong to no project.
+            # The import warns when support for this Python ends; a person's own credentials warn
+            # that they belong to no project.
             warnings.simplefilter("ignore")
             from google.auth import exceptions  # noqa: PLC0415 - a plan seldom needs it
             from google.auth.transport.requests import AuthorizedSession  # noqa: PLC0415
@@ -72,17 +73,19 @@ class Google:
         self._failed = exceptions.GoogleAuthError
 
     def get(self, path: str) -> dict[str, Any]:
-        """A resource (`projects/…`)."""
+        """Return a resource (`projects/…`)."""
         return self._ask("GET", path, _TIMEOUT)
 
     def start(self, instance: str) -> None:
-        """Power an instance of Compute Engine on, and wait until it is."""
+        """Start an instance of Compute Engine, and wait until it is started."""
         operation = self._ask("POST", f"{instance}/start", _TIMEOUT)
         zone = instance.rsplit("/instances/", 1)[0]
         for _ in range(_WAITS):
             if operation.get("status") == "DONE":
                 break
-            operation = self._ask("POST", f"{zone}/operations/{operation['name']}/wait", _WAIT)
+            operation = self._ask(
+                "POST", f"{zone}/operations/{operation['name']}/wait", _WAIT_TIMEOUT
+            )
         errors = operation.get("error", {}).get("errors", [])
         if errors:
             raise GoogleError("; ".join(str(each.get("message")) for each in errors))
@@ -95,18 +98,18 @@ class Google:
             answer = self._session.request(method, url, timeout=timeout)  # type: ignore[no-untyped-call]
             body = answer.json() if answer.content else {}
         except ValueError:
-            # A proxy's page. (An OSError as well, so it is looked at first.)
+            # A proxy's page. (Caught first, because it is an OSError as well.)
             body = {}
         except self._refused as error:
-            # What a token that cannot be renewed makes of a 401.
+            # A 401 for a token that cannot be renewed.
             raise GoogleError(f"the credentials are refused: {_line(error)}") from None
         except OSError as error:
             raise GoogleError(_no_answer(url, error)) from None
         except self._failed as error:
             raise GoogleError(_line(error)) from None
         if not answer.ok:
-            told = body.get("error", {}).get("message") if isinstance(body, dict) else None
-            raise GoogleError(told or f"HTTP {answer.status_code}", answer.status_code)
+            message = body.get("error", {}).get("message") if isinstance(body, dict) else None
+            raise GoogleError(message or f"HTTP {answer.status_code}", answer.status_code)
         return body if isinstance(body, dict) else {}
 
 
@@ -122,7 +125,7 @@ def _setting(key: str) -> str:
 
 
 def _credentials() -> Any:
-    """What the provider uses as well, in its order."""
+    """The provider's credentials, looked for in its order."""
     import google.auth  # noqa: PLC0415
     from google.oauth2.credentials import Credentials  # noqa: PLC0415
 
@@ -149,7 +152,7 @@ def _credentials() -> Any:
 
 
 def _impersonating(credentials: Any) -> Any:
-    """`credentials`, or those of the account that the provider is told to act as with them."""
+    """The credentials of the account that the provider impersonates; else `credentials`."""
     from google.auth import impersonated_credentials  # noqa: PLC0415
 
     target = _setting("impersonateServiceAccount") or os.environ.get(
@@ -163,7 +166,7 @@ def _impersonating(credentials: Any) -> Any:
 
 
 def _no_answer(url: str, error: OSError) -> str:
-    # Three exceptions deep, and each repeats the one below it.
+    # The innermost of three nested exceptions: each repeats the one inside it.
     inner = error.args[0] if error.args else error
     reason = type(getattr(inner, "reason", inner)).__name__.removesuffix("Error")
     return f"{urlsplit(url).netloc} does not answer ({reason})"

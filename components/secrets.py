@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pulumi
 import pulumi_gcp as gcp
 
-from components import described
+from components import spec_tables
 from components.config import secret_id
 
 _ACCESSOR = "roles/secretmanager.secretAccessor"
@@ -41,7 +41,7 @@ class FleetSecrets(pulumi.ComponentResource):
         )
         # By token; the full name: projects/P/secrets/S.
         self.secret_names: dict[str, pulumi.Output[str]] = {}
-        for what in described.table("TOKENS"):
+        for what in spec_tables.table("TOKENS"):
             if what not in args.tokens:
                 continue
             secret = gcp.secretmanager.Secret(

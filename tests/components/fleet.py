@@ -14,7 +14,7 @@ import pulumi
 import pytest
 import yaml
 
-from components import accounts, sold
+from components import accounts, zone_types
 from components.config import FleetConfig
 from components.config_parse import parse_fleet
 from components.reading import ConfigError
@@ -127,7 +127,7 @@ def run_program(
 
     with _environment(config) as patch:
         # What is asked of Google beside the engine.
-        patch.setattr(sold, "looker", lambda *_: lambda _: "")
+        patch.setattr(zone_types, "looker", lambda *_: lambda _: "")
         patch.setattr(accounts, "look", lambda _: True)
         pulumi.runtime.test(program)()  # type: ignore[no-untyped-call]
     return recorder

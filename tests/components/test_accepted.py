@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from components import described
+from components import spec_tables
 from components.config import FleetConfig
 from components.config_parse import parse_fleet
 from components.machines import look_up
@@ -275,14 +275,14 @@ def test_every_field_is_described() -> None:
 
 def test_what_is_described_is_data() -> None:
     """Literals only, which the program reads as a VM imports them."""
-    tree = ast.parse(described.FILE.read_text(encoding="utf-8"))
+    tree = ast.parse(spec_tables.FILE.read_text(encoding="utf-8"))
     names = []
     for statement in tree.body[1:]:
         assert isinstance(statement, ast.Assign), ast.unparse(statement)
         (target,) = statement.targets
         assert isinstance(target, ast.Name)
         names.append(target.id)
-    assert {name: described.table(name) for name in names} == {
+    assert {name: spec_tables.table(name) for name in names} == {
         name: getattr(fields, name) for name in names
     }
-    assert json.dumps(described.table("NUMBERS"))
+    assert json.dumps(spec_tables.table("NUMBERS"))

@@ -53,7 +53,7 @@ def test_one_that_no_boot_disk_is_made_of_is_a_warning(
     assert (sizes, problems) == ({"corp-images/golden": 10}, [])
     (record,) = caplog.records
     assert record.message.startswith("pilot-fleet:swarm[1].image: the project corp-images has no")
-    assert "an update that has to make a VM with it" in record.message
+    assert "one that makes a VM with it" in record.message
     caplog.clear()
 
     def refused(image: str) -> int | None:
@@ -64,7 +64,7 @@ def test_one_that_no_boot_disk_is_made_of_is_a_warning(
     asked = {key: image for key, image in ASKED.items() if key != "pilot-fleet:image"}
     sizes, problems = images.look_up(asked, needed, refused, dry_run=dry_run)
     assert (sizes, problems) == ({"corp-images/golden": 10}, [])
-    assert "swarm[1].image: not looked up" in caplog.text
+    assert "swarm[1].image: cannot be looked up" in caplog.text
 
 
 def test_what_cannot_be_looked_up_is_a_warning_in_a_preview(
@@ -74,7 +74,7 @@ def test_what_cannot_be_looked_up_is_a_warning_in_a_preview(
         raise rest.NotLookedUpError("Error 403: no right")
 
     assert images.look_up(ASKED, set(ASKED), look, dry_run=True) == ({}, [])
-    assert "not looked up" in caplog.text
+    assert "cannot be looked up" in caplog.text
     assert "Error 403: no right" in caplog.text
     _, (problem,) = images.look_up(ASKED, set(ASKED), look, dry_run=False)
     assert problem.endswith("Error 403: no right. Nothing was changed")

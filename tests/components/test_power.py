@@ -75,7 +75,7 @@ def moves(machine: str, before: dict[str, str]) -> list[str]:
     values = changed()
     values["swarm"][0]["machineType"] = machine
     config = parse_fleet(values, project="project-1")
-    return outputs.moves(config, before)
+    return outputs.disk_type_warnings(config, before)
 
 
 @pytest.mark.parametrize(

@@ -298,7 +298,7 @@ def test_machine_types_without_persistent_disk_get_hyperdisk() -> None:
 @pytest.mark.parametrize("stack", ["prod.eu", "Prod", "x" * 64])
 def test_a_stack_name_that_google_refuses_as_a_label(stack: str) -> None:
     with pytest.raises(pulumi.RunError, match="pulumi stack rename"):
-        outputs.label(stack)
+        outputs.stack_label(stack)
 
 
 def test_the_same_input_gives_the_same_bytes(fleet: Recorder) -> None:

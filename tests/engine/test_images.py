@@ -195,9 +195,9 @@ def test_a_plan_without_rights_says_that_it_could_not_look(project: Project) -> 
         project.configure(fleet(**GOLDEN))
         preview = project.preview("--refresh=false").no_traceback()
         assert preview.code == 0, preview.text
-        assert "warning: pilot-fleet:image: not looked up" in preview.text
+        assert "warning: pilot-fleet:image: cannot be looked up" in preview.text
         assert "Error 401: no such token" in preview.text
-        assert "swarm[2].machineType: not looked up" in preview.text
+        assert "swarm[2].machineType: cannot be looked up" in preview.text
         assert "the credentials are refused" in preview.text
         update = project.up("--skip-preview", "--refresh=false").no_traceback()
         assert update.code != 0
@@ -213,8 +213,8 @@ def test_a_plan_without_credentials_asks_nobody(project: Project) -> None:
     project.configure(fleet(image="corp-images/no-such"))
     preview = project.preview("--refresh=false").no_traceback()
     assert preview.code == 0, preview.text
-    assert "pilot-fleet:image: not looked up" in preview.text
-    assert "pilot-fleet:swarm[2].machineType: not looked up" in preview.text
+    assert "pilot-fleet:image: cannot be looked up" in preview.text
+    assert "pilot-fleet:swarm[2].machineType: cannot be looked up" in preview.text
     assert preview.text.count("there are no Google credentials") >= 2
 
 

@@ -241,7 +241,7 @@ def test_an_account_that_is_not_there_stops_nothing(
     project.configure(values)
     plan = project.preview(policies=False).no_traceback()
     assert plan.code == 0, plan.text
-    assert "serviceAccount: not looked up" in plan.text
+    assert "serviceAccount: cannot be looked up" in plan.text
     assert "swarm-3 is stopped before Google says so" in plan.text
 
 

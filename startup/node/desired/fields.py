@@ -1,7 +1,7 @@
 """What a `pilot-spec` may hold: literals only, so that both sides can read it as data.
 
 A VM imports this (spec.py). The program that renders specs may not import what runs on a VM; it
-reads the literals (components/described.py), so that a plan accepts nothing that a VM refuses.
+reads the literals (components/spec_tables.py), so that a plan accepts nothing that a VM refuses.
 Patterns match a text as a whole. To allow more is safe; to allow less is for specs that no
 program has rendered: a VM that refuses its spec takes no change any more.
 """

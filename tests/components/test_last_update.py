@@ -9,23 +9,23 @@ import pytest
 
 from components.config import FleetConfig
 from components.config_parse import parse_fleet
-from components.last import (
-    Last,
-    known,
+from components.last_update import (
+    LastUpdate,
+    disks_below_image,
+    from_resources,
     needed_images,
-    needed_types,
-    no_room,
-    other_account,
-    require,
-    shrinking,
-    stopped,
+    needed_machine_types,
+    require_possible,
+    shrinking_disks,
+    stopping_vms,
+    vms_with_new_account,
 )
 from components.vm import boot_device
 from tests.components.fleet import changed
 
-NEW = Last(boot_gb={}, disk_gb={}, devices={})
+NEW = LastUpdate(boot_gb={}, disk_gb={}, devices={})
 VMS = ("pilot-rendezvous", "swarm-1", "swarm-2", "swarm-3")
-THERE = Last(
+THERE = LastUpdate(
     boot_gb=dict.fromkeys(VMS, 20),
     disk_gb={"pilot-rendezvous-state": 20} | {f"swarm-{n}-state": 10 for n in (1, 2, 3)},
     devices=dict.fromkeys(VMS, "persistent-disk-0"),
@@ -41,14 +41,16 @@ def config(rendezvous: dict[str, object] | None = None, **first: object) -> Flee
 
 
 def test_what_is_as_large_or_larger_or_new_is_no_problem() -> None:
-    assert shrinking(config(), THERE) == []
-    assert shrinking(config(bootDiskGb=30, diskGb=11), THERE) == []
-    assert shrinking(config({"bootDiskGb": 10, "diskGb": 10}, bootDiskGb=10), NEW) == []
+    assert shrinking_disks(config(), THERE) == []
+    assert shrinking_disks(config(bootDiskGb=30, diskGb=11), THERE) == []
+    assert shrinking_disks(config({"bootDiskGb": 10, "diskGb": 10}, bootDiskGb=10), NEW) == []
 
 
 def test_every_disk_that_would_be_smaller_is_named() -> None:
-    larger = Last(boot_gb=THERE.boot_gb, disk_gb={"swarm-1-state": 100}, devices=THERE.devices)
-    found = shrinking(config({"bootDiskGb": 19}, bootDiskGb=10), larger)
+    larger = LastUpdate(
+        boot_gb=THERE.boot_gb, disk_gb={"swarm-1-state": 100}, devices=THERE.devices
+    )
+    found = shrinking_disks(config({"bootDiskGb": 19}, bootDiskGb=10), larger)
     assert [problem.path for problem in found] == [
         "pilot-fleet:rendezvous.bootDiskGb",
         "pilot-fleet:swarm[0].diskGb",
@@ -58,38 +60,38 @@ def test_every_disk_that_would_be_smaller_is_named() -> None:
     with pytest.raises(
         pulumi.RunError, match=r"rendezvous\.bootDiskGb: 19 is less(.|\n)*swarm\[0\]"
     ):
-        require(config({"bootDiskGb": 19}, bootDiskGb=10), larger, {})
+        require_possible(config({"bootDiskGb": 19}, bootDiskGb=10), larger, {})
 
 
 def test_a_vm_that_is_made_again_may_have_a_smaller_boot_disk() -> None:
     image = "corp-images/golden"
-    assert shrinking(config(bootDiskGb=10, image=image), THERE) == []
-    made = Last(
+    assert shrinking_disks(config(bootDiskGb=10, image=image), THERE) == []
+    made = LastUpdate(
         boot_gb=THERE.boot_gb, disk_gb={}, devices={**THERE.devices, "swarm-1": boot_device(image)}
     )
-    (problem,) = shrinking(config(bootDiskGb=10, image=image), made)
+    (problem,) = shrinking_disks(config(bootDiskGb=10, image=image), made)
     assert problem.path == "pilot-fleet:swarm[0].bootDiskGb"
 
 
 def test_a_boot_disk_that_is_made_has_room_for_its_image() -> None:
     sizes = {"debian-cloud/debian-12": 21, "corp-images/golden": 40}
-    new = no_room(config(bootDiskGb=21), NEW, sizes)
+    new = disks_below_image(config(bootDiskGb=21), NEW, sizes)
     assert [problem.path for problem in new] == [
         "pilot-fleet:rendezvous.bootDiskGb",
         "pilot-fleet:swarm[1].bootDiskGb",
         "pilot-fleet:swarm[2].bootDiskGb",
     ]
     # The fleet's image is for new disks: it has grown beyond those that are there.
-    assert no_room(config(), THERE, sizes) == []
-    (again,) = no_room(config(image="corp-images/golden"), THERE, sizes)
+    assert disks_below_image(config(), THERE, sizes) == []
+    (again,) = disks_below_image(config(image="corp-images/golden"), THERE, sizes)
     assert str(again) == (
         "pilot-fleet:swarm[0].bootDiskGb: 20 is less than the 40 GB of the image corp-images/golden"
     )
-    assert no_room(config(bootDiskGb=40, image="corp-images/golden"), THERE, sizes) == []
-    assert no_room(config(), NEW, {}) == []
+    assert disks_below_image(config(bootDiskGb=40, image="corp-images/golden"), THERE, sizes) == []
+    assert disks_below_image(config(), NEW, {}) == []
 
 
-RUNNING = Last(
+RUNNING = LastUpdate(
     boot_gb={},
     disk_gb={},
     devices=THERE.devices,
@@ -104,18 +106,18 @@ RUNNING = Last(
 
 
 def test_who_is_stopped_takes_turns_and_nobody_else() -> None:
-    assert stopped(config(), RUNNING) == []
-    assert stopped(config(agents=10, diskGb=100, env={"GOGC": "50"}), RUNNING) == []
-    assert stopped(config({"machineType": "n2-standard-8"}), RUNNING) == ["pilot-rendezvous"]
-    assert stopped(config(machineType="e2-standard-32"), RUNNING) == ["swarm-1"]
-    assert stopped(config(image="corp-images/golden"), RUNNING) == ["swarm-1"]
+    assert stopping_vms(config(), RUNNING) == []
+    assert stopping_vms(config(agents=10, diskGb=100, env={"GOGC": "50"}), RUNNING) == []
+    assert stopping_vms(config({"machineType": "n2-standard-8"}), RUNNING) == ["pilot-rendezvous"]
+    assert stopping_vms(config(machineType="e2-standard-32"), RUNNING) == ["swarm-1"]
+    assert stopping_vms(config(image="corp-images/golden"), RUNNING) == ["swarm-1"]
     # By agents (1,500, 3,000, 5,000), the rendezvous last.
     everybody = ["swarm-3", "swarm-1", "swarm-2", "pilot-rendezvous"]
     values = changed(serviceAccount="other@project-1.iam.gserviceaccount.com")
     other = parse_fleet(values, project="project-1")
-    assert stopped(other, RUNNING) == everybody
+    assert stopping_vms(other, RUNNING) == everybody
     # Nobody is there to be stopped.
-    assert stopped(other, NEW) == []
+    assert stopping_vms(other, NEW) == []
 
 
 DEBIAN = "debian-cloud/debian-12"
@@ -141,28 +143,33 @@ def test_an_image_is_needed_for_a_boot_disk_that_is_made_or_when_it_is_new() -> 
 
 
 def test_a_machine_type_is_needed_where_a_vm_is_made_or_gets_another() -> None:
-    assert set(needed_types(config(), NEW).values()) == set(RUNNING.machine_types.items())
-    assert needed_types(config(agents=10, env={"GOGC": "50"}), RUNNING) == {}
+    assert set(needed_machine_types(config(), NEW).values()) == set(RUNNING.machine_types.items())
+    assert needed_machine_types(config(agents=10, env={"GOGC": "50"}), RUNNING) == {}
     key = "pilot-fleet:swarm[0].machineType"
-    other = needed_types(config(machineType="e2-standard-32"), RUNNING)
+    other = needed_machine_types(config(machineType="e2-standard-32"), RUNNING)
     assert other == {key: ("swarm-1", "e2-standard-32")}
-    again = needed_types(config(image="corp-images/golden"), RUNNING)
+    again = needed_machine_types(config(image="corp-images/golden"), RUNNING)
     assert again == {key: ("swarm-1", "e2-standard-16")}
 
 
 def test_an_account_is_another_where_a_vm_that_is_there_has_not_got_it() -> None:
     values = changed(serviceAccount="other@project-1.iam.gserviceaccount.com")
     other = parse_fleet(values, project="project-1")
-    assert other_account(other, RUNNING) == ["swarm-3", "swarm-1", "swarm-2", "pilot-rendezvous"]
-    assert other_account(other, NEW) == []
-    assert other_account(config(), RUNNING) == []
+    assert vms_with_new_account(other, RUNNING) == [
+        "swarm-3",
+        "swarm-1",
+        "swarm-2",
+        "pilot-rendezvous",
+    ]
+    assert vms_with_new_account(other, NEW) == []
+    assert vms_with_new_account(config(), RUNNING) == []
     has = {**RUNNING.accounts, "swarm-3": values["serviceAccount"]}
-    assert other_account(other, replace(RUNNING, accounts=has))[0] == "swarm-1"
+    assert vms_with_new_account(other, replace(RUNNING, accounts=has))[0] == "swarm-1"
 
 
 def test_a_part_that_is_not_recorded_is_left_out() -> None:
     instance, disk = "gcp:compute/instance:Instance", "gcp:compute/disk:Disk"
-    found = known(
+    found = from_resources(
         [
             (instance, {"name": "a"}),
             (instance, {"name": "b", "bootDisk": {"deviceName": "d"}, "serviceAccount": None}),

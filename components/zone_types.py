@@ -1,7 +1,7 @@
 """Looks up machine types in the fleet's zone before anything is declared.
 
-What Google sells somewhere, it does not sell everywhere. The provider finds that out when it makes
-the VM: one that is made again has been deleted by then.
+Not every zone has every type. The provider notices that only when it makes the VM. A VM that it
+replaces is deleted by then.
 """
 
 from __future__ import annotations
@@ -26,11 +26,10 @@ def problems(
     *,
     dry_run: bool,
 ) -> list[str]:
-    """A sentence for each machine type of `asked` (VM and type, by the path of its key) that
-    `zone` does not have.
+    """A sentence for each machine type of `asked` that `zone` does not have.
 
-    What cannot be looked up is a warning in a preview, and one of those sentences in an update. A
-    type that Google calls deprecated is a warning.
+    `asked` has VM and type by the path of the key. A failed look-up is a warning in a preview, and
+    such a sentence in an update. A deprecated type is a warning.
     """
     found: dict[str, str | None] = {}
     try:
@@ -39,7 +38,7 @@ def problems(
                 found[kind] = look(kind)
     except NotLookedUpError as error:
         what = (
-            f"{', '.join(asked)}: not looked up, so nobody knows whether {zone} has these machine "
+            f"{', '.join(asked)}: cannot be looked up, so {zone} may not have these machine "
             f"types: {error}"
         )
         if not dry_run:
@@ -58,10 +57,10 @@ def problems(
 
 
 def looker(project: str, zone: str) -> Callable[[str], str | None]:
-    """Makes `look` for `problems`: the state of a machine type, "" where Google says nothing of it
-    (so that it is sold), None where the zone has no such type.
+    """Makes `look` for `problems`.
 
-    It raises `NotLookedUpError` where nobody can tell.
+    It returns the deprecation state of a machine type: "" where there is none, so it is sold; None
+    where the zone has no such type. It raises `NotLookedUpError` where the look-up fails.
     """
     session: list[Google] = []
 

@@ -1,7 +1,6 @@
-"""What the last update of this stack left, and what no update can make of it.
+"""Reads the stack's last state, and compares the configuration with it before anything is declared.
 
-The engine knows the old value of an input only inside a step of its own; the stack's last state is
-there before anything is declared.
+It refuses what no update can do (a smaller disk), and tells which VMs an update makes or stops.
 """
 
 from __future__ import annotations
@@ -27,86 +26,91 @@ _DISK = "gcp:compute/disk:Disk"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Last:
-    """Sizes of disks in GB: of VMs' boot disks by the VM, of other disks by the disk.
+class LastUpdate:
+    """What the last update of this stack left."""
 
-    `devices`: the device name of each VM's boot disk; `machine_types` and `accounts` (addresses):
-    those of each VM. `image`: the fleet's; None where none is recorded.
-    """
-
+    # Size of the boot disk in GB, by VM.
     boot_gb: Mapping[str, int]
+    # Size in GB of other disks, by disk.
     disk_gb: Mapping[str, int]
+    # Device name of the boot disk, by VM.
     devices: Mapping[str, str]
+    # By VM.
     machine_types: Mapping[str, str] = field(default_factory=dict)
+    # Address of the service account, by VM.
     accounts: Mapping[str, str] = field(default_factory=dict)
+    # The fleet's image; None where the last update recorded none.
     image: str | None = None
 
 
-def require(
-    config: FleetConfig, last: Last, images: Mapping[str, int], missing: Sequence[str] = ()
+def require_possible(
+    config: FleetConfig, last: LastUpdate, images: Mapping[str, int], missing: Sequence[str] = ()
 ) -> None:
-    """Raises `pulumi.RunError` for what cannot be made of what is there.
+    """Raises `pulumi.RunError` for what this update cannot do.
 
-    `images`: sizes of those that are known, GB. `missing`: sentences about what Google does not
-    have.
+    `images`: known sizes, GB. `missing`: sentences about what Google does not have.
     """
-    problems = [*missing, *map(str, shrinking(config, last) + no_room(config, last, images))]
+    problems = [
+        *missing,
+        *map(str, shrinking_disks(config, last) + disks_below_image(config, last, images)),
+    ]
     if problems:
         raise pulumi.RunError("\n".join(problems))
 
 
-def shrinking(config: FleetConfig, last: Last) -> list[Problem]:
-    """Disks that would be smaller than they are: Google makes none smaller."""
+def shrinking_disks(config: FleetConfig, last: LastUpdate) -> list[Problem]:
+    """Disks that would become smaller, which Google does not do."""
     problems = []
     for path, vm in _vms(config):
         disk = f"{vm.name}{STATE_DISK_SUFFIX}"
-        there = last.disk_gb.get(disk, 0)
-        if vm.disk_gb < there:
+        current_gb = last.disk_gb.get(disk, 0)
+        if vm.disk_gb < current_gb:
             message = (
-                f"{vm.disk_gb:,} is less than the {there:,} GB of the disk {disk}, and no disk is "
-                "made smaller: another one would be made in its place, without what is on it"
+                f"{vm.disk_gb:,} is less than the {current_gb:,} GB of the disk {disk}. No disk "
+                "can shrink: a new, empty one would replace it"
             )
             problems.append(Problem(path=f"{PROJECT_NAME}:{path}.diskGb", message=message))
-        there = last.boot_gb.get(vm.name, 0)
-        if vm.boot_disk_gb < there and not _is_made(vm, last):
+        current_gb = last.boot_gb.get(vm.name, 0)
+        if vm.boot_disk_gb < current_gb and not _is_made(vm, last):
             message = (
-                f"{vm.boot_disk_gb:,} is less than the {there:,} GB of {vm.name}'s boot disk, and "
-                "no disk is made smaller: a smaller one takes another VM, which `image:` on its "
-                "line asks for"
+                f"{vm.boot_disk_gb:,} is less than the {current_gb:,} GB of {vm.name}'s boot disk. "
+                "No disk can shrink: for a smaller one set `image:` on its line, which asks for a "
+                "new VM"
             )
             problems.append(Problem(path=f"{PROJECT_NAME}:{path}.bootDiskGb", message=message))
     return problems
 
 
-def no_room(config: FleetConfig, last: Last, images: Mapping[str, int]) -> list[Problem]:
-    """Boot disks that are to be made, and are smaller than their image."""
+def disks_below_image(
+    config: FleetConfig, last: LastUpdate, images: Mapping[str, int]
+) -> list[Problem]:
+    """New boot disks that are smaller than their image."""
     problems = []
     for path, vm in _vms(config):
         image = vm.image or config.image
-        least = images.get(image, 0)
-        if vm.boot_disk_gb < least and _is_made(vm, last):
-            message = f"{vm.boot_disk_gb:,} is less than the {least:,} GB of the image {image}"
+        image_gb = images.get(image, 0)
+        if vm.boot_disk_gb < image_gb and _is_made(vm, last):
+            message = f"{vm.boot_disk_gb:,} is less than the {image_gb:,} GB of the image {image}"
             problems.append(Problem(path=f"{PROJECT_NAME}:{path}.bootDiskGb", message=message))
     return problems
 
 
-def needed_images(config: FleetConfig, last: Last) -> set[str]:
-    """The paths of images that an update to `config` makes a boot disk of, and of the fleet's where
-    it is another one than before.
+def needed_images(config: FleetConfig, last: LastUpdate) -> set[str]:
+    """The paths of images that an update to `config` makes a boot disk from, and of a changed
+    image of the fleet.
 
     VMs that were lost at Google, and those that Pulumi is told to replace, are not known here.
     """
     made = [(path, vm) for path, vm in _vms(config) if _is_made(vm, last)]
     needed = {f"{path}.image" if vm.image else "image" for path, vm in made}
-    # A release before this one recorded none: what its VMs were made of is no news.
+    # Earlier versions of this program recorded no image: that is no change.
     if config.image != last.image and (last.image or not last.devices):
         needed.add("image")
     return {f"{PROJECT_NAME}:{key}" for key in needed}
 
 
-def needed_types(config: FleetConfig, last: Last) -> dict[str, tuple[str, str]]:
-    """VM and machine type, by the path of the key, of VMs that an update to `config` makes, makes
-    again or gives another type."""
+def needed_machine_types(config: FleetConfig, last: LastUpdate) -> dict[str, tuple[str, str]]:
+    """VM and machine type, by the path of the key, of VMs that get a new type or are (re)made."""
     return {
         f"{PROJECT_NAME}:{path}.machineType": (vm.name, vm.machine.name)
         for path, vm in _vms(config)
@@ -114,26 +118,25 @@ def needed_types(config: FleetConfig, last: Last) -> dict[str, tuple[str, str]]:
     }
 
 
-def other_account(config: FleetConfig, last: Last) -> list[str]:
-    """VMs that an update to `config` stops to give them the account that it names."""
+def vms_with_new_account(config: FleetConfig, last: LastUpdate) -> list[str]:
+    """VMs that an update to `config` stops to give them the service account that it names."""
     if config.service_account is None:
         # The program makes it.
         return []
-    was = last.accounts
     return [
         vm.name
         for vm in _by_size(config)
-        if was.get(vm.name, config.service_account) != config.service_account
+        if last.accounts.get(vm.name, config.service_account) != config.service_account
     ]
 
 
-def stopped(config: FleetConfig, last: Last) -> list[str]:
-    """VMs that an update to `config` stops, or makes again: they take turns, in this order.
+def stopping_vms(config: FleetConfig, last: LastUpdate) -> list[str]:
+    """VMs that an update to `config` stops or makes again, in the order of their turns.
 
-    The one with the fewest agents is the first. The rendezvous is the last: whatever may go wrong
-    with a stop (no room in the zone for the start) is met on a VM of agents first.
+    The VM with the fewest agents is first and the rendezvous last, so that a failing stop (no room
+    in the zone to start again) shows on a VM of agents first.
     """
-    # Without one in the configuration the program makes it (components/identity.py).
+    # By default the program makes the account (components/identity.py).
     account = config.service_account or f"{PROJECT_NAME}@{config.project}.iam.gserviceaccount.com"
     names = []
     for vm in _by_size(config):
@@ -157,27 +160,27 @@ def _vms(config: FleetConfig) -> list[tuple[str, RendezvousConfig | SwarmVmConfi
     return [("rendezvous", config.rendezvous), *swarm]
 
 
-def _is_made(vm: RendezvousConfig | SwarmVmConfig, last: Last) -> bool:
-    """Whether this VM is new, or asked for again."""
+def _is_made(vm: RendezvousConfig | SwarmVmConfig, last: LastUpdate) -> bool:
+    """Whether this update makes the VM: it is new, or gets an image of its own."""
     if vm.name not in last.devices:
         return True
     return vm.image is not None and boot_device(vm.image) != last.devices[vm.name]
 
 
-def read() -> Last:
-    """Read the stack's last state. It is empty until a first update has ended."""
+def read() -> LastUpdate:
+    """Read the stack's last state. It is empty until the first update has ended."""
     stack = f"{pulumi.get_organization()}/{pulumi.get_project()}/{pulumi.get_stack()}"
-    # Asked for the resources of a state that is not there yet, the engine (3.259) follows a nil;
-    # asked for the stack's outputs it says that there are none.
+    # Without a state the engine (3.259) crashes when asked for resources (nil pointer), but answers
+    # when asked for outputs.
     outputs = _ask("readStackOutputs", name=stack)
     if not outputs:
-        return Last(boot_gb={}, disk_gb={}, devices={})
+        return LastUpdate(boot_gb={}, disk_gb={}, devices={})
     resources = _ask("readStackResourceOutputs", stackName=stack)
-    last = known(
+    last = from_resources(
         [
             (each["type"], each["outputs"])
             for urn, each in resources.items()
-            # A stack may hold what is not the fleet's.
+            # A stack may hold other resources.
             if "::pilot:fleet:" in urn
         ]
     )
@@ -185,10 +188,10 @@ def read() -> Last:
     return replace(last, image=image if isinstance(image, str) else None)
 
 
-def known(resources: Iterable[tuple[str, Mapping[str, Any]]]) -> Last:
+def from_resources(resources: Iterable[tuple[str, Mapping[str, Any]]]) -> LastUpdate:
     """Collect what is recorded of `resources`, each (type, outputs).
 
-    A missing part is left out: a provider that could not read a disk records none of it.
+    Missing parts are left out: a provider that cannot read a disk records nothing of it.
     """
     found = list(resources)
     vms = [outputs for type_, outputs in found if type_ == _INSTANCE]
@@ -196,7 +199,7 @@ def known(resources: Iterable[tuple[str, Mapping[str, Any]]]) -> Last:
     boots = {vm["name"]: vm.get("bootDisk") or {} for vm in vms}
     sizes = {name: (boot.get("initializeParams") or {}).get("size") for name, boot in boots.items()}
     accounts = {vm["name"]: (vm.get("serviceAccount") or {}).get("email") for vm in vms}
-    return Last(
+    return LastUpdate(
         boot_gb={name: int(size) for name, size in sizes.items() if size},
         disk_gb={disk["name"]: int(disk["size"]) for disk in disks if disk.get("size")},
         devices={name: boot.get("deviceName") or "" for name, boot in boots.items()},

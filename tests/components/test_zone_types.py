@@ -9,7 +9,7 @@ from pathlib import Path
 import pulumi
 import pytest
 
-from components import accounts, rest, sold
+from components import accounts, rest, zone_types
 from lab.cloud.server import Serving, serve
 from tests.components.fleet import Recorder
 from tests.engine.test_update import make_account
@@ -42,7 +42,7 @@ def test_a_type_that_the_zone_has_not_is_a_sentence_for_each_vm(
     dry_run: bool, cloud: Serving
 ) -> None:
     assert cloud.url
-    found = sold.problems(ZONE, ASKED, sold.looker("project-1", ZONE), dry_run=dry_run)
+    found = zone_types.problems(ZONE, ASKED, zone_types.looker("project-1", ZONE), dry_run=dry_run)
     assert [text.partition(". ")[0] for text in found] == [
         f"pilot-fleet:swarm[{index}].machineType: us-central1-a has no machine type "
         f"m1-megamem-96, so {vm} cannot be one"
@@ -60,12 +60,12 @@ def test_each_type_is_asked_for_once_and_a_deprecated_one_is_said(
         looked.append(kind)
         return "DEPRECATED" if kind == "m1-megamem-96" else ""
 
-    assert sold.problems(ZONE, ASKED, look, dry_run=False) == []
+    assert zone_types.problems(ZONE, ASKED, look, dry_run=False) == []
     assert looked == ["n2-standard-4", "m1-megamem-96"]
     assert [record.message for record in caplog.records] == [
         "Google calls the machine type m1-megamem-96 deprecated"
     ]
-    assert sold.problems(ZONE, {}, look, dry_run=False) == []
+    assert zone_types.problems(ZONE, {}, look, dry_run=False) == []
     assert len(looked) == 2
 
 
@@ -73,10 +73,10 @@ def test_what_cannot_be_looked_up_is_a_warning_in_a_preview(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GOOGLE_OAUTH_ACCESS_TOKEN", rest.PLACEHOLDER_TOKEN)
-    look = sold.looker("project-1", ZONE)
-    assert sold.problems(ZONE, ASKED, look, dry_run=True) == []
-    assert "pilot-fleet:swarm[2].machineType: not looked up" in caplog.text
-    (problem,) = sold.problems(ZONE, ASKED, look, dry_run=False)
+    look = zone_types.looker("project-1", ZONE)
+    assert zone_types.problems(ZONE, ASKED, look, dry_run=True) == []
+    assert "pilot-fleet:swarm[2].machineType: cannot be looked up" in caplog.text
+    (problem,) = zone_types.problems(ZONE, ASKED, look, dry_run=False)
     assert problem.endswith("there are no Google credentials. Nothing was changed")
 
 
@@ -89,14 +89,14 @@ def test_a_project_or_zone_that_is_not_there_is_not_a_type_that_is_not_sold(
     monkeypatch.setenv("GOOGLE_OAUTH_ACCESS_TOKEN", "anything")
     monkeypatch.setattr(rest.Google, "get", get)
     with pytest.raises(rest.NotLookedUpError, match="'projects/project-1' was not found"):
-        sold.looker("project-1", ZONE)("e2-standard-4")
+        zone_types.looker("project-1", ZONE)("e2-standard-4")
 
 
 def test_nobody_that_answers_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     nowhere = {"gcp:accessToken": "anything", "gcp:computeCustomEndpoint": "http://127.0.0.1:1/"}
     monkeypatch.setenv("PULUMI_CONFIG", json.dumps(nowhere))
     with pytest.raises(rest.NotLookedUpError) as caught:
-        sold.looker("project-1", ZONE)("e2-standard-4")
+        zone_types.looker("project-1", ZONE)("e2-standard-4")
     assert "127.0.0.1" in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
 

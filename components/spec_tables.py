@@ -1,7 +1,7 @@
-"""What a spec may hold, as the VM sees it: read as data, so that a plan accepts no more.
+"""The VM's tables of valid specs, read as data, so that a plan accepts no more than a VM.
 
-startup/ is for a VM and nothing here imports it. `startup/node/desired/fields.py` is literals only;
-they are read out of its text.
+Nothing here may import startup/. `startup/node/desired/fields.py` holds literals only, so its text
+is parsed.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ FILE = Path(__file__).resolve().parent.parent / "startup" / "node" / "desired" /
 
 @cache
 def table(name: str) -> Any:
-    """The literal that is called `name` there. Raises KeyError where there is none."""
+    """The literal called `name`. Raises KeyError where there is none."""
     return _tables()[name]
 
 
 def bounds(path: str) -> tuple[int, int]:
-    """The least and the most of the whole number at `path` of a spec."""
+    """The lowest and highest whole number at `path` of a spec."""
     low, high = table("NUMBERS")[path]
     return low, high
 
 
 def pattern(path: str) -> re.Pattern[str]:
-    """What the text at `path` of a spec matches as a whole."""
+    """The pattern that the whole text at `path` of a spec matches."""
     return re.compile(table("KINDS")[table("TEXTS")[path]][0])
 
 
