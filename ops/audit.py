@@ -1,8 +1,8 @@
-"""The ghost hunt: what of a live project is not what was declared. Pure rules, and their reading.
+"""The ghost hunt: reads a live project, and finds what differs from what was declared.
 
-Google's guest agent looks for a startup script at the instance, then (zonal) at its zone's instance
+Google's guest agent looks for a startup script at the instance, then in its zone's instance
 settings, then at the project, and runs the first that it finds. So a script anywhere but in the
-project's one item replaces the fleet's, unseen; and the project's item runs on every VM.
+project's item replaces the fleet's unseen, and the project's item runs on every VM.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ops.google import Cloud, Listed, pairs
 
 OWN: Final = "startup-script"
 DECLARED: Final = ("enable-guest-attributes", "enable-oslogin", "pilot-role", "pilot-spec")
-"""The keys of a fleet VM's metadata (docs/CONTRACT.md); all others are somebody else's."""
+"""The metadata keys of a fleet VM (docs/CONTRACT.md); all others are somebody else's."""
 _REPLACES: Final = "a VM runs at every boot in place of the project's startup script"
 # Keys that make a guest run something, and how what is under them reads in a sentence.
 _SCRIPTS: Final = (
@@ -66,59 +66,67 @@ _SCRIPTS: Final = (
 )
 _OFF: Final = frozenset({"false", "f", "0"})
 """Values of enable-osconfig with which the agent does nothing."""
-# Pulumi compares with its state: what was changed at Google it sees only when it asks there.
+# Pulumi compares with its state, and sees a change made at Google only after a refresh.
 _MEND: Final = "make up ARGS=--refresh"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """`rule` is for machines, `where` the resource; `what` and `remedy` are sentences."""
+    """Something that is not as declared."""
 
     rule: str
+    """For machines."""
     where: str
+    """The resource."""
     what: str
     remedy: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bag:
-    """Metadata of something that VMs are made of, or get: `kind` is instance, template, group,
-    image, zone or project."""
+    """The metadata of an instance, or of something that gives VMs metadata."""
 
     kind: str
+    """`instance`, `template`, `group`, `image`, `zone` or `project`."""
     where: str
     metadata: Mapping[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProjectMetadata:
-    """All that the API shows of a project's metadata; `unread` says what it does not show."""
+    """All metadata of a project that the API shows."""
 
     name: str
     instances: tuple[Instance, ...]
     bags: tuple[Bag, ...]
     metadata: Mapping[str, str]
+    """The project's own."""
     unread: tuple[str, ...] = ()
+    """What the API did not show."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Declared:
-    """What the checkout declares: the script's sha256 (hex, "" unknown), and the metadata of each
-    VM (None: unknown); `allowed`: names of what may have a script of its own."""
+    """What the checkout declares."""
 
     script: str = ""
+    """The script's sha256 in hex; "": not known."""
     metadata: Mapping[str, Mapping[str, str]] | None = None
+    """VM -> its metadata; None: not known."""
     allowed: tuple[str, ...] = ()
+    """Names of resources that may have a script of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What was found, and what could not be looked at."""
+    """The result of an audit."""
 
     fleet: str
     looked_at: Mapping[str, int]
+    """Kind of resource -> how many were looked at."""
     findings: tuple[Finding, ...]
     unread: tuple[str, ...] = ()
+    """What the API did not show."""
 
     def document(self) -> dict[str, Any]:
         """For `--json`."""
@@ -126,7 +134,8 @@ class Report:
 
 
 def what_runs(key: str, value: str = "") -> str:
-    """Who runs what is under this metadata key, and when, after "that"; "" where nobody does."""
+    """What runs the value of this metadata key, and when, as the end of "bytes that …"; "" where
+    nothing does."""
     folded = key.strip().lower()
     if folded == "enable-osconfig" and value.strip().lower() in _OFF:
         return ""
@@ -139,8 +148,8 @@ def what_runs(key: str, value: str = "") -> str:
 def read(
     cloud: Cloud, instances: Iterable[Instance], unseen: Iterable[str] = ()
 ) -> ProjectMetadata:
-    """Look at a project. What cannot be looked at is named in `unread`: parts that an API does
-    not have, and zones and regions that do not answer (`unseen`, for the instances)."""
+    """Read a project's metadata. `unread` names the parts that the API does not have, and the
+    zones and regions that do not answer (for `instances` those of `unseen`)."""
     found = tuple(instances)
     unread = [f"VMs: {each}" for each in unseen]
 
@@ -204,8 +213,8 @@ def read(
 def audit(
     project: ProjectMetadata, fleet: Fleet, declared: Declared, allowed: Iterable[str] = ()
 ) -> Report:
-    """Judge a project. `allowed`: names of resources whose own scripts are known and wanted, beside
-    those that the checkout allows."""
+    """Judge a project. `allowed` names resources whose scripts are wanted, beside those that the
+    checkout allows."""
     counts: dict[str, int] = {"project": 1}
     for bag in project.bags:
         counts[bag.kind] = counts.get(bag.kind, 0) + 1
@@ -223,7 +232,7 @@ def audit(
 
 def _ghosts(bag: Bag, fleet: Fleet, allowed: frozenset[str]) -> Iterator[Finding]:
     name = bag.where.rsplit("/", 1)[-1]
-    # What the fleet's own VMs run, nobody allows: a zone's settings reach them too.
+    # A script that reaches the fleet's VMs cannot be allowed; a zone's settings do.
     is_fleets = (
         bag.kind == "zone"
         or not _FLEETS.isdisjoint(bag.metadata)
@@ -238,7 +247,7 @@ def _ghosts(bag: Bag, fleet: Fleet, allowed: frozenset[str]) -> Iterator[Finding
             if not is_fleets:
                 remedy += f"; where it is wanted, --allow {name}"
             elif name in allowed:
-                remedy += " (what the fleet's VMs run cannot be allowed)"
+                remedy += " (a script that the fleet's VMs run cannot be allowed)"
             yield Finding(
                 rule=f"ghost-{bag.kind}",
                 where=f"{bag.where} [{key}]",
@@ -306,7 +315,7 @@ def _project(project: ProjectMetadata, fleet: Fleet, declared: Declared) -> Iter
 
 
 def _members(project: ProjectMetadata, fleet: Fleet) -> Iterator[Finding]:
-    """VMs that only pretend to be of the fleet, or do not say that they are."""
+    """VMs with the fleet's metadata and without its label."""
     members = {vm.instance.path for vm in fleet.vms}
     for each in project.instances:
         looks_like = [key for key in each.metadata if key.startswith("pilot-")]
@@ -323,7 +332,7 @@ def _members(project: ProjectMetadata, fleet: Fleet) -> Iterator[Finding]:
 
 
 def _missing(fleet: Fleet, declared: Declared) -> Iterator[Finding]:
-    """VMs that are declared, and are not there."""
+    """VMs that are declared and not there."""
     if declared.metadata is None:
         if text := fleet.problem:
             yield Finding(rule="missing", where=f"fleet {fleet.name}", what=text, remedy=_MEND)
@@ -350,7 +359,7 @@ def _metadata(instance: Instance, declared: Declared) -> Iterator[Finding]:
             )
     wrong = dict(_disagreements(instance))
     if not spec.content:
-        wrong["pilot-spec"] = "is no JSON document"
+        wrong["pilot-spec"] = "is not a JSON document"
     for key, what in wrong.items():
         yield Finding(rule="metadata", where=f"{where} [{key}]", what=what, remedy=_MEND)
     if declared.metadata is None or wrong:
@@ -372,11 +381,11 @@ def _metadata(instance: Instance, declared: Declared) -> Iterator[Finding]:
 
 
 def _disagreements(instance: Instance) -> Iterator[tuple[str, str]]:
-    """What in a VM's metadata contradicts itself, its labels or its name."""
+    """Contradictions between a VM's metadata, its labels and its name."""
     found, spec = instance.metadata, instance.spec
     role = found.get("pilot-role", "")
     if role not in (SWARM, RENDEZVOUS):
-        yield "pilot-role", f"is {role!r}: the VM takes itself for a stranger"
+        yield "pilot-role", f"is {role!r}: the VM does not take itself for the fleet's"
     elif role != instance.labels.get("pilot-role"):
         yield "pilot-role", f"is {role}, the label says {instance.labels.get('pilot-role')!r}"
     if spec.content and spec.text("role") != role:
@@ -395,7 +404,7 @@ def _same(found: str | None, expected: str | None) -> bool:
         one, other = json.loads(found), json.loads(expected)
     except ValueError:
         return found == expected
-    # A checkout without the binary does not know its sha256, unless the stack file names it.
+    # A checkout without the binary knows its sha256 from the stack file only.
     for name in ("daemon", "rendezvous"):
         if isinstance(other, dict) and other.get("release", {}).get(name, ...) is None:
             other["release"][name] = one.get("release", {}).get(name)
@@ -414,7 +423,7 @@ def _difference(found: str | None, expected: str | None) -> str:
 
 
 def _words(project: ProjectMetadata, fleet: Fleet) -> Iterator[Finding]:
-    """What the VMs themselves say, or do not."""
+    """Findings from the VMs' statuses."""
     for vm in fleet.vms:
         where = vm.instance.path
         if not vm.speaks and vm.instance.is_on:

@@ -1,9 +1,9 @@
-"""The command line of who runs a fleet. `python -m ops --help` lists what it can do.
+"""The operator's command line: look at a fleet, and change what runs on it.
 
-Exit codes: 0 all is as it should be · 1 something is found (a VM that is not whole, an alert, a
-ghost, a halted roll) · 2 the command line makes no sense · 3 it could not be found out or ordered
-(a right is missing, nobody answers, no such VM; the answer could not be written) · 4 what was
-ordered has not come about in time · 130 interrupted.
+Exit codes: 0 all is as it should be · 1 something was found (a VM that is not whole, an alert, a
+ghost, a halted roll) · 2 the command line makes no sense · 3 the command could not look or order (a
+right is missing, nobody answers, no such VM, the output cannot be written) · 4 the order was given
+and has not taken effect in time · 130 interrupted.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-# Without names: their commands are the app's, in this order.
+# Added without a name: their commands become the app's, in this order.
 app.add_typer(cli_look.commands)
 app.add_typer(cli_act.commands)
 
@@ -41,32 +41,30 @@ def options(
         str,
         typer.Option(
             envvar=["PILOT_PROJECT", "CLOUDSDK_CORE_PROJECT", "GOOGLE_CLOUD_PROJECT"],
-            help="The Google Cloud project; default: that of your login.",
+            help="The Google Cloud project; default: your login's.",
         ),
     ] = "",
     fleet: Annotated[
         str,
         typer.Option(
             envvar="PILOT_FLEET",
-            help="The fleet (label pilot-fleet: the stack's name); default: the only one.",
+            help="The fleet, by its stack's name (label pilot-fleet); default: the only one.",
         ),
     ] = "",
     dashboard: Annotated[
         str,
         typer.Option(
             envvar="PILOT_DASHBOARD",
-            help="A dashboard's URL, to count what is online; default: the rendezvous' VM counts, "
-            "and the tunnel's http://localhost:3000 tells of networks only.",
+            help="The URL of a dashboard that counts the agents online; default: the status of the "
+            "rendezvous' VM, and http://localhost:3000 (the tunnel) for networks only.",
         ),
     ] = "",
     by: Annotated[
-        str, typer.Option(envvar="PILOT_BY", help="Who orders; default: USER@HOST.")
+        str, typer.Option(envvar="PILOT_BY", help="The name on your orders; default: USER@HOST.")
     ] = "",
     endpoint: Annotated[
         str,
-        typer.Option(
-            envvar="PILOT_ENDPOINT", help="The base of all APIs, where they are not Google's."
-        ),
+        typer.Option(envvar="PILOT_ENDPOINT", help="The base URL of all APIs, if not Google's."),
     ] = "",
     compute_endpoint: Annotated[
         str, typer.Option(envvar="PILOT_COMPUTE_ENDPOINT", help="The same for Compute Engine.")
@@ -78,10 +76,10 @@ def options(
         str, typer.Option(envvar="PILOT_MONITORING_ENDPOINT", help="The same for Monitoring.")
     ] = "",
     poll: Annotated[
-        float, typer.Option(min=0.01, help="Seconds between two looks of a command that waits.")
+        float, typer.Option(min=0.01, help="Seconds between two looks while a command waits.")
     ] = run.POLL,
 ) -> None:
-    """Reads the options that all commands share."""
+    """Read the options that all commands share."""
     ctx.obj = GlobalOptions(
         place=CloudAddress(
             project=project,
@@ -97,7 +95,7 @@ def options(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; its exit code."""
+    """Run the command line; its exit code."""
     try:
         with answers():
             app(args=None if arguments is None else list(arguments), prog_name="ops")

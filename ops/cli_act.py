@@ -1,4 +1,4 @@
-"""Commands that order: what they begin goes on by `--resume`, whoever ends them."""
+"""Commands that change the fleet. Continue an interrupted restart or reboot with --resume."""
 
 from __future__ import annotations
 
@@ -39,14 +39,17 @@ def restart(
     ctx: typer.Context,
     *,
     rendezvous: Annotated[
-        bool, typer.Option("--rendezvous", help="Restart the registry too, between the two.")
+        bool, typer.Option("--rendezvous", help="Restart the registry too, while no agent runs.")
     ] = False,
     clean: Annotated[
         bool,
-        typer.Option("--clean", help="With --rendezvous: with an empty registry (set aside)."),
+        typer.Option(
+            "--clean",
+            help="With --rendezvous: start with an empty registry; the old one is set aside.",
+        ),
     ] = False,
     confirm: Annotated[
-        str, typer.Option(metavar="FLEET", help="What --clean else asks you to type.")
+        str, typer.Option(metavar="FLEET", help="The fleet's name, which --clean else asks for.")
     ] = "",
     resume: Resume = False,
     abandon: Abandon = False,
@@ -56,9 +59,9 @@ def restart(
     limit: Limit = run.LIMIT,
     yes: Yes = False,
 ) -> None:
-    """Restarts the whole fleet: drain VM by VM, then start them, the smallest first.
+    """Restart the whole fleet: drain VM by VM, then start them, the smallest first.
 
-    Interrupt it whenever you like: alerts sound again, and --resume goes on from where it was.
+    It can be interrupted at any time: alerts sound again, and --resume continues from there.
     """
     if clean and not rendezvous:
         raise UsageError("--clean empties the registry's store: it needs --rendezvous")
@@ -96,8 +99,8 @@ def reboot(
     limit: Limit = run.LIMIT,
     yes: Yes = False,
 ) -> None:
-    """Reboots VM by VM (for a new kernel): drain, off, on, whole, next. All swarm VMs unless some
-    are named; the rendezvous only where it is named."""
+    """Reboot VM by VM, for a new kernel: drain, off, on, whole, next. Default: all swarm VMs; the
+    rendezvous only if it is named."""
     given = {"a VM's name": vms, "--insist": insist}
     _check(resume=resume, abandon=abandon, without=without, given=given)
     with _runner(ctx.obj, limit) as runner:
@@ -115,7 +118,7 @@ def reboot(
 def _check(
     *, resume: bool, abandon: bool, without: Sequence[str] | None, given: Mapping[str, object]
 ) -> None:
-    """UsageError where something is given that is settled once a plan has begun."""
+    """UsageError where an option is given that a plan settles when it begins."""
     if not (resume or abandon):
         return
     word = "--abandon" if abandon else "--resume"
@@ -129,16 +132,16 @@ def _check(
 def _take_up(
     runner: run.Runner, kind: str, *, abandon: bool, silence: bool, without: Sequence[str]
 ) -> None:
-    """Take up a plan that has begun: to forget it, or to carry it out."""
+    """Abandon or continue a plan that has begun."""
     if abandon:
         runner.abandon()
         return
     plan, generation = runner.plan()
     if plan is None or plan.is_over:
-        raise UsageError(f"there is no {kind} to go on with")
+        raise UsageError(f"there is no {kind} to continue")
     if plan.kind != kind:
         raise UsageError(run.unfinished(plan))
-    say(f"going on with the {kind} that {plan.by} began at {plan.at} (step {plan.step})")
+    say(f"continuing the {kind} that {plan.by} began at {plan.at} (step {plan.step})")
     if without:
         plan, generation = runner.leave_out(plan, generation, without)
     _carry_out(runner, plan, generation, silence=silence)
@@ -151,8 +154,8 @@ def _carry_out(runner: run.Runner, plan: RestartPlan, generation: int, *, silenc
     except (KeyboardInterrupt, OutputError):
         off = ", and a VM that was shut down stays off" if plan.kind == plans.REBOOT else ""
         complain(
-            f"\ninterrupted. What is drained stays drained{off}: `ops {plan.kind} --resume` goes "
-            f"on, `ops {plan.kind} --abandon` starts it again"
+            f"\ninterrupted. Drained VMs stay drained{off}: `ops {plan.kind} --resume` continues, "
+            f"`ops {plan.kind} --abandon` starts them again"
         )
         raise
     say(f"{plan.kind}: done")
@@ -162,9 +165,7 @@ def _carry_out(runner: run.Runner, plan: RestartPlan, generation: int, *, silenc
 def roll(
     ctx: typer.Context,
     *,
-    verdict: Annotated[
-        str, typer.Argument(metavar="[go|reject]", help="Nothing: look at it.")
-    ] = "",
+    verdict: Annotated[str, typer.Argument(metavar="[go|reject]", help="Default: only look.")] = "",
     only: Annotated[
         list[str] | None, typer.Option("--vm", metavar="VM", help="This VM only (repeats).")
     ] = None,
@@ -172,8 +173,8 @@ def roll(
     limit: Limit = 3600.0,
     as_json: Json = False,
 ) -> None:
-    """Releases that roll: what each VM is at. `go` goes on VM by VM with one that waits or was
-    halted, and stops where one halts; `reject` ends it and goes back."""
+    """Show how far each VM's roll is. `go` rolls VM by VM those that wait or halted, and stops
+    where one halts; `reject` ends a roll and returns to the release before."""
     if verdict not in ("", "go", "reject"):
         raise UsageError(f"{verdict!r}: say go or reject, or nothing to look")
     with _runner(ctx.obj, limit) as runner:
@@ -205,7 +206,7 @@ def _roll_on(runner: run.Runner, open_: Sequence[rolls.VmRoll]) -> None:
 
 
 def _heard(open_: Sequence[rolls.VmRoll]) -> list[rolls.VmRoll]:
-    """Without those of which nobody knows what they do: each would be waited for in vain."""
+    """The rolls of VMs that speak: waiting for the others would be in vain."""
     for each in open_:
         if each.problem:
             complain(f"{each.vm} is left out: {each.problem}")
@@ -228,14 +229,14 @@ def _reject(runner: run.Runner, open_: Sequence[rolls.VmRoll]) -> None:
 
 @commands.command()
 def pause(ctx: typer.Context, limit: Limit = 60.0) -> None:
-    """Freezes benchmarks on every VM, until `unpause`."""
+    """Freeze the benchmarks of all VMs until `unpause`."""
     _benchmarks(ctx.obj, "pause", limit)
 
 
 @commands.command()
 @commands.command("resume", hidden=True)  # its name until 2026-11
 def unpause(ctx: typer.Context, limit: Limit = 60.0) -> None:
-    """Ends `pause`: benchmarks go on where memory allows."""
+    """End `pause`: benchmarks go on where memory allows."""
     _benchmarks(ctx.obj, None, limit)
 
 
@@ -258,9 +259,9 @@ def _benchmarks(settings: GlobalOptions, word: str | None, limit: float) -> None
 @commands.command()
 def drain(ctx: typer.Context, *, vms: Annotated[list[str], typer.Argument(metavar="VM...")],
           limit: Limit = run.LIMIT) -> None:  # fmt: skip
-    """Stops the agents of VMs at the window's pace, and keeps them stopped until `undrain`.
+    """Stop the agents of VMs at the window's pace, and start none until `undrain`.
 
-    For the rendezvous: its registry is saved, and stopped."""
+    On the rendezvous: save its registry and stop it."""
     with _runner(ctx.obj, limit) as runner:
         names = _chosen(runner.look(), vms, None)
         _tell_of_plan(runner)
@@ -269,7 +270,7 @@ def drain(ctx: typer.Context, *, vms: Annotated[list[str], typer.Argument(metava
                 names, {"hold": True}, lambda seen: seen.is_empty, "drain", _undrained
             )
         except KeyboardInterrupt:
-            complain(f"\ninterrupted. It stays ordered: `ops undrain {' '.join(names)}` ends that")
+            complain(f"\ninterrupted. The order stands: `ops undrain {' '.join(names)}` ends it")
             raise
         say(f"drained: {', '.join(names)}")
 
@@ -277,7 +278,7 @@ def drain(ctx: typer.Context, *, vms: Annotated[list[str], typer.Argument(metava
 @commands.command()
 def undrain(ctx: typer.Context, *, vms: Annotated[list[str], typer.Argument(metavar="VM...")],
             limit: Limit = run.LIMIT) -> None:  # fmt: skip
-    """Starts the agents of drained VMs again: the end of `drain`."""
+    """End `drain`: start the agents again."""
     with _runner(ctx.obj, limit) as runner:
         names = _chosen(runner.look(), vms, None)
         _tell_of_plan(runner)
@@ -294,7 +295,7 @@ def _unfilled(seen: VmInPlan) -> int | None:
 
 
 def _is_up(seen: VmInPlan) -> bool:
-    """StuckError where it never will be, whatever is ordered."""
+    """Whether the VM is whole. StuckError where no order can make it so."""
     if seen.holds_itself:
         raise StuckError(_held_itself(seen.vm.name))
     return seen.is_whole
@@ -305,7 +306,7 @@ def _held_itself(vm: str) -> str:
 
 
 def _tell_of_plan(runner: run.Runner) -> None:
-    """A plan holds VMs, and starts those again."""
+    """Note an unfinished plan: it holds VMs, and starts them again."""
     try:
         plan, _ = runner.plan()
     except OpsError as error:
@@ -315,12 +316,12 @@ def _tell_of_plan(runner: run.Runner) -> None:
         complain(f"note: {run.unfinished(plan)}")
 
 
-# What they share
+# Shared by these commands
 
 
 def _chosen(found: Fleet, named: Sequence[str] | None, without: Sequence[str] | None) -> list[str]:
-    """The names of VMs: those named, or all with agents; the smallest first. OpsError where one
-    is not there."""
+    """The names of the VMs to change: those named, or all with agents; the smallest first.
+    OpsError where one is not there."""
     for name in (*(named or ()), *(without or ())):
         found.vm(name)
     if not named and found.unseen:
@@ -329,13 +330,13 @@ def _chosen(found: Fleet, named: Sequence[str] | None, without: Sequence[str] | 
     others = [name for name in dict.fromkeys(named or ()) if name not in swarm]
     names = [name for name in (*swarm, *others) if name not in (without or ())]
     if not names:
-        raise UsageError("no VM is left to do it to")
+        raise UsageError("no VM is left to change")
     return names
 
 
 @contextmanager
 def _runner(settings: GlobalOptions, limit: float) -> Iterator[run.Runner]:
-    """A runner, with a bar for its waits; signals that end it are an interruption."""
+    """A runner with a progress bar. SIGTERM and SIGHUP interrupt it like Ctrl-C."""
     cloud = settings.cloud()
     found = fleets.choose(fleets.instances(cloud), settings.fleet)
     names = {each.spec.text("bucket") for each in found[1]} - {""}
@@ -347,7 +348,7 @@ def _runner(settings: GlobalOptions, limit: float) -> Iterator[run.Runner]:
     def interrupt(*_: object) -> NoReturn:
         raise KeyboardInterrupt
 
-    # One that is ignored (nohup) stays so.
+    # An ignored signal (nohup) stays ignored.
     ends = [each for each in _ENDS if signal.getsignal(each) is not signal.SIG_IGN]
     before = {each: signal.signal(each, interrupt) for each in ends}
     bar = Bar()

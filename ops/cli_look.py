@@ -1,4 +1,4 @@
-"""Commands that look, and change nothing."""
+"""Commands that only look."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ops.fleet import Fleet, Vm
 from ops.terminal import draw, say, show
 
 commands = typer.Typer()
-_BACKLOG: Final = 16 * 1024  # bytes of a console that `logs` begins with
+_BACKLOG: Final = 16 * 1024  # bytes of the console that `logs` shows first
 
 
 @commands.command("status")
@@ -30,9 +30,9 @@ def status_(
     ctx: typer.Context,
     *,
     as_json: Json = False,
-    svg: Annotated[str, typer.Option(metavar="FILE", help="Keep it as a picture too.")] = "",
+    svg: Annotated[str, typer.Option(metavar="FILE", help="Draw it to this file too.")] = "",
 ) -> None:
-    """The VMs of the fleet, what runs on them, and what the registry counts."""
+    """Show the VMs, what runs on them, and what the registry counts."""
     found = status.picture(ctx.obj.look(ctx.obj.cloud()))
     if svg:
         draw(status.render(found), Path(svg))
@@ -42,7 +42,7 @@ def status_(
 
 @commands.command()
 def top(ctx: typer.Context, vm: VmName, as_json: Json = False) -> None:
-    """The agents of a VM that use most memory: of those above twice the planning size, 20."""
+    """Show the agents of a VM that use most memory: 20 of those above twice the planning size."""
     found = _vm(ctx.obj, vm)
     if not found.is_swarm:
         raise UsageError(f"{vm} is the rendezvous: it has no agents")
@@ -59,17 +59,17 @@ def watch_(
     every: Annotated[float, typer.Option(min=1, help="Seconds between two looks.")] = 60.0,
     threshold: Annotated[
         float,
-        typer.Option(min=0, max=1, help="Least fraction of the declared agents to be online."),
+        typer.Option(min=0, max=1, help="Fraction of the declared agents that must be online."),
     ] = watch.THRESHOLD,
     growth: Annotated[
-        float, typer.Option(min=0, help="Most growth of a VM's agents, in MiB an hour.")
+        float, typer.Option(min=0, help="Limit of the growth of a VM's agents, in MiB per hour.")
     ] = watch.GROWTH / 2**20,
     once: Annotated[
-        bool, typer.Option("--once", help="One look, for cron: exit 1 on any.")
+        bool, typer.Option("--once", help="Look once, for cron: exit 1 if there is an alert.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Says what goes wrong and what is over, a line an event; quiet otherwise."""
+    """Print a line when an alert begins or ends."""
     settings, cloud = ctx.obj, ctx.obj.cloud()
     limits = watch.Limits(online=threshold, growth=int(growth * 2**20))
     before: Fleet | None = None
@@ -81,7 +81,7 @@ def watch_(
         except OpsError as error:
             if once:
                 raise
-            # It goes on with what stood before: that it cannot look is an alert itself.
+            # Earlier alerts stand; not being able to look is one more.
             found = {**standing, "ops/blind": str(error)}
         else:
             when = now.time
@@ -102,18 +102,18 @@ def logs(
     ctx: typer.Context,
     *,
     vm: VmName,
-    follow: Annotated[bool, typer.Option(help="Go on with what comes.")] = True,
+    follow: Annotated[bool, typer.Option(help="Print new lines as they come.")] = True,
     everything: Annotated[
-        bool, typer.Option("--all", help="From as far back as there is (1 MiB).")
+        bool, typer.Option("--all", help="Begin with the oldest line that is kept (1 MiB).")
     ] = False,
 ) -> None:
-    """The serial console of a VM: its startup script, its kernel, pilot-node."""
+    """Print a VM's serial console: its startup script, kernel and pilot-node."""
     cloud = ctx.obj.cloud()
     instance = ctx.obj.instance(cloud, vm)
     start = 0 if everything else -_BACKLOG
     while True:
         text, start = cloud.serial(instance.zone, vm, start)
-        # A console is a stranger's text: no sequence in it reaches this terminal.
+        # A console is untrusted text: no escape sequence in it may reach this terminal.
         sys.stdout.write("".join(c if c.isprintable() or c in "\n\t" else "" for c in text))
         sys.stdout.flush()
         if not follow:
@@ -127,7 +127,7 @@ def dashboard(
     *,
     port: Annotated[int, typer.Option(help="The port on this machine.")] = fleets.DASHBOARD_PORT,
 ) -> None:
-    """Opens a tunnel to the dashboard, through IAP, until it is interrupted."""
+    """Open a tunnel to the dashboard through IAP, until interrupted."""
     cloud = ctx.obj.cloud()
     _, found = fleets.choose(fleets.instances(cloud), ctx.obj.fleet)
     rendezvous = next((each for each in found if each.role == fleets.RENDEZVOUS), None)
@@ -153,23 +153,24 @@ def audit_(
         str,
         typer.Option(
             metavar="FILE",
-            help="What the checkout declares (- for stdin), as `python -m components.declared "
-            "STACK` prints it. Without: what the VMs' specs expect.",
+            help="The output of `python -m components.declared STACK` (- for stdin): compare with "
+            "what the checkout declares. Default: with what the VMs' specs expect.",
         ),
     ] = "",
     expected: Annotated[
-        str, typer.Option("--expected-sha256", help="The hash that the project's script must have.")
+        str,
+        typer.Option("--expected-sha256", help="The sha256 that the project's script must have."),
     ] = "",
     allow: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="A VM, a template … that is not the fleet's and whose script is wanted (repeats).",
+            help="A VM, template … outside the fleet that may have a script (repeats).",
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Looks for startup scripts where none may be, and for what nobody declared."""
+    """Find startup scripts where none may be, and everything that nobody declared."""
     wanted = _declared(declared, expected)
     cloud = ctx.obj.cloud()
     everything = fleets.instances(cloud)

@@ -1,5 +1,4 @@
-"""What commands of the command line share: the options before a command's name, and those that
-several of them take."""
+"""Options of the command line that several commands take."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ from ops.google import Cloud, CloudAddress
 
 @dataclass(frozen=True, kw_only=True)
 class GlobalOptions:
-    """The options before the command's name."""
+    """The options that stand before the command's name."""
 
     place: CloudAddress
     fleet: str
@@ -46,7 +45,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Limit = Annotated[
     float,
-    typer.Option("--limit", min=1, help="Seconds without progress after which it gives up."),
+    typer.Option("--limit", min=1, help="Seconds without progress before it gives up."),
 ]
 Without = Annotated[
     list[str] | None,
@@ -54,13 +53,13 @@ Without = Annotated[
         "--without", metavar="VM", help="Leave this VM out (repeats); with --resume, from now on."
     ),
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with one interrupted.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted one.")]
 Abandon = Annotated[
-    bool, typer.Option("--abandon", help="Start again what one interrupted has stopped; forget it.")
+    bool, typer.Option("--abandon", help="End an interrupted one: start what it has stopped.")
 ]
 Insist = Annotated[
-    bool, typer.Option("--insist", help="Begin though agents fail, or the registry is down.")
+    bool, typer.Option("--insist", help="Begin even if agents fail or the registry is down.")
 ]
-Silence = Annotated[bool, typer.Option(help="Silence alerts, show a banner.")]
+Silence = Annotated[bool, typer.Option(help="Silence alerts, and show a banner on the dashboard.")]
 VmName = Annotated[str, typer.Argument(metavar="VM")]
 VmNames = Annotated[list[str] | None, typer.Argument(metavar="[VM]...")]

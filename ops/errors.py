@@ -1,26 +1,26 @@
-"""What ends a command: a sentence that says what is wrong, where, and what to do."""
+"""Errors that end a command, with its exit code: each says what is wrong, where, and what to do."""
 
 from typing import Final
 
 FINE: Final = 0
 FOUND: Final = 1
-"""Something is not as it should be: the fleet, not this program."""
+"""Something in the fleet is not as it should be."""
 USAGE: Final = 2
 UNANSWERED: Final = 3
-"""It could not be found out or ordered: no right, nobody answers, no such VM."""
+"""The command could not look or order: no right, nobody answers, no such VM."""
 UNFINISHED: Final = 4
-"""What was ordered has not come about in time; it may still, and the command can be repeated."""
+"""The order has not taken effect in time. It still may; the command can be repeated."""
 INTERRUPTED: Final = 130
 
 
 class OpsError(Exception):
-    """A sentence for the operator."""
+    """An error with a sentence for the operator."""
 
     code = UNANSWERED
 
 
 class UsageError(OpsError):
-    """The command line, or what it names, makes no sense."""
+    """The command line, or something that it names, makes no sense."""
 
     code = USAGE
 
@@ -30,11 +30,11 @@ class DeniedError(OpsError):
 
 
 class MissingError(OpsError):
-    """What was asked for is not there."""
+    """The thing asked for is not there."""
 
 
 class TryLaterError(OpsError):
-    """It is refused for now: the same may be done later."""
+    """Refused for now: the same request may succeed later."""
 
 
 class UnreachableError(TryLaterError):
@@ -42,24 +42,24 @@ class UnreachableError(TryLaterError):
 
 
 class UnsupportedError(OpsError):
-    """The API at the other end does not have this."""
+    """The API at this endpoint does not have this call."""
 
 
 class ClashError(OpsError):
-    """Somebody else has just written the same thing."""
+    """Somebody else wrote the same object meanwhile."""
 
 
 class UnfinishedError(OpsError):
-    """What was ordered has not come about in time."""
+    """The order has not taken effect in time."""
 
     code = UNFINISHED
 
 
 class StuckError(OpsError):
-    """The fleet refuses what was ordered, and says why."""
+    """The fleet cannot follow the order, and says why."""
 
     code = FOUND
 
 
 class OutputError(OpsError):
-    """The answer cannot be written to where it should go."""
+    """The output cannot be written."""

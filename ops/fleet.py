@@ -1,7 +1,7 @@
-"""The fleet as it is: its VMs through Google's API, what each says of itself, the dashboard.
+"""Reads the fleet as it is: its VMs through Google's API, the status of each, the dashboard.
 
-Reads, and turns what it read into frozen dataclasses; judging them is others' work. What a VM says
-comes from a machine that runs strangers' code: it is taken as text of unknown shape.
+It judges nothing. A status comes from a machine that runs strangers' code: it is taken as text of
+unknown shape.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ SWARM: Final = "swarm"
 RENDEZVOUS: Final = "rendezvous"
 SILENT_AFTER: Final = 180.0  # seconds (docs/CONTRACT.md, "Status")
 DASHBOARD_PORT: Final = 3000
-# As many as a client of Google's keeps connections.
+# A client of Google's keeps as many connections.
 _AT_ONCE: Final = 10
 _DASHBOARD_TIMEOUT: Final = 5.0
 
 
 class Doc:
-    """A JSON document of unknown shape, read by dotted path; what is not of the type asked for is
-    taken as not there."""
+    """A JSON document of unknown shape, read by dotted path. A value of another type than the one
+    asked for counts as absent."""
 
     def __init__(self, content: Any) -> None:
         self.content = content
@@ -46,7 +46,7 @@ class Doc:
         return found
 
     def text(self, path: str) -> str:
-        """A string, one line and printable; "" where there is none."""
+        """A string as one printable line; "" where there is none."""
         found = self._at(path)
         return one_line(found) if isinstance(found, str) else ""
 
@@ -60,11 +60,11 @@ class Doc:
             return None
 
     def flag(self, path: str) -> bool:
-        """Is it true?"""
+        """Whether the value is `true`."""
         return self._at(path) is True
 
     def texts(self, path: str) -> list[str]:
-        """The strings of a list, each one line and printable."""
+        """The strings of a list, each as one printable line."""
         return [one_line(each) for each in self._items(path) if isinstance(each, str)]
 
     def documents(self, path: str) -> list[Doc]:
@@ -81,7 +81,7 @@ class Doc:
 
 
 def seconds(text: str) -> float | None:
-    """RFC 3339 as seconds since the epoch; None where it is none."""
+    """Seconds since the epoch; None where `text` is no RFC 3339 time with a zone."""
     try:
         found = datetime.fromisoformat(text)
     except ValueError:
@@ -91,7 +91,7 @@ def seconds(text: str) -> float | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Instance:
-    """A VM as the API shows it, of a fleet or not. `started` in seconds since the epoch."""
+    """A VM of the project as the API shows it, the fleet's or not."""
 
     name: str
     zone: str
@@ -100,30 +100,31 @@ class Instance:
     labels: Mapping[str, str] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     started: float | None = None
+    """Seconds since the epoch."""
 
     @property
     def path(self) -> str:
-        """How people find it."""
+        """Its path in the project, as gcloud and the console show it."""
         return f"zones/{self.zone}/instances/{self.name}"
 
     @property
     def fleet(self) -> str:
-        """The fleet that it says it belongs to, or ""."""
+        """The fleet that its label names, or ""."""
         return self.labels.get(LABEL, "")
 
     @property
     def role(self) -> str:
-        """`swarm`, `rendezvous`, or "": what its metadata say, for that is what it does."""
+        """`swarm`, `rendezvous` or "". Its metadata come first: the VM acts by them."""
         return self.metadata.get("pilot-role") or self.labels.get("pilot-role", "")
 
     @property
     def is_on(self) -> bool:
-        """Does it run?"""
+        """Whether it runs."""
         return self.state == "RUNNING"
 
     @property
     def spec(self) -> Doc:
-        """What it should be; an empty document where that cannot be read."""
+        """Its spec; an empty document where that cannot be read."""
         try:
             return Doc(json.loads(self.metadata.get("pilot-spec", "")))
         except (ValueError, RecursionError):
@@ -132,15 +133,13 @@ class Instance:
 
 @dataclass(frozen=True, kw_only=True)
 class Vm:
-    """A VM of the fleet and what it says of itself.
-
-    `status` is an empty document where there is none, and `problem` then a sentence. It is also
-    there, with the problem, where it is old or of an earlier boot: that is a memory, not a state.
-    """
+    """A VM of the fleet and what it says of itself."""
 
     instance: Instance
     status: Doc
+    """Empty where there is none. May be old, or of an earlier boot: then `problem` says so."""
     problem: str = ""
+    """Why the status is not a state of now; "" where it is."""
 
     @property
     def name(self) -> str:
@@ -152,16 +151,16 @@ class Vm:
 
     @property
     def wanted(self) -> int:
-        """Agents declared for it."""
+        """Agents that its spec wants."""
         return (self.instance.spec.number("agents") or 0) if self.is_swarm else 0
 
     @property
     def speaks(self) -> bool:
-        """Is its status a state of now?"""
+        """Whether its status is a state of now."""
         return not self.problem
 
     def count(self, what: str) -> int | None:
-        """`running`, `starting`, `stopping`, `failed`; None where it is not known for now."""
+        """Agents that are `running`, `starting`, `stopping` or `failed`; None: not known now."""
         if self.instance.state == "TERMINATED" and self.is_swarm:
             return 0
         return self.status.number(f"agents.{what}") if self.speaks else None
@@ -169,64 +168,69 @@ class Vm:
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """A network of the registry's: members in all, and those online (None: not told)."""
+    """A network that the registry keeps. None: not told."""
 
     name: str
     members: int | None
     online: int | None
+    """Members that are online."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RegistryCounts:
-    """What the registry counts; `source` says who told it, `networks_source` who told of its
-    networks. None in all where nobody did, and `problem` then says why."""
+    """What the registry counts. None: nobody told."""
 
     online: int | None = None
     total: int | None = None
     networks: tuple[Network, ...] = ()
     source: str = ""
+    """The VM or the dashboard that told the counts."""
     networks_source: str = ""
+    """The dashboard that told the networks."""
     problem: str = ""
+    """Why the counts are missing, or the named dashboard is not their source."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fleet:
-    """One look at a fleet: `time` in seconds since the epoch, VMs by role and name. `unseen` has a
-    sentence for each zone that did not answer: VMs there are not among `vms`."""
+    """One look at a fleet."""
 
     name: str
     project: str
     time: float
+    """Seconds since the epoch."""
     vms: tuple[Vm, ...]
+    """The rendezvous' VM first, then by name."""
     registry: RegistryCounts
     unseen: tuple[str, ...] = ()
+    """A sentence per zone that did not answer: its VMs are not among `vms`."""
 
     @property
     def swarm(self) -> tuple[Vm, ...]:
-        """The VMs with agents, those with the fewest first."""
+        """The VMs with agents, the smallest first."""
         found = [vm for vm in self.vms if vm.is_swarm]
         return tuple(sorted(found, key=lambda vm: (vm.wanted, vm.name)))
 
     @property
     def rendezvous(self) -> Vm | None:
-        """The rendezvous' VM."""
+        """The VM of the rendezvous."""
         return next((vm for vm in self.vms if vm.instance.role == RENDEZVOUS), None)
 
     @property
     def wanted(self) -> int:
-        """Agents declared: for the VMs that are there, or for the whole fleet, as its rendezvous
-        was told, where that is more."""
+        """Agents declared for the fleet: those of the VMs that are there, and `missing`."""
         return sum(vm.wanted for vm in self.vms) + self.missing
 
     @property
     def missing(self) -> int:
-        """Agents declared that no VM wants: nothing else tells of a VM that was deleted."""
+        """Agents that the rendezvous' spec counts and no VM's spec wants. Nothing else shows that
+        a VM was deleted."""
         told = self.rendezvous.instance.spec.number("agents") if self.rendezvous else None
         return max(0, (told or 0) - sum(vm.wanted for vm in self.vms))
 
     @property
     def problem(self) -> str:
-        """How many declared agents no VM wants, as a sentence; "" where each is wanted."""
+        """`missing` as a sentence; "" where none is."""
         if not self.missing:
             return ""
         hidden = f", or it is not seen ({'; '.join(self.unseen)})" if self.unseen else ""
@@ -236,7 +240,7 @@ class Fleet:
         )
 
     def vm(self, name: str) -> Vm:
-        """A VM by name; MissingError with the names that there are."""
+        """A VM by name. MissingError lists the names that there are."""
         for vm in self.vms:
             if vm.name == name:
                 return vm
@@ -247,10 +251,12 @@ class Fleet:
 
 @dataclass(frozen=True, kw_only=True)
 class ProjectVms:
-    """The VMs of a project, by name, and a sentence for each zone that did not answer."""
+    """All VMs of a project."""
 
     vms: tuple[Instance, ...]
+    """By name."""
     unseen: tuple[str, ...] = ()
+    """A sentence per zone that did not answer."""
 
 
 def instances(cloud: Cloud) -> ProjectVms:
@@ -275,8 +281,11 @@ def _instance(found: Any) -> Instance:
 
 
 def choose(found: ProjectVms, fleet: str) -> tuple[str, list[Instance]]:
-    """The fleet and its VMs: the named one, or the only one. MissingError, UsageError; where a
-    zone did not answer UnreachableError."""
+    """The fleet's name and its VMs: the fleet that is named, or the only one.
+
+    MissingError where there is none, UnreachableError where it may be in a zone that did not
+    answer, UsageError where there are several.
+    """
     members = [each for each in found.vms if each.fleet]
     names = sorted({each.fleet for each in members})
     wrong = ""
@@ -296,7 +305,7 @@ def choose(found: ProjectVms, fleet: str) -> tuple[str, list[Instance]]:
 
 
 def listen(instance: Instance, text: str | None, now: float) -> Vm:
-    """A VM and its status: what it published (None: nothing), judged by its age at `now`."""
+    """The VM with the status that it published (`text`, None: nothing), judged by its age."""
     try:
         content = json.loads(text) if text is not None else None
     except (ValueError, RecursionError):
@@ -311,7 +320,7 @@ def _problem(instance: Instance, content: Any, now: float) -> str:
     if content is None:
         return "it has published no status: it boots, or its script did not run (ops logs)"
     if not isinstance(content, Mapping):
-        return "its status is no JSON document"
+        return "its status is not a JSON document"
     status = Doc(content)
     schema, when = status.number("schema"), status.when("time")
     if schema != 1 or when is None:
@@ -332,7 +341,7 @@ def _lateness(when: float, started: float | None, now: float) -> str:
 
 
 def age(span: float) -> str:
-    """A span of seconds as people say it."""
+    """A span of seconds in the largest unit that it holds twice."""
     whole = max(0, int(span))
     for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
         if whole >= 2 * size:
@@ -348,10 +357,9 @@ def read(
     only: Iterable[str] = (),
     there: ProjectVms | None = None,
 ) -> Fleet:
-    """Look at the fleet; of VMs with names in `only`, where given, and the others say nothing.
+    """Look at the fleet. Where `only` names VMs, the others' status is not read.
 
-    One request for the VMs (more where they are more than 500; none where `there` are those that
-    were just listed), one for each status, one for the dashboard.
+    One request per 500 VMs (none where `there` has them), one per status, one for the dashboard.
     """
     project = instances(cloud) if there is None else there
     name, found = choose(project, fleet)
@@ -363,7 +371,7 @@ def read(
         try:
             return cloud.guest_attribute(instance.zone, instance.name, STATUS)
         except OpsError as error:
-            # Of this VM: a refusal, of whatever kind, hides no other.
+            # Any refusal is this VM's problem alone: the others are still shown.
             return error
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:
@@ -389,17 +397,16 @@ def _heard(instance: Instance, text: str | OpsError | None, now: float) -> Vm:
 
 
 def registry(cloud: Cloud, rendezvous: Vm | None, dashboard: str) -> RegistryCounts:
-    """What the registry counts: by the dashboard that is named, or else by what its VM says.
+    """What the registry counts, from the dashboard that is named, else from its VM's status.
 
-    One that was not named is asked for networks only, which no VM tells: whatever answers behind a
-    tunnel may be another fleet's.
+    A dashboard that is not named is asked for networks only, which no VM tells: behind a tunnel
+    there may be another fleet's.
     """
     told = _told(rendezvous)
     if dashboard:
         found = _stats(dashboard)
         if found.online is not None:
             return found
-        # One that was named has to answer.
         problem = f"the dashboard does not answer at {dashboard} (`ops dashboard` opens a tunnel)"
         why = f"; {told.problem}" if told.problem else ""
         return replace(told, problem=f"{problem}{why}")
@@ -413,7 +420,7 @@ def registry(cloud: Cloud, rendezvous: Vm | None, dashboard: str) -> RegistryCou
 
 
 def _told(rendezvous: Vm | None) -> RegistryCounts:
-    """What the rendezvous' VM says."""
+    """The counts in the status of the rendezvous' VM."""
     if rendezvous is None:
         return RegistryCounts(problem="the fleet has no rendezvous")
     name = rendezvous.name
@@ -428,7 +435,7 @@ def _told(rendezvous: Vm | None) -> RegistryCounts:
 
 
 def _stats(url: str) -> RegistryCounts:
-    """What a dashboard counts; nothing where it does not answer."""
+    """A dashboard's counts; all None where it does not answer."""
     try:
         answer = requests.get(f"{url.rstrip('/')}/api/stats", timeout=_DASHBOARD_TIMEOUT)
         answer.raise_for_status()
@@ -439,7 +446,7 @@ def _stats(url: str) -> RegistryCounts:
 
 
 def counted(stats: Doc) -> RegistryCounts:
-    """What `/api/stats` says; everything in it may be missing."""
+    """The counts in `/api/stats`; each may be missing."""
     networks = [
         Network(
             name=each.text("name") or str(each.number("id")),
@@ -456,8 +463,8 @@ def counted(stats: Doc) -> RegistryCounts:
 
 
 def dashboard_url(cloud: Cloud, rendezvous: Instance) -> str:
-    """Where the dashboard is to be found without being told: behind the tunnel that `ops
-    dashboard` opens, or behind a forwarded port where the cloud is on this machine."""
+    """The dashboard's usual URL: behind the tunnel that `ops dashboard` opens, or behind a
+    forwarded port where the cloud is on this machine."""
     if not cloud.place.is_here:
         return f"http://localhost:{DASHBOARD_PORT}"
     port = cloud.forward(rendezvous.zone, rendezvous.name, DASHBOARD_PORT)

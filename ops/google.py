@@ -1,7 +1,7 @@
-"""Google's API, as far as an operator needs it: thin, and every refusal a sentence.
+"""Google's APIs, as far as an operator needs them. Every refusal becomes a sentence.
 
-Nothing is decided here. Endpoints can be others than Google's (a lab); where one is plain http it
-has to be on loopback, because a token is sent along, and then it is not a real one.
+Nothing is decided here. Endpoints may be others than Google's (a lab). A plain-http endpoint has to
+be on loopback, because a token is sent along; there the token is not a real one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ops.errors import (
 from ops.refusals import LOGIN, Refusal, answer, one_line, refusal
 
 with warnings.catch_warnings():
-    # On import it announces when it will drop this Python, which is Debian 12's.
+    # On import it warns that it will drop this Python, which is Debian 12's.
     warnings.simplefilter("ignore", FutureWarning)
     import google.auth
     from google.api_core import exceptions, retry
@@ -52,16 +52,15 @@ _PASSING: Final = (
     auth_exceptions.TransportError,
 )
 _SCOPES: Final = ("https://www.googleapis.com/auth/cloud-platform",)
-_NOT_GOOGLE: Final = "what answers is not Google's API (a proxy's page?)"
-# A scope of a list that is merely empty has a warning too.
+_NOT_GOOGLE: Final = "the answer is not Google's (a proxy's page?)"
+# In an aggregated list a scope that is merely empty has a warning too.
 _NO_WARNINGS: Final = ("", "NO_RESULTS_ON_PAGE")
 _PAGE: Final = 500  # Compute Engine's own limit of a page
 
 
 @dataclass(frozen=True, kw_only=True)
 class CloudAddress:
-    """Where a fleet is: the Google Cloud project ("": that of the credentials), and the bases of
-    the APIs (URLs without a path)."""
+    """A fleet's Google Cloud project ("": that of the credentials), and the APIs' base URLs."""
 
     project: str = ""
     compute: str = COMPUTE
@@ -69,7 +68,7 @@ class CloudAddress:
     monitoring: str = MONITORING
 
     def check(self) -> None:
-        """UsageError where a token would travel in clear."""
+        """UsageError where a token would be sent in clear text."""
         for url in (self.compute, self.storage, self.monitoring):
             parts = urlsplit(url)
             if parts.scheme == "https" and parts.hostname:
@@ -88,12 +87,12 @@ class CloudAddress:
 
     @property
     def is_here(self) -> bool:
-        """Is this a cloud on this machine?"""
+        """Whether the cloud is on this machine."""
         return is_loopback(self.compute)
 
 
 def is_loopback(url: str) -> bool:
-    """Does `url` name this machine's loopback, as an address or `localhost`?"""
+    """Whether the host of `url` is a loopback address or `localhost`."""
     host = urlsplit(url).hostname or ""
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -103,7 +102,7 @@ def is_loopback(url: str) -> bool:
 
 @contextmanager
 def asked(what: str) -> Iterator[None]:
-    """Turn what Google's clients raise while `what` is done into an OpsError."""
+    """Turn exceptions of Google's clients into an OpsError about `what`."""
     try:
         yield
     except OpsError:
@@ -121,12 +120,11 @@ def asked(what: str) -> Iterator[None]:
 
 def _failure(what: str, error: Exception) -> OpsError:
     if isinstance(error, exceptions.RetryError) and error.cause is not None:
-        # What was tried again is what is wrong.
         return _failure(what, error.cause)
     if isinstance(error, exceptions.GoogleAPICallError):
         return refusal(what, _answer(error))
     if isinstance(error, auth_exceptions.TransportError):
-        # No network, no DNS: whoever knows the login was not even asked.
+        # No network or no DNS: the login was not even checked.
         cause = next(iter(error.args), None)
         return UnreachableError(
             f"{what}: {_nobody(cause if isinstance(cause, Exception) else error)}"
@@ -139,8 +137,7 @@ def _failure(what: str, error: Exception) -> OpsError:
 
 
 def _answer(error: exceptions.GoogleAPICallError) -> Refusal:
-    """What Google answered. The body is read, not what a client made of it: for an object's bytes
-    that is text alone."""
+    """Google's answer, from its body: for a download the client keeps only the body's text."""
     try:
         body = error.response.json()
     except (AttributeError, ValueError):
@@ -149,14 +146,14 @@ def _answer(error: exceptions.GoogleAPICallError) -> Refusal:
 
 
 def _passes(error: BaseException) -> bool:
-    """May the same question be answered in a moment?"""
+    """Whether the same request may succeed in a moment."""
     if isinstance(error, exceptions.Forbidden):
         return _answer(error).is_rate
     return isinstance(error, _PASSING)
 
 
 RETRY: Final = retry.Retry(predicate=_passes, initial=0.5, maximum=2.0, timeout=10.0)
-"""How reading is tried again. The clients' own would go on for ten minutes, in silence."""
+"""Retries of reads. The clients' own retry is silent for ten minutes."""
 
 
 def _nobody(error: Exception) -> str:
@@ -169,7 +166,7 @@ def _nobody(error: Exception) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class BucketObject:
-    """An object in a bucket and the generation that it has (0: it is not there, `data` empty)."""
+    """An object in a bucket. Generation 0: it is not there, and `data` is empty."""
 
     data: bytes
     generation: int
@@ -177,15 +174,16 @@ class BucketObject:
 
 @dataclass(frozen=True, kw_only=True)
 class Listed:
-    """What a list over all zones and regions shows: (scope, item), the scope as `zones/ZONE`,
-    `regions/REGION` or `global`; `unseen` has a sentence for each scope that did not answer."""
+    """The result of a list over all zones and regions."""
 
     items: tuple[tuple[str, Any], ...]
+    """(scope, item); a scope is `zones/ZONE`, `regions/REGION` or `global`."""
     unseen: tuple[str, ...] = ()
+    """A sentence per scope that did not answer."""
 
 
 class Cloud:
-    """The clients. `place.project` must be known, or the credentials must know it."""
+    """Google's clients. `place` names the project, or the credentials know it."""
 
     def __init__(self, place: CloudAddress) -> None:
         place.check()
@@ -194,7 +192,7 @@ class Cloud:
     @cached_property
     def _who(self) -> tuple[Any, str]:
         if self._given.is_here:
-            # Such an API takes any token but not none.
+            # Such an API takes any token, but needs one.
             token = "anything"  # noqa: S105
             return Credentials(token=token), self._given.project  # type: ignore[no-untyped-call]
         with asked("credentials"):
@@ -206,7 +204,7 @@ class Cloud:
 
     @property
     def place(self) -> CloudAddress:
-        """Where this is, its project known."""
+        """The address, with its project filled in."""
         return replace(self._given, project=self._who[1])
 
     def _client(self, kind: Any) -> Any:
@@ -244,7 +242,7 @@ class Cloud:
         )
 
     def _everywhere(self, what: str, client: Any, request: Any, kind: str) -> Listed:
-        """`kind` of all zones and regions. One that does not answer costs its own, and is named."""
+        """`kind` of all zones and regions. Those that do not answer are in `unseen`."""
         asking = request(project=self.place.project, max_results=_PAGE, return_partial_success=True)
         items: list[tuple[str, Any]] = []
         unseen: dict[str, str] = {}
@@ -256,7 +254,7 @@ class Cloud:
                     if scoped.warning.code not in _NO_WARNINGS:
                         unseen[scope] = scoped.warning.message or scoped.warning.code
                 for each in getattr(page, "unreachables", ()):
-                    # As a URL, or as the scope's name.
+                    # A URL, or the scope's name.
                     scope = "/".join(each.rsplit("/", 2)[-2:])
                     unseen.setdefault(scope, page.warning.message or "UNREACHABLE")
         said = (f"{scope} does not answer ({one_line(why)})" for scope, why in unseen.items())
@@ -278,8 +276,8 @@ class Cloud:
         return str(items[0].value) if items else None
 
     def serial(self, zone: str, vm: str, start: int) -> tuple[str, int]:
-        """What a VM wrote to its serial console from byte `start` on (negative: from the end),
-        and where that ends."""
+        """The output of a VM's serial console from byte `start` on (negative: from the end), and
+        where it ends."""
         request = compute_v1.GetSerialPortOutputInstanceRequest(
             project=self.place.project, zone=zone, instance=vm, port=1, start=start
         )
@@ -290,14 +288,14 @@ class Cloud:
         return str(found.contents), int(found.next_)
 
     def project_metadata(self) -> Mapping[str, str]:
-        """The metadata that every VM of the project sees."""
+        """The metadata that all VMs of the project see."""
         with asked(f"the metadata of project {self.place.project}"):
             client = self._client(compute_v1.ProjectsClient)
             found = client.get(project=self.place.project, retry=RETRY, timeout=TIMEOUT)
         return pairs(found.common_instance_metadata)
 
     def zone_metadata(self, zone: str) -> Mapping[str, str]:
-        """The metadata that every VM of a zone sees (InstanceSettings)."""
+        """The metadata that all VMs of a zone see (InstanceSettings)."""
         with asked(f"the instance settings of zone {zone}"):
             client = self._client(compute_v1.InstanceSettingsServiceClient)
             found = client.get(project=self.place.project, zone=zone, retry=RETRY, timeout=TIMEOUT)
@@ -316,21 +314,21 @@ class Cloud:
         )
 
     def global_templates(self) -> Listed:
-        """The instance templates that belong to no region."""
+        """The instance templates outside any region."""
         client = self._client(compute_v1.InstanceTemplatesClient)
         with asked("the instance templates"):
             listed = client.list(project=self.place.project, retry=RETRY, timeout=TIMEOUT)
             return Listed(items=tuple(("global", each) for each in listed))
 
     def machine_images(self) -> Listed:
-        """The machine images: each holds the metadata of the VM that it was taken of."""
+        """The machine images: each has the metadata of the VM that it was taken of."""
         with asked("the machine images"):
             client = self._client(compute_v1.MachineImagesClient)
             listed = client.list(project=self.place.project, retry=RETRY, timeout=TIMEOUT)
             return Listed(items=tuple(("global", each) for each in listed))
 
     def instance_groups(self) -> Listed:
-        """The managed instance groups: they can give metadata to all VMs."""
+        """The managed instance groups: one can give metadata to all of its VMs."""
         return self._everywhere(
             "the managed instance groups",
             self._client(compute_v1.InstanceGroupManagersClient),
@@ -341,21 +339,21 @@ class Cloud:
     # Changing
 
     def stop(self, zone: str, vm: str) -> None:
-        """Shut a VM down, as its power button would; returns when it is off."""
+        """Shut a VM down as its power button would; return when it is off."""
         self._do("stop", zone, vm, self._instances.stop_unary)
 
     def start(self, zone: str, vm: str) -> None:
-        """Power a VM on; returns when it is."""
+        """Power a VM on; return when it is on."""
         self._do("start", zone, vm, self._instances.start_unary)
 
     def _do(self, verb: str, zone: str, vm: str, call: Callable[..., Any]) -> None:
         where = {"project": self.place.project, "zone": zone}
         what = f"{verb} {vm}"
         with asked(what):
-            # Not `.result()` of the plain method: it polls Google whatever the endpoint is.
+            # `.result()` of the plain method polls Google, whatever the endpoint is.
             operation = call(**where, instance=vm, retry=None, timeout=TIMEOUT)
             while operation.status != compute_v1.Operation.Status.DONE:
-                # It comes back after two minutes at the latest, done or not.
+                # A wait returns after two minutes at the latest, done or not.
                 operation = self._operations.wait(
                     **where, operation=operation.name, retry=RETRY, timeout=TIMEOUT + 120
                 )
@@ -368,7 +366,7 @@ class Cloud:
     # Objects
 
     def objects(self, bucket: str, prefix: str) -> Mapping[str, int]:
-        """The names of a bucket's objects that start with `prefix`, and their generations."""
+        """Name -> generation of a bucket's objects that start with `prefix`."""
         with asked(f"the objects {prefix}* in bucket {bucket}"):
             listed = self._storage.list_blobs(
                 bucket,
@@ -380,9 +378,9 @@ class Cloud:
             return {each.name: int(each.generation) for each in listed}
 
     def read(self, bucket: str, name: str) -> BucketObject:
-        """An object with its generation."""
+        """An object and its generation."""
         blob = self._storage.bucket(bucket).blob(name)
-        # Between the two questions somebody may write: then the second finds another generation.
+        # Somebody may write between the two requests: then the second finds another generation.
         for _ in range(5):
             try:
                 with asked(f"the object {name} in bucket {bucket}"):
@@ -398,12 +396,12 @@ class Cloud:
             except ClashError:
                 continue
             return BucketObject(data=data, generation=generation)
-        raise ClashError(f"the object {name} in bucket {bucket} changes all the time; try again")
+        raise ClashError(f"the object {name} in bucket {bucket} keeps changing; try again")
 
     def write(self, bucket: str, name: str, data: bytes, *, generation: int) -> int:
-        """Write an object where it still has `generation` (0: is not there); its new generation.
+        """Write an object if it still has `generation` (0: is not there); its new generation.
 
-        ClashError where it has another one.
+        ClashError if it has another one.
         """
         blob = self._storage.bucket(bucket).blob(name)
         with asked(f"the object {name} in bucket {bucket}"):
@@ -412,17 +410,17 @@ class Cloud:
                 content_type="application/json",
                 if_generation_match=generation,
                 timeout=TIMEOUT,
-                # Repeated blindly, a write that had succeeded would look like a clash.
+                # A blind repeat of a write that succeeded would look like a clash.
                 retry=None,
             )
         return int(blob.generation)
 
-    # What has no client among the requirements
+    # APIs without a client among the requirements
 
     def call(
         self, method: str, url: str, what: str, body: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
-        """Ask an API that speaks JSON; its answer."""
+        """The answer of a JSON API."""
         with asked(what):
             got = self._session.request(method, url, json=body, timeout=TIMEOUT)
         try:
@@ -436,8 +434,8 @@ class Cloud:
         return found
 
     def forward(self, zone: str, vm: str, port: int) -> int:
-        """The port of this machine that leads to a port of a VM, where the cloud is on this
-        machine; MissingError where nobody is behind it."""
+        """The local port that leads to a port of a VM of a cloud on this machine. MissingError
+        where nothing listens on it."""
         path = f"/lab/projects/{self.place.project}/zones/{zone}/instances/{quote(vm)}/forward"
         url = f"{self.place.compute}{path}"
         return int(self.call("POST", url, f"port {port} of {vm}", {"port": port})["port"])

@@ -1,6 +1,6 @@
-"""Holds that somebody may have forgotten: no plan that is under way will end them.
+"""Alerts on VMs that are held and that no open plan will start again: somebody may have forgotten.
 
-What a VM says tells that it is held, and the fleet's bucket who ordered it.
+The status says that a VM is held, the order in the fleet's bucket says by whom.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from ops.plan import VmInPlan
 
 
 def alerts(cloud: Cloud, fleet: Fleet) -> dict[str, str]:
-    """A sentence, under `VM/held`, for each VM that is held and not by a plan that is open. The
-    bucket is asked only where a VM says that it is held; what it does not tell is in the sentence.
-    """
+    """`VM/held` -> a sentence, for each VM that is held and not by an open plan. The bucket is
+    read for held VMs only."""
     found: dict[str, str] = {}
     for vm in fleet.vms:
         if vm.speaks and vm.status.flag("orders.hold"):
             try:
                 text = _held(cloud, vm)
             except OpsError as error:
-                text = f"it is held, and by whom is not to be read: {error}"
+                text = f"it is held, and nobody can tell by whom: {error}"
             if text:
                 found[f"{vm.name}/held"] = text
     return found
 
 
 def _held(cloud: Cloud, vm: Vm) -> str:
-    """Who holds a VM, "" where a plan does, or where it has not read yet that nobody does."""
+    """By whom a VM is held, as a sentence. "" where a plan holds it, or where the order has ended
+    and the VM has not read that yet."""
     bucket = vm.instance.spec.text("bucket")
     seen = VmInPlan(vm=vm, order=OrdersBucket(cloud=cloud, bucket=bucket, by="").read(vm.name))
     if seen.holds_itself:
@@ -42,6 +42,6 @@ def _held(cloud: Cloud, vm: Vm) -> str:
         return ""
     by, at = seen.order.doc.text("by"), seen.order.doc.text("at")
     return (
-        f"it is held by an order of {by or 'somebody'} ({at or 'at no time known'}): "
+        f"it is held by an order of {by or 'somebody'} ({at or 'time unknown'}): "
         f"`ops undrain {vm.name}` ends that"
     )

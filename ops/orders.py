@@ -1,7 +1,7 @@
 """Orders: objects `orders/VM.json` in the fleet's bucket (docs/CONTRACT.md, "Orders").
 
-An object says what is to be. A change of one is made on the generation that was read, and made
-again on the newer one where somebody else wrote meanwhile: two operators' orders both count.
+A change is written on the generation that was read. Where somebody else wrote meanwhile, it is made
+again on the newer one, so that two operators' orders both count.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ BANNER_LIMIT: Final = 200  # characters (docs/CONTRACT.md)
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """What is ordered of a VM, and the generation of the object that says so (0: there is none)."""
+    """The order of a VM."""
 
     content: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     generation: int = 0
+    """The object's generation; 0: there is no order."""
 
     @property
     def doc(self) -> Doc:
@@ -39,30 +40,30 @@ class Order:
 
     @property
     def hold(self) -> bool:
-        """Is the VM to be at no agent?"""
+        """Whether the VM is to run no agent."""
         return self.doc.flag("hold")
 
 
 def name(vm: str) -> str:
-    """The object of a VM's orders."""
+    """The name of a VM's order object."""
     return f"{FOLDER}{vm}.json"
 
 
 def now() -> str:
-    """The time, in UTC, for `at`."""
+    """The time in UTC, for the field `at`."""
     return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def new_id(what: str) -> str:
-    """An ID that was not given before, of the form that a restart has to have."""
+    """A new ID, in the form that the field `restart` has to have."""
     found = f"{what}-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
     assert _ID.fullmatch(found)
     return found
 
 
 def changed(before: Order, changes: Mapping[str, Any], *, by: str) -> bytes | None:
-    """The object's new text: `changes` made, None taking a field away; None where it says all
-    that already."""
+    """The order's new text with `changes` made (None removes a field). None where nothing
+    changes."""
     after = {key: value for key, value in before.content.items() if key not in changes}
     after |= {key: value for key, value in changes.items() if value is not None}
     meant = {key for key in {**before.content, **after} if key not in ("by", "at")}
@@ -74,14 +75,15 @@ def changed(before: Order, changes: Mapping[str, Any], *, by: str) -> bytes | No
 
 @dataclass(frozen=True, kw_only=True)
 class OrdersBucket:
-    """The orders in one bucket; `by` is who gives them."""
+    """The orders in one bucket."""
 
     cloud: Cloud
     bucket: str
     by: str
+    """The name that new orders carry."""
 
     def read(self, vm: str) -> Order:
-        """What is ordered of a VM. OpsError where the object is none that this command wrote."""
+        """The order of a VM. OpsError where the object is not an order of this schema."""
         found = self.cloud.read(self.bucket, name(vm))
         if not found.generation:
             return Order()
@@ -98,8 +100,7 @@ class OrdersBucket:
         return Order(content=content, generation=found.generation)
 
     def give(self, vm: str, changes: Mapping[str, Any]) -> Order:
-        """Change what is ordered of a VM; what then is. ClashError where others write all the
-        time."""
+        """Change the order of a VM; the new order. ClashError where others keep writing."""
         banner = changes.get("banner")
         if isinstance(banner, str) and (len(banner) > BANNER_LIMIT or not banner.isprintable()):
             raise UsageError(f"a banner is one line of {BANNER_LIMIT} characters at most")
@@ -115,4 +116,4 @@ class OrdersBucket:
             except ClashError:
                 continue
             return Order(content=json.loads(data), generation=generation)
-        raise ClashError(f"gs://{self.bucket}/{name(vm)} is changed by others all the time")
+        raise ClashError(f"gs://{self.bucket}/{name(vm)}: others keep changing it")

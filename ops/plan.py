@@ -1,9 +1,8 @@
-"""A restart or a reboot of many VMs, as a plan that anybody can go on with. Pure.
+"""The plan of a restart or a reboot of many VMs, and its next move. Pure.
 
-What is done is read off the fleet: its orders and what its VMs say. Only what cannot be read there
-is kept, in an object beside the orders, `orders/_plan.json`: which VMs, in which order, why, and
-how each VM's boot was called before. So a command that was interrupted, on whatever machine, is
-gone on with from any other; and since that object is changed on its generation, by one at a time.
+The fleet's orders and statuses say what is done. The rest is kept beside the orders, in
+`orders/_plan.json`: which VMs, in which order, and the boot ID that each had before. So any machine
+can continue an interrupted plan, and the object's generation lets only one do so at a time.
 """
 
 from __future__ import annotations
@@ -27,53 +26,58 @@ DRAIN: Final = "drain"
 RENDEZVOUS: Final = "rendezvous"
 START: Final = "start"
 VERIFY: Final = "verify"
-# A reboot has this one: VM by VM.
+# The step of a reboot: VM by VM.
 EACH: Final = "each"
 DONE: Final = "done"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RestartPlan:
-    """`vms` in the order in which they are started (the smallest first); `rendezvous` is its VM's
-    name where it is to be restarted too, `clean` without what it knows. `held` are the VMs that
-    this plan itself has drained: no other hold is its to end."""
+    """A restart or a reboot that has begun."""
 
     id: str
     kind: str
     vms: tuple[str, ...]
+    """In the order in which they start: the smallest first."""
     rendezvous: str = ""
+    """The VM of the rendezvous, where it is restarted too."""
     clean: bool = False
+    """Start the rendezvous with an empty registry."""
     step: str = DRAIN
     boots: Mapping[str, str] = field(default_factory=dict)
+    """VM -> its boot ID before its reboot."""
     held: tuple[str, ...] = ()
+    """VMs that this plan has drained. It ends no other hold."""
     done: tuple[str, ...] = ()
+    """VMs that were rebooted."""
     silences: tuple[str, ...] = ()
+    """Snoozes of Cloud Monitoring that this plan has begun."""
     by: str = ""
     at: str = ""
 
     @property
     def is_over(self) -> bool:
-        """Is there nothing left to be done?"""
+        """Whether nothing is left to do."""
         return self.step == DONE
 
     @property
     def everyone(self) -> tuple[str, ...]:
-        """The VMs that this plan is about, its rendezvous last."""
+        """All VMs of the plan, the rendezvous last."""
         return (*self.vms, self.rendezvous) if self.rendezvous else self.vms
 
     @property
     def open(self) -> tuple[str, ...]:
-        """The VMs that this plan has begun to reboot, and that are not back: they may be off."""
+        """VMs whose reboot has begun and is not done: they may be off."""
         return tuple(name for name in self.boots if name not in self.done)
 
     def encode(self) -> bytes:
-        """As an object's text."""
+        """The object's text."""
         return json.dumps({"schema": SCHEMA, **asdict(self)}, sort_keys=True, indent=1).encode()
 
 
 def decode(data: bytes) -> RestartPlan | None:
-    """The plan in an object's text; None where there is none. OpsError where it is another
-    version's."""
+    """The plan in the object's text; None where there is none. OpsError where it is of another
+    version."""
     if not data:
         return None
     try:
@@ -94,14 +98,14 @@ def decode(data: bytes) -> RestartPlan | None:
 
 @dataclass(frozen=True, kw_only=True)
 class VmInPlan:
-    """A VM, and what is ordered of it."""
+    """A VM and its order."""
 
     vm: Vm
     order: Order
 
     @property
     def heeds(self) -> bool:
-        """Has the VM read the orders that there are now?"""
+        """Whether the VM has read its newest order."""
         return (
             self.vm.speaks
             and (self.vm.status.number("orders.generation") or 0) == self.order.generation
@@ -109,7 +113,7 @@ class VmInPlan:
 
     @property
     def phase(self) -> str:
-        """What the VM says it is at, "" where it says nothing."""
+        """The phase in the VM's status; "" where it does not speak."""
         return self.vm.status.text("phase") if self.vm.speaks else ""
 
     @property
@@ -119,34 +123,34 @@ class VmInPlan:
 
     @property
     def undrained(self) -> int | None:
-        """Agents that a drain still has to end; None where nobody knows."""
+        """Agents that a drain still has to stop; None: not known."""
         return self.agents if self.vm.speaks else None
 
     @property
     def unfilled(self) -> int | None:
-        """Agents that still have to come up; None where nobody knows."""
+        """Agents that still have to start; None: not known."""
         running = self.vm.count("running")
         return None if running is None else max(0, self.vm.wanted - running)
 
     @property
     def holds_itself(self) -> bool:
-        """Is the VM held on itself (`pilot-node drain`), where no order of the bucket says so?"""
+        """Whether `pilot-node drain` on the VM holds it, and no order in the bucket."""
         return self.heeds and not self.order.hold and self.vm.status.flag("orders.hold")
 
     @property
     def is_empty(self) -> bool:
-        """Is the VM held, and without a single agent (or its registry stopped)?"""
+        """Whether the VM is held and runs no agent (or no registry)."""
         return self.heeds and self.phase == "held" and self.agents == 0
 
     @property
     def is_whole(self) -> bool:
-        """Does all run that should, by the orders that there are?"""
+        """Whether everything runs that should by spec and order."""
         return self.heeds and self.phase == ("whole" if self.vm.is_swarm else "serving")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Give:
-    """Order this of a VM."""
+    """Change the order of a VM."""
 
     vm: str
     changes: Mapping[str, Any]
@@ -155,11 +159,12 @@ class Give:
 
 @dataclass(frozen=True, kw_only=True)
 class Await:
-    """There is nothing to do but to wait; `left` counts down where it is known."""
+    """Nothing to do but wait."""
 
     vm: str
     what: str
     left: int | None = None
+    """Counts down; None: not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,10 +177,11 @@ class Power:
 
 @dataclass(frozen=True, kw_only=True)
 class Go:
-    """Go on with this plan: keep it, then look again. `why` is "" where nobody need know."""
+    """Keep this plan, then look again."""
 
     plan: RestartPlan
     why: str = ""
+    """A line for the operator; "" for none."""
 
 
 Move = Give | Await | Power | Go
@@ -183,12 +189,14 @@ Move = Give | Await | Power | Go
 
 @dataclass(frozen=True, kw_only=True)
 class Totals:
-    """What the registry counts online (None: nobody says) and what runs; `rendezvous` is the VM
-    that counts, "" where there is none."""
+    """Agents of the whole fleet."""
 
     online: int | None
+    """By the registry's count; None: not known."""
     running: int
+    """By the VMs' statuses."""
     rendezvous: str = ""
+    """The VM of the registry; "" where there is none."""
 
 
 def decide(plan: RestartPlan, seen: Mapping[str, VmInPlan], totals: Totals) -> Move:
@@ -217,12 +225,12 @@ def _drain_all(plan: RestartPlan, seen: Mapping[str, VmInPlan], _: Totals) -> Mo
 
 
 def _drain(plan: RestartPlan, one: VmInPlan) -> Move | None:
-    """None once the VM is empty (one that is off has nothing to drain)."""
+    """None once the VM is empty, or where it is off."""
     name = one.vm.name
     if not one.vm.instance.is_on:
         return None
     if not one.order.hold:
-        # Kept first: a hold that nobody knows to be the plan's would never be ended.
+        # Keep this first: the plan would never end a hold that it does not know as its own.
         if name not in plan.held:
             return Go(plan=replace(plan, held=(*plan.held, name)))
         return Give(vm=name, changes={"hold": True}, why="drain")
@@ -234,7 +242,7 @@ def _drain(plan: RestartPlan, one: VmInPlan) -> Move | None:
 def _restart_rendezvous(plan: RestartPlan, seen: Mapping[str, VmInPlan], _: Totals) -> Move:
     one = seen[plan.rendezvous]
     if one.order.doc.text("restart") != plan.id:
-        # It saves its registry before it stops: pilot-node sees to that.
+        # pilot-node saves the registry before it stops.
         changes = {"restart": plan.id, "clean": True if plan.clean else None}
         return Give(vm=plan.rendezvous, changes=changes, why="restart")
     if not (one.is_whole and one.vm.status.text("orders.restart") == plan.id):
@@ -254,13 +262,13 @@ def _start_all(plan: RestartPlan, seen: Mapping[str, VmInPlan], _: Totals) -> Mo
 
 
 def _fill(plan: RestartPlan, one: VmInPlan) -> Move | None:
-    """None once the VM is whole, or is held by somebody else than this plan."""
+    """None once the VM is whole, or where somebody else holds it."""
     name = one.vm.name
     if one.order.hold:
         is_ours = name in plan.held
         return Give(vm=name, changes={"hold": None}, why="start") if is_ours else None
     if name in plan.held:
-        # From now on a hold is somebody else's.
+        # A hold from now on is somebody else's.
         return Go(plan=replace(plan, held=tuple(each for each in plan.held if each != name)))
     if one.is_whole:
         return None
@@ -294,7 +302,7 @@ def _reboot(plan: RestartPlan, one: VmInPlan) -> Move:
         return Go(plan=replace(plan, boots=boots, held=held), why=f"{name} is the next")
     if one.vm.instance.state == "TERMINATED":
         return Power(vm=name, verb="start")
-    # What an earlier boot left behind says nothing of this one: `_drain` waits for the VM's word.
+    # A status of an earlier boot says nothing of this one: `_drain` waits for the VM's word.
     if one.vm.status.text("boot") == before:
         return _drain(plan, one) or _stop(one)
     how = "held by somebody else" if one.order.hold else "whole"
@@ -309,7 +317,7 @@ def _stop(one: VmInPlan) -> Move:
 
 
 def obstacles(plan: RestartPlan, seen: Mapping[str, VmInPlan]) -> Iterator[str]:
-    """Why a plan cannot begin, a sentence each."""
+    """Sentences: why a plan cannot begin."""
     for name in plan.everyone:
         one = seen[name]
         out = "leave it out (--without)" if name in plan.vms else "do without --rendezvous"
@@ -338,13 +346,13 @@ def obstacles(plan: RestartPlan, seen: Mapping[str, VmInPlan]) -> Iterator[str]:
 def doubts(
     plan: RestartPlan, seen: Mapping[str, VmInPlan], registry: RegistryCounts
 ) -> Iterator[str]:
-    """Why a plan, once begun, might not end; a sentence each. Who knows better may insist."""
+    """Sentences: why a plan might not end once it has begun. --insist passes over them."""
     swarm = [seen[name].vm for name in plan.vms if seen[name].vm.is_swarm]
     for vm in swarm:
         if failed := vm.count("failed"):
             yield (
                 f"{vm.name}: {failed} agents fail (`ops status` says why), so it would not be "
-                "whole after it either: mend that first, leave it out (--without), or --insist"
+                "whole afterwards either: mend that first, leave it out (--without), or --insist"
             )
     if swarm and registry.online is None and not plan.rendezvous:
         restart = "restart it too (--rendezvous), " if plan.kind == RESTART else ""

@@ -1,8 +1,8 @@
-"""What Google's refusals mean, as a sentence and as the kind of error to go on with. Pure.
+"""Turns Google's refusals into errors with a sentence. Pure.
 
-The HTTP status alone does not say: a 403 is a missing right, a used-up quota or an API that is off,
-a 412 is somebody else's write or an organisation policy. So Google's words for machines decide
-(`errors[].reason`, `details[]`, `status`), and its words for people where there are no others.
+The HTTP status alone does not tell: a 403 is a missing right, a used-up quota or an API that is
+off, a 412 is somebody else's write or an organisation policy. So the fields for machines decide
+(`errors[].reason`, `details[]`, `status`), and the message where they are empty.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _POLICY: Final = {"orgpolicyconstraintfailed", "orgpolicyviolation", "customorgp
 _PERIMETER: Final = {"securitypolicyviolated", "vpcservicecontrols"}
 _SCOPE: Final = {"accesstokenscopeinsufficient"}
 _NOT_READY: Final = {"resourcenotready"}
-# Kinds of `details` that say nothing by being there.
+# Kinds of `details` that are no reason.
 _SHAPES: Final = {
     "errorinfo",
     "help",
@@ -60,7 +60,7 @@ _SHAPES: Final = {
     "none",
 }
 _PRECONDITION: Final = {"conditionnotmet", "failedprecondition"}
-# With none but these, a 403 has said nothing but that it is one: then its words for people decide.
+# With no reason but these, the message of a 403 decides.
 _VAGUE: Final = {"forbidden", "permissiondenied"}
 _NO_ROOM: Final = re.compile(r"poolexhausted|stockout|insufficientcapacity")
 
@@ -76,7 +76,7 @@ _RIGHT: Final = re.compile(
     r"(?<![/.\w])((?:compute|storage|monitoring|iam|resourcemanager|serviceusage|secretmanager|iap|orgpolicy)"
     r"\.(?!googleapis\.)[A-Za-z.]+[A-Za-z])\b"
 )
-# What the clients put before Google's own words.
+# Clients put the request before Google's message.
 _REQUEST: Final = re.compile(r"^(?:GET|POST|PUT|PATCH|DELETE) \S+: ")
 _ROLES: Final = (
     (re.compile(r"compute\..*\.(start|stop|reset)$"), "the role pilotFleetOperator (order)"),
@@ -87,20 +87,21 @@ _ROLES: Final = (
     (re.compile(r"monitoring\."), "roles/monitoring.viewer (look)"),
     (re.compile(r"serviceusage\.services\.use$"), "roles/serviceusage.serviceUsageConsumer"),
 )
-"""Who has which right, by docs/ACCESS.md; the first that matches."""
+"""Right -> the role of docs/ACCESS.md that has it; the first match counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Refusal:
-    """A refusal of Google's: the HTTP status, its words for people, and its words for machines.
-
-    `reasons` are in lower case without `_`; `facts` is what ErrorInfo knows more (`permission`,
-    `service`, `consumer`); all of them may be empty."""
+    """A refusal of Google's. All but the code may be empty."""
 
     code: int
+    """The HTTP status."""
     message: str
+    """For people."""
     reasons: frozenset[str] = frozenset()
+    """For machines; in lower case, without `_`."""
     facts: Mapping[str, str] = field(default_factory=dict)
+    """The metadata of ErrorInfo: `permission`, `service`, `consumer`."""
 
     @property
     def _is_vague(self) -> bool:
@@ -108,28 +109,28 @@ class Refusal:
 
     @property
     def is_rate(self) -> bool:
-        """Too many requests in a short time: in a minute there may be as many again."""
+        """Too many requests in a short time; a minute's wait helps."""
         if self.code == 429 or self.reasons & _RATE:
             return True
         return self._is_vague and bool(_SAYS_RATE.search(self.message))
 
     @property
     def is_quota(self) -> bool:
-        """A quota that is used up, and does not come back by waiting for a minute."""
+        """A quota is used up; a minute's wait does not help."""
         if self.reasons & _QUOTA:
             return True
         return self._is_vague and bool(_SAYS_QUOTA.search(self.message))
 
     @property
     def is_off(self) -> bool:
-        """The API is not switched on in the project."""
+        """The API is off in the project."""
         if self.reasons & _OFF:
             return True
         return self._is_vague and bool(_SAYS_OFF.search(self.message))
 
     @property
     def is_perimeter(self) -> bool:
-        """VPC Service Controls do not let the request through."""
+        """VPC Service Controls block the request."""
         return bool(self.reasons & _PERIMETER or _SAYS_PERIMETER.search(self.message))
 
     @property
@@ -139,23 +140,24 @@ class Refusal:
 
     @property
     def is_full(self) -> bool:
-        """The zone has no machine left of the kind that is asked for."""
+        """The zone has no such machine free."""
         return any(map(_NO_ROOM.search, self.reasons))
 
     @property
     def constraint(self) -> str | None:
-        """The organisation policy that forbids it; "" where Google does not say which."""
+        """The organisation policy that forbids it; "" where Google does not name it, None where
+        none does."""
         texts = (*self.facts.values(), self.message)
         named = next(filter(None, map(_CONSTRAINT.search, texts)), None)
         if self.reasons & _POLICY:
             return named[0] if named else ""
-        # Who lacks the right to read a policy is told its name too.
+        # A refusal to read a policy names it too, and a missing right.
         is_about = self.code in (400, 403, 409, 412) and not self.right
         return named[0] if named and is_about else None
 
     @property
     def right(self) -> str:
-        """The right that is missing, as Google names it; "" where it does not."""
+        """The missing right, as Google names it; "" where it does not."""
         if "userprojectdenied" in self.reasons:
             return "serviceusage.services.use"
         found = _RIGHT.search(self.message)
@@ -163,20 +165,20 @@ class Refusal:
 
     @property
     def service(self) -> str:
-        """The API that it is about (`compute.googleapis.com`), or ""."""
+        """The API (`compute.googleapis.com`), or ""."""
         found = _SERVICE.search(self.message)
         return self.facts.get("service", "") or (found[1] if found else "")
 
     @property
     def project(self) -> str:
-        """The project whose API it is: a number or a name, or ""."""
+        """The project of the API, a number or a name, or ""."""
         found = _PROJECT.search(self.message)
         consumer = self.facts.get("consumer", "").removeprefix("projects/")
         return consumer or (found[1] if found else "")
 
 
 def answer(code: int, body: Any, message: str = "") -> Refusal:
-    """An answer's body, of any shape; `message` where the body has none."""
+    """The refusal in an answer's body, of any shape. `message` stands in for the body's."""
     error = body.get("error") if isinstance(body, Mapping) else None
     error = error if isinstance(error, Mapping) else {}
     words = {_word(error.get("status"))}
@@ -199,7 +201,7 @@ def answer(code: int, body: Any, message: str = "") -> Refusal:
 
 
 def refusal(what: str, found: Refusal) -> OpsError:
-    """The error for an answer to `what`, which was asked."""
+    """The error to raise for this refusal of `what`."""
     if text := _forbidden(found):
         kind: type[OpsError] = DeniedError
     elif text := _not_now(found):
@@ -210,7 +212,7 @@ def refusal(what: str, found: Refusal) -> OpsError:
 
 
 def _forbidden(found: Refusal) -> str:
-    """Why it is refused until somebody changes something at Google; "" where that is not why."""
+    """The sentence where somebody has to change something at Google first; "" elsewhere."""
     said = f"({found.message})"
     text = ""
     if (constraint := found.constraint) is not None:
@@ -227,7 +229,7 @@ def _forbidden(found: Refusal) -> str:
     elif found.is_perimeter:
         text = (
             f"VPC Service Controls do not let it through {said}: ask from inside the perimeter, "
-            "or have an access level given to you"
+            "or get an access level"
         )
     elif found.lacks_scope:
         text = f"your login lacks the scope cloud-platform: {LOGIN}"
@@ -237,7 +239,7 @@ def _forbidden(found: Refusal) -> str:
 
 
 def _not_now(found: Refusal) -> str:
-    """Why it is refused for now; "" where that is not why."""
+    """The sentence where a later try may succeed; "" elsewhere."""
     said = f"({found.message})"
     text = ""
     if found.is_rate:
@@ -252,9 +254,9 @@ def _not_now(found: Refusal) -> str:
 
 
 def _by_code(found: Refusal) -> tuple[type[OpsError], str]:
-    """What the HTTP status says, where Google says no more."""
+    """The error by the HTTP status, where Google says no more."""
     code, said = found.code, f"({found.message})"
-    # Of a 412 Google may say more: a retention policy is nobody's write.
+    # A 412 with another reason, as a retention policy's, is nobody's write.
     is_clash = code == 409 or (code == 412 and found.reasons <= _PRECONDITION)
     kind, text = OpsError, f"{code} {said}"
     if code == 403:
@@ -279,7 +281,7 @@ def _denied(found: Refusal) -> str:
 
 
 def one_line(text: str) -> str:
-    """A stranger's text as one line, in which no sequence reaches a terminal."""
+    """Untrusted text as one line, without escape sequences for a terminal."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 

@@ -1,4 +1,4 @@
-"""Rolls of a release across VMs: what each is at, and who is next. Pure."""
+"""Rolls of a release: how far each VM is. Pure."""
 
 from __future__ import annotations
 
@@ -17,28 +17,32 @@ from ops.sheet import Column, Line, Sheet
 
 @dataclass(frozen=True, kw_only=True)
 class VmRoll:
-    """The roll of a VM: `sha256` is the release in question: the one that waits, rolls or was
-    halted, or else the declared one where it is not the accepted one. "" where all is done."""
+    """The roll of a VM."""
 
     vm: str
     state: str
     version: str
     sha256: str
+    """The release that waits, rolls or halted; else the declared one where it is not accepted yet.
+    "" where nothing is left to roll."""
     accepted: str
+    """The version that is accepted."""
     done: int | None
     of: int | None
     reason: str
+    """Why it halted or was rejected."""
     is_rejected: bool
     problem: str
+    """Why the VM does not speak."""
 
     @property
     def is_open(self) -> bool:
-        """Is there something that could still be rolled?"""
+        """Whether something is left to roll."""
         return bool(self.sha256)
 
     @property
     def is_bad(self) -> bool:
-        """Does it want somebody's decision, or does nobody know?"""
+        """Whether it needs a decision, or is not known."""
         return self.state in ("halted", "waiting") or self.is_rejected or bool(self.problem)
 
 
@@ -51,7 +55,7 @@ def roll(vm: Vm) -> VmRoll:
     declared = vm.instance.spec.text(f"release.{binary}.sha256")
     accepted = status.text("release.sha256")
     if state in ("", "none") or not sha256:
-        # A spec without a binary (a plan's, where nobody has one) asks for none.
+        # A spec without a binary (of a preview that has none) wants none.
         is_there = declared in ("", accepted)
         sha256 = "" if is_there else declared
         version = "" if is_there else vm.instance.spec.text("release.version")
@@ -73,14 +77,14 @@ def roll(vm: Vm) -> VmRoll:
 
 
 def rolls(fleet: Fleet) -> list[VmRoll]:
-    """Those of the rendezvous, whose own is a roll of one process, and of all swarm VMs, the
-    smallest first."""
+    """The roll of the rendezvous, which is of one process, and those of the swarm VMs, the smallest
+    first."""
     rendezvous = [fleet.rendezvous] if fleet.rendezvous else []
     return [roll(vm) for vm in (*rendezvous, *fleet.swarm)]
 
 
 def arrived(seen: VmInPlan, sha256: str) -> bool:
-    """Has the VM accepted this release? StuckError where its roll halted."""
+    """Whether the VM has accepted this release. StuckError where its roll halted."""
     found = roll(seen.vm)
     if not seen.heeds:
         return False
@@ -93,7 +97,7 @@ def arrived(seen: VmInPlan, sha256: str) -> bool:
 
 
 def ended(seen: VmInPlan) -> bool:
-    """Is the VM's roll over, so that it is on what it accepted?"""
+    """Whether the VM's roll is over, so that it runs what it accepted."""
     return seen.heeds and roll(seen.vm).state in ("none", "halted")
 
 
@@ -108,7 +112,7 @@ _COLUMNS: Final = tuple(
 
 
 def render(found: list[VmRoll]) -> RenderableType:
-    """As people see it."""
+    """The table for people."""
     lines = []
     for each in found:
         progress = "" if not each.of else f"{each.done} of {each.of}"

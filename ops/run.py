@@ -1,4 +1,4 @@
-"""Carries plans and orders out, and waits for what they bring about."""
+"""Carries out plans and orders, and waits for their effect."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ POLL: Final = 3.0
 """Seconds between two looks; a VM publishes what changed at most every 5 s."""
 LIMIT: Final = 300.0
 """Seconds without progress after which a wait is given up (the blog's five minutes)."""
-# More than that a silence is not left to end by itself.
+# The longest silence. A command that is killed leaves it to end by itself.
 _MOST_SILENCE: Final = timedelta(hours=24)
 
-# Where a VM is that will be TERMINATED by itself.
+# States that end in TERMINATED by themselves.
 _GOING_OFF: Final = ("PENDING_STOP", "STOPPING")
 
 Say = Callable[[str], None]
@@ -43,16 +43,16 @@ T = TypeVar("T")
 
 
 class Progress:
-    """Shows how far a wait is; this one shows nothing."""
+    """Shows how far a wait has come. This one shows nothing."""
 
     def shown(self, waiting: Await | None) -> None:
-        """The wait that is on, None for none."""
+        """Show this wait; None: no wait is on."""
 
 
 @dataclass(kw_only=True)
 class _Nearest:
-    """How near each of those that are waited for has come. Only who comes nearer than ever has
-    made progress: one that flaps has not."""
+    """How near each VM has come to the end of a wait. Only a new best is progress, so a VM that
+    flaps makes none."""
 
     clock: Callable[[], float]
     since: float = 0.0
@@ -62,7 +62,7 @@ class _Nearest:
         self.since = self.clock()
 
     def saw(self, who: str, left: int | None) -> bool:
-        """Is `who` new? `left` is None where it is not known."""
+        """Note what is left of `who` (None: not known). True where `who` is new."""
         is_new = who not in self._left
         found = math.inf if left is None else left
         if is_new or found < self._left[who]:
@@ -77,18 +77,21 @@ class _Nearest:
 
 @dataclass(kw_only=True)
 class Runner:
-    """`say` gets a line an event, `pause` waits so many seconds, `limit` is in seconds."""
+    """Carries out plans and orders of one fleet."""
 
     cloud: Cloud
     orders: OrdersBucket
     fleet: str
     dashboard: str
     say: Say
+    """Gets a line per event."""
     progress: Progress = field(default_factory=Progress)
     pause: Callable[[float], None] = time.sleep
     clock: Callable[[], float] = time.monotonic
     limit: float = LIMIT
+    """Seconds without progress, or without an answer, after which a wait is given up."""
     poll: float = POLL
+    """Seconds between two looks."""
     _known: dict[str, Order] = field(default_factory=dict)
     _unanswered: set[str] = field(default_factory=set)
 
@@ -99,7 +102,7 @@ class Runner:
         return fleets.read(self.cloud, fleet=self.fleet, dashboard=self.dashboard, only=only)
 
     def see(self, found: Fleet, vms: Iterable[str]) -> dict[str, VmInPlan]:
-        """VMs and what is ordered of them; one request, and one for each order that changed."""
+        """VMs with their orders. One request, and one per order that changed."""
         there = self.cloud.objects(self.orders.bucket, FOLDER)
         known = {each.name: each for each in found.vms}
         seen: dict[str, VmInPlan] = {}
@@ -120,15 +123,14 @@ class Runner:
             found = self.look(only)
             seen = self.see(found, vms)
             if found.unseen and (lost := [vm for vm in vms if vm not in seen]):
-                # Not gone: their zone is not seen.
+                # They are not gone: their zone did not answer.
                 raise UnreachableError(f"{', '.join(lost)}: {'; '.join(found.unseen)}")
             return found, seen
 
         return self._until_answered(once)
 
     def _until_answered(self, ask: Callable[[], T]) -> T:
-        """What `ask` gives, asked again while it is refused for now, for as long as a wait without
-        progress may be; that is said once."""
+        """Ask until there is an answer, for `limit` seconds at most. Each refusal is said once."""
         since = self.clock()
         while True:
             try:
@@ -138,18 +140,18 @@ class Runner:
                     raise
                 if str(error) not in self._unanswered:
                     self._unanswered.add(str(error))
-                    self.say(f"{error}: it goes on trying")
+                    self.say(f"{error}: trying again")
                 self.pause(self.poll)
 
     # Plans
 
     def plan(self) -> tuple[RestartPlan | None, int]:
-        """The plan that is kept in the bucket, and its generation."""
+        """The plan in the bucket, and its generation."""
         found = self.cloud.read(self.orders.bucket, plans.OBJECT)
         return plans.decode(found.data), found.generation
 
     def keep(self, plan: RestartPlan, generation: int) -> int:
-        """Keep a plan; ClashError where somebody else has gone on with it."""
+        """Write the plan to the bucket; its new generation. ClashError where somebody else has."""
         data, tried = plan.encode(), False
 
         def once() -> int:
@@ -167,12 +169,14 @@ class Runner:
         except ClashError as error:
             raise ClashError(
                 f"somebody else works on this {plan.kind} at the same time: leave it to them, or "
-                "look at `ops status` and go on with --resume"
+                "look at `ops status` and continue with --resume"
             ) from error
 
     def begin(self, plan: RestartPlan, found: Fleet, *, insist: bool = False) -> int:
-        """Keep a new plan; its generation. UsageError where an older one is not over, StuckError
-        where this one cannot be begun; who insists has no doubts."""
+        """Write a new plan to the bucket; its generation. `insist` passes over doubts.
+
+        UsageError where an older plan is not over, StuckError where this one cannot begin.
+        """
         old, generation = self.plan()
         if old is not None and not old.is_over:
             raise UsageError(unfinished(old))
@@ -187,9 +191,9 @@ class Runner:
     def carry_out(
         self, plan: RestartPlan, generation: int, *, banner: str, silence: bool
     ) -> RestartPlan:
-        """Carry a plan out, in silence; the plan as it is then.
+        """Carry out a plan while alerts are silenced; the plan as it is afterwards.
 
-        The silence ends however this ends. UnfinishedError where something does not come about.
+        The silence ends however this ends. UnfinishedError where a wait makes no progress.
         """
         begun, _ = self._look(())
         rendezvous = begun.rendezvous
@@ -212,7 +216,7 @@ class Runner:
         return plan
 
     def _next(self, plan: RestartPlan) -> Give | Go | Power:
-        """The next move that is one; waits until there is."""
+        """Wait until there is something to do; that move."""
         nearest = _Nearest(clock=self.clock)
         try:
             while True:
@@ -227,7 +231,7 @@ class Runner:
                     logs = f" and `ops logs {move.vm}` say" if there else " says"
                     raise UnfinishedError(
                         f"{_waiting(move)}, without progress for {self.limit:.0f} s. Nothing is "
-                        f"lost: `ops status`{logs} why, `ops {plan.kind} --resume` goes on "
+                        f"lost: `ops status`{logs} why, `ops {plan.kind} --resume` continues "
                         f"(--without VM leaves one out), `ops {plan.kind} --abandon` starts again "
                         "what was stopped"
                     )
@@ -243,14 +247,14 @@ class Runner:
         self.say(f"{move.vm}: {'shut down' if move.verb == 'stop' else 'power on'}")
 
         def once() -> None:
-            # Asked again, it may have been done: then only the answer was lost.
+            # The request before may have succeeded, and only its answer was lost.
             instance = self.look(only=[move.vm]).vm(move.vm).instance
             if move.verb == "stop" and instance.is_on:
                 self.cloud.stop(instance.zone, move.vm)
             elif move.verb == "start" and instance.state == "TERMINATED":
                 self.cloud.start(instance.zone, move.vm)
             elif move.verb == "start" and instance.state in _GOING_OFF:
-                # After a start that failed: it is off again in a moment.
+                # A start has failed: the VM is off again in a moment.
                 raise TryLaterError(f"{move.vm} is {instance.state}")
 
         try:
@@ -259,17 +263,19 @@ class Runner:
             raise
         except TryLaterError as error:
             raise UnfinishedError(
-                f"{error}. So it was for {self.limit:.0f} s. Nothing is lost: `ops reboot "
-                "--resume` goes on with it later (--limit SECONDS for longer), `ops reboot "
-                "--abandon` only powers on what is off"
+                f"{error}, for {self.limit:.0f} s now. Nothing is lost: `ops reboot --resume` "
+                "continues later (--limit SECONDS waits longer), `ops reboot --abandon` only "
+                "powers on what is off"
             ) from error
 
     @contextmanager
     def silenced(
         self, plan: RestartPlan, rendezvous: Vm | None, banner: str
     ) -> Iterator[tuple[str, ...]]:
-        """Alerts and dashboard know that this is planned; no banner: nobody is told. Whoever may
-        not silence is told so, and goes on."""
+        """Silence the fleet's alerts and show `banner` on the dashboard meanwhile; "": neither.
+
+        An operator without the right to silence alerts is told so, and the plan goes on.
+        """
         silence = Silence(cloud=self.cloud, fleet=self.fleet)
         begun, said = tuple[str, ...](), ""
         if banner:
@@ -290,7 +296,7 @@ class Runner:
             self._sound(silence, (*plan.silences, *begun), rendezvous if banner else None)
 
     def _sound(self, silence: Silence, begun: Collection[str], rendezvous: Vm | None) -> None:
-        """End the silence, all of it that can be ended."""
+        """End each silence that can be ended, and the banner."""
         wrong: list[str] = []
         for each in begun:
             try:
@@ -308,14 +314,14 @@ class Runner:
             self.say("alerts sound again")
 
     def abandon(self) -> None:
-        """Give a plan up: what it holds or has shut down starts again. UsageError where there is
-        none."""
+        """Give the plan up: start what it holds, power on what it shut down. UsageError where
+        there is none."""
         plan, generation = self.plan()
         if plan is None or plan.is_over:
             raise UsageError("there is nothing unfinished")
         found = self._release(plan, plan.vms)
         if plan.rendezvous and self.orders.read(plan.rendezvous).doc.text("restart") == plan.id:
-            # Where it has not begun it must not: least of all with an empty registry.
+            # A restart that has not begun must not begin, least of all with an empty registry.
             self._give(plan.rendezvous, {"restart": None, "clean": None})
         self.keep(replace(plan, step=plans.DONE), generation)
         silence = Silence(cloud=self.cloud, fleet=self.fleet)
@@ -324,8 +330,8 @@ class Runner:
     def leave_out(
         self, plan: RestartPlan, generation: int, vms: Collection[str]
     ) -> tuple[RestartPlan, int]:
-        """The plan without these VMs, which start again. UsageError where they are none of its
-        own, or all."""
+        """The plan without these VMs, which start again. UsageError where one is not in the plan,
+        or none would be left."""
         if strange := [vm for vm in vms if vm not in plan.vms]:
             raise UsageError(
                 f"{', '.join(strange)}: not in this {plan.kind}, which is of {', '.join(plan.vms)}"
@@ -339,9 +345,9 @@ class Runner:
         return plan, self.keep(plan, generation)
 
     def _release(self, plan: RestartPlan, vms: Collection[str]) -> Fleet:
-        """Start again what a plan holds or has shut down of these VMs; the fleet as it was."""
+        """Start those of these VMs that the plan holds or has shut down; the fleet before that."""
         for vm in plan.held:
-            # Also of one that is gone: made again, it would be held by an order of nobody's.
+            # Also for a VM that is gone: made again, it would be held and nobody would know why.
             if vm in vms and self.orders.read(vm).hold:
                 self.say(f"{vm}: start")
                 self._give(vm, {"hold": None})
@@ -360,7 +366,7 @@ class Runner:
                 if self.clock() - since > self.limit:
                     raise UnfinishedError(
                         f"{vm} is {state} for {self.limit:.0f} s, and has to be powered on once it "
-                        "is off: say this again then"
+                        "is off: repeat this command then"
                     )
                 self.progress.shown(Await(vm=vm, what=f"is {state}"))
                 self.pause(self.poll)
@@ -379,7 +385,7 @@ class Runner:
         what: str,
         left: Callable[[VmInPlan], int | None] = lambda _: None,
     ) -> None:
-        """Order the same of VMs, all at once, and wait until each is done."""
+        """Give VMs the same order, all at once, and wait until each is done."""
         wanted = list(vms)
         for vm in wanted:
             self._give(vm, changes)
@@ -392,8 +398,8 @@ class Runner:
         what: str,
         left: Callable[[VmInPlan], int | None] = lambda _: None,
     ) -> None:
-        """Wait until each VM is done; `left` counts down on the way there. StuckError from `done`
-        ends it, and a VM that is gone."""
+        """Wait until each VM is done; `left` counts down on the way. A StuckError of `done` ends
+        it, and a VM that is gone."""
         nearest = _Nearest(clock=self.clock)
         try:
             while True:
@@ -407,7 +413,7 @@ class Runner:
                 for vm, number in open_.items():
                     nearest.saw(vm, number)
                 if nearest.idle > self.limit:
-                    reasons = (found.vm(vm).problem or "it goes on trying" for vm in open_)
+                    reasons = (found.vm(vm).problem or "it is still trying" for vm in open_)
                     each = "; ".join(f"{a}: {b}" for a, b in zip(open_, reasons, strict=True))
                     raise UnfinishedError(
                         f"{what}: without progress for {self.limit:.0f} s ({each}). The order "
@@ -422,18 +428,18 @@ class Runner:
 
 
 def totals(found: Fleet) -> Totals:
-    """What is online, and what runs on all VMs that say so."""
+    """The agents that are online, and those that run as far as VMs say."""
     running = sum(vm.count("running") or 0 for vm in found.swarm)
     name = found.rendezvous.name if found.rendezvous else ""
     return Totals(online=found.registry.online, running=running, rendezvous=name)
 
 
 def unfinished(plan: RestartPlan) -> str:
-    """What to do about a plan that is not over."""
+    """A sentence: what to do about a plan that is not over."""
     return (
         f"a {plan.kind} that {plan.by or 'somebody'} began at {plan.at} is unfinished (step "
-        f"{plan.step}): `ops {plan.kind} --resume` goes on with it, `ops {plan.kind} --abandon` "
-        "starts what it has drained and forgets it"
+        f"{plan.step}): `ops {plan.kind} --resume` continues it, `ops {plan.kind} --abandon` "
+        "starts what it has drained and ends it"
     )
 
 

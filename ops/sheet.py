@@ -1,4 +1,4 @@
-"""A table with notes: behind its rows where there is room for them, below it where there is not."""
+"""A table with notes: beside its rows where there is room, else below it."""
 
 from __future__ import annotations
 
@@ -10,34 +10,38 @@ from rich.table import Table
 from rich.text import Text
 
 NOTES = 40
-"""Columns of a terminal that notes need to be readable behind a row."""
+"""Columns of a terminal that notes beside a row need."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """`spare`: left out where the table is too wide, the highest number first; 0: never."""
+    """A column of the table."""
 
     name: str
     is_number: bool = False
     spare: int = 0
+    """Where the table is too wide, columns go by this number, the highest first; 0: never."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """A row: a cell per column, and what is to be said of it. `style` is the first note's."""
+    """A row and its notes."""
 
     cells: Sequence[Text]
+    """One per column."""
     notes: Sequence[str] = ()
     style: str = ""
+    """The first note's."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sheet:
-    """`total` is a row below the others, empty for none."""
+    """The table."""
 
     columns: Sequence[Column]
     lines: Sequence[Line]
     total: Sequence[Text] = ()
+    """A last row; empty: none."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         def width(table: Table) -> int:

@@ -1,6 +1,6 @@
-"""Silence while something planned is done: Cloud Monitoring's snooze of the fleet's alerts.
+"""Snoozes the fleet's alerts in Cloud Monitoring during planned work.
 
-A snooze ends by itself, so that a command which is killed leaves no silence for ever.
+A snooze ends by itself, so a command that is killed does not silence alerts for ever.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ops.fleet import seconds
 from ops.google import Cloud
 
 _AT_ONCE: Final = 16
-"""Alert policies that Cloud Monitoring takes in one snooze."""
+"""Cloud Monitoring's limit of alert policies per snooze."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class Silence:
         return f"{self.cloud.place.monitoring}/v3/{path}"
 
     def policies(self) -> list[str]:
-        """The names of the fleet's alert policies: those with its label."""
+        """The names of the alert policies with the fleet's label."""
         found: list[str] = []
         page = ""
         while True:
@@ -44,8 +44,8 @@ class Silence:
                 return found
 
     def begin(self, why: str, span: timedelta) -> tuple[str, ...]:
-        """Silence the fleet's alerts for `span` at most; the names of the silences, none where
-        there is nothing to be silenced or nothing that silences."""
+        """Silence the fleet's alerts for `span` at most; the names of the snoozes. None where there
+        are no alerts, or the API has no snoozes."""
         try:
             policies = self.policies()
             return tuple(
@@ -66,7 +66,7 @@ class Silence:
         return str(self.cloud.call("POST", self._url(path), "silence alerts", body)["name"])
 
     def end(self, name: str) -> None:
-        """End a silence now; one that has ended by itself is fine."""
+        """End a snooze now, unless it has ended by itself."""
         try:
             found = self.cloud.call("GET", self._url(name), "the silence")
             end = seconds(str(found.get("interval", {}).get("endTime", "")))

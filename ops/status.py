@@ -1,4 +1,4 @@
-"""What a look at the fleet says: a row a VM, totals, and why they differ. Pure."""
+"""A look at the fleet as a table: a row per VM, totals, and why they differ. Pure."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _WELL: Final = (_WHOLE, "serving")
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A VM in a line. Numbers that are not known now are None; memory in bytes. `phase` is the
-    VM's own word, or `off`, `silent`, `unknown`; `notes` are sentences, the worst first."""
+    """A VM in a line. Numbers that are not known now are None; memory is in bytes."""
 
     vm: str
     role: str
     machine: str
     zone: str
     phase: str
+    """By the VM's status, or `off`, `silent`, `unknown`."""
     release: str
     wanted: int | None
     running: int | None
@@ -44,12 +44,12 @@ class Row:
     memory_total: int | None
     is_well: bool
     notes: tuple[str, ...]
+    """Sentences, the worst first."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """The fleet in figures: `problem` says what of it is not there, `unseen` which zones did not
-    answer, `explained` why what runs and what is online differ."""
+    """The fleet in figures."""
 
     fleet: str
     project: str
@@ -64,21 +64,24 @@ class Picture:
     total: int | None
     networks: tuple[dict[str, Any], ...]
     problem: str
+    """Which part of the fleet is missing, or ""."""
     unseen: tuple[str, ...]
+    """A sentence per zone that did not answer."""
     registry_source: str
     networks_source: str
     registry_problem: str
     restored: str
-    """The copy that the registry was put back from at its last start, or ""."""
+    """The copy that the registry was restored from at its last start, or ""."""
     set_aside: tuple[str, ...]
     """Registry files that were set aside, the newest last."""
     unsupported: tuple[str, ...]
-    """What is declared of the rendezvous, and unknown to its binary."""
+    """Declared for the rendezvous, and unknown to its binary."""
     explained: tuple[str, ...]
+    """Why running and online agents differ."""
 
     @property
     def is_well(self) -> bool:
-        """Is all as declared?"""
+        """Whether all is as declared."""
         return (
             all(row.is_well for row in self.rows)
             and not self.problem
@@ -159,12 +162,12 @@ def row(vm: Vm) -> Row:
 
 
 def _release(vm: Vm) -> str:
-    """The version that is accepted; that of the spec where nobody says."""
+    """The accepted version; where the VM does not say, the spec's."""
     return vm.status.text("release.version") or vm.instance.spec.text("release.version")
 
 
 def notes_of(vm: Vm) -> Iterator[str]:
-    """What is to be said of a VM, the worst first."""
+    """Sentences about a VM, the worst first."""
     if vm.problem:
         yield vm.problem
     if not vm.speaks:
@@ -179,7 +182,7 @@ def notes_of(vm: Vm) -> Iterator[str]:
 
 
 def _serious(vm: Vm) -> Iterator[str]:
-    """What is not as it should be, though its agents may all run."""
+    """Problems of a VM, though all of its agents may run."""
     status = vm.status
     for text in ghosts(status):
         yield f"{text} (`ops audit`)"
@@ -189,8 +192,8 @@ def _serious(vm: Vm) -> Iterator[str]:
     running = vm.count("running")
     if vm.is_swarm and status.text("phase") == _WHOLE and running != vm.wanted:
         yield (
-            f"it says that it is whole, and runs {_number(running)} of {vm.wanted:,}: it keeps "
-            f"itself at another spec than it has (`ops logs {vm.name}`)"
+            f"it says that it is whole, and runs {_number(running)} of {vm.wanted:,}: it follows "
+            f"another spec than the one in its metadata (`ops logs {vm.name}`)"
         )
     if failed := status.number("agents.failed"):
         first = next(iter(status.documents("agents.troubled")), None)
@@ -210,14 +213,14 @@ def _serious(vm: Vm) -> Iterator[str]:
         yield "its registry does not answer"
     if tokens := [each for each in status.texts("registry.unsupported") if each != _BANNER]:
         yield (
-            f"{', '.join(tokens)}: declared, and its binary has no such flag, so nothing is closed "
-            "by it: a newer rendezvous has"
+            f"{', '.join(tokens)}: declared, but its binary has no such flag, so nothing is "
+            "closed: a newer rendezvous has it"
         )
 
 
 def _of_registry(status: Doc) -> Iterator[str]:
     if copy := status.text("registry.restored"):
-        yield f"its registry was put back from the copy {copy} at its last start"
+        yield f"its registry was restored from the copy {copy} at its last start"
     if _BANNER in status.texts("registry.unsupported"):
         yield "the banner is not shown: its binary has none"
 
@@ -244,7 +247,7 @@ def _ordinary(vm: Vm) -> Iterator[str]:
 
 
 def _sources(vm: Vm) -> Iterator[str]:
-    """What a VM makes of its orders, its spec and its script that is no fault of its."""
+    """States of a VM's orders, spec and script that are no fault of the VM."""
     status = vm.status
     for what in ("orders", "spec", "script"):
         if status.text(f"{what}.state") == "unreachable":
@@ -281,7 +284,7 @@ def _explained(
         )
 
 
-# As people see it
+# The table for people
 
 
 _COLUMNS: Final = (
@@ -333,7 +336,7 @@ def totals(seen: Picture) -> Iterator[str]:
         yield seen.problem
     yield from (f"{zone}: VMs there are not shown" for zone in seen.unseen)
     if seen.online is None:
-        yield f"registry: nobody says ({seen.registry_problem})"
+        yield f"registry: not known ({seen.registry_problem})"
     else:
         total = "" if seen.total is None else f", {seen.total:,} registered"
         says = f"says {seen.registry_source}"
@@ -383,7 +386,7 @@ def size(found: int) -> str:
 
 
 def top(vm: Vm) -> RenderableType:
-    """The agents of a VM that use most memory."""
+    """The table of the agents that use most memory."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("port", "node", "memory (PSS)"):
         table.add_column(name, justify="right")

@@ -1,4 +1,4 @@
-"""What a person at a terminal sees and is asked: sentences, tables, a bar, questions."""
+"""Input and output at a terminal: sentences, tables, a progress bar, questions."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _OUT: Final = Console(highlight=False, soft_wrap=False)
 _ERR: Final = Console(stderr=True, highlight=False, soft_wrap=True)
 # A table that is piped must not be cut to 80 columns.
 _WIDE: Final = 240
-_PICTURE: Final = 118  # columns of a picture: what a README shows
+_PICTURE: Final = 118  # columns of a picture; a README shows as many
 
 
 def ask(question: str, *, yes: bool) -> None:
-    """UsageError unless somebody agrees, or `yes` was said beforehand."""
+    """Ask for agreement, unless `yes`. UsageError without it."""
     if yes:
         return
     if not sys.stdin.isatty():
@@ -39,7 +39,7 @@ def ask(question: str, *, yes: bool) -> None:
 
 
 def confirm_clean(fleet: str, given: str) -> None:
-    """A registry that starts empty knows nobody: that is typed, or not done."""
+    """Have the fleet's name typed before its registry is emptied. UsageError without it."""
     if not given and sys.stdin.isatty():
         say("With --clean the registry forgets every agent and every trust link it knows.")
         given = input(f"Type the fleet's name ({fleet}) to go on: ").strip()
@@ -48,7 +48,7 @@ def confirm_clean(fleet: str, given: str) -> None:
 
 
 class Bar(run.Progress):
-    """A bar on a terminal; nothing where there is none."""
+    """A progress bar on a terminal; elsewhere nothing."""
 
     def __init__(self) -> None:
         self._progress: Progress | None = None
@@ -85,8 +85,10 @@ class Bar(run.Progress):
 
 
 class _Out:
-    """Standard output, of which a failure is a sentence: a full disk, a pipe that nobody reads.
-    `wrong` is kept: who writes may not look (typer tries with nothing, and takes any answer)."""
+    """Standard output whose failure is a sentence: a full disk, a pipe that nobody reads.
+
+    `wrong` keeps the first failure, because a caller may ignore it (typer does).
+    """
 
     def __init__(self, to: TextIO) -> None:
         self._to = to
@@ -115,17 +117,16 @@ class _Out:
             raise self.wrong from error
 
     def drop(self) -> None:
-        """What is left in the buffer would be tried again at the end of this process."""
+        """Discard the buffer: the end of the process would write it again, and fail."""
         with suppress(OSError), Path(os.devnull).open("wb") as nowhere:
             os.dup2(nowhere.fileno(), self._to.fileno())
 
 
 @contextmanager
 def answers() -> Iterator[None]:
-    """While this is on, an answer that cannot be written is an OutputError; all of it is written
-    at the end."""
+    """OutputError where something within cannot be written; flush at the end."""
     before = sys.stdout
-    # Closed by who called this: nobody wants an answer.
+    # The caller closed it, and wants no output.
     if before is None:
         yield
         return
@@ -143,18 +144,18 @@ def answers() -> Iterator[None]:
 
 
 def say(text: str) -> None:
-    """A sentence, where the answer goes."""
+    """Print a sentence to standard output."""
     _OUT.print(text, markup=False, soft_wrap=True)
 
 
 def complain(text: str) -> None:
-    """A sentence on stderr: what is wrong. Where that is closed, nobody is told."""
+    """Print a problem to stderr, unless that is closed."""
     with suppress(OSError):
         print(text, file=sys.stderr, flush=True)
 
 
 def show(found: dict[str, Any] | RenderableType) -> None:
-    """A document as JSON, or a table as wide as the terminal is."""
+    """Print a document as JSON, or a table."""
     if isinstance(found, dict):
         print(json.dumps(found, indent=1, sort_keys=True))
         return
@@ -165,12 +166,12 @@ def show(found: dict[str, Any] | RenderableType) -> None:
 
 
 def draw(found: RenderableType, path: Path) -> None:
-    """`ops status` as a picture (SVG)."""
+    """Write `ops status` as a picture (SVG)."""
     console = Console(record=True, width=_PICTURE, file=io.StringIO(), highlight=False)
     console.print(Text("$ ops status\n"))
     console.print(found)
     text = console.export_svg(title="ops status", clear=False)
-    # The fonts that it would fetch are somebody else's server's.
+    # A viewer would fetch the fonts from somebody else's server.
     text = re.sub(r"\n *@font-face \{.*?\n *\}", "", text, flags=re.DOTALL)
     try:
         path.write_text(text, encoding="utf-8")

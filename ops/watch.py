@@ -1,4 +1,4 @@
-"""The health loop: what of a look is an alert, and what of two looks is an event. Pure."""
+"""Alerts: which a look shows, and which begin or end between two looks. Pure."""
 
 from __future__ import annotations
 
@@ -10,42 +10,45 @@ from typing import Final
 from ops.fleet import Doc, Fleet, Vm
 
 SHORT: Final = 0.20
-"""Less of a VM's memory than this fraction left is a warning: there, benchmarks are frozen
+"""Available memory below this fraction is an alert: there, benchmarks are frozen
 (docs/CONTRACT.md)."""
 FULL: Final = 0.10
-"""Less of a state disk than this fraction left is a warning, as in components/alerts.py."""
+"""Free space of a state disk below this fraction is an alert, as in components/alerts.py."""
 THRESHOLD: Final = 9_000 / 9_500
 """Online agents below this fraction of the declared ones are an alert (the blog's numbers)."""
 GROWTH: Final = 100 * 2**20
-"""Bytes an hour of growth that are an alert (the blog's 100 MB/h; the VM itself sets it against
-connections and then speaks of a leak)."""
+"""Growth above this, in bytes per hour, is an alert (the blog's 100 MB/h). The VM itself compares
+growth with connections before it reports a leak."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """`online`: a fraction of the declared agents. `growth`: bytes an hour."""
+    """Limits beyond which there is an alert."""
 
     online: float = THRESHOLD
+    """A fraction of the declared agents."""
     growth: int = GROWTH
+    """Bytes per hour."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """An alert that begins, or one that is over. `key` is what it is about, for machines."""
+    """The beginning or the end of an alert."""
 
     time: float
     key: str
+    """What it is about, for machines."""
     text: str
     begins: bool
 
     def line(self) -> str:
-        """One line."""
+        """The event in one line."""
         when = datetime.fromtimestamp(self.time, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         return f"{when} {'ALERT' if self.begins else 'over '} {self.key}: {self.text}"
 
 
 def alerts(fleet: Fleet, limits: Limits) -> dict[str, str]:
-    """What is wrong in a look: a sentence for each key."""
+    """The alerts of one look: key -> sentence."""
     found: dict[str, str] = {}
     registry, wanted = fleet.registry, fleet.wanted
     if registry.online is None:
@@ -61,7 +64,7 @@ def alerts(fleet: Fleet, limits: Limits) -> dict[str, str]:
         )
     counts = [vm.count("running") for vm in fleet.swarm]
     if None not in counts:
-        # The registry counts the dead for a while; the VMs know at once.
+        # The registry counts dead agents for a while; the VMs know at once.
         running = sum(each or 0 for each in counts)
         if running < least:
             found["fleet/running"] = f"{running:,} of {wanted:,} agents run, less than {least:,.0f}"
@@ -71,13 +74,13 @@ def alerts(fleet: Fleet, limits: Limits) -> dict[str, str]:
 
 
 def is_short(vm: Vm) -> bool:
-    """Is less memory left than benchmarks are frozen at?"""
+    """Whether less memory is left than benchmarks are frozen at."""
     total, left = vm.status.number("memory.total"), vm.status.number("memory.available")
     return bool(vm.speaks and total and left is not None and left < SHORT * total)
 
 
 def disk_problem(vm: Vm) -> str:
-    """What is wrong with its state disk, or ""."""
+    """The problem of a VM's state disk, or ""."""
     size, left = vm.status.number("disk.size"), vm.status.number("disk.free")
     if not vm.speaks or not size or left is None or left >= FULL * size:
         return ""
@@ -102,7 +105,7 @@ def _of(vm: Vm, limits: Limits) -> Iterator[tuple[str, str]]:
     if leak := status.text("memory.leak"):
         yield "leak", leak
     elif growth is not None and growth > limits.growth:
-        yield "leak", f"its agents' memory grows by {growth / 2**20:.0f} MiB an hour"
+        yield "leak", f"its agents' memory grows by {growth / 2**20:.0f} MiB per hour"
     if status.text("roll.state") == "halted":
         version, why = status.text("roll.version"), status.text("roll.reason")
         yield "roll", f"the roll of {version} halted: {why}"
@@ -121,7 +124,7 @@ def _of_script(vm: Vm) -> Iterator[tuple[str, str]]:
 
 
 def ghosts(status: Doc) -> Iterator[str]:
-    """What the VM runs that nobody declared, by where it stands."""
+    """Ghost scripts that the VM reports, a sentence per place."""
     keys = status.texts("ghosts")
     shared = [key.removeprefix("project/") for key in keys if key.startswith("project/")]
     if own := [key for key in keys if not key.startswith("project/")]:
@@ -131,7 +134,7 @@ def ghosts(status: Doc) -> Iterator[str]:
 
 
 def events(before: Mapping[str, str], now: Mapping[str, str], when: float) -> Iterator[Event]:
-    """What began and what is over since the look before."""
+    """Alerts that began or ended since the look before."""
     for key, text in now.items():
         if key not in before:
             yield Event(time=when, key=key, text=text, begins=True)
@@ -143,9 +146,9 @@ def events(before: Mapping[str, str], now: Mapping[str, str], when: float) -> It
 def falls(
     before: Fleet | None, now: Fleet, limits: Limits, standing: Mapping[str, str]
 ) -> dict[str, str]:
-    """What only two looks show: VMs that are gone, and agents that are gone from one VM.
+    """Alerts that only two looks show: a VM is gone, or agents of a VM are.
 
-    `standing` are the alerts of the look before: one of these goes on until it is mended.
+    `standing` are the alerts of the look before; one of this kind stands until it is mended.
     """
     found: dict[str, str] = {}
     there = {vm.name: vm for vm in now.vms}
@@ -171,7 +174,7 @@ def falls(
 
 
 def _lacks(vm: Vm, limits: Limits) -> bool:
-    """Do agents lack that nobody drains, rolls or has fewer of declared?"""
+    """Whether agents are missing though the VM neither drains nor rolls."""
     runs = vm.count("running")
     expected = vm.status.text("phase") in ("whole", "converging")
     return vm.speaks and runs is not None and expected and runs < limits.online * vm.wanted

@@ -70,7 +70,7 @@ def test_nobody_allows_what_the_fleets_vms_run(ops: Ops, simulated: Simulated) -
     simulated.set_metadata("swarm-2", {"startup-script": "echo ghost"})
     assert rules(ops, "--allow", "swarm-2") == ["ghost-instance"]
     text = ops("audit", "--allow", "swarm-2").out
-    assert "(what the fleet's VMs run cannot be allowed)" in text
+    assert "(a script that the fleet's VMs run cannot be allowed)" in text
     simulated.set_metadata("swarm-2", {"startup-script": None})
     # A stranger that says that it is of the fleet is not let off either.
     items = [{"key": "startup-script", "value": "x"}, {"key": "pilot-role", "value": "swarm"}]

@@ -170,7 +170,7 @@ def test_a_command_that_is_ended_ends_its_silence(simulated: Simulated) -> None:
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130, (out, err)
-    assert b"ops restart --resume` goes on" in err
+    assert b"ops restart --resume` continues" in err
     assert b"alerts sound again" in out
     assert b"Traceback" not in err
     assert "banner" not in simulated.order(RENDEZVOUS)
@@ -245,7 +245,7 @@ def test_a_restart_whose_output_is_gone_ends_its_silence_and_can_be_resumed(
         )
     assert done.returncode == 3, done
     assert b"the answer cannot be written" in done.stderr
-    assert b"ops restart --resume` goes on" in done.stderr
+    assert b"ops restart --resume` continues" in done.stderr
     assert b"Traceback" not in done.stderr
     assert "banner" not in simulated.order(RENDEZVOUS)
     with simulated.running():

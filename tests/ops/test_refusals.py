@@ -314,10 +314,10 @@ def test_what_answers_is_not_google(ops: Ops, simulated: Simulated) -> None:
     simulated.serving.lab.answer = page  # type: ignore[method-assign]
     found = ops("status")
     assert (found.code, found.err.count("\n")) == (3, 1)
-    assert "what answers is not Google's API" in found.err
+    assert "the answer is not Google's" in found.err
     url = simulated.serving.url
     cloud = Cloud(CloudAddress(project="p1", compute=url, storage=url, monitoring=url))
-    with pytest.raises(UnreachableError, match="what answers is not Google's API"):
+    with pytest.raises(UnreachableError, match="the answer is not Google's"):
         cloud.call("POST", f"{url}/v3/projects/p1/snoozes", "silence alerts", {})
     with pytest.raises(UnreachableError):
         cloud.objects(BUCKET, "orders/")

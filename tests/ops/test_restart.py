@@ -159,7 +159,7 @@ def test_a_vm_that_does_not_drain_ends_it_with_a_sentence(simulated: Simulated) 
     driver = runner(simulated, [], limit=20.0)
     plan, generation = begin(driver, plans.RESTART)
     simulated.nodes["swarm-1"].quiet = True
-    with pytest.raises(UnfinishedError, match=r"swarm-1: drains.*ops restart --resume` goes on"):
+    with pytest.raises(UnfinishedError, match=r"swarm-1: drains.*ops restart --resume` continues"):
         carry_out(driver, plan, generation)
     assert simulated.order("swarm-2") == {}
     driver.abandon()
@@ -290,8 +290,8 @@ def test_answers_that_are_lost_end_nothing(simulated: Simulated, kind: str) -> N
     assert carry_out(driver, plan, generation).is_over
     assert [simulated.nodes[name].running for name in SWARM] == [60, 120, 200]
     assert [simulated.nodes[name].boot for name in SWARM] == [1 + (kind == plans.REBOOT)] * 3
-    lost = [line for line in said if "goes on trying" in line]
-    assert "instances: nobody answers: it goes on trying" in lost
+    lost = [line for line in said if "trying again" in line]
+    assert "instances: nobody answers: trying again" in lost
     assert len(lost) == len({*lost})
 
 
@@ -344,7 +344,7 @@ def test_where_to_look_is_a_vm(simulated: Simulated) -> None:
     simulated.dead = -1
     generation = driver.keep(plan, generation)
     simulated.tick()
-    expected = f"`ops logs {RENDEZVOUS}` say why.*--resume` goes on.*`ops restart --abandon`"
+    expected = f"`ops logs {RENDEZVOUS}` say why.*--resume` continues.*`ops restart --abandon`"
     with pytest.raises(UnfinishedError, match=expected):
         carry_out(driver, plan, generation)
 
@@ -420,7 +420,7 @@ def test_a_start_that_is_refused_for_now_is_tried_again(
     assert len(refused) == 5
     lines = [line for line in said if words in line]
     assert len(lines) == 1
-    assert lines[0].endswith("it goes on trying")
+    assert lines[0].endswith("trying again")
     assert [simulated.nodes[name].boot for name in ("swarm-3", "swarm-1")] == [2, 2]
 
 
@@ -431,7 +431,7 @@ def test_a_stock_out_that_lasts_ends_it_within_its_limit_and_it_resumes(
     plan, generation = begin(driver, plans.REBOOT, ["swarm-3", "swarm-1"])
     refused = refuse_starts(simulated, "ZONE_RESOURCE_POOL_EXHAUSTED", 1_000)
     with pytest.raises(
-        UnfinishedError, match=r"no such machine free .*ops reboot --resume` goes on"
+        UnfinishedError, match=r"no such machine free .*ops reboot --resume` continues"
     ):
         carry_out(driver, plan, generation)
     assert set(refused) == {"swarm-3"}
@@ -461,7 +461,7 @@ def test_the_command_says_what_a_stock_out_is(ops: Ops, simulated: Simulated) ->
         found = ops("reboot", "swarm-3", "--yes", "--limit", "1")
     assert (found.code, found.err.count("\n")) == (4, 1)
     assert "the zone has no such machine free now" in found.err
-    assert "`ops reboot --resume` goes on with it" in found.err
+    assert "`ops reboot --resume` continues later" in found.err
 
 
 def test_a_reboot_given_up_leaves_no_vm_off(simulated: Simulated) -> None:
@@ -717,7 +717,7 @@ def test_what_is_interrupted_says_what_stands(
 
     monkeypatch.setattr(run, "Runner", partial(run.Runner, pause=pause))
     found = ops("drain", "swarm-1")
-    assert (found.code, "`ops undrain swarm-1` ends that" in found.err) == (130, True)
+    assert (found.code, "`ops undrain swarm-1` ends it" in found.err) == (130, True)
     assert simulated.order("swarm-1")["hold"]
     found = ops("reboot", "--yes", "swarm-3")
     assert (found.code, "a VM that was shut down stays off" in found.err) == (130, True)

@@ -202,9 +202,9 @@ def test_a_roll_a_ghost_and_a_registry_that_is_down(ops: Ops, simulated: Simulat
     [
         (None, "RUNNING", "published no status"),
         (None, "TERMINATED", "it is TERMINATED"),
-        ("{", "RUNNING", "no JSON document"),
-        ("[1]", "RUNNING", "no JSON document"),
-        ("[" * 100_000, "RUNNING", "no JSON document"),
+        ("{", "RUNNING", "not a JSON document"),
+        ("[1]", "RUNNING", "not a JSON document"),
+        ("[" * 100_000, "RUNNING", "not a JSON document"),
         ('{"schema": 2}', "RUNNING", "schema 2"),
         ('{"schema": 1}', "RUNNING", "no time"),
         ('{"schema": 1, "time": "yesterday"}', "RUNNING", "no time"),
@@ -274,7 +274,7 @@ def test_what_became_of_the_registry_is_told(ops: Ops, simulated: Simulated) -> 
     simulated.tick()
     found = ops("status", "--json")
     assert (found.code, found.json["restored"], found.json["set_aside"]) == (0, copy, [bad])
-    assert f"put back from the copy {copy} at its last start" in ops("status").out
+    assert f"restored from the copy {copy} at its last start" in ops("status").out
 
 
 def test_a_token_that_does_nothing_is_told(ops: Ops, simulated: Simulated) -> None:
@@ -284,7 +284,7 @@ def test_a_token_that_does_nothing_is_told(ops: Ops, simulated: Simulated) -> No
     found = ops("status", "--json")
     assert (found.code, found.json["unsupported"]) == (1, ["banner", "tokens.dashboard"])
     notes = found.json["rows"][0]["notes"]
-    assert notes[0].startswith("tokens.dashboard: declared, and its binary has no such flag")
+    assert notes[0].startswith("tokens.dashboard: declared, but its binary has no such flag")
     assert "the banner is not shown: its binary has none" in notes
     node.changes_of_registry = {"unsupported": ("banner",)}
     simulated.tick()

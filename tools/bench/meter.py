@@ -1,4 +1,4 @@
-"""What this machine says of itself and of the processes on it, read from /proc."""
+"""Reads CPU and memory of this machine and of its processes from /proc."""
 
 from __future__ import annotations
 
@@ -15,18 +15,21 @@ _KIB = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessorSeconds:
-    """`busy`: CPU seconds since boot that were not idle, of all processors; `stolen`: seconds
-    that the hypervisor gave to others; `available`: MemAvailable in bytes."""
+    """CPU and memory of this machine."""
 
     busy: float
+    """CPU seconds since boot that were not idle, over all processors."""
     stolen: float
+    """CPU seconds that the hypervisor gave to others."""
     available: int
+    """MemAvailable, in bytes."""
 
 
 class Account:
-    """The CPU of this process and of all that it starts from now on, a booted VM included: what
-    tells it from everybody else's. Where this machine keeps no such accounts (version 1 of cgroups,
-    root), `used` is None."""
+    """The CPU of this process and of all that it starts from now on, a booted VM included.
+
+    Needs root and version 1 of cgroups; elsewhere `used` is None.
+    """
 
     def __init__(self, accounts: Path = _ACCOUNTS) -> None:
         self._accounts = accounts
@@ -46,7 +49,7 @@ class Account:
         self._remove()
 
     def used(self) -> float | None:
-        """CPU seconds since it was opened."""
+        """CPU seconds since the account was opened."""
         try:
             return int((self._group / "cpuacct.usage").read_text()) / 1e9
         except OSError:
@@ -58,7 +61,7 @@ class Account:
 
 
 def machine(stat: str | None = None, meminfo: str | None = None) -> ProcessorSeconds:
-    """Of now, or of the given texts of /proc/stat and /proc/meminfo."""
+    """Read now, or from the given texts of /proc/stat and /proc/meminfo."""
     stat = Path("/proc/stat").read_text() if stat is None else stat
     meminfo = Path("/proc/meminfo").read_text() if meminfo is None else meminfo
     # user nice system idle iowait irq softirq steal
@@ -72,7 +75,7 @@ def machine(stat: str | None = None, meminfo: str | None = None) -> ProcessorSec
 
 
 def cpu(pid: int) -> float:
-    """CPU seconds of a process since it began, to a clock tick; 0 when it has gone."""
+    """CPU seconds of a process since it began, to a clock tick; 0 when it is gone."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:
@@ -83,9 +86,9 @@ def cpu(pid: int) -> float:
 
 
 def exact_cpu(pids: Iterable[int]) -> float:
-    """CPU seconds of processes, by the scheduler's nanoseconds of each thread that lives.
+    """CPU seconds of processes, from the scheduler's nanoseconds of each living thread.
 
-    An idle agent uses less than a tick a minute: ticks would not do.
+    Ticks are too coarse: an idle agent uses less than one per minute.
     """
     total = 0
     for pid in pids:
@@ -100,17 +103,17 @@ def exact_cpu(pids: Iterable[int]) -> float:
 
 
 def memory(pid: int) -> int:
-    """Resident bytes of a process; 0 when it has gone."""
+    """Resident bytes of a process; 0 when it is gone."""
     return _field(pid, "status", "VmRSS") * _KIB
 
 
 def proportional(pid: int) -> int:
-    """Bytes of a process, what it shares divided among those that share it; 0 when it has gone."""
+    """PSS of a process in bytes: shared pages are divided among their users; 0 when it is gone."""
     return _field(pid, "smaps_rollup", "Pss") * _KIB
 
 
 def threads(pid: int) -> int:
-    """Threads of a process; 0 when it has gone."""
+    """Threads of a process; 0 when it is gone."""
     return _field(pid, "status", "Threads")
 
 

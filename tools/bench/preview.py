@@ -1,9 +1,9 @@
-"""What a plan costs: the seed's fleet of 4 VMs, and one of 101, in one run on one machine.
+"""Measures `pulumi preview` of the blog's fleet of 4 VMs and of one of 101, on one machine.
 
     python -m tools.bench.preview [--runs N]
 
-Prints the median whole-process time of `pulumi preview` with and without the policy pack, the
-size of each plan, and ratios: times differ between machines, the ratios hardly do.
+Prints the median time of the whole process with and without the policy pack, the size of each
+plan, and ratios: times differ between machines, the ratios hardly do.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ def _seconds(project: Project, runs: int, *, policies: bool) -> float:
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--runs", type=int, default=3, help="counted runs of each (default 3)")
+    parser.add_argument("--runs", type=int, default=3, help="counted runs per fleet (default 3)")
     runs = parser.parse_args().runs
     environment = pulumi_environment()
     measured: dict[str, tuple[float, float]] = {}

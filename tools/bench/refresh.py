@@ -1,10 +1,10 @@
-"""What it costs that every plan asks Google first (`refresh: always` in Pulumi.yaml).
+"""Measures what `refresh: always` in Pulumi.yaml costs: every plan asks Google first.
 
     python -m tools.bench.refresh [--vms N] [--runs N]
 
 Makes a fleet of N swarm VMs (default 100) and its rendezvous at the lab's API, which boots no
-machine here, and runs `pulumi preview` and `pulumi up` of the unchanged fleet in turns with that
-line and without it. Prints the median whole-process times and their ratios: times differ between
+machine here. Runs `pulumi preview` and `pulumi up` of the unchanged fleet in turns with that line
+and without it. Prints the median times of the whole process and their ratios. Times differ between
 machines, and Google answers more slowly than an API on the same machine.
 """
 
@@ -36,10 +36,10 @@ def _seconds(run: Callable[[], Answer]) -> float:
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--vms", type=int, default=100, help="swarm VMs (default 100)")
-    parser.add_argument("--runs", type=int, default=3, help="counted runs of each (default 3)")
+    parser.add_argument("--runs", type=int, default=3, help="counted runs per command (default 3)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch, serve(Path(scratch) / "cloud") as cloud:
         project = Project(
@@ -66,7 +66,7 @@ def main() -> None:
         }
         for name, command in commands.items():
             times: dict[str, list[float]] = {with_it: [], without: []}
-            # In turns, so that what else the machine does meets both.
+            # In turns, so that other work of the machine meets both.
             for _ in range(arguments.runs):
                 for text, found in times.items():
                     manifest.write_text(text, encoding="utf-8")

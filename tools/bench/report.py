@@ -1,4 +1,4 @@
-"""What was measured, as tables and as a picture. Pure: numbers in, text out."""
+"""The measurements of tools/bench/scale.py, and their tables. Pure."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import asdict, dataclass
 from html import escape
 from typing import Any
 
-# How much faster than upstream's rounds (docs/FACTS.md) pilot-node has to be at least, and the aim:
-# this project's own.
+# pilot-node has to be so many times as fast as upstream's rounds (docs/FACTS.md): at least, with a
+# slow and with a prompt registry, and the aim. This project's own numbers.
 LEAST_SLOW = 4.0
 LEAST_PROMPT = 12.0
 AIM_PROMPT = 20.0
 SLOW_S = 0.6
 
-# How many of the first and the last starts are compared, of thousands.
+# The first and the last so many starts, of thousands, are compared.
 _FEW = 600
 _BOTH = 2
 
@@ -25,25 +25,26 @@ END = "<!-- measured: end -->"
 
 @dataclass(frozen=True, kw_only=True)
 class Fill:
-    """One way of starting agents, measured: how many, at a registry that answers `delay` seconds
-    late. `curve` is (seconds, registered) from the moment it was asked for; `most_open` the most
-    registrations that were open at once. `cpu`: seconds of CPU that all of it took, agents and
-    registry included; `others`: CPUs that were busy with anything else meanwhile."""
+    """One way of starting agents, measured."""
 
     way: str
     delay: float
+    """Seconds by which the registry answers late."""
     agents: int
     failed: int
     most_open: int
+    """The most registrations that were open at once."""
     curve: tuple[tuple[float, int], ...]
+    """(seconds since the command, agents registered)."""
     cpu: float
+    """CPU seconds of everything measured, agents and registry included."""
     others: float
+    """CPUs busy with anything else meanwhile."""
 
     @property
     def rate(self) -> float:
-        """Agents registered a second while it goes steadily: from the tenth part to the last but
-        one. What comes before (a program starts, a shell logs in) and the last few are no matter
-        of the way. NaN where there is no such time."""
+        """Agents registered per second between the first and the last tenth of them, which the
+        start of a program and the last few agents distort. NaN where there is no such time."""
         tenth = math.ceil(self.agents / 10)
         seen = self.curve
         first = next((point for point in seen if point[1] >= tenth), seen[-1])
@@ -54,17 +55,18 @@ class Fill:
 
     @property
     def seconds(self) -> float:
-        """From the moment it was asked for to the last registration."""
+        """From the command to the last registration."""
         return self.curve[-1][0]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ratio:
-    """pilot-node over another way at one registry. `least` is None where there is none."""
+    """pilot-node against another way at one registry."""
 
     name: str
     value: float
     least: float | None
+    """What it must reach; None: nothing."""
 
     @property
     def holds(self) -> bool:
@@ -72,7 +74,7 @@ class Ratio:
 
 
 def ratios(fills: Sequence[Fill]) -> list[Ratio]:
-    """pilot-node against rounds (with what it has to reach) and against bare processes."""
+    """pilot-node against rounds, which has a least value, and against bare processes."""
     found = []
     for delay in sorted({fill.delay for fill in fills}, reverse=True):
         by_way = {fill.way: fill for fill in fills if fill.delay == delay}
@@ -85,7 +87,7 @@ def ratios(fills: Sequence[Fill]) -> list[Ratio]:
 
 
 def problems(fills: Sequence[Fill], *, trial: bool = False) -> list[str]:
-    """What of the speed is not as it has to be; empty when all is. In a `trial` of a few agents
+    """Sentences: agents that failed, and ratios below their least. In a `trial` of a few agents
     only failures count."""
     found = [
         f"{fill.way}, {registry(fill.delay)}: {fill.failed} of {fill.agents} failed"
@@ -101,7 +103,7 @@ def registry(delay: float) -> str:
 
 
 def speed_table(fills: Sequence[Fill]) -> str:
-    """The ways side by side, and the ratios, in Markdown."""
+    """The ways and their ratios, in Markdown."""
     rows = [
         (
             registry(fill.delay),
@@ -138,41 +140,46 @@ def speed_table(fills: Sequence[Fill]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class FillSample:
-    """One look while the VM fills. Seconds since it was asked for; bytes of memory taken since
-    then; CPU seconds since then of the machine, of all that is measured (`ours`), and of the VM's
-    PID 1, pilot-node and the registry."""
+    """One look while the VM fills. All but `online` count from the command; CPU is in seconds."""
 
     seconds: float
     online: int
+    """Agents that are registered."""
     memory: int
+    """Bytes taken, machine-wide."""
     machine: float
+    """CPU of the machine."""
     ours: float
+    """CPU of everything measured."""
     pid1: float
+    """CPU of the VM's PID 1."""
     node: float
+    """CPU of pilot-node."""
     registry: float
+    """CPU of the registry."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Idle:
-    """CPU seconds within `seconds` of idling. `agents` by the scheduler's nanoseconds, `ours` all
-    that is measured, `stolen` what the hypervisor took. `others`: CPUs busy with anything else."""
+    """CPU seconds during `seconds` of idling."""
 
     seconds: float
     agents: float
+    """By the scheduler's nanoseconds."""
     pid1: float
     node: float
     registry: float
     ours: float
+    """Of everything measured."""
     others: float
+    """CPUs busy with anything else."""
     stolen: float
+    """Taken by the hypervisor."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Full:
-    """A VM full of agents, by pilot-node or by bare processes (`way`). Bytes: `memory` taken
-    machine-wide when settled, of which the registry's process `registry_memory`; `pid1_memory` and
-    `node_memory` resident; `pss` and `threads` the mean of a sample of agents. `before`: CPUs busy
-    before anything was started. `drain`: seconds to end all of them, 15 at a time."""
+    """A VM full of agents. Memory is in bytes."""
 
     way: str
     agents: int
@@ -180,21 +187,29 @@ class Full:
     points: tuple[FillSample, ...]
     idle: Idle
     memory: int
+    """Taken machine-wide when settled."""
     registry_memory: int
+    """The part of it that the registry's process takes."""
     pid1_memory: int
+    """Resident."""
     node_memory: int
+    """Resident."""
     pss: float
+    """Mean of a sample of agents."""
     threads: float
+    """Mean of a sample of agents."""
     before: float
+    """CPUs busy before anything was started."""
     drain: float
+    """Seconds to end all agents, 15 at a time."""
 
     @property
     def seconds(self) -> float:
-        """Until the last agent had registered."""
+        """Until the last agent has registered."""
         return self._at(self.agents).seconds
 
     def pid1_ms(self, first: int, last: int) -> float:
-        """CPU of PID 1, in ms per start, between the `first` and the `last` registration."""
+        """CPU of PID 1 between two registrations, in ms per start."""
         began, ended = self._at(first), self._at(last)
         started = ended.online - began.online
         return (ended.pid1 - began.pid1) / started * 1000 if started else math.nan
@@ -204,7 +219,7 @@ class Full:
 
 
 def full_ratios(node: Full, bare: Full) -> list[Ratio]:
-    """pilot-node's VM against the same agents as bare processes, both full; lower is better."""
+    """pilot-node against bare processes, both full; lower is better."""
     few = min(_FEW, node.agents // 2)
     per_agent = bare.idle.agents / bare.idle.seconds / bare.agents
     values = {
@@ -222,7 +237,7 @@ def full_ratios(node: Full, bare: Full) -> list[Ratio]:
 
 
 def full_table(*fulls: Full) -> str:
-    """The VM full of agents, in Markdown: a column per way, and the ratios where there are two."""
+    """The full VM in Markdown: a column per way, and the ratios where there are two."""
     columns = [_full_rows(full) for full in fulls]
     names = [name for name, _, _ in columns[0]]
     rows = [
@@ -246,29 +261,29 @@ def _full_rows(full: Full) -> list[tuple[str, str, str]]:
     rest = (full.memory - full.registry_memory) / n / 1e6
     rows = [
         ("time to full", f"{full.seconds:.0f} s", "60 s"),
-        ("agents registered a second", f"{n / full.seconds:.0f}", ""),
+        ("agents registered per second", f"{n / full.seconds:.0f}", ""),
         ("failed", str(full.failed), "0"),
-        ("memory an agent, machine-wide", f"{per_agent:.2f} MB", "< 1.9 MB"),
+        ("memory per agent, machine-wide", f"{per_agent:.2f} MB", "< 1.9 MB"),
         ("… without the registry's process", f"{rest:.2f} MB", ""),
-        ("PSS of an agent", f"{full.pss / 1e6:.2f} MB", ""),
-        ("threads of an agent", f"{full.threads:.1f}", ""),
-        ("idle CPU an agent", f"{idle.agents / idle.seconds / n * 1000:.3f} ms/s", "< 0.1 ms/s"),
+        ("PSS per agent", f"{full.pss / 1e6:.2f} MB", ""),
+        ("threads per agent", f"{full.threads:.1f}", ""),
+        ("idle CPU per agent", f"{idle.agents / idle.seconds / n * 1000:.3f} ms/s", "< 0.1 ms/s"),
         (
-            "idle CPU of everything, an agent",
+            "idle CPU of everything, per agent",
             f"{idle.ours / idle.seconds / n * 1000:.3f} ms/s",
             "",
         ),
-        ("CPU of everything, a start", f"{last.ours / n * 1000:.1f} ms", ""),
+        ("CPU of everything, per start", f"{last.ours / n * 1000:.1f} ms", ""),
         ("drain", f"{full.drain:.1f} s", ""),
-        ("PID 1: CPU a start", f"{last.pid1 / n * 1000:.1f} ms", ""),
+        ("PID 1: CPU per start", f"{last.pid1 / n * 1000:.1f} ms", ""),
         (f"… of the first {few}", f"{full.pid1_ms(0, few):.1f} ms", ""),
         (f"… of the last {few}", f"{full.pid1_ms(n - few, n):.1f} ms", ""),
         ("PID 1: CPU when idle", f"{idle.pid1 / idle.seconds:.2%} of one", ""),
         ("PID 1: memory", f"{full.pid1_memory / 1e6:.0f} MB", ""),
-        ("pilot-node: CPU a start", f"{last.node / n * 1000:.1f} ms", ""),
+        ("pilot-node: CPU per start", f"{last.node / n * 1000:.1f} ms", ""),
         ("pilot-node: CPU when idle", f"{idle.node / idle.seconds:.2%} of one", "< 1 %"),
         ("pilot-node: memory", f"{full.node_memory / 1e6:.0f} MB", ""),
-        ("registry: CPU a registration", f"{last.registry / n * 1000:.1f} ms", ""),
+        ("registry: CPU per registration", f"{last.registry / n * 1000:.1f} ms", ""),
         ("registry: CPU when idle", f"{idle.registry / idle.seconds:.2%} of one", ""),
         (
             "others on the machine: CPUs, filling",
@@ -278,7 +293,7 @@ def _full_rows(full: Full) -> list[tuple[str, str, str]]:
         ("others on the machine: CPUs, idle", f"{idle.others:.2f}", "0"),
     ]
     if full.way != "pilot-node":
-        no_part = ("PID 1: CPU a start", "… of the", "pilot-node:")
+        no_part = ("PID 1: CPU per start", "… of the", "pilot-node:")
         rows = [(name, "" if name.startswith(no_part) else text, aim) for name, text, aim in rows]
     return rows
 
@@ -299,7 +314,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> s
 
 
 def into(document: str, measured: str) -> str:
-    """`document` with what stands between its two marks replaced. ValueError without them."""
+    """`document` with the text between its two marks replaced. ValueError without them."""
     before, found, rest = document.partition(BEGIN)
     _, ended, after = rest.partition(END)
     if not (found and ended):
@@ -308,32 +323,33 @@ def into(document: str, measured: str) -> str:
 
 
 def as_json(fills: Sequence[Fill], whole: Sequence[Full]) -> dict[str, Any]:
-    """Everything that was measured, for whoever wants to compute something else."""
+    """Everything that was measured, for other computations."""
     return {
         "fills": [asdict(fill) | {"rate": fill.rate} for fill in fills],
         "full": [asdict(full) for full in whole],
     }
 
 
-# The picture: panels above each other, one quantity each, on a common axis of time.
+# Panels above each other, one quantity each, on a common axis of time.
 
 _WIDTH, _PANEL, _LEFT, _RIGHT, _TOP, _GAP = 760, 150, 62, 100, 44, 24
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """One quantity over time: lines by name, each (seconds, value), in `unit`."""
+    """One quantity over time."""
 
     title: str
     unit: str
     lines: Mapping[str, Sequence[tuple[float, float]]]
+    """Name -> (seconds, value)."""
 
 
 _COLOURS = ("#1f6feb", "#c2410c", "#15803d", "#7c3aed")
 
 
 def panels(full: Full) -> list[Chart]:
-    """Agents, memory and CPU of a VM that fills."""
+    """Agents, memory and CPU while the VM fills."""
     points = full.points
     return [
         Chart(
@@ -362,7 +378,7 @@ def panels(full: Full) -> list[Chart]:
 def _slope(
     points: Sequence[FillSample], of: Callable[[FillSample], float]
 ) -> list[tuple[float, float]]:
-    """CPUs, from CPU seconds, over windows of at least two seconds: ticks are coarse."""
+    """CPUs busy, over windows of at least two seconds because ticks are coarse."""
     found, last = [], points[0]
     for point in points[1:]:
         took = point.seconds - last.seconds
@@ -374,7 +390,7 @@ def _slope(
 
 
 def svg(title: str, subtitle: str, shown: Sequence[Chart]) -> str:
-    """The picture, as a document of its own."""
+    """The picture as an SVG document."""
     height = _TOP + len(shown) * (_PANEL + _GAP) + 16
     last = max(x for panel in shown for line in panel.lines.values() for x, _ in line)
     ticks = _ticks(last)
@@ -433,7 +449,7 @@ def _panel(
         )
         names.append((*at(*line[-1]), name, colour))
     if len(names) > 1:
-        # From below, each at its line's end, or just above the name below it.
+        # From below: each name at its line's end, or just above the name below it.
         free = math.inf
         for x, y, name, colour in sorted(names, key=lambda each: -each[1]):
             free = min(y, free - 13)

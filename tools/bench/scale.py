@@ -1,19 +1,21 @@
-"""How fast agents start, and what a VM full of them costs: one run, one machine, one VM.
+"""Measures how fast agents start, and what a VM full of them costs.
 
     python -m tools.bench.scale [--quick] [--only speed|full] [--agents 4500] [--seed N]
                           [--write] [--json FILE] [--startup FOLDER]
 
-First the same agents are started in three ways, at a registry that takes 0.6 s for a registration
-and at a prompt one, each time from nothing: new identities (the registry exempts the VM's subnet
-from its limit of new keys) and a registry that knows nobody. `pilot-node`; upstream's `rounds` (15
-units, then 3 s of sleep, as in docs/FACTS.md; the same units); `bare processes` (no units, 15 in
-flight). Then the VM is filled, left alone and drained, by pilot-node and by bare processes, and
-what that takes is measured: an improvement is judged by the ratios of the two. The registry is the
-stand-in, a process of this machine, so machine-wide figures hold both ends.
+Speed: the same agents start in three ways, at a registry that takes 0.6 s per registration and at
+a prompt one. The ways are `pilot-node`; upstream's `rounds` (15 units, then 3 s of sleep, as in
+docs/FACTS.md; the same units); `bare processes` (no units, 15 in flight). Each start is from
+nothing: new identities, and a registry that knows nobody and exempts the VM's subnet from its limit
+of new keys.
 
-Exits with 1 where agents failed, or pilot-node is not as much faster than the rounds as it has to
-be. Needs root (the VM is a container) and the machine for itself: what else ran is said. `--write`
-replaces what docs/SCALE.md and docs/scale.svg say.
+Full: pilot-node, then bare processes, fill the VM, leave it alone and drain it. Judge an
+improvement by the ratios of the two. The registry is the stand-in, a process of this machine, so
+machine-wide figures hold both ends.
+
+Exits with 1 where agents failed, or pilot-node is not fast enough against the rounds. Needs root
+(the VM is a container) and an idle machine; it reports other load. `--write` replaces the measured
+parts of docs/SCALE.md and docs/scale.svg.
 """
 
 from __future__ import annotations
@@ -37,17 +39,17 @@ from tools.bench import meter, report
 from tools.bench.report import Fill, FillSample, Full, Idle
 from tools.bench.vm import BASE_PORT, ROOT, WINDOW, BenchError, BenchVm, booted, check
 
-# CPU seconds of this process and all that it started, the VM included.
+# Returns the CPU seconds of this process and of all that it started, the VM included.
 Ours = Callable[[], float]
 
 WAYS = ("pilot-node", "rounds", "bare processes")
-# In this order: bare processes need a variant that pilot-node has made.
+# pilot-node comes first: bare processes need a variant that it has made.
 FULL_WAYS = ("pilot-node", "bare processes")
 DOCUMENT = ROOT / "docs" / "SCALE.md"
 PICTURE = ROOT / "docs" / "scale.svg"
-# Looks at the registry: a quarter of a second is a percent of the shortest fill that counts.
+# Between two looks at the registry; 1 % of the shortest fill that counts.
 _LOOK_S = 0.25
-# Without one more registration for so long a fill has stopped.
+# A fill without a new registration for so long has stopped.
 _STUCK_S = 90.0
 _SAMPLE = 50
 _UNIT = "pilot-bench-way"
@@ -55,17 +57,20 @@ _UNIT = "pilot-bench-way"
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """How many agents each way starts, at either registry; how many fill the VM; seconds to settle
-    and to be measured in."""
+    """The extent of a run."""
 
     starts: dict[str, int]
+    """Way -> agents that it starts, at either registry."""
     agents: int
+    """Agents that fill the VM."""
     settle: float
+    """Seconds between the last start and the measurement."""
     idle: float
+    """Seconds of the measurement."""
 
 
 def counts(agents: int, *, quick: bool) -> Counts:
-    """So many that each way runs at its steady rate for a good while, and all ends in minutes."""
+    """Enough for each way to reach its steady rate, and few enough to end in minutes."""
     if quick:
         few = {"pilot-node": 90, "rounds": 45, "bare processes": 90}
         return Counts(starts=few, agents=min(agents, 150), settle=5, idle=10)
@@ -78,14 +83,14 @@ def counts(agents: int, *, quick: bool) -> Counts:
 
 
 def say(text: str) -> None:
-    """A line for who waits."""
+    """Print a line of progress."""
     print(text, flush=True)
 
 
 def speed(vm: BenchVm, ours: Ours, wanted: Counts, seed: int) -> list[Fill]:
-    """The three ways at the two registries; in an order that the seed decides, so that none of
-    them always finds the caches that another has warmed."""
-    # Uncounted: pages of the binary, and the links that pilot-node's units need.
+    """Measure the three ways at the two registries, in an order that the seed decides: so no way
+    always profits from caches that another has warmed."""
+    # Uncounted: it loads the binary's pages and makes the links that the units need.
     most = max(wanted.starts.values())
     say(f"  {most} agents to warm up")
     _fill(vm, ours, "pilot-node", most, 0.0)
@@ -97,7 +102,7 @@ def speed(vm: BenchVm, ours: Ours, wanted: Counts, seed: int) -> list[Fill]:
         fill = _fill(vm, ours, way, number, delay)
         say(
             f"  {report.registry(delay):<17} {way:<15} {fill.agents:>5} in {fill.seconds:5.1f} s: "
-            f"{fill.rate:6.1f} a second, {fill.failed} failed, at most {fill.most_open} open; "
+            f"{fill.rate:6.1f} per second, {fill.failed} failed, at most {fill.most_open} open; "
             f"others took {fill.others:.2f} CPUs"
         )
         fills.append(fill)
@@ -138,9 +143,10 @@ def _fill(vm: BenchVm, ours: Ours, way: str, agents: int, delay: float) -> Fill:
 
 
 def _by_hand(way: str, agents: int) -> str:
-    """The command that starts `agents` in one of the ways of tools/bench/ways.py, which it
-    reads."""
-    # A unit of its own, in the agents' slice: no limit of a login is in its way.
+    """The command that starts `agents` in a way of tools/bench/ways.py, which it reads from stdin.
+
+    It is a unit of its own in the agents' slice, free of a login's limits.
+    """
     return (
         "systemd-run --quiet --pipe --wait --collect --slice=pilot.slice"
         " --property=LimitNOFILE=4096 --property=LimitNPROC=infinity"
@@ -150,7 +156,7 @@ def _by_hand(way: str, agents: int) -> str:
 
 
 def _started(vm: BenchVm, command: str) -> subprocess.Popen[str]:
-    """`command` on the VM, begun; one of `_by_hand` is given its program."""
+    """Begin `command` on the VM; write its program to one of `_by_hand`."""
     process = subprocess.Popen(
         vm.line(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -164,7 +170,7 @@ def _started(vm: BenchVm, command: str) -> subprocess.Popen[str]:
 def _watched(
     vm: BenchVm, agents: int, start: float, process: subprocess.Popen[str] | None
 ) -> list[tuple[float, int]]:
-    """How many are registered, until all are, or nothing more happens."""
+    """(seconds, registered) until all agents are, or nothing more happens."""
     curve = [(0.0, 0)]
     while curve[-1][1] < agents:
         time.sleep(_LOOK_S)
@@ -178,7 +184,7 @@ def _watched(
 
 
 def _failures(vm: BenchVm) -> int:
-    """Starts that failed since pilot-node began, by its own word."""
+    """Starts that failed since pilot-node began, by its status or its journal."""
     said = vm.run("cat /run/pilot/status.json 2>/dev/null || true")
     if said:
         return int(json.loads(said)["totals"]["failures"])
@@ -189,7 +195,7 @@ def _failures(vm: BenchVm) -> int:
 def full(vm: BenchVm, ours: Ours, wanted: Counts, way: str) -> Full:
     """Fill the VM, let it settle, measure what it costs, and drain it.
 
-    `way` is pilot-node, or bare processes; those need a variant that pilot-node has made before.
+    `way` is one of FULL_WAYS.
     """
     vm.empty()
     registry = vm.start_registry(delay=0.0)
@@ -263,9 +269,9 @@ def full(vm: BenchVm, ours: Ours, wanted: Counts, way: str) -> Full:
 def _filled(
     vm: BenchVm, look: Callable[[], FillSample], agents: int, process: subprocess.Popen[str] | None
 ) -> list[FillSample]:
-    """Looks until all are registered; BenchError where no more are for a while.
+    """Samples until all agents are registered. BenchError where no more register for a while.
 
-    `process` is the one that starts them, where they end with it.
+    `process` starts the agents, where they end with it.
     """
     points, changed = [look()], time.monotonic()
     told = points[0]
@@ -287,7 +293,7 @@ def _filled(
 
 
 def _drained(vm: BenchVm, process: subprocess.Popen[str], *, by_node: bool) -> float:
-    """Seconds until the last agent is gone, 15 at a time, as the one who asked for it is told."""
+    """Drain the VM, 15 agents at a time; seconds until the last one is gone."""
     start = time.monotonic()
     if by_node:
         vm.run("pilot-node drain")
@@ -301,7 +307,7 @@ def _drained(vm: BenchVm, process: subprocess.Popen[str], *, by_node: bool) -> f
 
 
 def _progress(last: FillSample, now: FillSample, agents: int) -> str:
-    """How far it is, and what the processors did since the last time."""
+    """A line: agents registered, and CPUs busy since the last sample."""
     took = now.seconds - last.seconds
     busy = {
         "ours": now.ours - last.ours,
@@ -317,7 +323,7 @@ def _progress(last: FillSample, now: FillSample, agents: int) -> str:
 def _idle(seconds: float, ours: Ours, agents: Sequence[int], pids: dict[str, int]) -> Idle:
     own = {name: meter.cpu(pid) for name, pid in pids.items()}
     exact, start = meter.exact_cpu(agents), time.monotonic()
-    # Reading tens of thousands of files takes a second of its own: not of the machine's idling.
+    # `exact_cpu` reads tens of thousands of files for a second: it is not part of idling.
     machine, used, began = meter.machine(), ours(), time.monotonic()
     time.sleep(seconds)
     after, all_ours = meter.machine(), ours() - used
@@ -335,7 +341,7 @@ def _idle(seconds: float, ours: Ours, agents: Sequence[int], pids: dict[str, int
 
 
 def _idle_machine(seconds: float) -> float:
-    """CPUs busy on this machine while nothing of ours is."""
+    """CPUs busy on this machine while we do nothing."""
     before = meter.machine().busy
     time.sleep(seconds)
     return (meter.machine().busy - before) / seconds
@@ -362,13 +368,15 @@ def _given() -> argparse.Namespace:
         description=(__doc__ or "").splitlines()[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--quick", action="store_true", help="few agents: a trial, no result")
-    parser.add_argument("--only", choices=("speed", "full"), help="one of the two parts")
-    parser.add_argument("--agents", type=int, default=4500, help="that fill the VM")
-    parser.add_argument("--seed", type=int, default=1, help="decides the order of the ways")
-    parser.add_argument("--write", action="store_true", help="docs/SCALE.md and docs/scale.svg")
-    parser.add_argument("--json", type=Path, help="where everything measured is written")
-    parser.add_argument("--startup", type=Path, help="another startup/ than this checkout's")
+    parser.add_argument("--quick", action="store_true", help="a trial with few agents: no result")
+    parser.add_argument("--only", choices=("speed", "full"), help="measure one of the two parts")
+    parser.add_argument("--agents", type=int, default=4500, help="agents that fill the VM")
+    parser.add_argument("--seed", type=int, default=1, help="of the order of the ways")
+    parser.add_argument(
+        "--write", action="store_true", help="write docs/SCALE.md and docs/scale.svg"
+    )
+    parser.add_argument("--json", type=Path, help="write everything measured to this file")
+    parser.add_argument("--startup", type=Path, help="use this startup/ instead of the checkout's")
     given = parser.parse_args()
     if given.write and (given.quick or given.only):
         parser.error("--write is for a whole run: without --quick and --only")
@@ -376,14 +384,16 @@ def _given() -> argparse.Namespace:
 
 
 def measure(given: argparse.Namespace) -> tuple[list[Fill], list[Full]]:
-    """What was asked for, on one VM, which is gone afterwards."""
+    """Measure on one VM, which is gone afterwards."""
     wanted = counts(given.agents, quick=given.quick)
     check(wanted.agents)
     fills: list[Fill] = []
     whole: list[Full] = []
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, meter.Account() as account:
         if account.used() is None:
-            say("! this machine keeps no account of who takes what CPU: others count as ours")
+            say(
+                "! this machine has no CPU accounts (cgroups v1): the load of others counts as ours"
+            )
 
         def ours() -> float:
             used = account.used()
@@ -422,16 +432,16 @@ def _publish(
 
 
 def main() -> int:
-    """Measure, print, and write where that was asked for."""
+    """Measure, print and, with --write, write."""
     given = _given()
-    # Whoever ends this with SIGTERM (timeout, a supervisor) leaves no VM behind either.
+    # SIGTERM (timeout, a supervisor) leaves no VM behind either.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     load, before = os.getloadavg(), _idle_machine(3.0)
     if before > 0.2:
         say(f"! {before:.2f} CPUs are busy with other things: the figures will show it")
     try:
         if given.write:
-            # Now, not after ten minutes.
+            # Fail now, not after ten minutes.
             report.into(DOCUMENT.read_text(encoding="utf-8"), "")
         fills, whole = measure(given)
         _publish(given, fills, whole, _surroundings(load, before))

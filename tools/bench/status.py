@@ -1,10 +1,10 @@
-"""What a look at a fleet costs: `ops status`, for 10 VMs and for 100, in one run on one machine.
+"""Measures `ops status` for fleets of 10 and of 100 VMs, on one machine.
 
     python -m tools.bench.status [--runs N]
 
-The fleet is answered by the lab's API over loopback, without guests. Prints the median time of a
-look and of the whole command, and the number of requests; a look at Google takes longer by what
-its answers take, ten of them at a time.
+The lab's API answers over loopback, without guests. Prints the median time of a look and of the
+whole command, and the number of requests. A look at Google takes longer, because its answers do;
+ten requests are open at a time.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _measure(vms: int, runs: int, folder: Path) -> tuple[float, float, int]:
             looks.append(time.monotonic() - start)
             requests = len(made.asked)
             if not seen.is_well:
-                sys.exit("the fleet is not whole: this measures nothing")
+                sys.exit("the fleet is not whole: the figures would mean nothing")
             start = time.monotonic()
             command = [sys.executable, "-m", "ops", "--endpoint", url, "--project", "p1", "status"]
             done = subprocess.run(
@@ -55,9 +55,9 @@ def _measure(vms: int, runs: int, folder: Path) -> tuple[float, float, int]:
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--runs", type=int, default=3, help="runs of each (default 3)")
+    parser.add_argument("--runs", type=int, default=3, help="runs per fleet (default 3)")
     runs = parser.parse_args().runs
     measured = {}
     with tempfile.TemporaryDirectory() as scratch:

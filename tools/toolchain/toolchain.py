@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
 """Pulumi for this checkout: the installed one, or one built from source where none is.
 
-    toolchain.py ensure               have a Pulumi; builds engine, language host and provider
-                                      (minutes, once) unless Pulumi 3.259 or newer is installed
-    toolchain.py env [--json]         the environment it runs in, for eval or for a program
+    toolchain.py ensure               build engine, language host and provider (minutes, once),
+                                      unless Pulumi 3.259 or newer is installed
+    toolchain.py env [--json]         print Pulumi's environment, for eval or for a program
     toolchain.py exec -- COMMAND…     run a command in that environment
     toolchain.py preview STACK […]    plan a stack with its policies (further arguments go to
-                                      Pulumi); without Google credentials it says so
-    toolchain.py up STACK […]         carry it out. Pulumi asks first; where there is no terminal
-                                      it is refused unless PILOT_FLEET_YES=1 or --yes is given
+                                      Pulumi); works without Google credentials, and says so
+    toolchain.py up STACK […]         carry the plan out. Pulumi asks first; without a terminal
+                                      PILOT_FLEET_YES=1 or --yes is needed
     toolchain.py venv [--dev]         set up .venv with the pinned requirements
     toolchain.py artifacts            fetch pilot-daemon into artifacts/
 

@@ -21,7 +21,7 @@ ExecStart=/opt/daemon -registry ${PILOT_REGISTRY} -listen :%i -email agent-%i@${
 
 
 def fill(way: str, rate: float, *, delay: float = 0.0, agents: int = 100, failed: int = 0) -> Fill:
-    """A fill whose first agent comes after 5 s, and the others at `rate` a second."""
+    """A fill whose first agent comes after 5 s, and the others at `rate` per second."""
     curve = [(0.0, 0), *((5 + number / rate, number + 1) for number in range(agents))]
     return Fill(
         way=way,
@@ -151,12 +151,12 @@ def test_the_table_of_a_full_vm() -> None:
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
     found = {row[0]: row[1] for row in rows}
     assert found["time to full"] == "40 s"
-    assert found["memory an agent, machine-wide"] == "1.85 MB"
+    assert found["memory per agent, machine-wide"] == "1.85 MB"
     assert found["… without the registry's process"] == "1.80 MB"
     # 4.8 s of CPU in a minute, of a thousand agents.
-    assert found["idle CPU an agent"] == "0.080 ms/s"
-    assert found["PID 1: CPU a start"] == "10.0 ms"
-    assert found["CPU of everything, a start"] == "40.0 ms"
+    assert found["idle CPU per agent"] == "0.080 ms/s"
+    assert found["PID 1: CPU per start"] == "10.0 ms"
+    assert found["CPU of everything, per start"] == "40.0 ms"
     assert found["others on the machine: CPUs, filling"] == "0.10"
     assert found["pilot-node: CPU when idle"] == "0.50% of one"
 
@@ -184,7 +184,7 @@ def test_a_full_vm_is_compared_with_the_same_agents_as_bare_processes() -> None:
     assert cells["1,000 agents"] == ["pilot-node", "bare processes", "aim"]
     assert cells["drain"] == ["10.0 s", "4.0 s", ""]
     # Neither starts a bare process.
-    assert cells["PID 1: CPU a start"] == ["20.0 ms", "", ""]
+    assert cells["PID 1: CPU per start"] == ["20.0 ms", "", ""]
     assert cells["pilot-node: CPU when idle"] == ["0.50% of one", "", "< 1 %"]
 
 

@@ -327,7 +327,7 @@ def test_an_interruption_ends_go_too(machine: Machine, number: signal.Signals) -
         program.send_signal(number)
         _, errors = program.communicate(timeout=30)
     assert program.returncode == 130
-    assert errors.splitlines()[-1].startswith("Interrupted. What is finished is kept")
+    assert errors.splitlines()[-1].startswith("Interrupted. Finished parts are kept")
     with pytest.raises(ProcessLookupError):
         os.kill(compiler, 0)
     assert list(machine.toolchain.glob("scratch-*")) == []
