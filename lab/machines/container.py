@@ -22,6 +22,7 @@ from lab.machines import processes
 from lab.machines.cgroups import Group, hierarchies
 from lab.machines.driver import Attachment, Disk, Machine, MachineError
 from lab.machines.image import default_cache, ensure_image
+from lab.machines.local import LocalDriver
 from lab.machines.namespace import Namespace, Relays, listener, unconnected
 from lab.machines.places import (
     HOST_ADDRESS,
@@ -31,12 +32,10 @@ from lab.machines.places import (
     Endpoint,
     Places,
     boot_disk,
-    copy_raw,
     credentials,
     free_port,
     lan_interface,
     make_raw,
-    read_console,
     run,
     write_whole,
 )
@@ -51,7 +50,7 @@ _ASK_SECONDS: Final = 5.0
 _POWER_OFF: Final = signal.SIGRTMIN + 4  # to systemd as first process: power off in good order
 
 
-class Container:
+class Container(LocalDriver):
     """Runs machines as systemd containers; see `lab.machines.driver.Driver`."""
 
     def __init__(
@@ -109,10 +108,7 @@ class Container:
     def create_disk(self, disk: Disk) -> None:
         """Make a disk: a layer over its image, or a blank sparse file."""
         if disk.image is None:
-            raw = self._places.disk(disk.path, "raw")
-            if disk.snapshot is not None and not raw.exists():
-                copy_raw(self._places.snapshot(disk.snapshot), raw)
-            make_raw(raw, disk.size_gb)
+            self._create_blank_disk(disk)
             return
         base = self._places.keep_image(ensure_image(self._cache))
         tree = self._places.disk(disk.path, "tree")
@@ -142,17 +138,6 @@ class Container:
         _detach(self._places.disk(disk.path, "raw"))
         for kind in ("raw", "json"):
             self._places.disk(disk.path, kind).unlink(missing_ok=True)
-
-    def create_snapshot(self, disk: Disk, snapshot: str) -> None:
-        """Copy a disk that was made blank, as it is now."""
-        if disk.image is not None:
-            message = f"{disk.path}: this driver takes snapshots of disks without an image only"
-            raise MachineError(message)
-        copy_raw(self._places.disk(disk.path, "raw"), self._places.snapshot(snapshot))
-
-    def delete_snapshot(self, snapshot: str) -> None:
-        """Delete a snapshot's data."""
-        self._places.snapshot(snapshot).unlink(missing_ok=True)
 
     # Machines
 
@@ -201,11 +186,6 @@ class Container:
             LOG.warning("%s did not power off in %.0f s: cut", machine.path, STOP_SECONDS)
         self._end(machine.path)
 
-    def reset(self, machine: Machine) -> None:
-        """End a machine's processes and start it again."""
-        self.power_cut(machine)
-        self.start(machine)
-
     def power_cut(self, machine: Machine) -> None:
         """End a machine without telling it."""
         self._watch.forget(machine.path)
@@ -224,14 +204,6 @@ class Container:
         if self._pid(machine.path) is not None:
             LOG.warning("%s: a container sees its new disks when it is started", machine.path)
 
-    def is_running(self, machine: Machine) -> bool | None:
-        """Tell whether the container runs."""
-        return self._pid(machine.path) is not None
-
-    def serial_output(self, machine: Machine) -> bytes:
-        """Return all that the machine wrote to its console."""
-        return read_console(self._places.console(machine.path))
-
     def forward(self, machine: Machine, guest_port: int) -> int:
         """Forward a TCP port of this machine's loopback to a port of the container; return it.
 
@@ -244,10 +216,6 @@ class Container:
                 self._places.keep_forwards(machine.path, forwards)
             self._open_forwards(machine)
             return self._places.forwards(machine.path)[guest_port]
-
-    def ssh_key(self) -> Path:
-        """Return the private key that may log in to every machine as root."""
-        return self._places.ssh_key()
 
     def close(self) -> None:
         """Let go of the containers; they go on running, without their relays."""

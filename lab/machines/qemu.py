@@ -20,6 +20,7 @@ from typing import Any, Final
 from lab.machines import processes
 from lab.machines.driver import Attachment, Disk, Machine, MachineError
 from lab.machines.image import default_cache, ensure_image
+from lab.machines.local import LocalDriver
 from lab.machines.places import (
     GIB,
     HOST_ADDRESS,
@@ -29,12 +30,10 @@ from lab.machines.places import (
     Endpoint,
     Places,
     boot_disk,
-    copy_raw,
     credentials,
     free_port,
     lan_interface,
     make_raw,
-    read_console,
     run,
     write_whole,
 )
@@ -71,7 +70,7 @@ _KERNEL: Final = (
 )
 
 
-class Qemu:
+class Qemu(LocalDriver):
     """Runs machines as QEMU guests; see `lab.machines.driver.Driver`."""
 
     def __init__(
@@ -115,10 +114,7 @@ class Qemu:
     def create_disk(self, disk: Disk) -> None:
         """Make a disk: an overlay of its image, or a blank sparse file."""
         if disk.image is None:
-            raw = self._places.disk(disk.path, "raw")
-            if disk.snapshot is not None and not raw.exists():
-                copy_raw(self._places.snapshot(disk.snapshot), raw)
-            make_raw(raw, disk.size_gb)
+            self._create_blank_disk(disk)
             return
         base = self._places.keep_image(ensure_image(self._cache))
         target = self._places.disk(disk.path, "qcow2")
@@ -151,17 +147,6 @@ class Qemu:
         """Delete a disk's data."""
         for kind in ("raw", "qcow2", "json"):
             self._places.disk(disk.path, kind).unlink(missing_ok=True)
-
-    def create_snapshot(self, disk: Disk, snapshot: str) -> None:
-        """Copy a disk that was made blank, as it is now."""
-        if disk.image is not None:
-            message = f"{disk.path}: this driver takes snapshots of disks without an image only"
-            raise MachineError(message)
-        copy_raw(self._places.disk(disk.path, "raw"), self._places.snapshot(snapshot))
-
-    def delete_snapshot(self, snapshot: str) -> None:
-        """Delete a snapshot's data."""
-        self._places.snapshot(snapshot).unlink(missing_ok=True)
 
     # Machines
 
@@ -207,11 +192,6 @@ class Qemu:
         LOG.warning("%s did not power off in %.0f s: cut", machine.path, STOP_SECONDS)
         processes.kill(pid)
 
-    def reset(self, machine: Machine) -> None:
-        """Cut a machine's power and start it again."""
-        self.power_cut(machine)
-        self.start(machine)
-
     def power_cut(self, machine: Machine) -> None:
         """End a machine without telling it."""
         self._watch.forget(machine.path)
@@ -244,14 +224,6 @@ class Qemu:
                     monitor.do("blockdev-add", **self._blockdev(attachment))
                     monitor.do("device_add", **_scsi_disk(attachment))
 
-    def is_running(self, machine: Machine) -> bool | None:
-        """Tell whether the guest's process runs."""
-        return self._pid(machine.path) is not None
-
-    def serial_output(self, machine: Machine) -> bytes:
-        """Return all that the machine wrote to its first serial port."""
-        return read_console(self._places.console(machine.path))
-
     def forward(self, machine: Machine, guest_port: int) -> int:
         """Forward a TCP port of this machine's loopback to a port of the guest; return it.
 
@@ -270,10 +242,6 @@ class Qemu:
                 raise MachineError(message)
         self._places.keep_forwards(machine.path, {**forwards, guest_port: port})
         return port
-
-    def ssh_key(self) -> Path:
-        """Return the private key that may log in to every machine as root."""
-        return self._places.ssh_key()
 
     def close(self) -> None:
         """Let go of the guests; they go on running."""
