@@ -2,9 +2,8 @@
 
     python3 -IS unpack.py ROOT [STEP ...] <FILES
 
-FILES holds, in base64 and compressed by bzip2, for each file a line `FILE MODE LINES PATH` and so
-many lines. One process for all of it, because each costs: where the CPU is emulated a start of
-Python takes seconds.
+FILES is base64 of bzip2: for each file a line `FILE MODE LINES PATH`, then LINES lines. All in one
+process: on an emulated CPU a start of Python takes seconds.
 """
 
 import base64
@@ -14,13 +13,13 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-# Everything below is ours, and what is not carried is of an older script.
+# Everything below belongs to the fleet. Files that are not carried are of an older script.
 LIB = "usr/local/lib/pilot"
 
 
 def install(root: Path, data: bytes) -> None:
-    """Make every file in `data` be there below `root`, complete or not at all, and what an older
-    script left in our directories not. Raises OSError."""
+    """Install every file in `data` below `root`, complete or not at all, and remove files of an
+    older script. Raises OSError."""
     lines = data.split(b"\n")
     carried: set[Path] = set()
     at = 0
@@ -32,19 +31,19 @@ def install(root: Path, data: bytes) -> None:
         path = root / name.lstrip("/")
         carried.add(path)
         put(path, b"".join(line + b"\n" for line in lines[first:at]), int(mode, 8))
-    # The folders in LIB, whose own entries are left alone.
+    # The folders in LIB are cleared; other entries of LIB are left alone.
     lib = root / LIB
     for top in {path.relative_to(lib).parts[0] for path in carried if path.is_relative_to(lib)}:
         clear(lib / top, carried)
 
 
 def clear(folder: Path, carried: "set[Path]") -> None:
-    """Remove what is below `folder` and not in `carried`; of what Python compiled, that of modules
-    which are gone."""
+    """Remove files below `folder` that are not in `carried`, and compiled modules whose source is
+    not."""
     for found in folder.iterdir():
         if found.is_dir() and not found.is_symlink():
             clear(found, carried)
-            # One that holds something stays.
+            # A folder that is not empty stays.
             with suppress(OSError):
                 found.rmdir()
         else:
@@ -60,7 +59,7 @@ def put(path: Path, data: bytes, mode: int) -> None:
     if there and path.read_bytes() == data:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Always under this name: what a run leaves that was cut off, the next one takes away.
+    # Always the same name: the next run removes what an interrupted one left.
     new = path.with_name(f".new.{path.name}")
     new.unlink(missing_ok=True)
     try:
@@ -72,7 +71,7 @@ def put(path: Path, data: bytes, mode: int) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-# In quotes: a Python that is too old has to get as far as to be told.
+# In quotes, so that a Python that is too old reads as far as its error message.
 def main(root: Path, steps: "list[str]") -> int:
     if sys.version_info < (3, 11):  # noqa: UP036
         print(

@@ -1,5 +1,4 @@
-"""The command line: what the startup script asks for, one word a step; `run`, the service; and what
-a person on the VM asks."""
+"""The command line: steps of the startup script, `run` (the service), and commands for people."""
 
 from __future__ import annotations
 
@@ -20,10 +19,10 @@ from .machine.systemd import Systemctl
 from .rollout import roll_state
 from .setup import apply, isolation, kernel, limits, release, units
 
-# What only one command needs is imported there: compiled for the first time, where the CPU is
-# emulated, the services would hold up a boot by half a minute.
+# Modules of one command are imported there: on an emulated CPU, compiling those of the service
+# would take half a minute of a boot.
 
-# In the words of the startup script, which says its own steps in the same form.
+# Names of steps in the log, in the form of the startup script's own.
 TITLES = {"limits": "kernel limits"}
 # Seconds of /proc/uptime when the startup script began; without it no step is announced.
 STARTED_VARIABLE = "PILOT_STARTED"
@@ -37,20 +36,20 @@ USAGE = """usage: pilot-node COMMAND
   restart           start all agents anew, a window's worth at a time
   status            what this VM says of itself
   bench -- COMMAND  run COMMAND in the slice of benchmarks, which memory pressure freezes
-The first three only ask; pilot-node does it, also when the one who asked is gone.
+The first three give an order; pilot-node carries it out, also when your session ends.
 
 Steps of the startup script (several in one go) and of units:
   spec ROLE  fetch this VM's spec from the metadata server and check it
   limits     write the kernel's numbers and the limits, and apply them
   release    fetch and verify this VM's binary, and make it the current one
-  units      write the units and the environment of what runs here
-  store      have the registry's directory, its whitelist, and a registry that can be read
+  units      write this VM's units and their environment
+  store      prepare the registry's directory, its whitelist, and a good registry file
   run        keep this VM at its spec, until stopped
 """
 
 
 class NodeCommands:
-    """One command on one VM. `say` gets a line for each thing that was done."""
+    """The commands on one VM. `say` gets a line for each thing that was done."""
 
     def __init__(self, environment: Mapping[str, str], say: Callable[[str], None]) -> None:
         self.paths: Paths = paths_of(environment)
@@ -66,7 +65,7 @@ class NodeCommands:
         spec = parse(text)
         if spec.role != role:
             raise SpecError([f"role: is {spec.role!r}, the metadata's pilot-role is {role!r}"])
-        # What this machine cannot be is nothing to begin with after a restart of the service.
+        # Checked before it is written: the service begins with this spec after a restart.
         apply.check(self.paths, spec)
         files.write(self.paths.spec, text)
         self.say(f"{spec.name}: {spec.role}, {spec.agents} agents, release {spec.version}")
@@ -84,8 +83,8 @@ class NodeCommands:
         apply.apply_limits(self.paths, self.spec(), self.say)
 
     def release(self) -> None:
-        """The binary that runs here: the accepted release's, whatever the spec says. The service
-        fetches the spec's and rolls it out; one that was rejected stays so after a reboot."""
+        """Fetch the accepted release, whatever the spec says. The service fetches the spec's
+        release and rolls it out. A rejected release stays rejected after a reboot."""
         spec = self.spec()
         accepted = roll_state.recall(self.paths, self.say).accepted
         if accepted and accepted.sha256 != spec.binary.sha256:
@@ -137,7 +136,7 @@ class NodeCommands:
     def _store(self, spec: RendezvousSpec) -> None:
         if not self.paths.is_mounted(self.paths.state):
             raise FinalError(self.paths.unmounted("the registry would be lost with the boot disk"))
-        # Root's, and sticky: the rendezvous makes its own files in it, but cannot remove or
+        # It belongs to root and is sticky: the rendezvous makes its own files in it, but cannot
         # replace the whitelist.
         self.paths.registry.mkdir(mode=0o700, exist_ok=True)
         user.share(self.paths.registry)
@@ -168,8 +167,8 @@ class NodeCommands:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the commands. 0 when all are done, 1 when one failed (said why), 2 when one is none."""
-    # The serial console may know no UTF-8, and a message may hold what an operator typed.
+    """Run the commands. 0 when all are done, 1 when one failed, 2 when one is not known."""
+    # The serial console may not know UTF-8, and a message may hold an operator's text.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace", line_buffering=True)
@@ -196,19 +195,19 @@ def main(arguments: list[str]) -> int:
 
 
 def _say(line: str) -> None:
-    """A line of output; one that cannot be had is no failure of what is done. Whoever may open
-    journald's socket can hold all of its streams, and then it hangs up on this process."""
+    """Write a line. A failure to write is ignored: others can take all of journald's streams, and
+    it then closes this process' output."""
     try:
         print(line)
     except BrokenPipeError:
-        # For good. What is buffered would else make the exit status 120.
+        # Output goes to /dev/null from here on. Otherwise buffered lines make the exit status 120.
         os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), sys.stdout.fileno())
     except OSError:
         pass
 
 
 def _ask(arguments: list[str]) -> int:
-    """What people ask for; the exit status, of `bench` its command's."""
+    """Run a command for people. The exit status; for `bench`, that of its command."""
     from . import local_orders  # noqa: PLC0415
     from .pressure import benchmarks  # noqa: PLC0415
 
@@ -222,7 +221,7 @@ def _ask(arguments: list[str]) -> int:
 
 
 def _steps(node: NodeCommands, arguments: list[str]) -> list[tuple[str, Callable[[], None]]]:
-    """What `arguments` ask for, in their order; nothing when one is not known."""
+    """The steps of `arguments`, in order; empty when one is not known."""
     commands = {
         "limits": node.limits,
         "release": node.release,
@@ -243,7 +242,7 @@ def _steps(node: NodeCommands, arguments: list[str]) -> list[tuple[str, Callable
 
 
 def _uptime() -> int:
-    """The clock of the startup script; the wall clock jumps at boot."""
+    """Seconds since the kernel started, as in the startup script: the wall clock jumps at boot."""
     return int(float(Path("/proc/uptime").read_text(encoding="ascii").split()[0]))
 
 

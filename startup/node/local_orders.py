@@ -1,7 +1,7 @@
-"""What a person on the VM asks of pilot-node: drain, undrain, restart, status.
+"""Commands for people on the VM: drain, undrain, restart, status.
 
-What is asked for is written down (/run/pilot/orders.json) and done by the service; whoever asked
-only watches, so a session that ends changes nothing. What is watched is the agents themselves.
+A command writes an order (/run/pilot/orders.json), which the service carries out. The command then
+watches the agents. So a session that ends changes nothing.
 """
 
 from __future__ import annotations
@@ -20,26 +20,28 @@ from .desired.spec import ROLE_SWARM, SwarmSpec, parse
 from .machine import cgroup, files
 from .machine.paths import Paths
 
-# Seconds between two looks at the agents, and after which a service that says nothing is missed.
+# Seconds between two looks at the agents.
 LOOK = 1.0
+# Seconds without a status after which the service is reported as silent.
 SILENT = 180.0
 
 
 class AskError(Exception):
-    """What was asked for cannot be. The text says why, and what to do."""
+    """A command that cannot be carried out. The text says why, and what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class AgentLives:
-    """The agents: port -> which of its lives it is in (the inode of its cgroup); those with a
-    socket."""
+class AgentsSeen:
+    """The agents, at one look."""
 
     running: Mapping[int, int]
+    """Port -> inode of its cgroup, which differs from start to start."""
     ready: frozenset[int]
+    """Those with a socket."""
 
 
 def main(paths: Paths, arguments: list[str]) -> int:
-    """Do what `arguments` say. 0 when it is done, 1 when it cannot be, 130 when interrupted."""
+    """Run the command. 0 when it is done, 1 when it cannot be, 130 when interrupted."""
     command, *rest = arguments
     try:
         if rest:
@@ -80,12 +82,12 @@ def _ask(paths: Paths, command: str, say: Callable[[str], None]) -> None:
         say(f"this VM is held: nothing is started before {by} says so")
         return
 
-    def whole(seen: AgentLives) -> bool:
+    def whole(seen: AgentsSeen) -> bool:
         wanted = set(_spec(paths).ports)
         anew = command != "restart" or not _same(before, seen)
         return (wanted <= seen.ready and anew) or _held(paths)
 
-    def line(seen: AgentLives) -> str:
+    def line(seen: AgentsSeen) -> str:
         text = f"{len(seen.ready)} of {_spec(paths).agents} agents ready"
         if command == "restart":
             text += f", {_same(before, seen)} still to be started anew"
@@ -96,7 +98,7 @@ def _ask(paths: Paths, command: str, say: Callable[[str], None]) -> None:
 
 
 def write(paths: Paths, *, hold: bool, restart: str) -> None:
-    """The orders given on this VM, in one rename. Raises OSError."""
+    """Write the orders of this VM, in one rename. Raises OSError."""
     text: dict[str, Any] = {"schema": orders.SCHEMA, "hold": hold}
     if restart:
         text["restart"] = restart
@@ -106,10 +108,11 @@ def write(paths: Paths, *, hold: bool, restart: str) -> None:
 def watch(
     paths: Paths,
     say: Callable[[str], None],
-    done: Callable[[AgentLives], bool],
-    line: Callable[[AgentLives], str],
+    done: Callable[[AgentsSeen], bool],
+    line: Callable[[AgentsSeen], str],
 ) -> None:
-    """Until it is `done`: a line when the numbers change, and one when pilot-node is silent."""
+    """Watch the agents until `done`. Says a line when the numbers change, and one when pilot-node
+    is silent."""
     said, missed = "", False
     while True:
         seen = look(paths)
@@ -124,7 +127,7 @@ def watch(
         time.sleep(LOOK)
 
 
-def look(paths: Paths) -> AgentLives:
+def look(paths: Paths) -> AgentsSeen:
     """The agents as the file system shows them."""
     running = {}
     base = cgroup.cgroup(paths)
@@ -135,12 +138,12 @@ def look(paths: Paths) -> AgentLives:
             # It ended between the two looks.
             continue
     ready = frozenset(port for port in running if paths.socket(port).is_socket())
-    return AgentLives(running=running, ready=ready)
+    return AgentsSeen(running=running, ready=ready)
 
 
-def _same(before: AgentLives, now: AgentLives) -> int:
-    """How many still are in the life they were in before."""
-    return sum(now.running.get(port) == life for port, life in before.running.items())
+def _same(before: AgentsSeen, now: AgentsSeen) -> int:
+    """How many agents were not started anew since `before`."""
+    return sum(now.running.get(port) == inode for port, inode in before.running.items())
 
 
 def _spec(paths: Paths) -> SwarmSpec:
@@ -158,7 +161,7 @@ def _spec(paths: Paths) -> SwarmSpec:
 
 
 def _here(paths: Paths) -> orders.Orders:
-    """The orders given on this VM so far; none where they cannot be understood: they are about to
+    """The orders given on this VM so far. None where they cannot be understood: they are about to
     be replaced."""
     try:
         return orders.parse(paths.orders.read_bytes(), ROLE_SWARM)

@@ -1,4 +1,4 @@
-"""The rendezvous' tokens, followed as the spec names them."""
+"""Fetches the tokens that the spec names, over and over."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from .rendezvous.access_tokens import EVERY, Tokens, fetch
 
 
 class TokenSource:
-    """The tokens of the spec that `follower` follows, asked for in a thread of its own."""
+    """The tokens of the follower's spec, fetched in a thread of its own."""
 
     def __init__(self, follower: Follower, wake: Wake) -> None:
         self._follower = follower
-        # Also where some of them cannot be had.
+        # The last answer, also where some tokens are missing in it.
         self._part: Tokens | None = None
         self._source: Source[Tokens] = Source("tokens", self._ask, wake=wake, every=EVERY)
 
@@ -27,7 +27,7 @@ class TokenSource:
         self._source.stop()
 
     def latest(self) -> Tokens | None:
-        """What was fetched last, None before anything was."""
+        """The last answer, None before the first one."""
         reading = self._source.latest()
         if not reading.error or self._part is not None:
             return self._part or reading.value
@@ -46,6 +46,6 @@ class TokenSource:
         )
         self._part = found
         if found.missing:
-            # Asked again soon, and not after EVERY.
+            # So that it is asked again soon, and not after EVERY.
             raise TemporaryError(found.problem)
         return found

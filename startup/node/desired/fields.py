@@ -1,13 +1,13 @@
-"""What a `pilot-spec` may hold: literals only, so that both sides can read it as data.
+"""The values that a `pilot-spec` may hold, as literals only.
 
-A VM imports this (spec.py). The program that renders specs may not import what runs on a VM; it
-reads the literals (components/spec_tables.py), so that a plan accepts nothing that a VM refuses.
-Patterns match a text as a whole. To allow more is safe; to allow less is for specs that no
-program has rendered: a VM that refuses its spec takes no change any more.
+A VM imports this (spec.py). The program that renders specs may not import what runs on a VM: it
+reads the literals as data (components/spec_tables.py), so that a plan accepts nothing that a VM
+refuses. Patterns match a whole text. To allow more is safe. Before allowing less, be sure that no
+program has rendered such a spec: a VM that refuses its spec takes no change any more.
 """
 
-# Least and most of each whole number, by its path. Of the two that depend on each other: basePort
-# plus agents is at most 65535, the last port.
+# Least and most of each whole number, by its path. Also, basePort + agents is at most 65535, the
+# last port.
 NUMBERS = {
     "schema": (0, 1073741824),
     "agents": (0, 1_000_000),
@@ -29,7 +29,7 @@ NUMBERS = {
 
 FLAGS = ("roll.auto",)
 
-# Which kind of text stands at a path, and for each kind its pattern and what it is in words.
+# The kind of text at a path; for each kind its pattern, and its name in messages.
 TEXTS = {
     "name": "name",
     "role": "role",
@@ -56,7 +56,7 @@ KINDS = {
     "version": (r"[0-9A-Za-z][-+.0-9A-Za-z_]{0,63}", "a version"),
     "object": (r"\S+", "an object's name"),
     "sha256": (r"[0-9a-f]{64}", "64 hex digits"),
-    # A host is a name that can be looked up. Its port, 1 to 65535, is for both sides to look at.
+    # A host is a DNS name or an address. Both sides check its port, 1 to 65535.
     "address": (
         (
             r"(?=[^:/]{1,253}(:|$))[0-9A-Za-z]([-0-9A-Za-z]{0,61}[0-9A-Za-z])?"
@@ -78,19 +78,19 @@ KINDS = {
     ),
 }
 
-# The rendezvous' tokens, by what they are for.
+# The purposes of the rendezvous' tokens.
 TOKENS = ("admin", "dashboard", "replication")
 
 VARIABLE = r"[A-Za-z_][0-9A-Za-z_]*"
-# What the units set themselves: an operator's value would send an agent to another registry, or
-# all of them into one home. By prefix, so that the next one is reserved before it is in use.
+# Set by the units: an operator's value would send an agent to another registry, or all of them into
+# one home. By prefix, so that later ones are reserved already.
 RESERVED_VARIABLES = r"HOME|PILOT_(AGENT|PORT)_.*"
-# What the dynamic loader obeys in every program of the unit, those of root as well.
+# Obeyed by the dynamic loader in every program of the unit, root's as well.
 LOADER_VARIABLES = r"LD_.*|GLIBC_TUNABLES|GCONV_PATH"
 
-# What Go's runtime reads of its own. What it cannot read ends every agent at its start (GOMEMLIMIT)
-# or is passed over without a word; a heap's limit that a heap cannot keep to has its collector work
-# without an end, and thousands of processors cost an agent hundreds of MB.
+# Read by Go's runtime. A GOMEMLIMIT that it cannot read ends every agent at its start; other bad
+# values are ignored silently. With too low a limit the collector never stops, and thousands of
+# processors cost an agent hundreds of MB.
 GO_NUMBERS = {
     "GOGC": (10_000, "percent as 50, 1 to 10000, or off beside a GOMEMLIMIT"),
     "GOMAXPROCS": (1024, "a number of processors, 1 to 1024"),
@@ -99,7 +99,7 @@ GO_SIZE = r"([0-9]{1,19})(B|[KMGT]iB)?"
 GO_UNITS = {"KiB": 10, "MiB": 20, "GiB": 30, "TiB": 40}
 # 16 MiB to what Go's int64 holds.
 GO_LIMITS = (16777216, 9223372036854775807)
-# What GODEBUG may be told of these: anything else ends a program, or ruins whoever runs it.
+# Allowed values of these settings of GODEBUG: any other ends a program, or ruins its performance.
 GO_DEBUG = {
     "cgocheck": ("0", "1"),
     "fips140": ("off", "on", "only", "debug"),

@@ -1,4 +1,4 @@
-"""Ghost scripts: metadata with which a VM runs what nobody declared."""
+"""Ghost scripts: metadata with which a VM runs something that was not declared."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import hashlib
 import re
 from collections.abc import Mapping
 
-# Metadata keys that make a guest run something of its own, in any case (what reads them takes one):
-# Google's runner, also for Windows; cloud-init and its kin; the container starters of COS; the node
-# setup of GKE; the images of Workbench; Google's OS Config agent.
+# Metadata keys with which a guest runs something, in upper or lower case: of Google's runner, also
+# for Windows; cloud-init and similar; the container starters of COS; the node setup of GKE; the
+# images of Workbench; Google's OS Config agent.
 _GHOST = re.compile(
     r"(windows-)?(startup|shutdown)-script(-(url|ps1|cmd|bat))?|post-startup-script(-url)?"
     r"|sysprep-(specialize|oobe)-script(-(url|ps1|cmd|bat))?"
@@ -19,13 +19,13 @@ _GHOST = re.compile(
 )
 # Values of enable-osconfig with which the agent does nothing.
 _OFF = frozenset({"false", "f", "0"})
-# Those of them that the runner takes instead of the project's startup script.
+# Keys that the runner takes instead of the project's startup script.
 _REPLACING = frozenset({"startup-script", "startup-script-url"})
 
 
 def ghosts(instance: Mapping[str, str], project: Mapping[str, str]) -> tuple[str, ...]:
-    """The keys of metadata with which the VM runs what nobody declared: the instance's own, and as
-    `project/KEY` those of its project, where startup-script is the fleet's."""
+    """The ghost keys: the instance's own, and as `project/KEY` those of its project, where
+    startup-script is the fleet's."""
     shared = [f"project/{key}" for key in _ghosts(project) if key != "startup-script"]
     return (*_ghosts(instance), *shared)
 
@@ -42,7 +42,7 @@ def _is_ghost(key: str, value: str) -> bool:
 
 
 def replaced(attributes: Mapping[str, str]) -> bool:
-    """Whether Google's runner would not even look at the project's startup script."""
+    """Whether Google's runner would ignore the project's startup script."""
     return not _REPLACING.isdisjoint(attributes)
 
 

@@ -1,4 +1,4 @@
-"""Variables of Go's runtime: what it cannot read, or what would ruin the VM."""
+"""Checks variables of Go's runtime: values that it cannot read, or that would ruin the VM."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from .json_reader import kind_of
 
 
 def go_problem(name: str, value: str, environment: Mapping[str, str]) -> str:
-    """Why no Go program may run with `value` for the variable `name`, "" where one may. The plan
-    says the same (components/config_vms.py)."""
+    """Why no Go program may run with `value` for the variable `name`, "" where it may. The plan
+    makes the same check (components/config_vms.py)."""
     problem = ""
     if name == "GODEBUG":
         problem = _debug_problem(value)

@@ -21,11 +21,11 @@ class SpecError(Exception):
 
 
 class Reader:
-    """Reads one JSON object, noting problems instead of stopping at the first. Orders as well.
+    """Reads one JSON object, of a spec or of orders, and collects all problems.
 
-    What is wrong comes out as an empty value of its type, so that reading can go on; the
-    problems, shared by all readers of a document, say that it must not be used. `ignored`, shared
-    as well, has the paths of what this version does not know.
+    A wrong value is read as an empty one of its type. Where there are `problems`, the document must
+    not be used. `ignored` has the paths of fields that this version does not know. All readers of a
+    document share both.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Reader:
         value = self._take(key)
         if value is _MISSING:
             return 0
-        # In Python a bool is an int; in a spec it is a mistake.
+        # In Python a bool is an int.
         if not isinstance(value, int) or isinstance(value, bool):
             self.problem(key, f"must be an integer, is {kind_of(value)}")
             return 0
@@ -78,13 +78,12 @@ class Reader:
         return value
 
     def text(self, key: str) -> str:
-        """The text at a path that fields.py knows."""
+        """The text at a path of fields.py."""
         pattern, expected = fields.KINDS[fields.TEXTS[self._path + key]]
         return self.string(key, re.compile(pattern), expected)
 
     def number(self, key: str, *, default: int | None = None) -> int:
-        """The whole number at a path that fields.py knows. `default`, where there is one, stands
-        for a field that is absent."""
+        """The whole number at a path of fields.py. `default`: for a field that is absent."""
         if default is not None and key not in self._value:
             return default
         return self.integer(key, *fields.NUMBERS[self._path + key])
@@ -102,7 +101,7 @@ class Reader:
         return value
 
     def base_url(self, key: str, *, default: str = "") -> str:
-        """`default`, where there is one, stands for a field that is absent."""
+        """`default`: for a field that is absent."""
         if default and key not in self._value:
             return default
         value = self.text(key)
@@ -133,17 +132,17 @@ class Reader:
         if isinstance(value, dict):
             reader._value = value
         else:
-            # Its fields are not missing: it is. One problem is enough.
+            # The object itself is missing: its fields are not reported.
             reader._broken = True
         return reader
 
     def end(self) -> None:
-        """Note what was there and nobody asked for: a newer program may have written it."""
+        """Note the fields that were not read: a newer program may have written them."""
         self.ignored += [f"{self._path}{_key(key)}" for key in sorted({*self._value} - self._read)]
 
     def end_document(self) -> None:
-        """`end` of the whole document, once its parts have ended. What its `requires` names and
-        this version does not know is a problem: who wrote it says that it must not be ignored."""
+        """`end` of the whole document, after its parts. A field that its `requires` names and this
+        version does not know is a problem: the writer says that it must not be ignored."""
         required = self._value.get("requires", [])
         self._read.add("requires")
         self.end()
@@ -186,6 +185,6 @@ def kind_of(value: object) -> str:
     try:
         text = json.dumps(value)
     except RecursionError:
-        # What is just shallow enough to be read may be too deep to be written.
+        # A value that could be read may be too deep to be written.
         return "nested too deeply"
     return text if len(text) <= 60 else f"{text[:57]}..."

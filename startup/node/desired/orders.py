@@ -1,9 +1,9 @@
 """Orders (docs/CONTRACT.md): text in, frozen dataclasses out, every problem at once.
 
-And which of them are in force: those of the bucket, those given on the VM itself, and what is
-remembered of both. The bucket's object says what is to be, so that one that is read twice, late or
-after a reboot does no harm. What was ordered once and is done (a restart) stays known when its
-object is gone: else its absence would be another change, and restart everything again.
+Also which orders are in force: those of the bucket, those given on the VM itself, and those
+remembered of both. The bucket's object describes a state, so reading it twice, late or after a
+reboot does no harm. The ID of the last restart stays known when its object is gone: its absence
+must not be another change that restarts everything.
 """
 
 from __future__ import annotations
@@ -30,24 +30,26 @@ _ID = re.compile(r"[-0-9A-Za-z_.:]{1,64}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _VERDICT = re.compile("go|reject")
 _BENCHMARKS = re.compile("run|pause")
-# One line of printable characters: it is shown on a dashboard, and in logs.
+# One line of printable characters, for a dashboard and for logs.
 _BANNER = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]{0,200}")
 _WORDS = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]{0,200}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReleaseVerdict:
-    """What is to become of the release with `sha256`: GO or REJECT. A GO counts once for each
-    `id`: when the release is rejected again, only a GO with another `id` tries it again."""
+    """The operator's verdict on a release."""
 
     sha256: str
+    """Of the release."""
     verdict: str
+    """GO or REJECT."""
     id: str = ""
+    """A GO counts once per ID: a release that is rejected again needs a GO with another ID."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Orders:
-    """What is ordered; without anything, nothing is."""
+    """The orders of one source. By default nothing is ordered."""
 
     hold: bool = False
     restart: str = ""
@@ -112,19 +114,24 @@ def _text(reader: Reader, key: str, pattern: re.Pattern[str]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """The orders in force. `state` is ABSENT, READ, UNREACHABLE or MALFORMED, of the bucket's
-    object, `error` says more. `restarted` and `restarted_here` are the IDs of the last restarts,
-    from the bucket and on the VM: they outlive the orders."""
+    """The orders in force."""
 
     state: str = UNREACHABLE
+    """Of the bucket's object: ABSENT, READ, UNREACHABLE or MALFORMED."""
     generation: str = ""
+    """Of the bucket's object."""
     error: str = ""
     text: str = ""
+    """The last good orders from the bucket."""
     orders: Orders = Orders()
+    """The bucket's."""
     here: Orders = Orders()
+    """Given on the VM itself."""
     here_error: str = ""
     restarted: str = ""
+    """ID of the bucket's last restart. It outlives the orders."""
     restarted_here: str = ""
+    """ID of the last restart on the VM itself. It outlives the orders."""
 
     @property
     def hold(self) -> bool:
@@ -132,7 +139,7 @@ class Standing:
 
     @property
     def restart(self) -> str:
-        """One word for both restarts: another one, and every agent is started anew."""
+        """Both IDs in one word. When it changes, every agent is started anew."""
         return f"{self.restarted}/{self.restarted_here}".strip("/")
 
 
@@ -163,7 +170,7 @@ def follow(standing: Standing, reading: Reading[OrdersObject], role: str) -> Sta
 
 
 def follow_here(standing: Standing, text: str | None, role: str) -> Standing:
-    """`standing`, where the orders given on the VM are `text` (None: none are given)."""
+    """`standing`, with the orders `text` given on the VM itself (None: there are none)."""
     if text is None:
         return replace(standing, here=Orders(), here_error="")
     try:
@@ -179,11 +186,11 @@ def follow_here(standing: Standing, text: str | None, role: str) -> Standing:
 
 
 def recall(paths: Paths, role: str, say: Callable[[str], None]) -> Standing:
-    """What is remembered from before: the last good orders, in force until the bucket answers.
+    """The last good orders, in force until the bucket answers.
 
-    A file that cannot be read or understood is said, and nothing is ordered. Where it is only the
-    orders in it (a newer program wrote them), a hold is one, and the restarts stay known: else all
-    agents would be started, or started anew.
+    Where the file cannot be read, this is logged, and nothing is ordered. Where only the orders in
+    it are not understood (a newer program wrote them), a hold still holds and the restarts stay
+    known: otherwise all agents would be started, or started anew.
     """
     path = paths.node_state / "orders.json"
     try:
@@ -222,7 +229,7 @@ def _is_hold(text: str) -> bool:
 
 
 def remember(paths: Paths, standing: Standing) -> None:
-    """Keep what `recall` gives. Raises OSError."""
+    """Write `standing` for `recall`. Raises OSError."""
     kept = {
         "generation": standing.generation,
         "restarted": standing.restarted,

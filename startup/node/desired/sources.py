@@ -1,9 +1,7 @@
-"""What pilot-node follows: metadata and orders, each from a daemon thread of its own.
+"""The sources that pilot-node follows: metadata, maintenance and orders.
 
-A source is asked over and over, by a long poll where there is one. What it said last is a
-`Reading`, which the loop takes without waiting for anybody. Absent, unreachable and read are three
-things: what was read stays the value while the source is away. Whether a value means anything is
-for its reader to say.
+Each is asked over and over (machine/polling.py), by a long poll where there is one. Values are
+checked by their readers.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from ..machine import cloud_storage, http_client
 from ..machine.metadata import MetadataServer
 from ..machine.retry import FinalError
 
-# Seconds that a long poll may take: Google's own agent asks for as many.
+# Seconds that a long poll may take, as in Google's own agent.
 POLL_SECONDS = 60
 # Seconds between two looks at the orders (docs/CONTRACT.md).
 ORDERS_SECONDS = 10.0
@@ -27,8 +25,8 @@ _ORDERS_LIMIT = 64 << 10
 
 @dataclass(kw_only=True)
 class Attributes:
-    """The custom metadata below `path` (`instance/attributes`, `project/attributes`): one long
-    poll for all keys, so that one that comes and one that goes are seen alike."""
+    """The custom metadata below `path` (`instance/attributes`, `project/attributes`). One long poll
+    for all keys, which sees new and removed keys as well."""
 
     server: MetadataServer
     path: str
@@ -46,7 +44,7 @@ class Attributes:
             raise FinalError(f"{self.path}: not JSON: {error}") from error
         if not isinstance(values, dict):
             raise FinalError(f"{self.path}: not an object")
-        # Only now: what could not be read is asked for again.
+        # Set last: a value that could not be read is asked for again.
         self._etag = found.etag
         return {key: value for key, value in values.items() if isinstance(value, str)}
 
@@ -63,7 +61,7 @@ class Maintenance:
     def __call__(self) -> str | None:
         path = "instance/maintenance-event"
         if not self._etag:
-            # Where there is no such key there is none of its events.
+            # A server without the key has no events.
             if self.server.value(path) is None:
                 return None
             self._etag = "0"
@@ -74,11 +72,13 @@ class Maintenance:
 
 @dataclass(frozen=True, kw_only=True)
 class OrdersPlace:
-    """Where the orders of a VM are: `endpoint` of Cloud Storage, the bucket, the VM's name."""
+    """Where the orders of a VM are."""
 
     endpoint: str
+    """Of Cloud Storage."""
     bucket: str
     vm: str
+    """The VM's name."""
 
     @property
     def url(self) -> str:
@@ -91,7 +91,7 @@ class OrdersPlace:
 
 @dataclass(frozen=True, kw_only=True)
 class OrdersObject:
-    """The orders object as it is: its generation and its text."""
+    """The orders object."""
 
     generation: str
     text: str
@@ -99,7 +99,7 @@ class OrdersObject:
 
 @dataclass(kw_only=True)
 class OrdersPoller:
-    """The orders object of the VM that `where` names (it follows the spec)."""
+    """Reads the orders object of the VM. `where` follows the spec."""
 
     server: MetadataServer
     where: Callable[[], OrdersPlace]
@@ -125,7 +125,7 @@ class OrdersPoller:
                 raise FinalError(f"{where}: {_refused(answer.status, answer.reason)}")
             found = OrdersObject(
                 generation=answer.headers.get("x-goog-generation", ""),
-                # Not UTF-8 is not JSON: said by who parses it.
+                # Where it is not UTF-8, parsing it reports that.
                 text=answer.body(_ORDERS_LIMIT).decode(errors="replace"),
             )
         self._last = (where, found) if found.generation else None

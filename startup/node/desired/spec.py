@@ -20,46 +20,51 @@ RESERVED_VARIABLES: Final = re.compile(fields.RESERVED_VARIABLES)
 _LOADER_VARIABLES = re.compile(fields.LOADER_VARIABLES)
 _SHA256 = re.compile(fields.KINDS["sha256"][0])
 
-# Where a spec says nothing else: one of an older program has no such field.
+# For specs without the field, as of an older program.
 SECRETS_ENDPOINT: Final = "https://secretmanager.googleapis.com"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Binary:
-    """A binary of a release: its name on a VM, its object in the bucket, the hash of its bytes."""
+    """A binary of a release."""
 
     name: str
+    """On a VM."""
     object: str
+    """In the bucket."""
     sha256: str
 
     @classmethod
     def of(cls, name: str, sha256: str) -> Binary:
-        """The binary with that content, which is what its object is named by."""
+        """The binary `name` with that content. Its object is named by the content."""
         return cls(name=name, object=f"releases/{sha256}/{name}", sha256=sha256)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Roll:
-    """How a release is rolled out: `batch` agents at a time, watched for `watch_seconds`."""
+    """How a release is rolled out."""
 
     auto: bool
+    """Without an order."""
     batch: int
+    """Agents at a time."""
     watch_seconds: int
+    """How long each batch is watched."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScriptSpec:
-    """The project's script that a VM should have: the sha256 of its bytes ("": none is known), and
-    how many seconds after it first expects it a running VM applies it."""
+    """The project's script that a VM should have."""
 
     sha256: str
+    """Of its bytes, "" where none is known."""
     after_seconds: int = 0
+    """A running VM applies it so long after it first expects it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """What both roles have in common. `reserve_mb` in MiB. `ignored`: paths of fields that this
-    version does not know (a newer program's)."""
+    """The fields of both roles."""
 
     name: str
     role: str
@@ -68,10 +73,13 @@ class Spec:
     environment: Mapping[str, str]
     bucket: str
     storage: str
+    """The endpoint of Cloud Storage."""
     reserve_mb: int
+    """MiB."""
     script: ScriptSpec
     agents: int
     ignored: tuple[str, ...] = ()
+    """Paths of fields that this version does not know (a newer program's)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,17 +102,16 @@ class SwarmSpec(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class RendezvousSpec(Spec):
-    """The rendezvous. `agents` is the whole fleet's; `subnet` is exempt from the rate limit.
-
-    `secrets` has, for each token that there is (fields.TOKENS), the name of its version in Secret
-    Manager, below `secrets_endpoint`: never the token itself.
-    """
+    """The rendezvous. `agents` is the whole fleet's."""
 
     registry_port: int
     beacon_port: int
     dashboard_port: int
     subnet: str
+    """Exempt from the registry's rate limit."""
     secrets: Mapping[str, str]
+    """Purpose of a token (fields.TOKENS) -> name of its version in Secret Manager. Never the token
+    itself."""
     secrets_endpoint: str
 
 
@@ -114,11 +121,10 @@ def parse(text: str | bytes) -> SwarmSpec | RendezvousSpec:
 
 
 def expected_script(text: str | bytes) -> ScriptSpec:
-    """`script` of a spec that need not be one that this version understands; a Script without a
-    sha256 where there is none to be read.
+    """`script` of a spec, also of one that this version does not understand; a ScriptSpec without a
+    sha256 where it cannot be read.
 
-    A newer program's spec may hold what only the script that it expects can read: that script is
-    what brings the pilot-node that understands it.
+    A newer program's spec may need a newer pilot-node, which only the expected script installs.
     """
     try:
         found = json.loads(text)["script"]
@@ -127,7 +133,7 @@ def expected_script(text: str | bytes) -> ScriptSpec:
         return ScriptSpec(sha256="")
     if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
         return ScriptSpec(sha256="")
-    # A turn that cannot be read is none: the script may be what reads it.
+    # An `afterSeconds` that cannot be read is 0: the script may bring the version that reads it.
     least, most = fields.NUMBERS["script.afterSeconds"]
     known = isinstance(after, int) and not isinstance(after, bool) and least <= after <= most
     return ScriptSpec(sha256=sha256, after_seconds=after if known else 0)
@@ -151,7 +157,7 @@ class _Common(TypedDict):
 def _build(top: Reader) -> SwarmSpec | RendezvousSpec:
     schema = top.number("schema")
     if schema != SCHEMA and not top.problems:
-        # Another schema means other fields: listing them as unknown would only bury the reason.
+        # Another schema has other fields. Listing them as unknown would hide the reason.
         raise SpecError([f"schema: is {schema}, this script knows {SCHEMA}: run `pulumi up`"])
     role = top.text("role")
     if role not in (ROLE_SWARM, ROLE_RENDEZVOUS):
@@ -247,7 +253,7 @@ def _environment(reader: Reader) -> dict[str, str]:
         elif _LOADER_VARIABLES.fullmatch(name):
             reader.problem(name, "is obeyed by the loader of every program: not taken")
         value = reader.string(name, None, "a string")
-        # An environment file is lines of bytes: what cannot stand in a line cannot be passed.
+        # A value has to fit into one line of an environment file.
         if any((ord(c) < 32 and c != "\t") or ord(c) == 127 for c in value):
             reader.problem(name, "holds a control character (a line break, NUL, ...)")
         elif any(0xD800 <= ord(c) <= 0xDFFF for c in value):

@@ -1,4 +1,4 @@
-"""The agents' cgroups: which of them have processes, asked of the file system alone."""
+"""The agents' cgroups, and their processes. Read from the file system: systemd is not asked."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SLICE = "pilot.slice"
 
 
 def cgroup(paths: Paths) -> Path | None:
-    """pilot.slice below cgroup v2, or below v1 where a container has its host's."""
+    """pilot.slice in cgroup v2, or in v1 where a container has its host's."""
     for base in ("/sys/fs/cgroup", "/sys/fs/cgroup/systemd"):
         if (found := paths.at(base) / SLICE).is_dir():
             return found
@@ -22,7 +22,7 @@ def cgroup(paths: Paths) -> Path | None:
 
 
 def processes(paths: Paths) -> dict[int, list[int]]:
-    """Port -> process IDs of its agent, of those that have any."""
+    """Port -> process IDs of its agent, for agents that have any."""
     base = cgroup(paths)
     if base is None:
         return {}
@@ -37,7 +37,7 @@ def processes_of(paths: Paths, port: int) -> list[int]:
 
 
 def _members(folder: Path) -> list[int]:
-    """Process IDs in a cgroup; none where it is gone."""
+    """Process IDs in a cgroup, none where it is gone."""
     try:
         return [int(line) for line in (folder / "cgroup.procs").read_text("ascii").split()]
     except OSError:
@@ -56,18 +56,19 @@ def numbered(folder: Path, before: str, after: str) -> Iterator[tuple[int, int]]
             name = entry.name
             if name.startswith(before) and name.endswith(after):
                 number = name[len(before) : len(name) - len(after)]
-                # Not 010001: anybody may make a file beside the sockets.
+                # Not 010001: an agent may make such a file beside the sockets.
                 if number.isascii() and number.isdigit() and str(int(number)) == number:
                     yield int(number), entry.inode()
 
 
 def is_stopped(paths: Paths, port: int) -> bool:
-    """Whether the agent's process, the oldest of them, is stopped: state T of proc(5)."""
+    """Whether the agent's oldest process is stopped: state T of proc(5)."""
     found = []
     for process in processes_of(paths, port):
         with suppress(OSError, ValueError, LookupError):
             text = paths.at(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
-            # After the name, which may hold anything: the state is the 1st, the start the 20th.
+            # After the name, which may hold anything, the 1st field is the state, the 20th the
+            # start.
             fields = text.rpartition(")")[2].split()
             found.append((int(fields[19]), fields[0]))
     return bool(found) and min(found)[1] == "T"

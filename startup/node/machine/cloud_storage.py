@@ -1,4 +1,4 @@
-"""What Cloud Storage's answers mean."""
+"""Tells a missing object from a missing bucket in Cloud Storage's answers."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from . import http_client
 
 
 def what_is_gone(answer: http_client.HttpAnswer) -> str:
-    """What Cloud Storage says is not there: `bucket`, `object`, or "" where it says neither.
+    """`bucket` or `object`, where Cloud Storage says that it does not exist, else "".
 
-    In its own words, JSON or plain: anybody answers 404, and an object that is gone ends a hold or
-    makes a release lost. Reads the body of a 404.
+    By Cloud Storage's own words, JSON or plain: any server can answer 404, and a missing object
+    ends a hold, or makes a release lost. Reads the body of a 404.
     """
     if answer.status != 404:
         return ""

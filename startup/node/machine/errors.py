@@ -1,4 +1,4 @@
-"""What parts of this program say to each other."""
+"""Errors that several packages raise and handle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the old one or the new one, and only when they differ."""
+"""Writes files, only where they differ, so that a reader sees the old one or the new one."""
 
 from __future__ import annotations
 
@@ -16,18 +16,16 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-# Seconds after which a temporary file is nobody's: one is there for as long as a file takes to be
-# written.
+# Seconds after which a temporary file is of no running write.
 _LEFT_SECONDS = 600.0
 
 
 def write(path: Path, content: str, mode: int = 0o644) -> bool:
     """Make `path` hold `content` with `mode`; True when it did not before.
 
-    The new file is complete and on disk before it takes the old one's place in one rename.
-    Directories above it are made as needed. Whatever else has the name (a link, a FIFO, a file of
-    somebody else's) is replaced, never followed and never waited for. Raises OSError with the
-    path, and with what to do where the disk is full.
+    The new file is complete and on disk before one rename puts it in place. Directories above it
+    are made as needed. A link, a FIFO or a file of another user is replaced, never followed or
+    waited for. Raises OSError with the path, and with what to do where the disk is full.
     """
     data = content.encode()
     if _holds(path, data, mode):
@@ -46,30 +44,30 @@ def write(path: Path, content: str, mode: int = 0o644) -> bool:
     except OSError as error:
         raise OSError(error.errno, explained(error), str(path)) from error
     finally:
-        # Nothing where it was renamed.
+        # It is gone where it was renamed.
         if temporary:
             Path(temporary).unlink(missing_ok=True)
     return True
 
 
 def sweep(path: Path, *, age: float = _LEFT_SECONDS) -> None:
-    """Remove the temporary files of writes of `path` that never ended, as with a power cut.
+    """Remove the temporary files of interrupted writes of `path`, as after a power cut.
 
-    Not those younger than `age` seconds: the startup script and the service may be writing the
-    same file now, each with a temporary one of its own. What cannot be removed stays.
+    Files younger than `age` seconds stay: the startup script and the service may be writing the
+    same file now. Errors are ignored.
     """
     temporary = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}")
     with suppress(OSError):
         for left in path.parent.iterdir():
             if temporary.fullmatch(left.name):
-                # Also one of a time that is still to come: the clock was set back.
+                # Also files of the future: the clock was set back.
                 with suppress(OSError):
                     if abs(time.time() - left.lstat().st_mtime) >= age:
                         left.unlink()
 
 
 def explained(error: OSError) -> str:
-    """What `error` is and, where the disk is full or read-only, what to do."""
+    """The text of `error` and, where the disk is full or read-only, what to do."""
     advice = {
         errno.ENOSPC: ": make room (`df -h` and `df -i` show where), then run it again",
         errno.EDQUOT: ": make room, then run it again",
@@ -79,8 +77,8 @@ def explained(error: OSError) -> str:
 
 
 def _holds(path: Path, data: bytes, mode: int) -> bool:
-    """`path` itself is a file of this user's with `mode` and `data`. It may stand in a directory
-    that is another's: O_NONBLOCK, because opening a FIFO would wait for a writer."""
+    """Whether `path` is a file of this user with `mode` and `data`. Others may write in its
+    directory, so links are not followed, and O_NONBLOCK: opening a FIFO would wait for a writer."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
@@ -97,7 +95,7 @@ def _holds(path: Path, data: bytes, mode: int) -> bool:
         with open(handle, "rb", closefd=False) as stream:
             return stream.read(len(data) + 1) == data
     except OSError:
-        # What cannot be read holds nothing; whether it can be replaced, writing will tell.
+        # It cannot be read: it is written anew, which fails where that is not possible either.
         return False
     finally:
         os.close(handle)
@@ -115,7 +113,7 @@ def link(path: Path, target: str) -> bool:
 
 
 def record(kind: Callable[..., T], found: Mapping[str, Any]) -> T:
-    """The `kind`, a dataclass, that was written as `found`. What a newer program wrote beside its
-    fields is passed over. Raises TypeError where one lacks."""
+    """The dataclass `kind` with the fields `found`. Unknown fields (a newer program's) are ignored.
+    Raises TypeError where one is missing."""
     known = inspect.signature(kind).parameters
     return kind(**{key: value for key, value in found.items() if key in known})

@@ -1,7 +1,7 @@
-"""HTTP as little as is needed: requests whose failures are told apart.
+"""HTTP requests, with temporary and final failures told apart.
 
-http.client and not urllib: no proxy from the environment, no redirect that would carry a token
-to another host, and no header on a command line.
+By http.client and not urllib: no proxy from the environment, and no redirect that would carry a
+token to another host.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from .retry import FinalError, TemporaryError
 
 # Seconds without a single byte. The metadata server answers in milliseconds, the bucket in tens.
 TIMEOUT = 10.0
-# Answers that say "later": timeout, too many requests, and every 5xx.
+# Answers that mean "try later", with every 5xx: timeout, and too many requests.
 _LATER = frozenset({408, 429})
 _CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class HttpAnswer:
-    """An answer that is not "later": any status below 500 but 408 and 429."""
+    """An answer with any status below 500 but 408 and 429."""
 
     status: int
     reason: str
@@ -41,9 +41,9 @@ class HttpAnswer:
         Raises TemporaryError when it stops early or takes longer.
         """
         late = f"{self._url}: not all there after {seconds:.0f} s"
-        # Counted here: read1() of Python 3.11 neither stops at the end of the body nor tells a
-        # closed connection from it. It returns what has arrived, but for what stands around the
-        # chunks of a body: where that only drips, it goes on until it is cut.
+        # Counted here: read1() of Python 3.11 does not stop at the end of the body, and does not
+        # tell a closed connection from it. It returns what has arrived. While the lines around the
+        # chunks of a body only drip in, it goes on until the deadline cuts it.
         missing = self._response.length
         with _deadline(seconds, self._url) as deadline:
             deadline.watch(self._socket)
@@ -58,7 +58,7 @@ class HttpAnswer:
                 why = late if deadline.passed else f"{self._url}: {_reason(error)}"
                 raise TemporaryError(why) from error
             if deadline.passed and missing != 0:
-                # Cut off where a trailer was awaited: to http.client that is an end.
+                # Cut off while it waited for a trailer: http.client takes that for the end.
                 raise TemporaryError(late)
         if missing:
             raise TemporaryError(f"{self._url}: broke off, {missing} bytes are missing")
@@ -75,7 +75,7 @@ class HttpAnswer:
 
 @contextmanager
 def get(url: str, headers: Mapping[str, str], timeout: float = TIMEOUT) -> Iterator[HttpAnswer]:
-    """Open `url` (http or https); raises as `request` does."""
+    """GET `url` (http or https). Raises as `request` does."""
     with request("GET", url, headers, timeout=timeout) as answer:
         yield answer
 
@@ -91,9 +91,9 @@ def request(
 ) -> Iterator[HttpAnswer]:
     """Send `method` to `url` (http or https), with `body` where there is one.
 
-    Raises TemporaryError when nothing answers within `timeout` seconds, when an answer does not
-    begin within twice that (a byte of a header now and then is no beginning), when the connection
-    breaks, and when the answer is 408, 429 or 5xx; FinalError when `url` cannot be one.
+    Raises TemporaryError when nothing answers within `timeout` seconds, when the headers are not
+    complete within twice that, when the connection breaks, and when the answer is 408, 429 or 5xx.
+    Raises FinalError when `url` is invalid.
     """
     parts = urlsplit(url)
     try:
@@ -109,19 +109,19 @@ def request(
         with _deadline(2 * timeout, url) as deadline:
             try:
                 connection.connect()
-                # Kept: an answer takes the socket out of a connection that closes.
+                # Kept here: an answer takes the socket out of a connection that closes.
                 opened = connection.sock
                 deadline.watch(opened)
                 connection.request(method, target, body, headers={"Connection": "close", **headers})
                 response = connection.getresponse()
                 if deadline.passed:
-                    # To http.client the end of the connection is one of the headers, too.
+                    # http.client takes the end of the connection for the end of the headers.
                     raise TimeoutError
             except (OSError, http.client.HTTPException) as error:
                 why = "timed out" if deadline.passed else _reason(error)
                 raise TemporaryError(f"{url}: {why}") from error
             except ValueError as error:
-                # A host that is none: an empty label, one that is too long.
+                # An invalid host: a label that is empty or too long.
                 raise FinalError(f"{url}: {_reason(error)}") from error
         if response.status in _LATER or response.status >= 500:
             raise TemporaryError(f"{url}: {response.status} {response.reason}")
@@ -138,7 +138,7 @@ def request(
 
 
 class _Deadline:
-    """Once it has `passed`, whatever waits for the socket that it was told to watch is ended."""
+    """Shuts the watched socket down once the time has `passed`."""
 
     def __init__(self) -> None:
         self.passed = False
@@ -153,14 +153,14 @@ class _Deadline:
         self.passed = True
         if self._socket is not None:
             with suppress(OSError):
-                # That of TCP: TLS's own takes itself away from under whoever reads.
+                # TCP's shutdown: TLS's own would break a read in another thread.
                 socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
 
 @contextmanager
 def _deadline(seconds: float, url: str) -> Iterator[_Deadline]:
-    """A deadline `seconds` from now, while the block lasts. Raises TemporaryError where the VM has
-    no thread left to keep it."""
+    """A deadline `seconds` from now, for the block. Raises TemporaryError where no thread can be
+    started for it."""
     found = _Deadline()
     late = threading.Timer(seconds, found.cut)
     late.daemon = True

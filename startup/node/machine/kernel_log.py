@@ -10,14 +10,14 @@ from .paths import Paths
 
 @dataclass(kw_only=True)
 class KernelLog:
-    """What the kernel said since the last look, from /dev/kmsg; nothing where there is none (a
-    container that may not). Not a thread: reading it never waits."""
+    """The kernel's lines since the last look, none where /dev/kmsg cannot be read (a container).
+    Reading never waits."""
 
     paths: Paths
     _handle: int | None = field(default=None)
 
     def lines(self) -> tuple[str, ...]:
-        """The lines since the last call; the first call only begins."""
+        """The lines since the last call; none at the first call."""
         if self._handle is None:
             try:
                 flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
@@ -27,12 +27,12 @@ class KernelLog:
                 self.close()
             return ()
         found = []
-        # One record a read. The bound: a kernel that says more than we can read must not stop us.
+        # One record per read. Bounded: the kernel may write faster than this reads.
         for _ in range(10_000):
             try:
                 record = os.read(self._handle, 8192)
             except BrokenPipeError:
-                # The ring went past us; the next read is the oldest that is left.
+                # Records were overwritten. The next read returns the oldest that is left.
                 continue
             except OSError:
                 break

@@ -9,22 +9,23 @@ from urllib.parse import quote
 from . import http_client
 from .retry import FinalError
 
-# Compute Engine allows 256 KiB for a value and 512 KiB for all of an instance's; JSON may write a
-# character in six. Anything longer is not from there.
+# Most bytes of an answer. Compute Engine allows 512 KiB for all values of an instance, and JSON may
+# take six characters for one.
 _LIMIT = 4 << 20
 
 
-# Seconds: beyond what a long poll was asked to take, until it is given up as dead.
+# Seconds after the requested end of a long poll until it is given up.
 _GRACE = 10.0
 _HEADERS = {"Metadata-Flavor": "Google"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Value:
-    """What stands somewhere: its text, and the tag that a wait for the next one begins with."""
+    """A value of the metadata server."""
 
     text: str
     etag: str
+    """For `wait`, which waits for another one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class MetadataServer:
     host: str
 
     def value(self, path: str) -> str | None:
-        """What stands at `path` below `/computeMetadata/v1/`, or None when nothing does.
+        """The value at `path` below `/computeMetadata/v1/`, None where there is none.
 
         Raises TemporaryError when the server cannot be asked, FinalError when it refuses.
         """
@@ -42,20 +43,20 @@ class MetadataServer:
         return None if found is None else found.text
 
     def tree(self, path: str) -> Value:
-        """Everything below the directory `path`, as JSON; raises as `value` does."""
+        """Everything below the directory `path`, as JSON. Raises as `value` does."""
         found = self._get(f"{path}/?recursive=true&alt=json", http_client.TIMEOUT)
         return self._there(path, found)
 
     def wait(self, path: str, etag: str, seconds: int, *, tree: bool = False) -> Value:
-        """`path` (with `tree`, as `tree` gives it) once its tag is another than `etag`; at the
-        latest after `seconds`, and then it may be the same. Raises as `value` does, FinalError
-        when nothing stands there."""
+        """Wait until the value at `path` has another tag than `etag`, at most `seconds`; the value,
+        which may be the same. With `tree`: as `tree`. Raises as `value` does, and FinalError where
+        there is no value."""
         query = f"wait_for_change=true&last_etag={quote(etag, safe='')}&timeout_sec={seconds}"
         query = f"/?recursive=true&alt=json&{query}" if tree else f"?{query}"
         return self._there(path, self._get(path + query, seconds + _GRACE))
 
     def put_guest_attribute(self, name: str, value: str) -> None:
-        """Set the guest attribute `name` (NAMESPACE/KEY); raises as `value` does."""
+        """Set the guest attribute `name` (NAMESPACE/KEY). Raises as `value` does."""
         url = self._url(f"instance/guest-attributes/{name}")
         with http_client.request("PUT", url, _HEADERS, value.encode()) as answer:
             if answer.status != 200:

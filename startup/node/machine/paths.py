@@ -1,4 +1,4 @@
-"""Where things are on a VM (docs/CONTRACT.md, "Paths on a VM"), below a root that tests choose."""
+"""The paths on a VM (docs/CONTRACT.md, "Paths on a VM"), below a root that tests choose."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-# By address, not by name: at boot the first thing to be missing is DNS. The variable is the one
-# that Google's own client libraries honour.
+# By address: DNS may not work yet at boot. Google's own client libraries use the same variable.
 METADATA_HOST = "169.254.169.254"
 METADATA_HOST_VARIABLE = "GCE_METADATA_HOST"
 ROOT_VARIABLE = "PILOT_ROOT"
-# Runs the startup script again, by whatever program Google's unit for it names. Without removing
-# the guard a run after a complete one does nothing.
+# How to run the startup script again. While the guard is there, a run does nothing.
 AGAIN = "run `rm /run/pilot/guard; systemctl restart google-startup-scripts`"
 
 
@@ -25,7 +23,7 @@ class Paths:
     metadata_host: str = METADATA_HOST
 
     def at(self, path: str) -> Path:
-        """`path`, written as on a VM, below the root."""
+        """`path`, as on a VM, below the root."""
         return self.root / path.lstrip("/")
 
     @property
@@ -38,12 +36,12 @@ class Paths:
 
     @property
     def variants(self) -> Path:
-        """What agents can be started with, one directory each."""
+        """The variants that agents can be started with, one directory each."""
         return self.run / "variants"
 
     @property
     def chosen(self) -> Path:
-        """What the agent of each port was last started with: links to a variant."""
+        """For each port a link to the variant that its agent was last started with."""
         return self.run / "variant"
 
     @property
@@ -57,13 +55,13 @@ class Paths:
 
     @property
     def sockets(self) -> Path:
-        """The agents' sockets, in the one directory of /run/pilot that the agents write in."""
+        """The agents' sockets. The only directory of /run/pilot that agents write in."""
         return self.run / "agents"
 
     @property
     def logs(self) -> Path:
-        """Standard error of the agents, one file each, owned by root: nothing an agent can
-        replace by a link is ever opened on its behalf by PID 1."""
+        """Standard error of the agents, one file each. Owned by root: PID 1 opens them, and an
+        agent must not be able to put a link there."""
         return self.run / "log"
 
     @property
@@ -81,12 +79,12 @@ class Paths:
 
     @property
     def node_state(self) -> Path:
-        """What pilot-node must not forget, root's alone."""
+        """pilot-node's own state, root's only."""
         return self.state / "node"
 
     @property
     def orders(self) -> Path:
-        """Orders given on the VM itself; gone with the boot."""
+        """Orders given on the VM itself, until its next boot."""
         return self.run / "orders.json"
 
     @property
@@ -116,13 +114,13 @@ class Paths:
         return self.at("/etc/systemd/system")
 
     def is_mounted(self, path: Path) -> bool:
-        """Whether something is mounted on `path`, by what the kernel says."""
-        # The fifth field of a line is the mount point: bytes, and anyone's need not be UTF-8.
+        """Whether something is mounted on `path`."""
+        # The fifth field of a line is the mount point, in bytes: it need not be UTF-8.
         lines = self.at("/proc/self/mountinfo").read_bytes().split(b"\n")
         return any(line.split(b" ", 5)[4:5] == [os.fsencode(path)] for line in lines)
 
     def mounted_from(self, path: Path) -> Path | None:
-        """The device whose ext4 is mounted on `path`, the last where there are more, else None."""
+        """The device of the ext4 that is mounted last on `path`, None where there is none."""
         found = None
         for line in self.at("/proc/self/mountinfo").read_bytes().split(b"\n"):
             # number parent major:minor root POINT options [more...] - TYPE SOURCE options
@@ -133,7 +131,7 @@ class Paths:
         return found
 
     def unmounted(self, therefore: str) -> str:
-        """The sentence for a state disk that is not mounted: what follows, and what to do."""
+        """The message for a state disk that is not mounted: `therefore`, and what to do."""
         return f"{self.state} is not mounted: {therefore}; {AGAIN}"
 
     def socket(self, port: int) -> Path:
@@ -141,7 +139,7 @@ class Paths:
 
 
 def paths_of(environment: Mapping[str, str]) -> Paths:
-    """The place that a process's environment names."""
+    """The paths by a process's environment."""
     return Paths(
         root=Path(environment.get(ROOT_VARIABLE) or "/"),
         metadata_host=environment.get(METADATA_HOST_VARIABLE) or METADATA_HOST,

@@ -1,8 +1,7 @@
-"""Something that is asked over and over, from a daemon thread of its own.
+"""Asks a source over and over, from a daemon thread of its own.
 
-A source is asked by a long poll where there is one. What it said last is a `Reading`, which the
-loop takes without waiting for anybody. Absent, unreachable and read are three things: what was read
-stays the value while the source is away. Whether a value means anything is for its reader to say.
+Its last answer is a `Reading`, which the loop takes without waiting. Read, absent and unreachable
+are three states: the last value stays while the source is unreachable. The reader checks the value.
 """
 
 from __future__ import annotations
@@ -23,37 +22,38 @@ T = TypeVar("T")
 READ = "read"
 ABSENT = "absent"
 UNREACHABLE = "unreachable"
-# Seconds between two questions at least: a server that answers a long poll at once, or refuses,
-# must not keep a CPU busy. The pause doubles to PAUSE_MAX while nothing is heard.
+# Least seconds between two questions: a server that answers a long poll at once, or refuses, must
+# not keep a CPU busy. The pause doubles up to PAUSE_MAX while there is no answer.
 PAUSE = 0.2
 PAUSE_MAX = 8.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reading(Generic[T]):
-    """What a source said last. `state` is "" until it said anything; then READ (`value` is
-    there), ABSENT (it is None), or UNREACHABLE (it is what was read before, None if nothing
-    was), with `error`."""
+    """The last answer of a source."""
 
     state: str = ""
+    """Empty before the first answer, then READ, ABSENT or UNREACHABLE."""
     value: T | None = None
+    """None where ABSENT. Where UNREACHABLE: what was read before, None if nothing was."""
     error: str = ""
+    """Where UNREACHABLE."""
 
 
 class Wake:
-    """Ends a wait, from any thread and from a signal's handler: no lock, which a handler could
-    find held by what it interrupted."""
+    """Ends a wait, from any thread and from a signal handler. It has no lock: the code that a
+    handler interrupts might hold it."""
 
     def __init__(self) -> None:
         self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def set(self) -> None:
         with suppress(BlockingIOError):
-            # A full pipe wakes as well.
+            # A full pipe ends the wait as well.
             os.write(self._write, b"x")
 
     def wait(self, seconds: float) -> bool:
-        """Wait until it is set, or for `seconds`; whether it was. It is not set any more."""
+        """Wait until it is set, or for `seconds`; whether it was set. Clears it."""
         select.select([self._read], [], [], max(0.0, seconds))
         try:
             return bool(os.read(self._read, 65536))
@@ -66,7 +66,7 @@ class Wake:
 
 
 class Source(Generic[T]):
-    """Asks `ask` over and over. `ask` gives a value, or None for absent; it may take its time."""
+    """Calls `ask` over and over. `ask` returns a value, or None for absent, and may take long."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class Source(Generic[T]):
         every: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`wake` is set at each change. `every`: seconds from one question to the next."""
+        """`wake` is set at each change. `every`: seconds between two questions."""
         self.name = name
         self._ask = ask
         self._wake = wake
@@ -92,12 +92,12 @@ class Source(Generic[T]):
         self._thread.start()
 
     def stop(self) -> None:
-        """Ask no more. A question that is open is left to end by itself."""
+        """Ask no more. An open question ends by itself."""
         self._ended.set()
 
     def latest(self) -> Reading[T]:
-        """What it said last, without waiting. Raises RuntimeError when its thread is dead, which
-        is a mistake in this tree: whoever cannot see must not go on as if nothing changed."""
+        """The last answer, without waiting. Raises RuntimeError when the thread is dead (a bug):
+        otherwise changes would go unnoticed."""
         if self._broken is not None:
             raise RuntimeError(f"{self.name}: {self._broken!r}") from self._broken
         return self._reading

@@ -9,15 +9,15 @@ from .paths import Paths
 
 
 def uptime(paths: Paths) -> float:
-    """Seconds since the kernel started: a clock that nobody sets."""
+    """Seconds since the kernel started. Unlike the wall clock it is never set."""
     return float(paths.at("/proc/uptime").read_text(encoding="ascii").split()[0])
 
 
 def most_descriptors(pid: int) -> float:
-    """How many descriptors a process may have, by its hard limit. ProcessLookupError: it is gone.
+    """The hard limit of a process' descriptors. Raises ProcessLookupError where it is gone.
 
-    By its file: prlimit(2) on another user's process takes a capability that a host may keep from
-    its containers.
+    Read from /proc: prlimit(2) on another user's process needs a capability that a container may
+    lack.
     """
     try:
         lines = Path(f"/proc/{pid}/limits").read_text(encoding="ascii").splitlines()
@@ -28,8 +28,8 @@ def most_descriptors(pid: int) -> float:
 
 
 def descriptors(pid: int) -> int | None:
-    """How many descriptors a process has; None where that may not be known, which takes a
-    capability as well. ProcessLookupError: it is gone."""
+    """How many descriptors a process has, None where this may not be read (it needs a capability).
+    Raises ProcessLookupError where it is gone."""
     try:
         return len(os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH208
     except FileNotFoundError as error:
@@ -39,7 +39,7 @@ def descriptors(pid: int) -> int | None:
 
 
 def meminfo(paths: Paths) -> dict[str, int]:
-    """/proc/meminfo in bytes, by its names; raises OSError."""
+    """/proc/meminfo in bytes, by its names. Raises OSError."""
     found = {}
     for line in paths.at("/proc/meminfo").read_text(encoding="ascii").splitlines():
         name, _, rest = line.partition(":")
@@ -50,12 +50,12 @@ def meminfo(paths: Paths) -> dict[str, int]:
 
 
 def udp(paths: Paths) -> tuple[int, int]:
-    """UDP sockets of the VM that are bound, IPv4 and IPv6, and pages that their buffers hold.
+    """The VM's bound UDP sockets, IPv4 and IPv6, and the pages that their buffers hold.
 
-    Raises OSError, ValueError. /proc/net/udp would list each one: reading thousands of lines every
-    few seconds takes the kernel longer, and it locks what packets need.
+    Raises OSError, ValueError. Not from /proc/net/udp: thousands of lines every few seconds take
+    the kernel longer, and hold locks that packets need.
     """
-    # An unbound UDP socket is not counted: `inuse` counts what is hashed by port.
+    # `inuse` counts sockets that are hashed by port: the bound ones.
     sockets = pages = 0
     for name in ("sockstat", "sockstat6"):
         try:

@@ -1,4 +1,4 @@
-"""The one way in which a failed attempt is made again: keyed on what failed, and bounded."""
+"""Tries again what failed temporarily, for a bounded time."""
 
 from __future__ import annotations
 
@@ -14,29 +14,27 @@ PAUSE_VARIABLE = "PILOT_RETRY_PAUSE"
 
 
 class TemporaryError(Exception):
-    """Something that may be gone a moment later: no route, a closed port, a 503."""
+    """A failure that may be over a moment later: no route, a closed port, a 503."""
 
 
 class FinalError(Exception):
-    """Something that trying again does not change. The text says what, where and what to do."""
+    """A failure that trying again does not change. The text says what, where and what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bounds:
-    """How long to go on, in seconds.
-
-    `limit` is 300: a metadata server or a bucket that is away for two minutes at boot must only
-    delay, and Google gives a new IAM binding "typically 2 minutes, potentially 7" to take effect.
-    The pause doubles from `pause` to at most 8.
-    """
+    """How long to go on, in seconds."""
 
     limit: float = 300.0
+    """In all. A metadata server or a bucket that is away for two minutes at boot must only delay
+    it, and a new IAM binding takes "typically 2 minutes, potentially 7" (Google)."""
     pause: float = 1.0
+    """After the first failure. It doubles with each."""
     pause_max: float = 8.0
 
 
 def bounds_of(environment: Mapping[str, str]) -> Bounds:
-    """The bounds that a process's environment names."""
+    """The bounds by a process's environment."""
     default = Bounds()
     return Bounds(
         limit=float(environment.get(LIMIT_VARIABLE) or default.limit),
@@ -46,7 +44,7 @@ def bounds_of(environment: Mapping[str, str]) -> Bounds:
 
 @dataclass(frozen=True, kw_only=True)
 class Retry:
-    """Tries again while the failure is a TemporaryError. `say` gets a line for each one."""
+    """Tries again while the failure is a TemporaryError. Each one is logged."""
 
     bounds: Bounds
     say: Callable[[str], None]

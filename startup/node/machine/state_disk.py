@@ -1,7 +1,7 @@
-"""The state disk while it is in use: what is free on it, and grown where the disk became larger.
+"""Measures the state disk, and grows its file system where the disk became larger.
 
-The startup script grows the file system at a boot. A disk that is made larger under a running VM is
-grown here, mounted as it is; whoever writes to it notices nothing.
+The startup script does so at a boot. Here it is done under a running VM: the file system stays
+mounted and in use.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Final
 
 from .paths import Paths
 
-# Bytes by which a disk has to be larger than its file system, as in the startup script: of less
-# ext4 may have no use, and disks grow by gigabytes.
+# Bytes by which a disk must be larger than its file system, as in the startup script: ext4 may not
+# be able to use less, and disks grow by gigabytes.
 LARGER: Final = 16 << 20
 
 # ext4's superblock: where it is, its bytes, its magic number.
@@ -26,16 +26,18 @@ _64BIT: Final = 0x80
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """Bytes: of the disk, of the file system on it, and what of that agents may still fill. None
-    where it cannot be had."""
+    """Bytes, None where they are not known."""
 
     device: int | None = None
+    """Of the disk."""
     size: int | None = None
+    """Of the file system on it."""
     free: int | None = None
+    """Of that, free for agents."""
 
 
 def filesystem_bytes(superblock: bytes) -> int | None:
-    """The size of the ext4 with that superblock; None where it is none."""
+    """The size of the ext4 file system with that superblock, None where it is no ext4."""
 
     def number(at: int, length: int = 4) -> int:
         return int.from_bytes(superblock[at : at + length], "little")
@@ -52,21 +54,21 @@ class StateDisk:
     """The disk that is mounted on the state directory. `look` never waits."""
 
     def __init__(self, paths: Paths, say: Callable[[str], None]) -> None:
-        self._place = paths
+        self._paths = paths
         self._say = say
         self._growing: subprocess.Popen[bytes] | None = None
-        # Why growing to this many bytes of disk failed.
+        # The size of the disk for which growing failed last, and why.
         self._failed: tuple[int, str] | None = None
         self.usage = Usage()
 
     def look(self) -> str:
-        """Measure the disk, and begin to grow its file system where that is due. Returns what is
-        wrong, or ""."""
-        device = self._place.mounted_from(self._place.state)
+        """Measure the disk, and begin to grow its file system where that is due. The problem, or
+        ""."""
+        device = self._paths.mounted_from(self._paths.state)
         if device is None:
             self.usage = Usage()
             return ""
-        found = os.statvfs(self._place.state)
+        found = os.statvfs(self._paths.state)
         with device.open("rb") as stream:
             size = stream.seek(0, os.SEEK_END)
             stream.seek(_AT)
@@ -80,7 +82,7 @@ class StateDisk:
             try:
                 self._grow(device)
             except OSError as error:
-                # Not installed, or no memory for it.
+                # resize2fs is not installed, or there is no memory for it.
                 self._failed = (size, error.strerror or str(error))
             else:
                 return ""
@@ -99,7 +101,7 @@ class StateDisk:
         )
 
     def _is_growing(self, size: int) -> bool:
-        """Whether resize2fs is at it; what one that has ended came to is remembered."""
+        """Whether resize2fs runs. Notes the result of one that has ended."""
         process = self._growing
         if process is None:
             return False

@@ -1,4 +1,4 @@
-"""systemd, through systemctl: the few things that pilot-node asks of it."""
+"""systemd, through systemctl."""
 
 from __future__ import annotations
 
@@ -8,40 +8,41 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-# PID 1 with thousands of units takes up to 20 s for a reload (docs/FACTS.md); twice that is
-# a hang.
+# Seconds for a call. With thousands of units a reload takes PID 1 up to 20 s (docs/FACTS.md).
 TIMEOUT = 40.0
-# The same once the end of pilot-node was asked for: its time is the agents' then.
+# Seconds for a call once pilot-node has to end: the drain needs the time.
 HURRIED = 10.0
-# Units on one command line: far below the kernel's limit of arguments.
+# Units on one command line: far below the kernel's limit.
 BATCH = 500
 _PROPERTIES = "Id,ActiveState,Job,Result,ExecMainStatus,MainPID,NRestarts"
 
 
 class SystemdError(Exception):
-    """systemctl failed or did not answer. The text is what it said."""
+    """systemctl failed or did not answer. The text has its message."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class UnitState:
-    """What systemd knows of a unit. `job` is true while it still has something to do for it;
-    `pid` is its main process, 0 for none; `restarts` counts those by systemd itself."""
+    """systemd's state of a unit."""
 
     active: str
     job: bool
+    """A job of the unit is queued or at work."""
     result: str
     exit_status: str
     pid: int = 0
+    """Of the main process, 0 for none."""
     restarts: int = 0
+    """By systemd itself."""
 
     @property
     def ended(self) -> bool:
-        """It neither runs nor is about to."""
+        """Whether it does not run, and is not about to."""
         return self.active in ("inactive", "failed") and not self.job
 
 
 class Systemd(Protocol):
-    """What pilot-node needs; tests have their own."""
+    """The calls that pilot-node makes."""
 
     def start(self, units: Sequence[str]) -> None: ...
     def stop(self, units: Sequence[str]) -> None: ...
@@ -51,7 +52,7 @@ class Systemd(Protocol):
 
 
 class Systemctl:
-    """The real one. Nothing here waits for a unit: jobs are queued, their effect is observed."""
+    """systemctl. No call waits for a unit: jobs are queued, and their effect is observed."""
 
     def __init__(self) -> None:
         self._timeout = TIMEOUT
@@ -63,7 +64,7 @@ class Systemctl:
         self._queue("stop", units)
 
     def states(self, units: Sequence[str]) -> dict[str, UnitState]:
-        """The state of each of `units`; ask for few: each one is a call to PID 1."""
+        """The state of each of `units`. Each is a call to PID 1, so ask for few."""
         found = {}
         for batch in _batches(units):
             text = self._run("show", f"--property={_PROPERTIES}", *batch)
@@ -81,12 +82,12 @@ class Systemctl:
         return found
 
     def stopping(self) -> bool:
-        """Whether the system is going down: a job for that is queued or at work."""
-        # It exits with 1 whatever it says but "running".
+        """Whether the system goes down: a job for that is queued or at work."""
+        # It exits with 1 unless it says "running".
         return self._call("is-system-running").stdout.strip() == "stopping"
 
     def hurry(self) -> None:
-        """From now on, and for a call that is under way, wait HURRIED at most."""
+        """From now on wait HURRIED seconds at most, also in a call that is under way."""
         self._timeout = HURRIED
 
     def _queue(self, verb: str, units: Sequence[str]) -> None:
@@ -115,7 +116,7 @@ class Systemctl:
                         out, err = process.communicate(timeout=0.5)
                         break
                     except subprocess.TimeoutExpired:
-                        # Asked each time: it may have become less.
+                        # Read each time: `hurry` may have shortened it.
                         if time.monotonic() - begun >= self._timeout:
                             process.kill()
                             raise

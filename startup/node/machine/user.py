@@ -1,4 +1,4 @@
-"""The user that agents and the rendezvous run as, and what is given to it."""
+"""The user pilot, which agents and the rendezvous run as."""
 
 from __future__ import annotations
 
@@ -8,25 +8,24 @@ from pathlib import Path
 
 from . import files
 
-# The user pilot, by number: the state disk outlives the boot disk and its /etc/passwd.
+# By number: the state disk outlives the boot disk and its /etc/passwd.
 UID = 610
 # The mode of a directory in which the user pilot makes files and removes only its own.
 _SHARED = 0o1770
 
 
 def own(path: Path) -> None:
-    """Give `path` to the user pilot. Who is not root is not on a VM, and owns what it makes."""
+    """chown `path` to the user pilot. Does nothing unless root (tests)."""
     if os.geteuid() == 0:
         os.chown(path, UID, UID)
 
 
 def share(path: Path) -> None:
-    """Let the user pilot make files in the directory `path`, which stays root's and sticky. Raises
-    OSError with the path, and with what to do where the disk is full or read-only."""
+    """Let the user pilot make files in the directory `path`, which stays root's and is sticky.
+    Raises OSError with the path, and with what to do where the disk is full or read-only."""
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        # Only what differs: on a disk that has become read-only it is right as a rule, and the
-        # registry is to be read from there.
+        # Only what differs: the registry must be readable from a read-only disk as well.
         found = os.fstat(handle)
         if os.geteuid() == 0 and (found.st_uid, found.st_gid) != (0, UID):
             os.fchown(handle, 0, UID)

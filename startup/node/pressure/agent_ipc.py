@@ -1,14 +1,14 @@
-"""What an agent says of itself: its node id and its connections, from its IPC socket.
+"""Asks an agent for its node ID and its connections, through its IPC socket.
 
-As `pilotctl info` of 1.18.0 asks (seen with strace): a frame is four bytes of length, big endian,
-then as many bytes; the first of these is the kind. Kind 13, alone, asks; kind 14, followed by one
-JSON object, is the answer. The daemon answers in a millisecond or so.
+As `pilotctl info` of 1.18.0 does (seen with strace): a frame is four bytes of length, big endian,
+then as many bytes, of which the first is the kind. Kind 13, alone, asks. Kind 14, with one JSON
+object, is the answer. The daemon answers in about a millisecond.
 
 The daemon answers its own user only, not even root ("IPC rejected cross-UID connection", seen with
-1.18.0): whoever asks is the socket's owner while it connects.
+1.18.0). So this thread takes the socket owner's user while it connects.
 
-The peer is a stranger's program. So the socket is opened without following links, time and bytes
-are bounded, and nothing of the answer is believed but two whole numbers.
+The agent is not trusted. Links are not followed, time and bytes are bounded, and only two whole
+numbers of the answer are used.
 """
 
 from __future__ import annotations
@@ -28,27 +28,30 @@ from typing import Final
 
 _ASK: Final = b"\x00\x00\x00\x01\x0d"
 _ANSWER: Final = 14
-# Seconds for all of it.
+# Seconds in all.
 TIMEOUT: Final = 2.0
-# Bytes of a frame, and frames: some 300 bytes a connection and peer, and an agent has few.
+# Most bytes of a frame: some 300 per connection and peer, and an agent has few.
 _BYTES: Final = 1 << 20
+# Most frames until the answer.
 _FRAMES: Final = 8
-# More than this is no number of connections; a node id has 32 bits.
+# Most connections that are believed.
 _MOST: Final = 1_000_000
 # Number of setresuid(2), by machine (asm/unistd.h).
 _SETRESUID: Final = {"x86_64": 117, "aarch64": 147}
 
 
 class IpcError(Exception):
-    """An agent that did not say. The text has its socket."""
+    """An agent did not answer as it should. The text has its socket."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Info:
-    """An agent's node id (32 bits) and the number of its connections to other agents."""
+    """An agent's answer."""
 
     node_id: int
+    """32 bits."""
     connections: int
+    """To other agents."""
 
 
 def info(path: Path, timeout: float = TIMEOUT) -> Info:
@@ -56,7 +59,7 @@ def info(path: Path, timeout: float = TIMEOUT) -> Info:
     try:
         text = _ask(path, time.monotonic() + timeout)
         found = json.loads(text)
-    # json's own limits: a number of too many digits, too deep a nesting, no UTF-8.
+    # json refuses numbers of too many digits, too deep nesting, and what is not UTF-8.
     except (OSError, EOFError, ValueError, RecursionError) as error:
         raise IpcError(f"{path}: {error or type(error).__name__}") from error
     if not isinstance(found, dict):
@@ -68,8 +71,8 @@ def info(path: Path, timeout: float = TIMEOUT) -> Info:
 
 
 def _ask(path: Path, deadline: float) -> bytes:
-    # By descriptor: between a look at the name and its use, its directory's owners could put a
-    # link to a socket of root's there.
+    # By descriptor: between a check of the name and its use, an agent could put a link to one of
+    # root's sockets there.
     handle = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         found = os.fstat(handle)
@@ -85,7 +88,7 @@ def _ask(path: Path, deadline: float) -> bytes:
                 if not 1 <= length <= _BYTES:
                     raise ValueError(f"a frame of {length} bytes")
                 frame = _exactly(peer, length, deadline)
-                # Others are events, which nobody asked for.
+                # Other frames are events.
                 if frame[0] == _ANSWER:
                     return frame[1:]
             raise ValueError("no answer to what was asked")
@@ -95,10 +98,9 @@ def _ask(path: Path, deadline: float) -> bytes:
 
 @contextmanager
 def _as(user: int) -> Iterator[None]:
-    """Root's thread has the effective user `user` in here; nobody else's does anything.
+    """Give this thread the effective user `user`, where it is root's. Raises OSError.
 
-    Real and saved user stay root, so no process of `user` may signal or trace this one. Raises
-    OSError.
+    Real and saved user stay root, so no process of `user` may signal or trace this one.
     """
     if os.geteuid() != 0 or user == 0:
         yield
@@ -111,7 +113,7 @@ def _as(user: int) -> Iterator[None]:
 
 
 def _set_effective(user: int) -> None:
-    # The system call itself: libc's function, and so os.seteuid, changes all threads of a process.
+    # The system call itself: libc's function, and so os.seteuid, changes all threads.
     number = _SETRESUID.get(platform.machine())
     if number is None:
         raise OSError(f"setresuid on {platform.machine()} is not known")
@@ -135,7 +137,7 @@ def _exactly(peer: socket.socket, count: int, deadline: float) -> bytes:
 
 
 def _limit(peer: socket.socket, deadline: float) -> None:
-    """A byte now and then must not begin the time anew."""
+    """Set the timeout to the rest of the time, so that single bytes do not extend it."""
     left = deadline - time.monotonic()
     if left <= 0:
         raise TimeoutError("timed out")

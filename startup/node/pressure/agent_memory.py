@@ -1,4 +1,4 @@
-"""The memory of agents, from their pages and counters in /proc."""
+"""Measures agents' memory, from their pages and counters in /proc."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ from ..machine import cgroup
 from ..machine.paths import Paths
 from .leak_detection import Held
 
-# Agents whose pages are walked for a batch's mean at most: 15 ms.
+# Most agents whose pages are walked for a batch's mean: 15 ms.
 BATCH_AGENTS: Final = 64
-# Processes of one agent that are counted; it has one, but may start what it likes.
+# Most processes of one agent that are counted. It has one, but may start others.
 PROCESSES: Final = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pages:
-    """A process' memory in bytes: `pss` has its share of what it shares; `private` is what it alone
-    has written (text that happens to be nobody else's is not in it: with a new release the first
-    agent would seem to have all of it)."""
+    """A process' memory, in bytes."""
 
     pss: int
+    """Its own, and its share of shared pages."""
     private: int
+    """Pages that it alone has written. Not the program's text: the first agent of a new release
+    would seem to have all of it."""
 
 
 def pages(paths: Paths, process: int) -> Pages:
-    """What smaps_rollup says of `process`; raises OSError, also where it has ended."""
+    """Read smaps_rollup of `process`. Raises OSError, also where it has ended."""
     found = {}
     text = paths.at(f"/proc/{process}/smaps_rollup").read_text(encoding="utf-8")
     for line in text.splitlines()[1:]:
@@ -44,7 +45,7 @@ def pages(paths: Paths, process: int) -> Pages:
 
 
 def spread(ports: Sequence[int], count: int) -> list[int]:
-    """At most `count` of `ports`, evenly over all of them; the same for the same ones."""
+    """At most `count` of `ports`, evenly spread. The same for the same ports."""
     ordered = sorted(ports)
     if len(ordered) <= count:
         return ordered
@@ -52,9 +53,9 @@ def spread(ports: Sequence[int], count: int) -> list[int]:
 
 
 def private_bytes(paths: Paths, ports: Sequence[int]) -> float | None:
-    """Mean of what the agents of `ports` alone hold, over at most BATCH_AGENTS of them, evenly
-    spread; None when none of these runs. Bytes."""
-    # Only these are looked for: all of a VM's would be thousands of files.
+    """Mean private bytes of the agents of `ports`, over at most BATCH_AGENTS of them, evenly
+    spread; None when none of these runs."""
+    # Only these agents are looked up: for all of a VM it would be thousands of files.
     found = [
         measured.private
         for port in spread(ports, BATCH_AGENTS)
@@ -64,7 +65,7 @@ def private_bytes(paths: Paths, ports: Sequence[int]) -> float | None:
 
 
 def measure(paths: Paths, processes: Sequence[int]) -> Pages | None:
-    """All processes of an agent together; None where none could be read."""
+    """The memory of all processes of an agent, None where none could be read."""
     found = []
     for process in processes[:PROCESSES]:
         try:
@@ -77,9 +78,9 @@ def measure(paths: Paths, processes: Sequence[int]) -> Pages | None:
 
 
 def held(paths: Paths, processes: Sequence[int], uptime: float) -> Held | None:
-    """What an agent alone holds, cheaply: anonymous pages by /proc's counters, 45 us a process
-    (smaps_rollup takes five times as long). None where it has ended. `uptime`: of the kernel, s."""
-    # The oldest process is the agent; others come and go.
+    """An agent's anonymous memory by /proc's counters, 45 us per process (smaps_rollup takes five
+    times as long). None where it has ended. `uptime`: of the kernel, in seconds."""
+    # The oldest process is the agent itself.
     starts: list[tuple[int, int]] = []
     total = 0
     for process in processes[:PROCESSES]:
@@ -89,7 +90,7 @@ def held(paths: Paths, processes: Sequence[int], uptime: float) -> Held | None:
             _, resident, shared, *_ = (folder / "statm").read_text(encoding="ascii").split()
         except (OSError, ValueError):
             continue
-        # Field 22 of proc(5), the third after the name being the 1st here: ticks since boot.
+        # Field 22 of proc(5), its start in ticks since boot. The 1st here is field 3.
         starts.append((int(stat[19]), process))
         total += (int(resident) - int(shared)) * _PAGE
     if not starts:

@@ -1,13 +1,12 @@
-"""Benchmarks: run in a slice of their own, and frozen while memory is short.
+"""Runs benchmarks in a slice of their own, and freezes them while memory is short.
 
-`pilot-node bench -- COMMAND` runs a command in SLICE; the pilot-node of the service looks at memory
-every second and freezes all of them below FREEZE_BELOW, thaws them above THAW_ABOVE (a gap, so that
-it does not flap), and freezes them while an order says so. Frozen, they keep what they hold and
-take no more. Should memory run out all the same, they are the first that the kernel ends: their OOM
-score is the highest there is.
+`pilot-node bench -- COMMAND` runs a command in SLICE. The service looks at memory every second. It
+freezes all benchmarks below FREEZE_BELOW, thaws them above THAW_ABOVE (the gap avoids flapping),
+and freezes them while an order says so. Frozen benchmarks keep their memory and take no more. If
+memory runs out all the same, the kernel ends them first: they have the highest OOM score.
 
-The slice is not `pilot-bench.slice`: by its name that is a part of pilot.slice, within the agents'
-memory limit, counted as theirs and stopped with them (docs/DECISIONS.md).
+The slice is not named `pilot-bench.slice`: that would be a part of pilot.slice, within the agents'
+memory limit, and stopped with them (docs/DECISIONS.md).
 """
 
 from __future__ import annotations
@@ -27,21 +26,20 @@ from ..machine.retry import FinalError
 from ..setup.limits import NR_OPEN
 
 SLICE: Final = "pilotbench.slice"
-# Shares of the VM's memory that are available (docs/FACTS.md).
+# Available parts of the VM's memory (docs/FACTS.md).
 FREEZE_BELOW: Final = 0.20
 THAW_ABOVE: Final = 0.25
 
 NONE, RUNNING, FROZEN, PAUSED = "none", "running", "frozen", "paused"
 
-# What a command gets of its caller's environment. All of it would be more than a service should
-# have of somebody's login; these are what programs need to find things and to draw. Name and home
-# systemd gives it itself.
+# Variables of the caller's environment that a command gets. Not all of them: a service should not
+# have the whole environment of a login. systemd sets name and home.
 _VARIABLES: Final = ("PATH", "LANG", "TERM")
 
 
 def short(was: bool, *, available: int | None, total: int | None) -> bool:
-    """Whether memory is short for benchmarks, which it `was` or was not a moment ago. Bytes;
-    where it is not known, it is as it was."""
+    """Whether memory is short for benchmarks. `was`: whether it was a moment ago; also the answer
+    where the bytes are not known."""
     if available is None or not total:
         return was
     share = available / total
@@ -49,7 +47,7 @@ def short(was: bool, *, available: int | None, total: int | None) -> bool:
 
 
 class Freezer(Protocol):
-    """The processes of the slice, as a whole."""
+    """Freezes all processes of the slice."""
 
     def populated(self) -> bool:
         """Whether there are any."""
@@ -58,13 +56,13 @@ class Freezer(Protocol):
     def frozen(self) -> bool: ...
 
     def set(self, frozen: bool) -> None:
-        """Freeze or thaw all, and whatever they start; raises OSError."""
+        """Freeze or thaw all processes, and those that they start. Raises OSError."""
         ...
 
 
 @dataclass(kw_only=True)
 class Governor:
-    """Keeps benchmarks frozen or not. `say` gets a line at each change."""
+    """Decides whether benchmarks are frozen. Each change is logged."""
 
     freezer: Freezer
     say: Callable[[str], None]
@@ -72,30 +70,30 @@ class Governor:
     _was: str = NONE
 
     def step(self, *, paused: bool, available: int | None, total: int | None) -> str:
-        """Do what is to be done now; how benchmarks are: none, running, frozen (memory), paused
-        (order). Raises OSError."""
+        """Freeze or thaw where that is due. The state of benchmarks: none, running, frozen (memory)
+        or paused (order). Raises OSError."""
         frozen = self.freezer.frozen()
-        # A pilot-node that was restarted goes on with what its predecessor decided.
+        # At the first step: as an earlier pilot-node left it.
         before = frozen if self._short is None else self._short
         self._short = short(before, available=available, total=total)
         there = self.freezer.populated()
         wanted = paused or (self._short and there)
-        # Again at each step while frozen by signals: what was started since runs.
+        # At each step while frozen: by signals, processes that were started since still run.
         if wanted or frozen:
             self.freezer.set(wanted)
         now = PAUSED if paused else FROZEN if wanted else RUNNING if there else NONE
         if now != self._was:
-            self._told(now, available, total)
+            self._say_change(now, available, total)
             self._was = now
         return now
 
     def close(self) -> None:
-        """Thaw: nobody would after this process. A frozen command would also not end by SIGTERM,
-        and hold up a power-off. Raises OSError."""
+        """Thaw: after this process nothing would. A frozen command also ignores SIGTERM, and would
+        delay a power-off. Raises OSError."""
         if self.freezer.frozen():
             self.freezer.set(False)
 
-    def _told(self, now: str, available: int | None, total: int | None) -> None:
+    def _say_change(self, now: str, available: int | None, total: int | None) -> None:
         if now == FROZEN:
             self.say(f"benchmarks frozen: {_percent(available, total)} of memory is available")
         elif now == PAUSED:
@@ -110,11 +108,12 @@ def _percent(available: int | None, total: int | None) -> str:
 
 @dataclass(kw_only=True)
 class CgroupFreezer:
-    """The slice's cgroup. With cgroup v2 (a VM; it needs no controller, so v2 beside a host's v1
-    will do) the kernel freezes it as a whole, through `cgroup.freeze`. Not through `systemctl
-    freeze`, which waits for PID 1. Where there is only v1 (a container of such a host), SIGSTOP is
-    sent to each process, again and again as they start others: the last resort, for a benchmark
-    can see it, and undo it."""
+    """Freezes the slice's cgroup.
+
+    With cgroup v2 (on a VM, or beside a host's v1: it needs no controller) through `cgroup.freeze`.
+    Not by `systemctl freeze`, which waits for PID 1. With v1 only (a container of such a host) by
+    SIGSTOP to each process, at each step: a benchmark can see that, and undo it.
+    """
 
     paths: Paths
     kill: Callable[[int, int], None] = os.kill
@@ -130,7 +129,7 @@ class CgroupFreezer:
     def set(self, frozen: bool) -> None:
         if (switch := self._switch()) is not None:
             if self.frozen() != frozen:
-                # Never with O_CREAT: where it is gone, so is the slice.
+                # Without O_CREAT: the slice may be gone.
                 handle = os.open(switch, os.O_WRONLY)
                 try:
                     os.write(handle, b"1" if frozen else b"0")
@@ -161,7 +160,7 @@ class CgroupFreezer:
             try:
                 text = (Path(folder) / "cgroup.procs").read_text(encoding="ascii")
             except OSError:
-                # Ended in between.
+                # It ended meanwhile.
                 continue
             yield from map(int, text.split())
 
@@ -170,30 +169,30 @@ class CgroupFreezer:
             text = self.paths.at(f"/proc/{process}/stat").read_text("utf-8", "replace")
         except OSError:
             return False
-        # The name before it may hold anything, parentheses and blanks as well.
+        # The name before the state may hold parentheses and blanks.
         return text.rpartition(")")[2].split()[0] in ("T", "t")
 
 
 def command(
     argv: Sequence[str], *, unit: str, terminal: bool, environment: Mapping[str, str]
 ) -> list[str]:
-    """What runs `argv` in the slice: as a service that ends with the caller's wait, with the rights
-    of who called sudo, in the same directory."""
+    """The command that runs `argv` in the slice: as a service that is waited for, in the same
+    directory, and as the user who called sudo."""
     options = [
         *("systemd-run", "--quiet", "--wait", "--collect", "--same-dir", "--service-type=exec"),
         "--pty" if terminal else "--pipe",
         f"--slice={SLICE}",
         f"--unit={unit}",
         "--description=Benchmark",
-        # First of all when memory runs out; agents have 500.
+        # Ended first when memory runs out; agents have 500.
         "--property=OOMScoreAdjust=1000",
-        # The slice has a limit; a service would have 15 % of the kernel's.
+        # The slice has a limit. The default of a service is 15 % of the kernel's.
         "--property=TasksMax=infinity",
         f"--property=LimitNOFILE={NR_OPEN}",
         "--property=LimitNPROC=infinity",
         "--property=TimeoutStopSec=10",
     ]
-    # Who asked for root only to get here does not need it for a benchmark.
+    # sudo is needed for this command only, and not for the benchmark.
     if (user := environment.get("SUDO_UID", "0")) != "0" and user.isdigit():
         options.append(f"--uid={user}")
         if (group := environment.get("SUDO_GID", "")).isdigit():
@@ -201,7 +200,7 @@ def command(
     options += [
         f"--setenv={name}={environment[name]}" for name in _VARIABLES if environment.get(name)
     ]
-    # systemd would put the service's variables in place of `$NAME`; the shell has done that.
+    # Escaped: systemd would replace `$NAME`, which the caller's shell has done already.
     return [*options, "--", argv[0], *(word.replace("$", "$$") for word in argv[1:])]
 
 
@@ -209,7 +208,7 @@ def run(
     argv: Sequence[str], *, environment: Mapping[str, str], terminal: bool | None = None
 ) -> int:
     """Run `argv` as a benchmark and wait for it; its exit status, 128 + N for signal N. A signal to
-    this process ends it as well. Raises FinalError where it cannot be run."""
+    this process ends the benchmark as well. Raises FinalError where it cannot be run."""
     if not argv:
         raise FinalError("bench: no command; run `pilot-node bench -- COMMAND [ARGUMENT ...]`")
     if os.geteuid() != 0:
@@ -228,7 +227,7 @@ def run(
         try:
             status = process.wait()
         except _Ended:
-            # systemd-run alone would leave it running.
+            # systemd-run alone would leave the benchmark running.
             subprocess.run(["systemctl", "stop", unit], check=False, stdin=subprocess.DEVNULL)
             process.wait()
             return 128 + ended.number

@@ -1,7 +1,7 @@
-"""Kernel limits: which are near, and which of them a failure has hit.
+"""Kernel limits: which are nearly used up, and which of them a failure has hit.
 
-"Resource temporarily unavailable" is what `fork` says at four different limits. Which one it was is
-asked of the kernel, at the time of the failure: a limit that is full then is the one.
+`fork` says "Resource temporarily unavailable" at four different limits. The one that is full at the
+time of the failure is named.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from typing import Final
 from ..machine.paths import Paths
 from ..machine.proc import meminfo, slice_stat, sockstat, udp
 
-# From this share on a limit is said, and from this one on it counts as hit: what failed has ended
-# since, and given back what it held.
+# A limit is in the status when more than this part of it is used.
 NEAR: Final = 0.8
+# It counts as hit from this part on: the failed process has already given back what it held.
 HIT: Final = 0.95
-# The slices that are looked at, by their cgroup; below them no agents, which have no limits of
-# their own.
+# The slices that are looked at. Agents below them are not: they have no limits of their own.
 _SLICES: Final = ("", "pilot.slice", "pilotbench.slice", "system.slice", "user.slice")
-# cgroups that are looked at in all: a VM has a hundred or so services and logins.
+# Most cgroups that are looked at: a VM has about a hundred services and logins.
 _CGROUPS: Final = 400
 
 
 @dataclass(frozen=True, kw_only=True)
 class LimitUse:
-    """How much of a limit is used, both in the limit's own unit (tasks, files, bytes, pages)."""
+    """A limit, and how much of it is used."""
 
     name: str
     used: int
+    """In the limit's own unit: tasks, files, bytes or pages."""
     limit: int
 
     @property
@@ -44,18 +44,17 @@ class LimitUse:
 
 
 def used(paths: Paths, share: float = NEAR) -> tuple[LimitUse, ...]:
-    """The limits that are used by more than `share`, the nearest first. Of `pids.max`, which every
-    slice and unit may have, the nearest one only."""
+    """The limits of which more than `share` is used, the fullest first. Every slice and unit may
+    have a `pids.max`: of these the fullest only."""
     found = {kind: max(uses, key=lambda w: w.share) for kind, uses in _all(paths).items() if uses}
     near = [use for use in found.values() if use.share > share]
     return tuple(sorted(near, key=lambda use: -use.share))
 
 
 def explain(failure: str, paths: Paths) -> str:
-    """`failure` with the limit that it hit, where it sounds like one.
+    """`failure` with the limit that it hit, where its text sounds like a limit.
 
-    Unchanged where it does not. Where it does and none is full now, the nearest of those that can
-    have been it are said with what is used of them, so that nobody has to look.
+    Where none is full now, the fullest candidates are named with their use.
     """
     sign = next((sign for sign in _SIGNS if sign.pattern.search(failure)), None)
     if sign is None:
@@ -74,15 +73,15 @@ def explain(failure: str, paths: Paths) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class _Sign:
-    """What a program says when it hits a limit of `kinds`; `hint` names another cause.
-
-    `quiet`: it mostly has other causes, so it is only reported where a limit is full.
-    """
+    """A program's message when it hits a limit."""
 
     pattern: re.Pattern[str]
     kinds: tuple[str, ...]
+    """The limits that it can be."""
     hint: str = ""
+    """Another possible cause."""
     quiet: bool = False
+    """It mostly has other causes: reported only where a limit is full."""
 
 
 def _words(text: str) -> re.Pattern[str]:
@@ -90,7 +89,7 @@ def _words(text: str) -> re.Pattern[str]:
 
 
 _TASKS: Final = ("pids.max", "threads-max", "pid_max")
-# The first that fits: "too many open files in system" is not a process's own limit.
+# The first match counts: "too many open files in system" is not a process' own limit.
 _SIGNS: Final = (
     _Sign(
         pattern=_words(
@@ -113,15 +112,15 @@ _SIGNS: Final = (
         hint="or net.core.wmem_max of one socket",
     ),
     _Sign(pattern=_words("cannot assign requested address|EADDRNOTAVAIL"), kinds=("local ports",)),
-    # systemd's own word where it could not even set up the process.
+    # systemd's word where it could not set up the process.
     _Sign(pattern=_words(r"\(resources\b"), kinds=(*_TASKS, "memory", "file-max")),
-    # The kernel's end of who takes too much, among others' reasons to use SIGKILL.
+    # The kernel's OOM killer, among other reasons for SIGKILL.
     _Sign(pattern=_words(r"oom-kill|\(signal, status 9\)"), kinds=("memory",), quiet=True),
 )
 
 
 def _all(paths: Paths) -> dict[str, tuple[LimitUse, ...]]:
-    """Every limit that can be read, by its kind; a kernel that lacks one has one less."""
+    """Every limit that can be read, by its kind."""
     readers: dict[str, Callable[[Paths], Iterator[LimitUse]]] = {
         "pids.max": _pids,
         "threads-max": _threads,
@@ -136,7 +135,7 @@ def _all(paths: Paths) -> dict[str, tuple[LimitUse, ...]]:
         try:
             found[kind] = tuple(use for use in read(paths) if use.limit > 0)
         except (OSError, ValueError, LookupError):
-            # /proc of a container may lack it, or hide it.
+            # A container's /proc may lack it.
             found[kind] = ()
     return found
 
@@ -166,13 +165,13 @@ def _with_children(folder: Path, *, deep: bool) -> Iterator[Path]:
         return
     with os.scandir(folder) as entries:
         for entry in entries:
-            # Their tasks count in the slice: an agent has no limit of its own.
+            # Agents' tasks count in the slice: an agent has no limit of its own.
             if not entry.name.startswith("pilot-agent@") and entry.is_dir(follow_symlinks=False):
                 yield Path(entry.path)
 
 
 def _tasks(paths: Paths) -> int:
-    # The fourth field: runnable/all, in tasks (threads), of the whole kernel.
+    # The fourth field: runnable/all tasks (threads) of the whole kernel.
     fields = paths.at("/proc/loadavg").read_text(encoding="ascii").split()
     return int(fields[3].partition("/")[2])
 
@@ -201,16 +200,16 @@ def _memory(paths: Paths) -> Iterator[LimitUse]:
         folder = paths.at(f"/sys/fs/cgroup/{name}")
         limit, current = _number(folder / "memory.max"), _number(folder / "memory.current")
         if limit is not None and current is not None:
-            # What the kernel would drop before it refuses anything. `file` has shared memory in it,
-            # which it keeps.
+            # Less the files that the kernel would drop first. `file` includes shared memory, which
+            # it keeps.
             held = slice_stat(paths, name)
             current -= min(current, max(0, held.get("file", 0) - held.get("shmem", 0)))
             yield LimitUse(name=f"memory of {name}", used=current, limit=limit)
 
 
 def _udp(paths: Paths) -> Iterator[LimitUse]:
-    # The first of the three: from there on a socket that holds anything gets no more (limits.py).
-    # On a guest whose sockets were filled, packets were refused at 15,595 pages of 15,551.
+    # By the first of the three: above it a socket that holds packets gets no more (limits.py). On a
+    # guest with filled sockets, packets were refused at 15,595 pages of 15,551.
     limits = paths.at("/proc/sys/net/ipv4/udp_mem").read_text(encoding="ascii").split()
     yield LimitUse(name="udp_mem", used=udp(paths)[1], limit=int(limits[0]))
 

@@ -1,4 +1,4 @@
-"""The status goes out as a guest attribute, from a thread of its own."""
+"""Publishes the status as a guest attribute and a file, from a thread of its own."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from ..machine.retry import FinalError, TemporaryError
 from .status import Document, Published, clip, encode, significant
 
 ATTRIBUTE: Final = "pilot/status"
-# Seconds from one publication to the next: at least, when something changed; at most, when not.
+# Seconds between two publications when something changed.
 SOON: Final = 5.0
+# And when nothing did.
 LATER: Final = 60.0
 
 
@@ -22,8 +23,8 @@ class Publisher:
     """Writes /run/pilot/status.json and the guest attribute, from its own thread.
 
     `publish` only leaves the document. It goes out SOON after the last one where it says something
-    new, LATER where it does not. A metadata server that is away costs nothing but the news: the
-    newest document is kept, and tried again after SOON, then twice that, up to LATER.
+    new, LATER where it does not. While the metadata server is away the newest document is tried
+    again after SOON, then twice that, up to LATER.
     """
 
     def __init__(
@@ -35,9 +36,9 @@ class Publisher:
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        """`put` is MetadataServer.put_guest_attribute. `say` gets a line when publishing begins
-        to fail and one when it works again."""
-        self._place = paths
+        """`put` is MetadataServer.put_guest_attribute. `say` is called when publishing begins to
+        fail and when it works again."""
+        self._paths = paths
         self._put = put
         self._say = say
         self._clock = clock
@@ -59,18 +60,18 @@ class Publisher:
 
     @property
     def published(self) -> Published:
-        """How publishing goes, for the next document."""
+        """The last publication, for the next document."""
         return self._published
 
     def publish(self, found: Document) -> None:
-        """Leave `found` to be published; never waits for anybody."""
+        """Leave `found` to be published. Never waits."""
         with self._changed:
             self._newest = found
             self._left = True
             self._changed.notify()
 
     def close(self, seconds: float = 5.0) -> None:
-        """Publish what is newest at once, once, and end; wait at most `seconds` for that."""
+        """Publish the newest document at once, and end. Waits at most `seconds`."""
         with self._changed:
             self._closed = self._urgent = True
             self._changed.notify()
@@ -78,7 +79,7 @@ class Publisher:
             self._thread.join(seconds)
 
     def step(self) -> float | None:
-        """Publish where it is time; seconds until it may be time again, None: at the next
+        """Publish where it is time. Seconds until it may be time again, None: not before the next
         document."""
         with self._changed:
             newest, urgent = self._newest, self._urgent
@@ -102,8 +103,8 @@ class Publisher:
 
     def _send(self, newest: Document) -> None:
         text = encode(newest)
-        # Each for itself: a /run that is full is what others should hear of.
-        here = self._problem(lambda: files.write(self._place.run / "status.json", text + "\n"))
+        # Both are tried: a full /run must be reported through the guest attribute.
+        here = self._problem(lambda: files.write(self._paths.run / "status.json", text + "\n"))
         there = self._problem(lambda: self._put(ATTRIBUTE, text))
         problem = "; ".join(filter(None, (here, there)))
         taken = self._published.time if there else self._wall_clock()
@@ -138,6 +139,6 @@ class Publisher:
                     continue
                 if self._closed:
                     return
-                # Not where a document came in the meantime: `step` says how long that one waits.
+                # Where a document came meanwhile, `step` says how long that one waits.
                 if not self._left:
                     self._changed.wait(pause)

@@ -1,8 +1,8 @@
-"""A program of the kernel's on a cgroup that lets nothing out to a few addresses.
+"""A BPF program on a cgroup that refuses packets to a few addresses.
 
-What systemd makes of `IPAddressDeny=`, for one cgroup and all that are below it, where systemd
-would make two for each of those. Instructions and calls are Linux' own interface (`linux/bpf.h`);
-the standard library has none of it.
+As systemd's `IPAddressDeny=`, but one program for a cgroup and all below it, where systemd loads
+two for each. Instructions and calls are the kernel's interface (`linux/bpf.h`), which the standard
+library lacks.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-# bpf(2) of those architectures that Compute Engine has.
+# The number of bpf(2) on Compute Engine's architectures.
 _SYSCALL: Final = {"x86_64": 321, "aarch64": 280}
 _PROG_LOAD, _PROG_ATTACH, _FD_BY_ID, _INFO_BY_FD, _PROG_QUERY = 5, 8, 13, 15, 16
 _CGROUP_SKB, _EGRESS, _ALLOW_MULTI = 8, 1, 2
-# The most that a cgroup takes.
+# Most programs on a cgroup.
 _PROGRAMS: Final = 64
-# Of struct bpf_prog_info: its length up to the name's end, and where the name begins.
+# struct bpf_prog_info: its length up to the name's end, where the name begins, its length.
 _INFO, _NAME_AT, _NAME_BYTES = 80, 64, 16
-# Per IP version: what a packet's buffer says it is, and where its destination begins.
+# Per IP version: the protocol in a packet's buffer, and where its destination begins.
 _PROTOCOL: Final = {4: 0x0800, 6: 0x86DD}
 _DESTINATION: Final = {4: 16, 6: 24}
 _AT_PROTOCOL: Final = 16  # of struct __sk_buff
@@ -48,12 +48,12 @@ def refusing(addresses: Sequence[str]) -> bytes:
             _op(0x07, 3, imm=_SCRATCH),
             _op(0xB7, 4, imm=len(address.packed)),
             _op(0x85, imm=_LOAD_BYTES),
-            _op(0x55, off=2 * len(words)),  # not to be read: refused
+            _op(0x55, off=2 * len(words)),  # it cannot be read: refuse
         ]
         refuse = [_op(0xB7), _op(0x95)]  # return 0
         compare: list[bytes] = []
         for index, word in enumerate(words):
-            # The other address' turn, where one word differs. By 32 bits: 64 would keep the sign.
+            # To the next address where a word differs. By 32 bits: 64 would keep the sign.
             past = 2 * (len(words) - index - 1) + len(refuse)
             compare += [_op(0x61, 1, 10, _SCRATCH + 4 * index), _op(0x56, 1, off=past, imm=word)]
         block = load + compare + refuse
@@ -69,7 +69,7 @@ def is_on(cgroup: Path, code: bytes) -> bool:
 
 
 def put_on(cgroup: Path, code: bytes) -> None:
-    """Put `code` on `cgroup`, where it stays as long as that does. Raises OSError."""
+    """Put `code` on `cgroup`. It stays until the cgroup is removed. Raises OSError."""
     with _held(_opened(cgroup)) as folder, _held(_load(code)) as program:
         _bpf(_PROG_ATTACH, struct.pack("=IIII", folder, program, _EGRESS, _ALLOW_MULTI))
 
@@ -91,13 +91,13 @@ def _op(code: int, dst: int = 0, src: int = 0, off: int = 0, imm: int = 0) -> by
 
 
 def _name(code: bytes) -> bytes:
-    """Of its own making, as the kernel's tag is not the same hash in all its versions."""
+    """A name for `code`. The kernel's own tag is a different hash in different versions."""
     return b"pilot_" + hashlib.sha256(code).hexdigest()[:9].encode("ascii")
 
 
 def _load(code: bytes) -> int:
     instructions = ctypes.create_string_buffer(code, len(code))
-    # Ours to give: nothing that it calls asks for the GPL.
+    # No function that it calls requires the GPL.
     licence = ctypes.create_string_buffer(b"unlicensed")
     begin = struct.pack(
         "=IIQQ",
@@ -123,7 +123,7 @@ def _names(folder: int) -> set[bytes]:
         try:
             program, _ = _bpf(_FD_BY_ID, struct.pack("=III", each, 0, 0))
         except FileNotFoundError:
-            # Taken away meanwhile.
+            # Removed meanwhile.
             continue
         with _held(program):
             info = ctypes.create_string_buffer(_INFO)
@@ -133,7 +133,7 @@ def _names(folder: int) -> set[bytes]:
 
 
 def _bpf(command: int, attributes: bytes) -> tuple[int, bytes]:
-    """What the call returned, and the attributes as the kernel left them. Raises OSError."""
+    """The result of the call, and the attributes as the kernel left them. Raises OSError."""
     number = _SYSCALL.get(platform.machine())
     if number is None:
         raise OSError(errno.ENOSYS, f"bpf() of {platform.machine()} is not known here")

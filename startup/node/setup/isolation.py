@@ -1,7 +1,8 @@
-"""What every user of a VM may use and agents, a stranger's program, need not: closed to their user.
+"""Closes journald, D-Bus, shared memory and the metadata server to the agents' user.
 
-By POSIX ACL, once a boot: what is closed is made anew with each. The metadata server, which gives
-whoever asks the VM's service account, by a program of the kernel's on their slice.
+Agents are not trusted. Files are closed by POSIX ACL, once per boot: each boot makes them anew. The
+metadata server, which gives anybody the VM's service account, is closed by a BPF program on the
+agents' slice.
 """
 
 from __future__ import annotations
@@ -20,25 +21,25 @@ from ..machine.paths import Paths
 from ..machine.user import UID
 from . import egress_filter
 
-# What is left to them, as in a mode. journald takes 4,096 streams, and who holds them all keeps
-# everybody else's words out of the journal; systemd opens an agent's own output (to a file) before
-# the process is theirs. What is put into memory that is nobody's stays when its agent is gone.
+# Path -> the permissions that agents keep, as in a mode. journald takes 4,096 streams: an agent
+# that holds them all keeps others out of the journal. (systemd opens an agent's own output, a file,
+# before the process is the agent's.) Files in shared memory would stay when their agent is gone.
 _LEFT: Final[Mapping[str, int]] = {
     "/run/systemd/journal/socket": 0,
     "/run/systemd/journal/stdout": 0,
     "/run/systemd/journal/dev-log": 0,
     "/run/systemd/notify": 0,
-    # PID 1 has one thread, and an answer that lists its units is as long as there are agents.
+    # PID 1 has one thread, and a list of its units is long with thousands of agents.
     "/run/dbus/system_bus_socket": 0,
     "/run/systemd/private": 0,
     "/run/systemd/userdb": 0,
-    # It keeps what it is sent until it is whole, 16 MiB a connection: by its name of then and now.
+    # It buffers up to 16 MiB per connection. Its old name, and its new one.
     "/run/systemd/io.system.ManagedOOM": 0,
     "/run/systemd/io.systemd.ManagedOOM": 0,
     "/dev/shm": 5,  # noqa: S108
     "/run/lock": 5,
 }
-# The metadata server, whatever the port.
+# The metadata server, all ports.
 METADATA: Final = ("169.254.169.254", "fd20:ce::254")
 _REFUSING: Final = egress_filter.refusing(METADATA)
 _SECONDS: Final = 30.0
@@ -49,14 +50,13 @@ _NOBODY: Final = 0xFFFFFFFF
 
 
 def close(paths: Paths, say: Callable[[str], None]) -> None:
-    """Close them. What cannot be closed is said: agents run all the same."""
+    """Close the paths. A failure is logged only, and agents run all the same."""
     problems = []
     for name, left in _LEFT.items():
         path = paths.at(name)
         try:
             setxattr(path, "system.posix_acl_access", _acl(path, left), follow_symlinks=False)
         except FileNotFoundError:
-            # Nothing to close.
             continue
         except OSError as error:
             problems.append(f"{name} ({error.strerror})")
@@ -65,7 +65,7 @@ def close(paths: Paths, say: Callable[[str], None]) -> None:
 
 
 def _acl(path: Path, left: int) -> bytes:
-    """The mode of `path`, and `left` for the agents' user. Raises OSError."""
+    """An ACL: the mode of `path`, and `left` for the agents' user. Raises OSError."""
     mode = stat.S_IMODE(path.lstat().st_mode)
     owner, group, other = mode >> 6 & 7, mode >> 3 & 7, mode & 7
     entries = (
@@ -79,12 +79,12 @@ def _acl(path: Path, left: int) -> bytes:
 
 
 def shut_metadata(paths: Paths) -> None:
-    """Keep agents from the metadata server, where they are not yet. Raises NotReadyError: no agent
-    may be started.
+    """Close the metadata server to agents, where it is not closed yet. Raises NotReadyError: no
+    agent may be started.
 
-    Not by `IPAddressDeny=` of their slice, which says the same: systemd makes two BPF programs of
-    it for each unit below, a tenth of what a start takes (docs/UNITS.md). The slice's own is enough
-    for the kernel. Not by a rule of its routing either: a socket that is bound to a device passes.
+    `IPAddressDeny=` of their slice would do the same, but systemd loads two BPF programs for each
+    unit below it, a tenth of what a start takes (docs/UNITS.md). One on the slice is enough for the
+    kernel. A routing rule would not do: a socket that is bound to a device passes it.
     """
     try:
         slice_ = cgroup(paths) or _begun(paths)
@@ -99,7 +99,7 @@ def shut_metadata(paths: Paths) -> None:
 
 
 def _begun(paths: Paths) -> Path:
-    """The cgroup of the agents' slice, which has one without them only where it was told to."""
+    """Start the agents' slice, which has no cgroup before its first agent; that cgroup."""
     command = ["systemctl", "start", SLICE]
     subprocess.run(command, check=True, stdin=subprocess.DEVNULL, timeout=_SECONDS)
     found = cgroup(paths)

@@ -1,4 +1,4 @@
-"""The machine as the kernel shows it, and its numbers as it takes them."""
+"""Reads the machine from /proc, and sets the kernel's numbers."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 from ..machine.paths import Paths
 from .limits import KernelFacts, LimitsError
 
-# In a container these mean that the number is the host's to set. An EINVAL never does: then the
-# number is wrong, wherever it happens.
+# In a container these errors mean that only the host may set the number. EINVAL means that the
+# number is wrong.
 _THE_HOSTS = frozenset({errno.ENOENT, errno.EROFS, errno.EACCES, errno.EPERM})
 
 
 def machine(paths: Paths) -> KernelFacts:
-    """RAM and threads-max as /proc shows them. RAM is MemTotal: what the kernel has to give."""
+    """RAM (MemTotal), the page size and threads-max."""
     fields = dict(
         line.split(":", 1)
         for line in paths.at("/proc/meminfo").read_text(encoding="ascii").splitlines()
@@ -30,10 +30,8 @@ def machine(paths: Paths) -> KernelFacts:
 
 
 def apply(paths: Paths, numbers: Mapping[str, str], *, container: bool) -> list[str]:
-    """Give the kernel `numbers` and read each back. Those left to the host, `NAME (REASON)` each.
-
-    On a VM every number must be taken. In a container many belong to the host: those are not an
-    error but said. Raises LimitsError with every number that was refused.
+    """Set `numbers` and read each back. Returns those that only the host may set, `NAME (REASON)`
+    each: in a container they are no error. Raises LimitsError with every number that was refused.
     """
     refused, left = [], []
     for name, value in numbers.items():
@@ -53,14 +51,14 @@ def apply(paths: Paths, numbers: Mapping[str, str], *, container: bool) -> list[
 
 
 def huge_pages_on_request(paths: Paths) -> str:
-    """Have the kernel give huge pages only to who asks for them; what keeps it from that, or "".
+    """Have the kernel give huge pages only to programs that ask for them; the problem, or "".
 
-    Debian's kernel gives them to all. Go takes memory in large pieces and uses little of each: the
-    first touch of one was 2 MiB, and an agent twice as large (docs/FACTS.md).
+    Debian's kernel gives them to all. Go takes memory in large pieces and uses little of each: with
+    huge pages the first touch takes 2 MiB, and an agent is twice as large (docs/FACTS.md).
     """
     path = paths.at("/sys/kernel/mm/transparent_hugepage/enabled")
     try:
-        # The one in force is in brackets: "[always] madvise never".
+        # The present setting is in brackets: "[always] madvise never".
         if "[always]" in _read(path):
             handle = os.open(path, os.O_WRONLY | os.O_TRUNC)
             try:
@@ -68,7 +66,7 @@ def huge_pages_on_request(paths: Paths) -> str:
             finally:
                 os.close(handle)
     except FileNotFoundError:
-        # A kernel without any.
+        # This kernel has no huge pages.
         return ""
     except OSError as error:
         return f"{path}: {error.strerror}"
@@ -76,10 +74,11 @@ def huge_pages_on_request(paths: Paths) -> str:
 
 
 def _set(path: Path, value: str) -> str:
-    """Write when it differs (a read-only number that is right already is right). What is wrong."""
+    """Write `value` where it differs: a read-only number may be right already. The problem, or
+    ""."""
     if _read(path) == value.split():
         return ""
-    # Without O_CREAT: on a VM a name that the kernel does not know must not become a file.
+    # Without O_CREAT: a name that the kernel does not know must not become a file.
     handle = os.open(path, os.O_WRONLY | os.O_TRUNC)
     try:
         os.write(handle, f"{value}\n".encode())

@@ -1,7 +1,7 @@
-"""The kernel's numbers for a VM: pure arithmetic over what the machine is and what it shall carry.
+"""The kernel's numbers for a VM: pure arithmetic over the machine and its spec.
 
-Where a number comes from stands in docs/FACTS.md: the plain ones are those of upstream's notes
-on its fleet, the others are measured, or derived here.
+Sources are in docs/FACTS.md: upstream's notes on its fleet, and measurements. Others are derived
+here.
 """
 
 from __future__ import annotations
@@ -13,32 +13,35 @@ from ..desired.spec import RendezvousSpec, SwarmSpec
 
 # Threads of one agent: 7.3 measured with default settings, rounded up.
 TASKS_PER_AGENT = 8
-# Everything else on a VM: kernel threads (thousands on 128 CPUs), journald, people, benchmarks.
+# Tasks of everything else: kernel threads (thousands on 128 CPUs), journald, people, benchmarks.
 SYSTEM_TASKS = 32768
-# TCP connections that an agent holds to the registry (measured; upstream's notes say one).
+# TCP connections to the registry per agent (measured; upstream's notes say one).
 CONNECTIONS_PER_AGENT = 4
-# Local ports kept for the system, of those that the kernel hands out.
+# Local ports that the system needs, of those that the kernel hands out.
 SYSTEM_PORTS = 4096
 # fs.nr_open of Debian 12: no process may have a higher limit of descriptors.
 NR_OPEN = 1048576
-# The kernel's own net.ipv4.ip_local_port_range, and the widest there can be.
+# The kernel's own net.ipv4.ip_local_port_range, and the widest possible.
 PORT_RANGE = (32768, 60999)
 PORT_RANGE_WIDE = (1024, 65535)
-# Ports of services that a wide range must not take away from them (rendezvous, exporters).
+# Ports of services (rendezvous, exporters) that the kernel must not hand out of the wide range.
 SERVICE_PORTS = ((3000, 3000), (9000, 9001), (9090, 9100))
 
 
 class LimitsError(Exception):
-    """What was declared cannot work on this machine. The text gives the number that would."""
+    """A spec that cannot work on this machine. The text gives a number that would."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class KernelFacts:
-    """What is here: RAM in bytes, the page size in bytes, the kernel's present threads-max."""
+    """The machine."""
 
     ram: int
+    """Bytes."""
     page: int
+    """Bytes of a page."""
     threads_max: int
+    """The kernel's present number."""
 
 
 def sysctls(machine: KernelFacts, spec: SwarmSpec | RendezvousSpec) -> dict[str, str]:
@@ -56,10 +59,10 @@ def sysctls(machine: KernelFacts, spec: SwarmSpec | RendezvousSpec) -> dict[str,
         "net.core.wmem_max": "16777216",
         "net.core.rmem_default": "1048576",
         "net.core.wmem_default": "1048576",
-        # System V shared memory goes with the last process that has it: agents leave none behind.
+        # System V shared memory is freed with its last process, so agents leave none behind.
         "kernel.shm_rmid_forced": "1",
-        # Semaphores and queues stay when who made them has ended. The kernel's own limits are a
-        # billion semaphores of 64 bytes, and 32,000 queues of 16 KiB; these are 256 and 512 KiB.
+        # Semaphores and queues stay when their process ends. The kernel's own limits are a billion
+        # semaphores of 64 bytes, and 32,000 queues of 16 KiB; these are 256 and 512 KiB.
         "kernel.sem": "250 4096 100 128",
         "kernel.msgmni": "32",
         "net.ipv4.udp_mem": " ".join(map(str, udp_mem(machine))),
@@ -75,9 +78,9 @@ def sysctls(machine: KernelFacts, spec: SwarmSpec | RendezvousSpec) -> dict[str,
 
 
 def threads_max(machine: KernelFacts, spec: SwarmSpec | RendezvousSpec) -> int:
-    """Tasks: eight an agent and the system's; never less than what the kernel has by itself.
+    """Tasks: eight per agent and the system's; never less than the kernel's own number.
 
-    The kernel's own follows RAM (5,576 on 768 MB) and is the real wall on small VMs. The
+    The kernel's own follows RAM (5,576 on 768 MB) and is the first limit on small VMs. The
     rendezvous runs no agents: its one process has threads by CPU, not by agent.
     """
     agents = spec.agents if isinstance(spec, SwarmSpec) else 0
@@ -85,27 +88,27 @@ def threads_max(machine: KernelFacts, spec: SwarmSpec | RendezvousSpec) -> int:
 
 
 def udp_mem(machine: KernelFacts) -> tuple[int, int, int]:
-    """Low, pressure and high of UDP's buffers, all VM's sockets together, in PAGES, not bytes.
+    """Low, pressure and high of UDP's buffers, of all the VM's sockets, in PAGES, not bytes.
 
-    A sixteenth, an eighth and three sixteenths of RAM. High is the kernel's own share (18.75 %):
-    never more than it would have taken, so buffers leave the system its memory. What the kernel
-    does between low and high is what saves DNS: a socket that already holds more than
-    `udp_rmem_min` (4 KiB) gets nothing there, a quiet one still gets its packet. So low is what
-    a flood on the agents' sockets can take, and the gap (an eighth of RAM) is for everyone else:
-    6,000 sockets that each pass low by one packet take some 48 MB, less than the 128 MB of a
-    1 GiB VM. Low is also more than agents x `rmem_default` on every VM of upstream's fleet
-    (swarm-1: 3,000 MiB of 4 GiB). Upstream's "4096 87380 16777216" are bytes taken for pages: a
-    ceiling of 64 GiB, and pressure from 16 MiB on.
+    A sixteenth, an eighth and three sixteenths of RAM. High is the kernel's own share (18.75 %).
+    Above low, a socket that holds more than `udp_rmem_min` (4 KiB) gets no more, and a quiet one,
+    as of DNS, still gets its packet. So a flood on the agents' sockets can take low, and the gap to
+    high (an eighth of RAM) is left for all others: 6,000 sockets that each pass low by one packet
+    take some 48 MB, less than the 128 MB of a 1 GiB VM. Low is also more than agents x
+    `rmem_default` on every VM of upstream's fleet (swarm-1: 3,000 MiB of 4 GiB).
+
+    Upstream's "4096 87380 16777216" are bytes taken for pages: a limit of 64 GiB, and pressure from
+    16 MiB on.
     """
     pages = machine.ram // machine.page
     return (pages // 16, pages // 8, pages * 3 // 16)
 
 
 def reserved_ports(spec: SwarmSpec) -> tuple[int, int]:
-    """First and last of the agents' UDP ports, kept out of what the kernel hands out.
+    """First and last UDP port that the kernel must not hand out: the agents' own.
 
-    A quarter more than there are agents, 64 at least: a change of `agents` reaches a running VM
-    at once, and until then no connection shall have taken a port that a new agent needs.
+    A quarter more than there are agents, 64 at least: `agents` may grow on a running VM, and until
+    then no connection must take the port of a new agent.
     """
     room = max(64, spec.agents // 4)
     first = spec.base_port + 1
@@ -113,8 +116,8 @@ def reserved_ports(spec: SwarmSpec) -> tuple[int, int]:
 
 
 def port_list(ranges: Iterable[tuple[int, int]]) -> str:
-    """`ranges` (first, last) as the kernel prints them back: in order, those that touch merged,
-    a single port alone."""
+    """`ranges` (first, last) as the kernel prints them: in order, adjacent ones merged, a single
+    port as one number."""
     merged: list[list[int]] = []
     for first, last in sorted(ranges):
         if merged and first <= merged[-1][1] + 1:
@@ -127,10 +130,10 @@ def port_list(ranges: Iterable[tuple[int, int]]) -> str:
 def port_range(spec: SwarmSpec) -> tuple[int, int]:
     """First and last local port that the kernel hands out.
 
-    Every agent holds four connections to one address and port, so each of them needs a local
-    port of its own: the kernel's 28,232 end at some 7,000 agents a VM. The kernel's own range is
-    kept where it does, the widest taken where it does not (agents' and services' ports are
-    reserved). Raises LimitsError where that is not enough either.
+    Every agent holds four connections to one address and port, and each needs a local port of its
+    own. The kernel's own range of 28,232 is enough for some 7,000 agents per VM and is kept for
+    these; above that the widest is taken (agents' and services' ports are reserved). Raises
+    LimitsError where that is not enough either.
     """
     needed = spec.agents * CONNECTIONS_PER_AGENT + SYSTEM_PORTS
     for candidate in (PORT_RANGE, PORT_RANGE_WIDE):
@@ -146,18 +149,18 @@ def port_range(spec: SwarmSpec) -> tuple[int, int]:
 
 
 def rendezvous_descriptors(spec: RendezvousSpec) -> int:
-    """LimitNOFILE of the rendezvous: four connections an agent, twice, and 4,096 for the rest.
+    """LimitNOFILE of the rendezvous: four connections per agent, twice, and 4,096 for the rest.
 
-    Twice, because agents that reconnect arrive before the kernel has given up on their old
-    connections. At its limit the rendezvous fails ten accepts in a row and exits. Never
-    above `fs.nr_open`, which systemd could not set.
+    Twice, because agents reconnect before the kernel has given up their old connections. At its
+    limit the rendezvous fails ten accepts in a row and exits. Never above `fs.nr_open`, which
+    systemd could not set.
     """
     return min(spec.agents * CONNECTIONS_PER_AGENT * 2 + 4096, NR_OPEN)
 
 
 def slice_memory(machine: KernelFacts, spec: SwarmSpec | RendezvousSpec) -> int:
-    """MemoryMax of pilot.slice in bytes: RAM less the reserve, so that pressure ends agents and
-    never sshd. Raises LimitsError when the reserve leaves nothing."""
+    """MemoryMax of pilot.slice in bytes: RAM less the reserve, so that a lack of memory ends
+    agents and never sshd. Raises LimitsError when the reserve leaves nothing."""
     left = machine.ram - (spec.reserve_mb << 20)
     if left <= 0:
         raise LimitsError(

@@ -1,4 +1,4 @@
-"""The release: a binary fetched from the bucket, verified, put in place in one rename."""
+"""Fetches a release's binary from the bucket, verifies it, and puts it in place in one rename."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from ..machine.retry import FinalError, TemporaryError
 
 # Seconds for one download. The daemon has 12 MB; a binary that takes longer than this is stuck.
 DOWNLOAD_SECONDS = 300.0
-# Seconds after which a file that a fetch left is nobody's: twice what one may take.
+# Seconds after which a temporary file is of no running fetch: twice what one may take.
 _LEFT_SECONDS = 2 * DOWNLOAD_SECONDS
-# Bytes of a binary at most: the daemon has 12 MB. More is no binary of ours, and fills the disk.
+# Most bytes of a binary: the daemon has 12 MB. A larger object is none, and could fill the disk.
 SIZE_LIMIT = 256 << 20
-# Seconds before a fetch that failed is made again, doubling up to the second.
+# Seconds before a failed fetch is tried again, and the most after doubling.
 _PAUSE, _PAUSE_MAX = 1.0, 60.0
 
 
 class LostError(FinalError):
-    """The object is not there, or is another one: whoever asks again gets the same."""
+    """The object is not there, or has other content. Trying again gives the same."""
 
 
 class Attempts(Protocol):
@@ -50,12 +50,12 @@ def ensure(
 ) -> bool:
     """Have `binary` verified at `opt/releases/SHA256/NAME`; True when it had to be fetched.
 
-    A file that is there is hashed again: a disk that lies is found at the next boot, not never.
-    Raises FinalError with what failed, where and what to do.
+    A file that is there is hashed again, which finds a bad disk at the next boot. Raises FinalError
+    with what failed, where and what to do.
     """
     path = path_of(binary, opt)
     if path.is_file() and _sha256(path) == binary.sha256:
-        # A mode lost to a crash or a person is mended; content never is, it is fetched again.
+        # A wrong mode is corrected. Wrong content is fetched again.
         path.chmod(0o755)
         return False
     where = f"gs://{bucket}/{binary.object}"
@@ -88,8 +88,8 @@ def _fetch(binary: Binary, path: Path, endpoint: str, bucket: str, token: str) -
                 "this release?"
             )
         _judge(answer.status, answer.reason, where, endpoint)
-        # Of a run that was cut off. Not a fresh one: the startup script and the service may both
-        # be here, each with a file of its own.
+        # Left by an interrupted run. Fresh files stay: the startup script and the service may both
+        # be fetching, each into a file of its own.
         for left in path.parent.glob(f".{binary.name}.*"):
             if time.time() - left.stat().st_mtime > _LEFT_SECONDS:
                 left.unlink(missing_ok=True)
@@ -128,8 +128,8 @@ def _judge(status: int, reason: str, where: str, endpoint: str) -> None:
     if status == 200:
         return
     if status == 403:
-        # Temporary, because IAM is eventually consistent: the binding that the same `pulumi up`
-        # made for this VM takes minutes to be seen. The bound of the retry makes it final.
+        # Temporary: IAM takes minutes to see the binding that the same `pulumi up` made. The bound
+        # of the retry makes it final.
         raise TemporaryError(
             f"{where}: 403 {reason}: the VM's service account may not read it: grant it "
             "roles/storage.objectViewer on the bucket"
@@ -147,7 +147,7 @@ def _sha256(path: Path) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """What is to be on disk: binaries, and where they are fetched from."""
+    """The binaries that should be on disk, and where they are fetched from."""
 
     binaries: tuple[Binary, ...]
     endpoint: str
@@ -156,14 +156,14 @@ class Wanted:
 
 @dataclass(kw_only=True)
 class Fetcher:
-    """Has what is wanted on disk, verified, from a thread of its own: a bucket that is slow or
-    away never holds up the agents."""
+    """Fetches the wanted binaries in a thread of its own, so that a slow bucket never delays the
+    agents."""
 
     opt: Path
     token: Callable[[], str]
     say: Callable[[str], None]
     wake: Callable[[], None]
-    """Called when something came, or cannot be had."""
+    """Called when a binary was fetched, or cannot be."""
     _wanted: Wanted | None = None
     _there: dict[str, Path] = field(default_factory=dict)
     _lost: dict[str, str] = field(default_factory=dict)
@@ -179,35 +179,35 @@ class Fetcher:
             self._news.set()
 
     def there(self) -> frozenset[str]:
-        """The binaries, by sha256, that were verified and have not gone since."""
+        """The binaries, by sha256, that were verified and are still there."""
         return frozenset(sha256 for sha256, path in self._there.copy().items() if path.is_file())
 
     def lost(self) -> Mapping[str, str]:
-        """Those that the bucket does not have, or has another one of, and why; they are tried for
-        all the same. A token that is refused, or a bucket that is away, loses nothing."""
+        """The binaries that the bucket does not have, or has with other content, and why. They are
+        tried again all the same. A refused token, or an unreachable bucket, is no loss."""
         return self._lost.copy()
 
     def problems(self) -> Mapping[str, str]:
-        """Of each that could not be had at the last attempt: why."""
+        """Why the last attempt failed, for each binary that it failed for."""
         return self._problems.copy()
 
     def _run(self) -> None:
         pause = _PAUSE
         while True:
-            # Before looking: what is wanted from here on is another round.
+            # Cleared first: what is wanted from here on gets another round.
             self._news.clear()
             done = self.once()
             pause = _PAUSE if done else min(pause * 2, _PAUSE_MAX)
-            # Also where all is there: a file may go.
+            # Also where all are there: a file may be removed.
             self._news.wait(_PAUSE_MAX if done else pause)
 
     def once(self) -> bool:
-        """One attempt at each that is not there; whether all are."""
+        """One attempt for each missing binary; whether all are there."""
         wanted, there = self._wanted, self.there()
         if wanted is None:
             return True
         missing = [each for each in wanted.binaries if each.sha256 not in there]
-        # Each of them, whatever became of those before it.
+        # All of them, also after one that failed.
         done = [self._attempt(binary, wanted) for binary in missing]
         return all(done)
 
@@ -246,10 +246,9 @@ class Fetcher:
 
 
 def prune(opt: Path, keep: Collection[str]) -> list[str]:
-    """Remove the releases that are not in `keep` (sha256); those that were. Raises OSError.
-    No directory of releases is none to remove.
+    """Remove the releases that are not in `keep` (sha256), and return them. Raises OSError.
 
-    A fresh one stays: the startup script may be about to put a binary into it.
+    A fresh directory stays: the startup script may be about to put a binary into it.
     """
     gone: list[str] = []
     try:
@@ -257,7 +256,7 @@ def prune(opt: Path, keep: Collection[str]) -> list[str]:
     except FileNotFoundError:
         return gone
     for folder in folders:
-        # A directory, and by its name a release: nothing else is ours.
+        # Only directories that are named like a release.
         name = folder.name
         ours = len(name) == 64 and name.isalnum() and not folder.is_symlink() and folder.is_dir()
         if ours and name not in keep and time.time() - folder.stat().st_mtime > _LEFT_SECONDS:

@@ -1,7 +1,7 @@
-"""What is written on a VM for systemd and the kernel: units, limits, environments.
+"""Renders the files for systemd and the kernel: units, limits, environments.
 
-The templates in `units/` are real units with `@name@` where a number of this VM belongs. Every
-placeholder needs its value and every value its placeholder, so none is forgotten on either side.
+The templates in `units/` are real units with `@name@` for a number of this VM. Every placeholder
+needs a value and every value a placeholder.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from .limits import KernelFacts
 # Beside the program, as in the repository.
 TEMPLATES = Path(__file__).resolve().parents[2] / "units"
 
-# New keys a minute and address that the registry allows the fleet's own subnet: as good as any
-# number, for a whole fleet that registers anew within a minute (docs/FACTS.md).
+# New keys per minute and address that the registry allows the fleet's own subnet: in effect no
+# limit, so that a whole fleet can register within a minute (docs/FACTS.md).
 WHITELIST_RATE = 100_000
 
-# Seconds that pilot-node may take to end at a power-off, of the some 90 that Compute Engine gives
-# to all: a drain has 60 (drain.py), and a rendezvous needs what is left to write 45 MB by itself.
+# Seconds that pilot-node may take to end at a power-off. Compute Engine gives all of the VM some
+# 90: a drain takes 60 (drain.py), and the rendezvous needs the rest to write 45 MB by itself.
 _STOP_SECONDS = {ROLE_SWARM: "75", ROLE_RENDEZVOUS: "45"}
 
-# At the end of a line that is written into a file of the system's.
+# Marks a line that is added to a file of the system.
 _OURS = "# pilot-fleet"
 
 _SPECIAL = re.compile(r"""(["`$\\])""")
@@ -37,7 +37,7 @@ _PLACEHOLDER = re.compile(r"@([a-z_]+)@")
 
 
 class TemplateError(Exception):
-    """A placeholder without a value, or a value without a placeholder: a mistake in this tree."""
+    """A placeholder without a value, or a value without a placeholder (a bug)."""
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:
@@ -49,7 +49,7 @@ def fill(template: str, values: Mapping[str, str]) -> str:
 
 
 def sysctl_file(numbers: Mapping[str, str]) -> str:
-    """`numbers` as a file of sysctl.d, for whoever re-reads it: the kernel has them already."""
+    """`numbers` as a file of sysctl.d, for `sysctl --system`: the kernel has them already."""
     lines = "".join(f"{name} = {value}\n" for name, value in numbers.items())
     return (
         f"# Written by the pilot-fleet startup script. Sources: limits.py of pilot-node.\n{lines}"
@@ -85,13 +85,13 @@ def limit_files() -> dict[str, str]:
 
 
 def nsswitch(text: str) -> str:
-    """`text`, an nsswitch.conf, with a line that ends the search for a user's groups in /etc/group
-    where that names the user as a member; for everybody else all is as it was.
+    """`text`, an nsswitch.conf, with a line `initgroups:`: the groups of a user that is a member in
+    /etc/group are looked up there only. For other users nothing changes.
 
-    glibc asks every service of `group:` for them, found or not, but for a line `initgroups:`,
-    where the first answer counts. systemd asks before each start of an agent, in its child, which
-    has none of the libraries: OS Login's alone are 33, and took more of the processor than the
-    agent did (docs/UNITS.md). A line that is somebody else's is left alone.
+    Without this line glibc asks every service of `group:`, found or not. systemd looks groups up
+    before each start of an agent, in a child that has to load each service's libraries: OS Login's
+    alone are 33, and took more CPU than the agent (docs/UNITS.md). An `initgroups:` line of
+    somebody else is left alone.
     """
     lines = [
         line
@@ -106,18 +106,19 @@ def nsswitch(text: str) -> str:
 
 
 def write_all(paths: Paths, contents: Mapping[str, str], mode: int = 0o644) -> list[str]:
-    """Write what differs; the paths that did, in order."""
+    """Write the files that differ; their paths, in order."""
     return [
         path for path, text in sorted(contents.items()) if files.write(paths.at(path), text, mode)
     ]
 
 
 def agent_environment(spec: SwarmSpec, address: str) -> dict[str, str]:
-    """The environment of every agent of this VM: our defaults, the operator's, what is ours.
+    """The environment of every agent of this VM: defaults, the operator's variables, then those
+    that the operator must not set.
 
-    GOMAXPROCS=1, because Go takes the number of CPUs and pays for it in threads and memory
+    GOMAXPROCS=1: by default it is the number of CPUs, which costs threads and memory
     (docs/FACTS.md: PSS 1.51 MB instead of 1.90 together with GOGC=50). The catalogue's URL is a
-    closed loopback port: fetching the real one stalls every start for seconds without egress.
+    closed loopback port: without egress, fetching the real one delays every start by seconds.
     """
     return {
         "GOMAXPROCS": "1",
@@ -126,14 +127,14 @@ def agent_environment(spec: SwarmSpec, address: str) -> dict[str, str]:
         "PILOT_AGENT_ADDRESS": address,
         "PILOT_AGENT_BEACON": spec.beacon,
         "PILOT_AGENT_REGISTRY": spec.registry,
-        # Part of the agent's e-mail: the registry allows one node an owner, and ports repeat on
-        # every VM. It is the same after a reboot and for the VM's replacement.
+        # Part of the agent's e-mail: the registry allows one node per owner, and ports repeat on
+        # every VM. It stays the same after a reboot and on the VM's replacement.
         "PILOT_AGENT_VM": spec.name,
     }
 
 
 def rendezvous_environment(machine: KernelFacts, spec: RendezvousSpec) -> dict[str, str]:
-    """The environment of the rendezvous; the operator's wins over GOMEMLIMIT."""
+    """The environment of the rendezvous. The operator's variables win over GOMEMLIMIT."""
     return {
         "GOMEMLIMIT": limits.go_memory_limit(machine),
         **spec.environment,
@@ -146,8 +147,8 @@ def rendezvous_environment(machine: KernelFacts, spec: RendezvousSpec) -> dict[s
 def environment_file(environment: Mapping[str, str]) -> str:
     """`environment` as systemd's EnvironmentFile= reads it, every value in double quotes.
 
-    Inside them a backslash takes the meaning from `"`, backslash, backquote and `$`, and nothing
-    is expanded. Values with line breaks never get here (spec.py).
+    Inside them a backslash escapes `"`, backslash, backquote and `$`, and nothing is expanded.
+    spec.py refuses values with line breaks.
     """
     return "".join(
         f'{name}="{_SPECIAL.sub(_ESCAPED, value)}"\n' for name, value in sorted(environment.items())

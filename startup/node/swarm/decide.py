@@ -225,8 +225,8 @@ class _Work:
                 prompt = max(prompt, before[port])
         if self.came:
             # Smoothed as TCP smooths its round trips: one start says little.
-            mean, before_it = sum(self.came) / len(self.came), self.mean_start_seconds
-            self.mean_start_seconds = (7 * before_it + mean) / 8 if before_it else mean
+            mean, known = sum(self.came) / len(self.came), self.mean_start_seconds
+            self.mean_start_seconds = (7 * known + mean) / 8 if known else mean
         for port in sorted((before.keys() & self.wanted) - self.seen.ready):
             self._settle(port, before[port], prompt)
         if self.came:

@@ -247,7 +247,7 @@ def test_huge_pages_that_cannot_be_had_otherwise_are_no_failure(vm: Vm) -> None:
     (vm.root / _HUGE).mkdir(parents=True)
     status, output = vm.call("ROLE=swarm; ensure_node spec swarm limits; node limits")
     assert status == 0, output
-    assert "huge pages go to agents as well, each takes more memory for it: " in output
+    assert "agents get huge pages and need more memory for them: " in output
 
 
 def test_the_machine(vm: Vm) -> None:

@@ -490,7 +490,7 @@ def test_an_nsswitch_that_cannot_be_written_keeps_no_vm_from_coming_up(vm: Vm) -
     (vm.root / "etc/nsswitch.conf").mkdir(parents=True)
     status, output = vm.call("ROLE=swarm; ensure_node spec swarm limits; node units")
     assert status == 0, output
-    assert "/etc/nsswitch.conf is left as it is, each start asks more for it: " in output
+    assert "/etc/nsswitch.conf stays as it is, so each start takes longer: " in output
     assert "Slice=pilot.slice" in vm.read("/etc/systemd/system/pilot-agent@.service")
 
 
