@@ -1,4 +1,4 @@
-"""FleetAccess: who may look at the fleet, and who may give it orders (docs/ACCESS.md)."""
+"""FleetAccess: IAM bindings to look at the fleet and to give it orders (docs/ACCESS.md)."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import pulumi_gcp as gcp
 
 from components.config import DASHBOARD_PORT, Access
 
-# What looks: VMs with their guest attributes and serial consoles, metrics and alerts.
+# To look: VMs with guest attributes and serial consoles, metrics and alerts.
 LOOK_ROLES = ("roles/compute.viewer", "roles/monitoring.viewer")
 BUCKET_LOOK_ROLE = "roles/storage.objectViewer"
 TUNNEL_ROLE = "roles/iap.tunnelResourceAccessor"
-# What orders, beyond looking: silence alerts, write orders.
+# To order, besides: silence alerts, write orders.
 ORDER_ROLES = ("roles/monitoring.snoozeEditor",)
 BUCKET_ORDER_ROLE = "roles/storage.objectUser"
-# No role of Google's resets a VM and cannot rewrite its metadata, which is root on it.
+# Every role of Google's that may reset a VM may also rewrite its metadata, which is root on it.
 OPERATOR_PERMISSIONS = (
     "compute.disks.createSnapshot",
     "compute.instances.reset",
@@ -30,10 +30,11 @@ OPERATOR_PERMISSIONS = (
 
 @dataclass(frozen=True, kw_only=True)
 class FleetAccessArgs:
-    """`access` names the members; `bucket` is the name of the fleet's bucket, known in a plan."""
+    """What the bindings are made from."""
 
     project: pulumi.Input[str]
     bucket_name: pulumi.Input[str]
+    # The same name as plain text, for a condition.
     bucket: str
     access: Access
 
@@ -46,7 +47,7 @@ class _Condition:
 
 
 class FleetAccess(pulumi.ComponentResource):
-    """One binding a member and role; nobody else's binding is touched."""
+    """One binding per member and role. Bindings of others are not touched."""
 
     def __init__(
         self, name: str, args: FleetAccessArgs, opts: pulumi.ResourceOptions | None = None
@@ -104,7 +105,7 @@ class FleetAccess(pulumi.ComponentResource):
                 on_project(member, role, role.removeprefix("roles/"))
             on_project(member, operator, "operator")
             on_bucket(member, BUCKET_ORDER_ROLE, "orders", orders)
-        # The full name of the role; empty where the configuration lets nobody order.
+        # The full name of the role; empty where nobody may order.
         self.operator_role = pulumi.Output.from_input(operator)
         self.register_outputs({"operatorRole": self.operator_role})
 

@@ -12,14 +12,15 @@ import pulumi_gcp as gcp
 
 from components.spec import Binary
 
-# Versions of orders kept as history: long enough to see who asked for what in a quarter.
+# Old versions of orders are the history of a quarter.
 _KEEP_NONCURRENT_DAYS = 90
 
 
 @dataclass(frozen=True, kw_only=True)
 class FleetBucketArgs:
-    """`bucket` is the bucket's name, unique in all of Cloud Storage."""
+    """What the bucket is made from."""
 
+    # Its name, unique in all of Cloud Storage.
     bucket: pulumi.Input[str]
     location: pulumi.Input[str]
     binaries: tuple[Binary, ...]
@@ -51,8 +52,7 @@ class FleetBucket(pulumi.ComponentResource):
                     ),
                 )
             ],
-            # Where the bucket is protected nothing is to be lost with it; where it is not (a
-            # fleet for a day), it goes with what is in it.
+            # A bucket that is not protected (a fleet for a day) is deleted with its contents.
             force_destroy=not args.protect,
             labels=args.labels,
             opts=pulumi.ResourceOptions(parent=self, protect=args.protect),
@@ -62,15 +62,15 @@ class FleetBucket(pulumi.ComponentResource):
                 f"{name}-{binary.name}-{(binary.sha256 or '')[:12]}",
                 name=binary.object,
                 bucket=bucket.name,
-                # The engine takes an empty text for no asset at all.
+                # The engine takes an empty text for no asset.
                 source=pulumi.FileAsset(binary.path)
                 if binary.is_built
                 else pulumi.StringAsset("not built"),
                 opts=pulumi.ResourceOptions(
                     parent=self,
-                    # A VM that rolls back may ask for the release before this one.
+                    # A VM that rolls back needs the release before this one.
                     retain_on_delete=True,
-                    # Content is in the name. A plan without the file leaves the object alone.
+                    # The name has the hash. A plan without the file leaves the object alone.
                     ignore_changes=[] if binary.is_built else ["source", "detectMd5hash"],
                 ),
             )
@@ -86,8 +86,8 @@ def read_binary(
 ) -> Binary:
     """The binary at `path` below `root` with the sha256 of its bytes.
 
-    Where there is no file its sha256 is the `expected` one of the configuration, or None. Raises
-    `pulumi.RunError` where the file is not the expected one, or none that can be read.
+    Without a file the sha256 is the `expected` one of the configuration, or None. Raises
+    `pulumi.RunError` for a file with another sha256, or one that cannot be read.
     """
     try:
         with (root / path).open("rb") as stream:
@@ -107,5 +107,5 @@ def read_binary(
 
 
 def unique(binaries: Iterable[Binary]) -> tuple[Binary, ...]:
-    """The binaries without those whose object another one already is."""
+    """The binaries, one per object."""
     return tuple({binary.object: binary for binary in binaries}.values())

@@ -1,10 +1,10 @@
-"""Refuses ghost scripts: startup scripts (and their kin) anywhere but in the project's one item.
+"""Refuses ghost scripts: startup scripts (and the like) anywhere but in the project's one item.
 
-An instance-level startup script silently replaces the project's, guard and all (docs/GOTCHAS.md).
-The policy pack refuses it in CI; this resource transform refuses it in a plain `pulumi up` too.
-It looks at the shape of inputs, not at a list of types or the name of a package: a new type can
-carry metadata, and a package can have any name. What is declared before `register`, or changed by a
-transform that is registered later, only the policy pack sees.
+An instance-level startup script silently replaces the project's (docs/GOTCHAS.md). The policy pack
+refuses it in CI; this resource transform refuses it in a plain `pulumi up` too. It looks at the
+shape of inputs, not at types or packages: a new type can carry metadata, and a package can have any
+name. Only the policy pack sees resources that are declared before `register`, or changed by a
+transform that is registered later.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import pulumi
 from components import program_exit
 
 _REPLACES: Final = "runs at every boot in place of the project's startup script"
-# Keys of instance metadata that make a guest run something, and when. tests/ghosts.py has the
-# table to which this list, the policy's, pilot-node's and the audit's are held.
+# Keys of instance metadata that make a guest run something, and when. tests/ghosts.py compares this
+# list with the policy's, pilot-node's and the audit's.
 _SCRIPTS: Final = {
     r"startup-script(?:-url)?": _REPLACES,
     r"windows-startup-script(?:-(?:url|ps1|cmd|bat))?|startup-script-(?:ps1|cmd|bat)": (
@@ -51,15 +51,15 @@ _SCRIPTS: Final = {
     ),
     r"os-?config-endpoint": "has Google's OS Config agent take what it runs from another server",
 }
-# Values of enable-osconfig that do no harm: they switch the agent off.
+# Values of enable-osconfig that switch the agent off.
 _OFF: Final = frozenset({"false", "f", "0"})
-# Properties of providers that hold a script under a name of their own.
+# Properties that hold a script under another name.
 _SCRIPT_PROPERTY: Final = re.compile(
     r".*(?:startup|shutdown|specialize|bootstrap)script.*|metadata_startup_scripts?"
     r"|init_?scripts?|initialization_?actions?",
     re.IGNORECASE,
 )
-# Properties whose maps and pairs are no metadata of a VM, whatever their keys are called.
+# Properties whose maps and pairs are never metadata of a VM.
 _NO_METADATA: Final = re.compile(
     r".*(?:labels|annotations|headers?|headerstoadds?|tags|taints?|tolerations|variables|envvars"
     r"|attributes|parameters|params|substitutions|conditions|selectors?|affinities|expressions"
@@ -67,7 +67,7 @@ _NO_METADATA: Final = re.compile(
     r"|envs?|data|vars|values|args|options|custommetadata|parametervalues",
     re.IGNORECASE,
 )
-# Clouds that are not Google's: what their VMs run is not the fleet's affair.
+# Other clouds: their VMs do not belong to the fleet.
 _OTHER_CLOUDS: Final = frozenset(
     {
         *("alicloud", "aws", "aws-native", "azure", "azure-native"),
@@ -75,7 +75,7 @@ _OTHER_CLOUDS: Final = frozenset(
     }
 )
 _PROJECT_ITEM: Final = "gcp:compute/projectMetadataItem:ProjectMetadataItem"
-# What reaches every VM of a project or a zone, so the fleet's too: no name allows a script there.
+# These reach every VM of a project or zone, so the fleet's too: no name allows a script there.
 _WHOLE_PROJECT: Final = re.compile(r".*project(?:common)?metadata", re.IGNORECASE)
 _FOR_ALL: Final = re.compile(
     r".*(?:project(?:common)?metadata(?:item)?|instancesettings)", re.IGNORECASE
@@ -89,14 +89,16 @@ class GhostScriptError(pulumi.RunError):
 
 @dataclass(frozen=True, kw_only=True)
 class Ghost:
-    """`where` in a resource's inputs, and what it `does`."""
+    """A script in a resource's inputs."""
 
+    # Path in the inputs.
     where: str
+    # What a VM does with it, as the end of a sentence.
     does: str
 
 
 def what_runs(key: str, value: Any = None) -> str:
-    """What a VM does with a key of its metadata, "" for nothing."""
+    """What a VM does with a key of its metadata; "" for nothing."""
     folded = key.strip().lower()
     if folded == "enable-osconfig" and isinstance(value, str) and value.strip().lower() in _OFF:
         return ""
@@ -107,7 +109,7 @@ def what_runs(key: str, value: Any = None) -> str:
 
 
 def ghost_scripts(type_: str, props: Mapping[str, Any]) -> list[Ghost]:
-    """The startup scripts, and their kin, in a resource's inputs (in provider names)."""
+    """The startup scripts and the like in a resource's inputs (in provider names)."""
     package, kind = type_.partition(":")[0], type_.rpartition(":")[2]
     if package in _OTHER_CLOUDS:
         return []
@@ -128,8 +130,10 @@ def ghost_scripts(type_: str, props: Mapping[str, Any]) -> list[Ghost]:
 def is_refused(
     type_: str, name: str, props: Mapping[str, Any], allowed: Sequence[str] = ()
 ) -> bool:
-    """Whether a resource carries a script that no name in `allowed` lets pass: the fleet's own VMs,
-    and what reaches them, carry none, whatever is allowed."""
+    """Whether a resource carries a script and is not in `allowed`.
+
+    On the fleet's VMs, and on resources that reach them, no script can be allowed.
+    """
     is_named = name in allowed or props.get("name") in allowed
     may_pass = is_named and not _reaches_the_fleet(type_, props)
     return bool(ghost_scripts(type_, props)) and not may_pass
@@ -148,16 +152,16 @@ def refuse(args: pulumi.ResourceTransformArgs, allowed: Sequence[str] = ()) -> N
     )
     raise GhostScriptError(
         f"{args.type_} {args.name!r} carries a script of its own: "
-        f"{'; '.join(f'{ghost.where} {ghost.does}' for ghost in found)}. Remove it; what has to "
-        "run on a VM of the fleet belongs in startup/, what differs between VMs in the stack "
+        f"{'; '.join(f'{ghost.where} {ghost.does}' for ghost in found)}. Remove it. Programs "
+        "for the fleet's VMs belong in startup/, differences between VMs in the stack "
         f"file.{way_out}"
     )
 
 
 async def resolve(value: Any) -> Any:
-    """Inputs with every output in them replaced by its value, secrets too.
+    """Inputs with every output replaced by its value, secrets too.
 
-    Each on its own: one unknown value would make an `Output.all` of everything unknown.
+    One by one, because one unknown value makes an `Output.all` of everything unknown.
     """
     if isinstance(value, pulumi.Output):
         return await resolve(await value.future(with_unknowns=True))
@@ -169,18 +173,17 @@ async def resolve(value: Any) -> Any:
 
 
 def register(allowed: Sequence[str] = ()) -> None:
-    """Guards every resource that the program declares from now on; `allowed` as of `refuse`."""
+    """Guard every resource that the program declares from now on. `allowed`: as of `refuse`."""
 
     async def transform(args: pulumi.ResourceTransformArgs) -> None:
         try:
-            # What hides a script hides it in an output: a secret map, or a key that is secret.
+            # An output can hide a script: a secret map, or a secret key.
             args.props = await resolve(args.props)
             refuse(args, allowed)
         except GhostScriptError as error:
-            # An exception out of a transform comes back as the traceback of an RPC. So the sentence
-            # is logged and the program ends with the exit code that tells the language host "the
-            # user has been told": the engine loses the answer it waits for, and the resource is
-            # refused.
+            # An exception in a transform would print an RPC's traceback. Instead, log the sentence
+            # and exit with the code for "the user has the message". The engine loses the answer
+            # that it waits for, and refuses the resource.
             pulumi.log.error(str(error))
             program_exit.at_once()
 
@@ -202,7 +205,7 @@ def _is_fleets(value: Any) -> bool:
 
 
 def _pair(value: Mapping[str, Any], path: str) -> Iterator[Ghost]:
-    """`{key: startup-script, value: …}`, the API's own form of a metadata item."""
+    """A script in `{key: startup-script, value: …}`, the API's form of a metadata item."""
     key = value.get("key")
     if not isinstance(key, str) or {"value", "values"}.isdisjoint(value):
         return
@@ -211,7 +214,7 @@ def _pair(value: Mapping[str, Any], path: str) -> Iterator[Ghost]:
 
 
 def _walk(value: Any, path: str, name: str, *, is_object: bool) -> Iterator[Ghost]:
-    """`name`: of the property that holds `value`; a list's items have the list's."""
+    """`name`: of the property that holds `value`; items of a list have the list's name."""
     folded = name.replace("_", "").lower()
     is_metadata = not _NO_METADATA.fullmatch(folded) and not (is_object and folded == "metadata")
     if isinstance(value, Mapping):

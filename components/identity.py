@@ -7,27 +7,25 @@ from dataclasses import dataclass
 import pulumi
 import pulumi_gcp as gcp
 
-# Reading releases and orders: on the fleet's bucket only.
+# To read releases and orders, on the fleet's bucket only.
 _BUCKET_ROLE = "roles/storage.objectViewer"
-# What the Ops Agent needs to write logs and metrics; nothing else in the project.
+# The Ops Agent writes logs and metrics; nothing else in the project is needed.
 _PROJECT_ROLES = ("roles/logging.logWriter", "roles/monitoring.metricWriter")
 
 
 @dataclass(frozen=True, kw_only=True)
 class FleetIdentityArgs:
-    """`existing` is the address of a service account to use instead of making one.
-
-    An existing account keeps the project roles that its owner gave it; it gets read access to the
-    fleet's bucket.
-    """
+    """What the account is made from."""
 
     project: pulumi.Input[str]
+    # Address of an account to use instead of a new one. It keeps its project roles, and gets read
+    # access to the fleet's bucket.
     existing: str | None
     bucket_name: pulumi.Input[str]
 
 
 class FleetIdentity(pulumi.ComponentResource):
-    """The account and what it may do. VMs depend on it: a first boot already needs the bucket."""
+    """The account and its roles. VMs depend on it, because a first boot needs the bucket."""
 
     email: pulumi.Output[str]
 

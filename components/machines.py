@@ -1,11 +1,10 @@
-"""Machine types of Compute Engine: vCPUs and memory, by name, and what a series can and cannot.
+"""Machine types of Compute Engine by name: vCPUs, memory, and properties of their series.
 
-The table holds the general-purpose, compute-, memory- and storage-optimised types that an agent
-fleet would run on (source: Google's machine family documentation, read November 2026; memory in
-Google's GB, which are GiB). Accelerator types are left out on purpose. Custom types are read from
-their names. Anything else is declared in the stack file with `memoryGb` and `vcpus`, unless the
-name is one that Google cannot sell (`unsold`). What follows from the series (Arm, disks, live
-migration) holds for types that the table does not know, too.
+The table holds the general-purpose, compute-, memory- and storage-optimised types (source: Google's
+machine family documentation, read November 2026; memory in Google's GB, which are GiB). Accelerator
+types are left out on purpose. Custom types are read from their names. The stack file declares any
+other type with `memoryGb` and `vcpus`, unless Google cannot sell that name (`unsold`). Properties
+of a series (Arm, disks, live migration) hold for types outside the table too.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ class MachineType:
 
     @property
     def arm(self) -> bool:
-        """Whether its processors are Arm's."""
+        """Whether it has Arm processors."""
         return _ARM_SERIES.fullmatch(self.family) is not None
 
     @property
@@ -44,7 +43,7 @@ class MachineType:
 
     @property
     def migrates(self) -> bool:
-        """Whether Google moves it to another host while it runs; it stops and starts the others."""
+        """Whether Google moves it to another host while it runs. Others are stopped and started."""
         if self._metal or _NOT_MIGRATED_SERIES.fullmatch(self.family):
             return False
         most = _MOST_VCPUS_MIGRATED.get(self.family)
@@ -57,7 +56,7 @@ class MachineType:
         return self.name.endswith("-metal")
 
 
-# (series and class, GiB a vCPU, vCPU counts): where memory is a plain multiple.
+# (series and class, GiB per vCPU, vCPU counts): where memory is a plain multiple.
 _BY_RATIO: tuple[tuple[str, float, tuple[int, ...]], ...] = (
     ("e2-standard", 4, (2, 4, 8, 16, 32)),
     ("e2-highmem", 8, (2, 4, 8, 16)),
@@ -135,7 +134,7 @@ _BY_SIZE: tuple[tuple[str, Mapping[int, float]], ...] = (
     ("h4d-highmem", {192: 1488}),
 )
 
-# class: the least vCPUs with which it is also sold as `-lssd`, with local SSDs.
+# class: the fewest vCPUs with which it is also sold as `-lssd`, with local SSDs.
 _LOCAL_SSD_FROM: Mapping[str, int] = {
     "c3-standard": 4,
     "c3d-standard": 8,
@@ -190,11 +189,11 @@ _HYPERDISK_SERIES = frozenset(
     {"n4", "n4a", "n4d", "c4", "c4a", "c4d", "c4n", "h4d", "m4", "m4n", "x4", "z4d", "z4m"}
     | {"a4", "a4x", "a5x", "g4"}
 )
-# By Google's way of naming series: an `a` behind the number is Arm (T2A, C4A, N4A), and so are the
-# processors beside the accelerators of A4X and A5X.
+# In Google's names of series, an `a` behind the number is Arm (T2A, C4A, N4A). A4X and A5X have Arm
+# processors beside their accelerators.
 _ARM_SERIES = re.compile(r"[a-z][0-9]+a|a[0-9]+x")
-# What cannot be migrated (Google's page on host maintenance): GPUs, TPUs, H4D, bare metal, and much
-# Titanium SSD. H3 is not among them.
+# Not migrated (Google's page on host maintenance): GPUs, TPUs, H4D, bare metal, and types with much
+# Titanium SSD. H3 is migrated.
 _NOT_MIGRATED_SERIES = re.compile(r"a[0-9]+[a-z]*|g[2-9][0-9]*[a-z]*|ct[0-9]+[a-z]*|tpu.*|h4d")
 # Series and ending of the name: the most vCPUs with at most 18,000 GiB (Z3) or 42,000 GiB (Z4D,
 # Z4M) of Titanium SSD. Z3 without an ending has 36,000. Of Z4M's 168,000 at 192 vCPUs, that is 48.
@@ -203,7 +202,7 @@ _MOST_VCPUS_MIGRATED: Mapping[str, Mapping[str, int]] = {
     "z4d": {"-standardlssd": 192, "-highlssd": 96, "": 96},
     "z4m": {"": 48},
 }
-# To the first two generations Google adds no types any more: what is not here is not sold.
+# Google adds no more types to these series: a type that is not in the table is not sold.
 _COMPLETE_SERIES = frozenset(
     {"e2", "n1", "n2", "n2d", "t2a", "t2d", "c2", "c2d", "m1", "m2", "f1", "g1"}
 )
@@ -218,12 +217,14 @@ _CUSTOM_STEP_MB = 256
 
 @dataclass(frozen=True, kw_only=True)
 class _CustomSeries:
-    """What a series sells: numbers of vCPUs, GiB a vCPU (from, to), and GiB in all at most; with
-    extended memory (`-ext`) a vCPU may have any of these."""
+    """Custom types of a series."""
 
     vcpus: tuple[int, ...]
+    # Least and most GiB per vCPU, without extended memory.
     gib: tuple[float, float]
+    # Most GiB in all.
     most_gib: int
+    # Whether it has extended memory (`-ext`).
     extended: bool = True
 
 
@@ -275,7 +276,7 @@ _FAMILIES = frozenset(machine.family for machine in TABLE.values())
 
 
 def look_up(name: str) -> MachineType | None:
-    """The machine type called `name`, or None where neither the table nor the name tells."""
+    """The machine type called `name`, or None where neither table nor name gives its size."""
     predefined = TABLE.get(name)
     if predefined is not None:
         return predefined
@@ -287,7 +288,7 @@ def look_up(name: str) -> MachineType | None:
 
 
 def unsold(name: str) -> str:
-    """Why Google sells no machine type called `name`, "" where it does or nobody here can know."""
+    """Why Google sells no machine type called `name`; "" where it does or it is not known."""
     family = MachineType(name=name, vcpus=0, memory_mb=0).family
     if name in TABLE or family not in _FAMILIES:
         return ""
@@ -319,7 +320,7 @@ def _custom_problem(match: re.Match[str]) -> str:
         return "only E2 shares the cores of its custom types"
     if match["extended"] and not sold.extended:
         return f"{series.upper()} has no extended memory"
-    # An odd minimum is rounded up to what can be sold.
+    # The minimum is rounded up to a step.
     least = ceil(low * MIB_PER_GIB / _CUSTOM_STEP_MB) * _CUSTOM_STEP_MB
     most = int((sold.most_gib if match["extended"] else min(high, sold.most_gib)) * MIB_PER_GIB)
     if memory_mb % _CUSTOM_STEP_MB or not least <= memory_mb <= most:

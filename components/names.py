@@ -1,6 +1,6 @@
-"""What Google takes as a name, and what it keeps for itself.
+"""Google's rules for names.
 
-Each function says what is wrong with a name that has the right characters, "" where nothing is.
+The patterns check characters. Each function returns what else is wrong with a name, or "".
 """
 
 from __future__ import annotations
@@ -9,24 +9,23 @@ import ipaddress
 import re
 from collections.abc import Mapping
 
-# Characters only; the functions say the rest.
 PROJECT = re.compile(r"(?:[a-z0-9][-.a-z0-9]*:)?[a-z][-a-z0-9]{4,28}[a-z0-9]")
 BUCKET = re.compile(r"[a-z0-9](?:[-_.a-z0-9]{1,61}[a-z0-9])")
 IMAGE = re.compile(r"[a-z][-a-z0-9]{4,28}[a-z0-9]/[a-z](?:[-a-z0-9]{0,61}[a-z0-9])?")
-# Google's way of naming: an area, a direction in it, a number, a letter. No list of regions, which
-# grows by several a year: a new one must not be refused, and one on Mars should be.
+# Google's form of names: area, direction, number, letter. Not a list of regions: Google adds
+# several per year.
 ZONE = re.compile(
     r"(?:africa|asia|australia|europe|me|northamerica|southamerica|us)"
     r"-(?:central|(?:north|south)(?:east|west)?|east|west)[1-9][0-9]?-[a-f]"
 )
 # Google also refuses what looks like its own name.
 _GOOGLE = re.compile(r"g[o0]{2}g[l1i]e")
-# A custom role. Those of Google's that may reset a VM may also rewrite its metadata.
+# A custom role. Google's own that may reset a VM may also rewrite its metadata.
 ROLE = re.compile(r"(?:projects/[-a-z0-9]{6,30}|organizations/[0-9]+)/roles/[a-zA-Z0-9_.]{3,64}")
 
-# Google's documentation of subnets and of each service: ranges that reach every VPC network from
-# outside, so that a subnet with them cannot be reached, or is refused.
-_KEPT: Mapping[str, str] = {
+# Ranges from which Google's services reach every VPC network: Google refuses a subnet with them, or
+# it cannot be reached. Source: Google's documentation of subnets and of each service.
+_RESERVED_RANGES: Mapping[str, str] = {
     "35.235.240.0/20": "from which people reach VMs through IAP",
     "35.191.0.0/16": "from which Google checks the health of VMs",
     "130.211.0.0/22": "from which Google checks the health of VMs",
@@ -40,9 +39,9 @@ _KEPT: Mapping[str, str] = {
     "8.8.4.4/32": "where Google's DNS is",
 }
 
-# Google's public image projects: the families, and the images in them, with x86-64, systemd,
-# Google's guest agent and a /usr/bin/python3 of 3.11 or newer. Debian 11 has 3.9, Ubuntu 22.04 has
-# 3.10, RHEL 9 and its kin 3.9, SLES 15 3.6; Windows, COS and Fedora CoreOS have none.
+# Google's public image projects, with their families and images that have x86-64, systemd, Google's
+# guest agent and a /usr/bin/python3 of at least 3.11. Debian 11 has 3.9, Ubuntu 22.04 3.10, RHEL 9
+# and its clones 3.9, SLES 15 3.6; Windows, COS and Fedora CoreOS have none.
 _PUBLIC_IMAGES: Mapping[str, str] = {
     "debian-cloud": r"debian-(1[2-9]|[2-9]\d)\b.*",
     "ubuntu-os-cloud": r"ubuntu-(minimal-|accelerator-)?(2[4-9]|[3-9]\d)(04|10)-.*",
@@ -69,7 +68,7 @@ _PUBLIC_IMAGES: Mapping[str, str] = {
 
 
 def project_problem(name: str) -> str:
-    """Of a project's id."""
+    """What is wrong with a project's id."""
     if ":" in name:
         return (
             f"{name!r} is a project with a domain before its id, which is not supported: buckets, "
@@ -79,7 +78,7 @@ def project_problem(name: str) -> str:
 
 
 def bucket_problem(name: str) -> str:
-    """Of a bucket's name: Google's naming rules for Cloud Storage."""
+    """What is wrong with a bucket's name, by Cloud Storage's rules."""
     if name.startswith("goog"):
         return "begins with goog, which Google keeps for itself"
     if _GOOGLE.search(name):
@@ -94,15 +93,15 @@ def bucket_problem(name: str) -> str:
 
 
 def subnet_problem(network: ipaddress.IPv4Network) -> str:
-    """Of a subnet's range."""
-    for kept, what in _KEPT.items():
+    """What is wrong with a subnet's range."""
+    for kept, what in _RESERVED_RANGES.items():
         if network.overlaps(ipaddress.IPv4Network(kept)):
             return f"{network} overlaps {kept}, {what}: choose a private range"
     return ""
 
 
 def image_problem(image: str) -> str:
-    """Of an image, `PROJECT/FAMILY`. Of a custom one nothing can be known."""
+    """What is wrong with an image, `PROJECT/FAMILY`. Custom images are not checked."""
     project, _, family = image.partition("/")
     fitting = _PUBLIC_IMAGES.get(project)
     use = "use debian-cloud/debian-12"

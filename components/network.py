@@ -18,13 +18,14 @@ IAP_RANGE = "35.235.240.0/20"
 
 @dataclass(frozen=True, kw_only=True)
 class FleetNetworkArgs:
-    """What the network is made from. `agent_ports` is an inclusive UDP port range, (low, high)."""
+    """What the network is made from."""
 
     region: pulumi.Input[str]
     subnet_cidr: pulumi.Input[str]
     rendezvous_address: pulumi.Input[str]
     public: bool
     registry_ranges: tuple[str, ...]
+    # Lowest and highest UDP port.
     agent_ports: tuple[int, int]
     nat: bool
     labels: dict[str, str]
@@ -85,7 +86,7 @@ class FleetNetwork(pulumi.ComponentResource):
             else None
         )
 
-        def allow(  # one rule: who may reach what
+        def allow(
             what: str, protocol: str, ports: str, sources: list[pulumi.Input[str]], tags: list[str]
         ) -> None:
             gcp.compute.Firewall(

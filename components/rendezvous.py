@@ -79,8 +79,8 @@ class Rendezvous(pulumi.ComponentResource):
                         )
                     ),
                 ),
-                # It has one name, and providers before 2023 make it anew for other days. Its
-                # attachment goes first: Google deletes no policy that a disk has.
+                # Providers before 2023 replace it for other days, and its name is fixed. Its
+                # attachment goes first: Google deletes no policy that is attached to a disk.
                 opts=pulumi.ResourceOptions.merge(
                     child, pulumi.ResourceOptions(delete_before_replace=True)
                 ),

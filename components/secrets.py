@@ -16,19 +16,21 @@ _ACCESSOR = "roles/secretmanager.secretAccessor"
 
 @dataclass(frozen=True, kw_only=True)
 class FleetSecretsArgs:
-    """`tokens`: by what each is for, its text, or "" where the operator adds the version. `member`
-    is the account of the VMs; `region` is where the secrets are kept."""
+    """What the secrets are made from."""
 
+    # Text of each token by its purpose; "" where the operator adds the version.
     tokens: Mapping[str, str]
+    # Where the secrets are kept.
     region: pulumi.Input[str]
+    # Address of the VMs' service account.
     account: pulumi.Input[str]
     labels: dict[str, str]
 
 
 class FleetSecrets(pulumi.ComponentResource):
-    """A secret for each token, its version where the configuration has one, and who may read it.
+    """For each token a secret, its version where the configuration has one, and its reader.
 
-    The text of a version is a secret to Pulumi: encrypted in the state, hidden in plans.
+    Pulumi keeps the text of a version encrypted in the state and hides it in plans.
     """
 
     def __init__(
@@ -39,16 +41,16 @@ class FleetSecrets(pulumi.ComponentResource):
         member = pulumi.Output.from_input(args.account).apply(
             lambda email: f"serviceAccount:{email}"
         )
-        # By token; the full name: projects/P/secrets/S.
+        # Full name of the secret (projects/P/secrets/S), by purpose of the token.
         self.secret_names: dict[str, pulumi.Output[str]] = {}
-        for what in spec_tables.table("TOKENS"):
-            if what not in args.tokens:
+        for purpose in spec_tables.table("TOKENS"):
+            if purpose not in args.tokens:
                 continue
             secret = gcp.secretmanager.Secret(
-                f"{name}-{what}-token",
-                secret_id=secret_id(what),
+                f"{name}-{purpose}-token",
+                secret_id=secret_id(purpose),
                 labels=args.labels,
-                # Where the fleet is: the rendezvous needs no other region to start.
+                # In the fleet's region, so that the rendezvous needs no other region to start.
                 replication=gcp.secretmanager.SecretReplicationArgs(
                     user_managed=gcp.secretmanager.SecretReplicationUserManagedArgs(
                         replicas=[
@@ -60,24 +62,24 @@ class FleetSecrets(pulumi.ComponentResource):
                 ),
                 opts=child,
             )
-            self.secret_names[what] = secret.id
+            self.secret_names[purpose] = secret.id
             gcp.secretmanager.SecretIamMember(
-                f"{name}-{what}-token-reader",
+                f"{name}-{purpose}-token-reader",
                 secret_id=secret.id,
                 role=_ACCESSOR,
                 member=member,
                 opts=child,
             )
-            if text := args.tokens[what]:
+            if text := args.tokens[purpose]:
                 gcp.secretmanager.SecretVersion(
-                    f"{name}-{what}-token-version",
+                    f"{name}-{purpose}-token-version",
                     secret=secret.id,
                     secret_data=pulumi.Output.secret(text),
                     opts=pulumi.ResourceOptions.merge(
                         child,
                         pulumi.ResourceOptions(
                             additional_secret_outputs=["secretData"],
-                            # One that was disabled by hand, after a newer one, stays so.
+                            # An old version that was disabled by hand stays disabled.
                             ignore_changes=["enabled"],
                         ),
                     ),

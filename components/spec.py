@@ -1,6 +1,6 @@
-"""What a VM is told: the metadata of an instance (docs/CONTRACT.md).
+"""The metadata of an instance, with the VM's spec (docs/CONTRACT.md).
 
-Data only, and all of it known in a preview, so that policies can judge it.
+It is data only, and all of it is known in a preview, so that policies can judge it.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ ROLE_SWARM = "swarm"
 
 @dataclass(frozen=True, kw_only=True)
 class Binary:
-    """A binary of a release. `sha256` (hex) is None where neither file nor configuration tells."""
+    """A binary of a release."""
 
     name: str
     version: str
     path: str
+    # Hex; None where neither file nor configuration gives it.
     sha256: str | None
     is_built: bool
 
@@ -41,7 +42,7 @@ class Binary:
         return None if self.sha256 is None else f"releases/{self.sha256}/{self.name}"
 
     def reference(self) -> dict[str, str] | None:
-        """How the spec names it."""
+        """The binary's entry in a spec."""
         if self.sha256 is None or self.object is None:
             return None
         return {"object": self.object, "sha256": self.sha256}
@@ -76,7 +77,7 @@ def swarm_spec(
 def rendezvous_spec(
     config: FleetConfig, *, rendezvous: Binary, script_sha256: str
 ) -> dict[str, Any]:
-    """The spec of the rendezvous VM. Of its tokens it has names, never a text."""
+    """The spec of the rendezvous VM. It has the names of secrets, never a token."""
     found = _common(config, config.rendezvous.name, ROLE_RENDEZVOUS, script_sha256) | {
         "agents": config.agents,
         "environment": {},

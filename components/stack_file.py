@@ -1,9 +1,8 @@
 """Reads a stack file without an engine: every problem at once, before Pulumi starts.
 
-Pulumi stops at the first top-level value of a wrong type, and reads the file by rules of its own
-(go-yaml: octal `020`, `1_000`, dates that become times). So nothing is taken for a value here but
-what both take for the same; whatever reads in more than one way is refused by its text. What is
-encrypted (`secure:`) is taken as given: only the engine can read it.
+Pulumi stops at the first top-level value of a wrong type, and reads the file by its own rules
+(go-yaml: octal `020`, `1_000`, dates that become times). A text that go-yaml and PyYAML read
+differently is refused. Encrypted values (`secure:`) are not checked: only the engine can read them.
 
     python -m components.stack_file Pulumi.swarm.yaml
 """
@@ -26,25 +25,24 @@ from components.config import PROJECT_NAME, FleetConfig
 from components.config_parse import parse_fleet
 from components.reading import ConfigError, Problem, show
 
-# Aliases can make any number of values out of a few lines. As go-yaml has it: beyond a thousand, at
-# most a hundred for each that stands in the file; and an end, wherever that comes to.
-_FEW_VALUES, _PER_NODE, _MOST_VALUES = 1_000, 100, 400_000
+# Aliases can make any number of values out of a few lines. Like go-yaml: a thousand values are
+# always allowed, beyond that a hundred per node of the file, and never more than the last number.
+_FREE_VALUES, _VALUES_PER_NODE, _MAX_VALUES = 1_000, 100, 400_000
 _WORDS = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL")),
     **dict.fromkeys(("true", "True", "TRUE"), True),
     **dict.fromkeys(("false", "False", "FALSE"), False),
 }
-# Numbers that are themselves to every reader, and to a float.
+# Numbers that every reader and a float take for the same.
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,14}")
 _FRACTION = re.compile(r"-?(?:0|[1-9][0-9]{0,8})\.[0-9]{1,6}")
-# What go-yaml may take for a number, underscores left out, or for a date: in part, and otherwise
-# than people do.
+# Texts that go-yaml may take for a number (without underscores) or for a date.
 _NUMBER = re.compile(
     r"[-+]?(?:0[xX][0-9a-fA-F]+|0[oO][0-7]+|0[bB][01]+|\.?[0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?)"
     r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
 )
 _DATE = re.compile(r"([0-9]{4})-([0-9]{1,2})-([0-9]{1,2})(?:[Tt ].*)?")
-# What PyYAML raises for text that it cannot make sense of: not all of it is a YAMLError.
+# PyYAML raises these for text that it cannot read: not only YAMLError.
 _UNREADABLE = (yaml.YAMLError, ValueError, OverflowError, RecursionError)
 _NOT_OURS = "which is not YAML of a stack file"
 
@@ -54,11 +52,11 @@ class EncryptedError(Exception):
 
 
 class _TooManyError(Exception):
-    """Aliases that make more of the file than anybody can read."""
+    """Aliases make too many values."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Makes nodes of what is written: the only tags are those that stand in the file."""
+    """Makes nodes with the tags of the file only, none from the type of a text."""
 
     def resolve(self, *_: Any) -> str:
         return ""
@@ -66,30 +64,29 @@ class _Loader(yaml.SafeLoader):
 
 @dataclass(kw_only=True)
 class StackValues:
-    """The `config:` of a stack file: values by key (`NAMESPACE:NAME`), as the engine has them.
+    """The `config:` of a stack file."""
 
-    `problems` are those of the text; `encrypted` has the paths of what only the engine can read.
-    What cannot be read is None in `values`; `odd` has the texts of scalars that are refused because
-    they are not the same to all readers, by their paths.
-    """
-
+    # By key (`NAMESPACE:NAME`), as the engine has them; None for a value that cannot be read.
     values: dict[str, Any] = field(default_factory=dict)
+    # Problems with the text.
     problems: list[Problem] = field(default_factory=list)
+    # Paths of encrypted values.
     encrypted: list[str] = field(default_factory=list)
-    odd: dict[str, str] = field(default_factory=dict)
+    # Texts of scalars that readers take for different values, by path.
+    ambiguous: dict[str, str] = field(default_factory=dict)
 
 
 def read(text: str, name: str) -> StackValues:
     """Reads the text of a stack file called `name` (for messages).
 
-    Raises `ConfigError` where it is no such file at all.
+    Raises `ConfigError` where it is no stack file at all.
     """
     reading = StackValues()
     try:
         root = yaml.compose(text, Loader=_Loader)
         document = {} if root is None else _Values(reading, name).value(root, name)
     except _TooManyError:
-        message = "its aliases make more values of it than anybody can read"
+        message = "its aliases make too many values"
         raise ConfigError([Problem(path=name, message=message)]) from None
     except _UNREADABLE as error:
         raise ConfigError([Problem(path=name, message=_not_yaml(error))]) from None
@@ -105,9 +102,8 @@ def read(text: str, name: str) -> StackValues:
 def parse(text: str, name: str) -> FleetConfig:
     """The fleet in the text of a stack file called `name` (for messages).
 
-    An encrypted token is "" in it, as one whose version is added by hand: no VM is told more of
-    either than its name. Raises `ConfigError` for whatever is wrong with the text, and
-    `EncryptedError` where another value is encrypted, so that nobody here can tell.
+    An encrypted token is "", like one whose version is added by hand: VMs get only its name. Raises
+    `ConfigError` for problems, and `EncryptedError` where another value is encrypted.
     """
     reading = read(text, name)
     ours = f"{PROJECT_NAME}:"
@@ -133,12 +129,11 @@ def parse(text: str, name: str) -> FleetConfig:
 
 
 def problems_of(folder: Path, stack: str, engine: Mapping[str, str]) -> list[Problem]:
-    """What the engine has read in its own way in the file of `stack` in `folder`: for the program,
-    where Pulumi is run without the check before it.
+    """Problems with the text of the file of `stack` in `folder`.
 
-    `engine` has the values that the engine hands over. Where they are not those of that file, the
-    configuration is elsewhere (`--config-file`), and nothing is said of the file. So it is where
-    there is no such file, or none that anybody could read.
+    The program asks for them, because people run Pulumi without the check before it. `engine` has
+    the engine's values. Where they differ from the file's, the configuration is elsewhere
+    (`--config-file`) and there are no problems; also where the file is missing or unreadable.
     """
     path = folder / f"Pulumi.{stack}.yaml"
     try:
@@ -155,18 +150,18 @@ def problems_of(folder: Path, stack: str, engine: Mapping[str, str]) -> list[Pro
         reading = read(text, path.name)
     except ConfigError as error:
         return list(error.problems)
-    return reading.problems if is_read(reading, engine) else []
+    return reading.problems if is_source_of(reading, engine) else []
 
 
 def _not_judged(path: Path, why: str) -> str:
     return (
-        f"{path.name}: cannot be read ({why}), so the configuration is not from there; if that is "
-        "meant (`--config-file`), move it away"
+        f"{path.name}: cannot be read ({why}), so the configuration is not from there. If that is "
+        "intended (`--config-file`), move the file away"
     )
 
 
-def is_read(reading: StackValues, engine: Mapping[str, str]) -> bool:
-    """Whether the engine may have its values from what was read here."""
+def is_source_of(reading: StackValues, engine: Mapping[str, str]) -> bool:
+    """Whether the engine's values may come from this file."""
     for key, mine in reading.values.items():
         if key != "gcp:project" and not key.startswith(f"{PROJECT_NAME}:"):
             continue
@@ -182,10 +177,12 @@ def is_read(reading: StackValues, engine: Mapping[str, str]) -> bool:
 
 
 def _may_be(mine: Any, theirs: Any, path: str, reading: StackValues) -> bool:
-    """Whether `theirs` (the engine's, None for nothing) may come from the text that `mine` is read
-    from. A map may have more keys: an environment of Pulumi ESC adds to it."""
-    if path in reading.odd:
-        return _may_come_of(reading.odd[path], theirs)
+    """Whether `theirs` (the engine's, None for nothing) may be the engine's reading of `mine`.
+
+    A map of the engine's may have more keys: an environment of Pulumi ESC adds to it.
+    """
+    if path in reading.ambiguous:
+        return _may_come_of(reading.ambiguous[path], theirs)
     if path in reading.encrypted or any(problem.path == path for problem in reading.problems):
         return True
     if isinstance(mine, dict):
@@ -205,7 +202,7 @@ def _may_be(mine: Any, theirs: Any, path: str, reading: StackValues) -> bool:
 
 
 def _may_come_of(text: str, theirs: Any) -> bool:
-    """Whether go-yaml may make `theirs` of a scalar that is ambiguous. True where nobody knows."""
+    """Whether go-yaml may read an ambiguous scalar as `theirs`. True where it is not known."""
     if _is_date(text):
         # It adds a time of day.
         return bool(theirs != text or len(text) > len("2026-11-29"))
@@ -219,8 +216,8 @@ def _may_come_of(text: str, theirs: Any) -> bool:
 
 
 def _number(text: str) -> float | None:
-    """The number that a scalar is to go-yaml, by its source; None where it may be another one."""
-    # With a dot in front it takes underscores for what they are.
+    """The number that go-yaml reads in a scalar, by its source; None where that is not certain."""
+    # go-yaml ignores underscores, except after a dot in front.
     plain = text if text.startswith(".") else text.replace("_", "")
     if "_" in plain:
         return None
@@ -233,12 +230,12 @@ def _number(text: str) -> float | None:
             number = float(plain)
     except (ValueError, OverflowError):
         return None
-    # Beyond that the two count differently, or do not count.
+    # Larger numbers are not exact in both.
     return number if abs(number) < 1e15 else None
 
 
 class _Values:
-    """Makes values of nodes; what is wrong with the text of one is noted, and it is None."""
+    """Makes values of nodes. A node with a problem becomes None, and the problem is recorded."""
 
     def __init__(self, reading: StackValues, name: str) -> None:
         self.reading = reading
@@ -253,7 +250,7 @@ class _Values:
     def value(self, node: yaml.Node, path: str) -> Any:
         self.seen.add(id(node))
         self.count += 1
-        if self.count > min(max(_FEW_VALUES, _PER_NODE * len(self.seen)), _MOST_VALUES):
+        if self.count > min(max(_FREE_VALUES, _VALUES_PER_NODE * len(self.seen)), _MAX_VALUES):
             raise _TooManyError
         if id(node) in self.open:
             self.problem(path, "is an alias of what it is in")
@@ -287,7 +284,7 @@ class _Values:
             if key in keys:
                 self.problem(below, f"stands here twice{_where(key_node)}")
             elif key_node.value == "<<":
-                # In quotes as well: Pulumi writes the file once more before it reads it.
+                # In quotes as well: Pulumi rewrites the file before it reads it.
                 several = isinstance(node_of_value, yaml.SequenceNode)
                 merged = node_of_value.value if several else [node_of_value]
             elif key_node.tag or not isinstance(_scalar(key_node), str):
@@ -301,7 +298,7 @@ class _Values:
                 self.problem(path, "merges (<<) what is no map")
                 continue
             found = inherited | found
-        # At any depth, Pulumi takes a map of this one key for an encrypted text.
+        # At any depth, Pulumi takes a map with this key alone for an encrypted text.
         if set(found) == {"secure"} and isinstance(found["secure"], str):
             self.reading.encrypted.append(path)
             return ""
@@ -314,11 +311,11 @@ class _Values:
             return None
         value = _scalar(node)
         if value is _AMBIGUOUS:
-            self.reading.odd[path] = text
+            self.reading.ambiguous[path] = text
             self.problem(
                 path,
-                f"{text[:60]} is not the same to all that read it: put it in quotes, or write a "
-                "number as 16 or 0.5",
+                f"{text[:60]} reads in more than one way: put it in quotes, or write a number as "
+                "16 or 0.5",
             )
             return None
         return value
@@ -328,7 +325,7 @@ _AMBIGUOUS = object()
 
 
 def _scalar(node: yaml.ScalarNode) -> Any:
-    """The value of a scalar; _AMBIGUOUS where there are no quotes and go-yaml takes another."""
+    """The value of a scalar; _AMBIGUOUS where it has no quotes and go-yaml may read another."""
     text: str = node.value
     if node.style:
         return text
@@ -339,7 +336,7 @@ def _scalar(node: yaml.ScalarNode) -> Any:
     if _FRACTION.fullmatch(text):
         number = float(text)
         return int(number) if number.is_integer() else number
-    # Nothing that begins in another way is a number to go-yaml.
+    # go-yaml takes nothing with another first character for a number.
     is_number = text[0] in "+-.0123456789" and _NUMBER.fullmatch(text.replace("_", ""))
     return _AMBIGUOUS if is_number or _is_date(text) else text
 
@@ -353,15 +350,15 @@ def _is_date(text: str) -> bool:
 
 
 def _top(key: str, value: Any, reading: StackValues) -> Any:
-    """`value` as the engine hands it to the program: what is neither map nor list becomes text."""
-    told = any(problem.path == key for problem in reading.problems)
-    if told or not (key == "gcp:project" or key.startswith(f"{PROJECT_NAME}:")):
+    """`value` as the engine passes it to the program: scalars become text."""
+    has_problem = any(problem.path == key for problem in reading.problems)
+    if has_problem or not (key == "gcp:project" or key.startswith(f"{PROJECT_NAME}:")):
         return value
     message = ""
     if value is None:
         message = "has no value: leave the key out, or write one"
     elif isinstance(value, float):
-        message = f"is the number {value:g} to Pulumi, and no text: put it in quotes"
+        message = f"is the number {value:g} to Pulumi: put it in quotes"
     elif isinstance(value, str) and _is_json(value):
         message = "is JSON in a text: write it as YAML, without the quotes"
     if message:
@@ -371,7 +368,7 @@ def _top(key: str, value: Any, reading: StackValues) -> Any:
 
 
 def _is_json(text: str) -> bool:
-    """Whether the program, which gets maps and lists as JSON, would read one here."""
+    """Whether the program, which gets maps and lists as JSON, would take `text` for one."""
     try:
         return isinstance(json.loads(text), dict | list | None)
     except (ValueError, RecursionError):

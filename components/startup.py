@@ -1,6 +1,6 @@
 """The project's one startup script: rendered from startup/, owned as one metadata item.
 
-It does not depend on the stack's configuration: what differs between VMs is in their `pilot-spec`.
+It does not depend on the stack's configuration: differences between VMs are in their `pilot-spec`.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ STARTUP_DIR = Path(__file__).resolve().parent.parent / "startup"
 _MODULES = "/usr/local/lib/pilot/node"
 _UNITS = "/usr/local/lib/pilot/units"
 _PROGRAM = "/usr/local/sbin/pilot-node"
-# Of the here-document with the files, which are in base64: it has no underscore.
+# Ends the here-document with the files. Base64 has no underscore.
 _END = "END_OF_FILES"
 _LINE = 100
 
-# What to do where the provider refuses to create the item because the project already has one
+# Printed where the provider refuses to create the item because the project already has one
 # ('key "startup-script" already present in metadata for project ...').
 FOREIGN_SCRIPT = (
     "project {project} already has a startup-script in its metadata that this stack does not own. "
@@ -44,7 +44,7 @@ FOREIGN_SCRIPT = (
 
 
 class RenderError(Exception):
-    """startup/ does not make a script that could be used. The text says why, and where."""
+    """startup/ makes no usable script. The text says why, and where."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +98,8 @@ def render(startup_dir: Path | None = None) -> Script:
         raise RenderError(f"{folder / TEMPLATE}:{error.lineno}: {error.message}") from error
     except jinja2.UndefinedError as error:
         raise RenderError(f"{folder / TEMPLATE}: {error.message}") from error
-    # No white space at either end: whoever trims the value on its way to the VM does not change
-    # the hash that the VM computes and its spec expects.
+    # No white space at either end, so that trimming on the way to the VM does not change the hash
+    # that its spec expects.
     text = text.strip()
     data = text.encode()
     if len(data) > LIMIT_BYTES:
@@ -149,13 +149,13 @@ class ProjectStartupScript(pulumi.ComponentResource):
             ),
         )
         self.key = item.key
-        # Of the value as the engine has it, so that it is the item's and not only the input's.
+        # Computed from the item's value, not from the input.
         self.sha256 = item.value.apply(lambda text: hashlib.sha256(text.encode()).hexdigest())
         self.register_outputs({"key": self.key, "sha256": self.sha256})
 
 
 def _explain(failure: pulumi.ErrorHookArgs) -> bool:
-    """Says what to do where the provider refused to create the item; never asks for another try."""
+    """Explain what to do where the provider refused to create the item. Never asks for a retry."""
     if failure.failed_operation == "create" and any(
         "already present in metadata" in error for error in failure.errors
     ):
@@ -171,7 +171,7 @@ def _explain(failure: pulumi.ErrorHookArgs) -> bool:
 
 
 def _files(folder: Path) -> list[_File]:
-    """Everything that the script carries, in a fixed order."""
+    """All files that the script carries, in a fixed order."""
     modules = [
         (f"{_MODULES}/{p.relative_to(folder / 'node').as_posix()}", "0644", p)
         for p in _listed(folder / "node", "**/*.py")
@@ -184,9 +184,9 @@ def _files(folder: Path) -> list[_File]:
 def _packed(files: list[_File]) -> str:
     """`files` as the script carries them: `FILE MODE LINES PATH` and the lines of each, compressed.
 
-    They have grown beyond what a metadata value takes. By bzip2, because it gives the same bytes
-    wherever the script is rendered: its one implementation has not changed in twenty years, where
-    zlib and xz have several, and the hash of the script must not depend on who ran Pulumi.
+    Uncompressed they exceed the limit of a metadata value. bzip2, because its one implementation
+    gives the same bytes everywhere, so that the script's hash does not depend on the machine that
+    ran Pulumi. zlib and xz have several implementations.
     """
     plain = "".join(f"FILE {f.mode} {f.lines} {f.path}\n{f.text}" for f in files)
     text = base64.b64encode(bz2.compress(plain.encode(), 9)).decode()
@@ -207,8 +207,8 @@ def _file(target: str, mode: str, path: Path) -> _File:
         raise RenderError(f"{path}: is missing") from None
     except UnicodeDecodeError as error:
         raise RenderError(f"{path}: is not UTF-8: {error.reason}") from error
-    # In a quoted here-document everything stands for itself but a line that is the delimiter. A
-    # NUL the shell would drop, and a last line without its end would swallow what follows.
+    # In a quoted here-document only a line that is the delimiter is special. The shell would drop a
+    # NUL, and a last line without a newline would swallow the next line.
     for problem, found in (
         (f"has a line {_delimiter(target)}", _delimiter(target) in text.split("\n")),
         ("holds a NUL or a carriage return", "\0" in text or "\r" in text),

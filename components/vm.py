@@ -1,4 +1,4 @@
-"""What the two kinds of fleet VM have in common: the instance and its state disk."""
+"""The instance and the state disk of a fleet VM, rendezvous and swarm alike."""
 
 from __future__ import annotations
 
@@ -20,45 +20,45 @@ _SCOPES = ["https://www.googleapis.com/auth/cloud-platform"]
 
 @dataclass(frozen=True, kw_only=True)
 class VmArgs:
-    """What every fleet VM is made from. Disk sizes in GB; `metadata` as docs/CONTRACT.md.
-
-    `hyperdisk` for machine types that take no Persistent Disk; `migrates` for those that Google
-    moves to another host while they run. `image` is for a new boot disk; the VM is made again when
-    it gets another `own_image`, which takes its place. `after` is the VM that comes before this one
-    where VMs are stopped: nothing is done to this one before that one is done.
-    """
+    """What every fleet VM is made from. Disk sizes in GB."""
 
     vm_name: str
     zone: pulumi.Input[str]
     machine_type: pulumi.Input[str]
+    # The fleet's image, for a new boot disk.
     image: str
+    # Takes the place of `image`. Another value replaces the VM.
     own_image: str | None
     boot_disk_gb: pulumi.Input[int]
     disk_gb: pulumi.Input[int]
+    # Whether the machine type takes no Persistent Disk.
     hyperdisk: bool
+    # Whether Google moves the machine type to another host while it runs.
     migrates: bool
     subnet_id: pulumi.Input[str]
     service_account: pulumi.Input[str]
+    # As in docs/CONTRACT.md.
     metadata: dict[str, str]
     labels: dict[str, str]
     tag: str
     protect: bool
     internal_address: pulumi.Input[str] | None = None
     external_address: pulumi.Input[str] | None = None
+    # The VM that must be done before this one, where VMs are stopped in turn.
     after: gcp.compute.Instance | None = None
 
 
 def _disk_type(args: VmArgs) -> str:
-    # Identities and a registry of tens of megabytes: neither needs more than the balanced kinds.
+    # Identities, or a registry of tens of megabytes: the balanced types are enough.
     return "hyperdisk-balanced" if args.hyperdisk else "pd-balanced"
 
 
 def boot_device(image: str) -> str:
-    """The boot disk's device name of a VM with an image of its own.
+    """The boot disk's device name on a VM with an image of its own.
 
-    It cannot be changed on a disk that is attached, by nobody, so another one asks the provider for
-    another VM. Left out, it is whatever the disk has: a line that is removed replaces nothing.
-    At most 20 characters, which is what a virtio disk shows.
+    It cannot change on an attached disk, so another image makes the provider replace the VM.
+    Without an own image the device name is left out, so removing the line replaces nothing.
+    At most 20 characters, the length that a virtio disk shows.
     """
     return f"boot-{hashlib.sha256(image.encode()).hexdigest()[:12]}"
 
@@ -74,7 +74,7 @@ def state_disk(name: str, args: VmArgs, opts: pulumi.ResourceOptions) -> gcp.com
         labels=args.labels,
         opts=pulumi.ResourceOptions.merge(
             opts,
-            # One that was made of a snapshot (docs/PRODUCTION.md) is this disk all the same.
+            # A disk that was made from a snapshot (docs/PRODUCTION.md) stays this disk.
             pulumi.ResourceOptions(protect=args.protect, ignore_changes=["snapshot"]),
         ),
     )
@@ -91,7 +91,7 @@ def instance(
         machine_type=args.machine_type,
         # A new machine type stops and starts the VM instead of failing half way.
         allow_stopping_for_update=True,
-        # A VM that is found off is a change like any other.
+        # A VM that is off shows as a change.
         desired_status="RUNNING",
         boot_disk=gcp.compute.InstanceBootDiskArgs(
             device_name=None if args.own_image is None else boot_device(args.own_image),
@@ -130,7 +130,7 @@ def instance(
         ),
         scheduling=gcp.compute.InstanceSchedulingArgs(
             automatic_restart=True,
-            # Where Google cannot migrate it refuses MIGRATE, and on some others TERMINATE (E2, Z3).
+            # Google refuses MIGRATE where it cannot migrate, and TERMINATE on some others (E2, Z3).
             on_host_maintenance="MIGRATE" if args.migrates else "TERMINATE",
             preemptible=False,
         ),
@@ -139,9 +139,8 @@ def instance(
             pulumi.ResourceOptions(
                 # Its name, address and disk belong to one VM at a time.
                 delete_before_replace=True,
-                # The provider compares the family that is asked for with the name of the image
-                # that the disk was made from. Where the VM is replaced, the engine takes what is
-                # asked for now (docs/GOTCHAS.md).
+                # The provider compares the declared family with the name of the disk's image. A
+                # replaced VM still gets the declared one (docs/GOTCHAS.md).
                 ignore_changes=["bootDisk.initializeParams.image"],
                 depends_on=[] if args.after is None else [args.after],
                 hooks=power.hooks(name),

@@ -14,7 +14,7 @@ import yaml
 
 from components.config_parse import parse_fleet
 from components.reading import ConfigError
-from components.stack_file import StackValues, is_read, parse, read
+from components.stack_file import StackValues, is_source_of, parse, read
 from tests.components.fleet import SEED_FILE
 from tests.components.test_accepted import rendered, vm_accepts
 from tests.components.test_stack_file import AMBIGUOUS
@@ -151,10 +151,10 @@ def test_every_scalar_is_the_same_to_both_or_refused_by_its_text(project: Projec
     # So each may be what the engine has made of the file.
     engine = {key: each["value"] for key, each in theirs.items() if key in mine}
     strange = {
-        key: (ours.odd.get(key, value), engine[key])
+        key: (ours.ambiguous.get(key, value), engine[key])
         for key, value in mine.items()
-        if not is_read(
-            StackValues(values={key: value}, problems=ours.problems, odd=ours.odd), engine
+        if not is_source_of(
+            StackValues(values={key: value}, problems=ours.problems, ambiguous=ours.ambiguous), engine
         )
     }
     assert strange == {}
@@ -172,7 +172,7 @@ def test_plain_pulumi_refuses_what_it_has_read_as_another_value(project: Project
     answer = project.preview(policies=False).no_traceback()
     assert answer.code != 0
     assert "the stack's configuration has 2 problems" in answer.text
-    assert "pilot-fleet:window: 020 is not the same to all that read it" in answer.text
+    assert "pilot-fleet:window: 020 reads in more than one way" in answer.text
     assert "pilot-fleet:basePort: 012_000 is not the same" in answer.text
 
 
