@@ -154,7 +154,8 @@ def test_every_scalar_is_the_same_to_both_or_refused_by_its_text(project: Projec
         key: (ours.ambiguous.get(key, value), engine[key])
         for key, value in mine.items()
         if not is_source_of(
-            StackValues(values={key: value}, problems=ours.problems, ambiguous=ours.ambiguous), engine
+            StackValues(values={key: value}, problems=ours.problems, ambiguous=ours.ambiguous),
+            engine,
         )
     }
     assert strange == {}

@@ -27,7 +27,9 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def test_as_many_agents_as_one_registry_can_serve() -> None:
     vm.check(4500)
     vm.check(4950)
-    with pytest.raises(vm.BenchError, match=r"20004 connections .* may open 20000 files: at most 4950"):
+    with pytest.raises(
+        vm.BenchError, match=r"20004 connections .* may open 20000 files: at most 4950"
+    ):
         vm.check(4951)
 
 
