@@ -1,6 +1,5 @@
-"""The policies of a pilot fleet: what a plan must not contain, checked before it becomes real.
+"""The policies of a pilot fleet: checks of a plan before it becomes real.
 
-Nothing here is shared with the program that is checked. A rule is a function from plain data to
-a list of `values.Violation`; `pack` binds the rules to the policy SDK, and only `__main__` starts
-its server.
+The pack shares no code with the program that it checks. A rule is a function from plain data to
+`values.Violation`s. `pack` binds the rules to the policy SDK; only `__main__` starts its server.
 """

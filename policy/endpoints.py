@@ -1,4 +1,4 @@
-"""Where the fleet's VMs send their service account's token."""
+"""The endpoints to which the fleet's VMs send their service account's token."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Final
 from .spec import fleet_vms, parse_spec
 from .values import Resource, Violation
 
-# Strict rather than complete: a URL that two programs could read in two ways is none of Google's,
-# and neither is a host that cannot be looked up or a path, which a VM refuses.
+# Strict rather than complete: it refuses a URL that two programs could read differently, a host
+# that cannot be looked up, and a path, which a VM refuses.
 _GOOGLE: Final = re.compile(
     r"https://(?=[^:]{1,253}(?::|$))(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+googleapis\.com(?::443)?"
 )
@@ -19,17 +19,18 @@ _GOOGLE: Final = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class EndpointsConfig:
-    """`allowed`: more URLs that a spec may name, each as it stands there. `exemptStacks`: stacks
-    whose cloud is none of Google's, such as a lab's."""
+    """Settings of `endpoints-are-googles`."""
 
+    # More URLs that a spec may name, letter for letter.
     allowed: Sequence[str] = ()
+    # Stacks on another cloud than Google's, such as a lab's.
     exemptStacks: Sequence[str] = ()  # noqa: N815 - the name in the configuration
 
 
 def not_googles(resource: Resource, config: EndpointsConfig) -> Iterator[Violation]:
     """Endpoints in a VM's spec that are not Google's, or not over TLS.
 
-    A spec that is not known, or is none, is left to `vm-fits`.
+    `vm-fits` reports an unknown or malformed spec.
     """
     if resource.stack in config.exemptStacks:
         return
@@ -45,7 +46,7 @@ def not_googles(resource: Resource, config: EndpointsConfig) -> Iterator[Violati
             path = ".".join(filter(None, ["endpoints", name]))
             yield Violation(
                 path=f"{vm.at('pilot-spec')} {path}",
-                problem=f"{url!r} would be sent this VM's service-account token, and is not a "
+                problem=f"{url!r} would get this VM's service-account token, and is not a "
                 "service of Google over TLS",
                 remedy="Use https://storage.googleapis.com (another host below googleapis.com, "
                 "without a path), or configure allowed",

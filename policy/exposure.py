@@ -21,11 +21,10 @@ _NARROWING: Final = (
     "srcFqdns",
     "srcNetworks",
 )
-# Sources beside the ranges (Google lets in whoever is in any of them) that say nothing in the
-# plan about who that is: half the world may be in a country, a list of Google's, a scope or a
-# group of addresses.
+# Sources beside the ranges (any of them lets an address in). The plan does not show their
+# addresses: a country, a list of Google's or an address group may hold half the world.
 _VAGUE: Final = ("srcAddressGroups", "srcRegionCodes", "srcThreatIntelligences")
-# These narrow the ranges of a rule down, and say as little where it has none.
+# These narrow the ranges of a rule; without ranges the plan does not show their addresses either.
 _SCOPES: Final = ("srcNetworkScope", "srcNetworkContext", "srcNetworkType")
 _GROUPS: Final = frozenset({"AddressGroup", "OrgAddressGroup"})
 _PRIVATE: Final = tuple(
@@ -41,16 +40,17 @@ _REMEDY: Final = (
 
 @dataclass(frozen=True, kw_only=True)
 class ExposureConfig:
-    """`ports`: TCP ports that must not be open to the world (SSH, registry, dashboard).
-    `widestV4`, `widestV6`: prefix lengths; a shorter one counts as the world, and so do more
-    public addresses in all than one such range has. `vagueSources`: sources of a rule of a
-    firewall policy that do not say who is in them. `exemptGroups`: Pulumi names of address groups
-    that may be wide, because nothing is allowed to them."""
+    """Settings of `not-open-to-the-world`."""
 
+    # TCP ports that must not be open to the world (SSH, registry, dashboard).
     ports: Sequence[int] = (22, 9000, 3000)
+    # Prefix lengths. A shorter prefix counts as the world, and so do ranges that together have more
+    # public addresses than one such prefix.
     widestV4: int = 8  # noqa: N815 - the name in the configuration
     widestV6: int = 32  # noqa: N815
+    # Sources of firewall policies' rules whose addresses the plan does not show.
     vagueSources: Sequence[str] = (*_VAGUE, *_SCOPES)  # noqa: N815
+    # Pulumi names of address groups that may be wide, because no rule allows them anything.
     exemptGroups: Sequence[str] = ()  # noqa: N815
 
 
@@ -65,7 +65,7 @@ def open_to_the_world(resource: Resource, config: ExposureConfig) -> Iterator[Vi
 
 
 def _group(items: Any, config: ExposureConfig) -> Iterator[Violation]:
-    """An address group as wide as the world: which ports it reaches stands in other rules."""
+    """An address group as wide as the world. Other rules say which ports it reaches."""
     if items is None or items == []:
         return
     world, known = _world(items, {}, config)
@@ -86,7 +86,7 @@ def _group(items: Any, config: ExposureConfig) -> Iterator[Violation]:
 
 
 def _rules(value: Any, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every firewall rule in `value`, whatever the resource is called.
+    """Every firewall rule in `value`, of any resource type.
 
     A VPC rule has `allows`, or `allowed` (and `sourceRanges`); a rule of a firewall policy has a
     `match` and an `action`, alone or in a list of rules.
@@ -102,7 +102,7 @@ def _rules(value: Any, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _allows(value: Mapping[str, Any]) -> Any:
-    """What a VPC rule lets through, in the words of either package; `None` for another thing."""
+    """What a VPC rule allows, in either package's words; `None` where it is no such rule."""
     native = value.get("allowed")
     if isinstance(native, list) and any("ipProtocol" in e for e in native if isinstance(e, dict)):
         return [
@@ -121,7 +121,7 @@ def _judge(path: str, rule: Mapping[str, Any], config: ExposureConfig) -> Iterat
         sources, where = rule.get("sourceRanges"), "sourceRanges"
         protocol, matched = "protocol", rule
     else:
-        # What is not denied or left to the next rule goes through, inspected or not.
+        # Any other action lets traffic through, inspected or not.
         if rule["action"] in ("deny", "goto_next"):
             return
         match = rule["match"]
@@ -158,7 +158,7 @@ def _judge(path: str, rule: Mapping[str, Any], config: ExposureConfig) -> Iterat
 
 
 def _vague(sources: Any, matched: Mapping[str, Any], config: ExposureConfig) -> list[str]:
-    """Sources of a rule that let in nobody knows whom."""
+    """Sources of a rule whose addresses the plan does not show."""
     named = bool(sources) or any(matched.get(key) for key in _NARROWING)
     return [
         key for key in config.vagueSources if matched.get(key) and not (named and key in _SCOPES)
@@ -195,12 +195,12 @@ def _holds(text: Any, port: int) -> bool:
     try:
         return int(first) <= port <= int(last if dash else first)
     except ValueError:
-        # Google refuses what is no port; until then it might be any.
+        # Google refuses a text that is no port; it counts as any.
         return True
 
 
 def _world(sources: Any, rule: Mapping[str, Any], config: ExposureConfig) -> tuple[str, bool]:
-    """What in `sources` is the world ("" if nothing), and whether all of it is known."""
+    """The part of `sources` that is the world ("" if none), and whether all of it is known."""
     if sources is UNKNOWN or any(rule.get(key) is UNKNOWN for key in _NARROWING):
         return "", False
     items = sources if isinstance(sources, list) else []
@@ -224,7 +224,7 @@ def _too_wide(networks: Iterable[Network], config: ExposureConfig) -> str:
     networks = list(networks)
     for version, widest, bits in ((4, config.widestV4, 32), (6, config.widestV6, 128)):
         mine = [network for network in networks if network.version == version]
-        # Halves of a range are put together again before they are looked at.
+        # Adjacent ranges count as one.
         for network in ipaddress.collapse_addresses(mine):  # type: ignore[type-var]
             if network.prefixlen < widest:
                 return str(network)

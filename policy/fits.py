@@ -20,46 +20,46 @@ _MEMORY: Final = {
     "swarm": ("agentMb", "reserveMb", "connectionMb", "activeConnections"),
     "rendezvous": ("reserveMb",),
 }
-# A connection leaves from a local port below 65536; 1024 are the system's own, and the startup
-# script keeps 4096 more for it and 128 for what comes and goes.
+# Local ports are below 65536. 1024 are the system's; the startup script keeps 4096 more for it, and
+# 128 for short connections.
 _LOCAL_PORTS: Final = 65536 - 1024 - 4096 - 128
-# What a guest sees of the memory that is sold: up to 3 % and 64 MiB less are the kernel's own.
+# A guest sees up to 3 % and 64 MiB less memory than is sold: the kernel's own.
 _GUEST_PERCENT: Final = 97
 _GUEST_FIXED_MB: Final = 64
-# Four connections to the registry, an agent's own port, and a quarter of one set aside for agents
-# that are still to come.
+# Four connections to the registry, the agent's own port, and a quarter of a port reserved for new
+# agents.
 _PORTS_PER_AGENT: Final = 4 + 1 + 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
 class VmConfig:
-    """`machineTypes`: `{NAME: {"memoryGb": GB}}` beside the table. Floors, in MiB, below which a
-    spec's planning sizes are not believed: `minAgentMb` (measured: 1.7 to 2.4 an agent),
-    `minReserveMb`, `minConnectionMb` (upstream's 4 a connection; both docs/FACTS.md).
-    `localPorts`: ports of a VM from which its agents can connect; `localPortsPerAgent`: how many an
-    agent takes of them."""
+    """Settings of `vm-fits`."""
 
+    # `{NAME: {"memoryGb": GB}}`, beside the table.
     machineTypes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # noqa: N815
+    # Least planning sizes of a spec, in MiB. Measured: 1.7 to 2.4 per agent; upstream: 4 per
+    # connection (docs/FACTS.md).
     minAgentMb: float = 2  # noqa: N815
     minReserveMb: float = 256  # noqa: N815
     minConnectionMb: float = 4  # noqa: N815
+    # Ports of a VM from which its agents can connect.
     localPorts: int = _LOCAL_PORTS  # noqa: N815
     localPortsPerAgent: float = _PORTS_PER_AGENT  # noqa: N815
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitsConfig:
-    """`connectionsPerAgent`: TCP connections an agent holds to the registry (four);
-    `connectionsPerGb`: what a rendezvous carries for each GB of its RAM (3,000). Both are of
-    docs/FACTS.md."""
+    """Settings of `fleet-fits`."""
 
     machineTypes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # noqa: N815
+    # TCP connections to the registry per agent (docs/FACTS.md).
     connectionsPerAgent: float = 4  # noqa: N815
+    # Connections that a rendezvous carries per GB of RAM (docs/FACTS.md).
     connectionsPerGb: float = 3000  # noqa: N815
 
 
 def vm_fits(resource: Resource, config: VmConfig) -> Iterator[Violation]:
-    """What keeps a VM of the fleet from carrying what its spec asks of it."""
+    """Reasons why a VM of the fleet cannot carry its spec."""
     for vm in fleet_vms([resource]):
         yield from _vm_fits(vm, config)
 
@@ -82,12 +82,11 @@ def _vm_fits(vm: PlannedVm, config: VmConfig) -> Iterator[Violation]:
         yield Violation(
             path=vm.at("pilot-spec"),
             problem=problem,
-            remedy="Write the spec as docs/CONTRACT.md has it; a VM without a good one runs "
-            "nothing",
+            remedy="Write the spec as in docs/CONTRACT.md; a VM without a good one runs nothing",
         )
     if problems:
         return
-    yield from _honest(vm, spec["memory"], config)
+    yield from _planning_sizes(vm, spec["memory"], config)
     if vm.role == "swarm":
         yield from _ports(vm, spec)
         yield from _local_ports(vm, spec, config)
@@ -95,7 +94,7 @@ def _vm_fits(vm: PlannedVm, config: VmConfig) -> Iterator[Violation]:
 
 
 def _malformed(spec: Mapping[str, Any], role: str) -> list[str]:
-    """What is wrong with a spec, as far as this policy needs it."""
+    """Problems with the fields of a spec that this policy needs."""
     problems = []
     if spec.get("role") != role:
         problems.append(f"role is {spec.get('role')!r} and pilot-role is {role!r}")
@@ -122,8 +121,10 @@ def _whole(value: Any) -> bool:
     return isinstance(value, int) and _number(value)
 
 
-def _honest(vm: PlannedVm, memory: Mapping[str, float], config: VmConfig) -> Iterator[Violation]:
-    """Planning sizes that would make anything fit."""
+def _planning_sizes(
+    vm: PlannedVm, memory: Mapping[str, float], config: VmConfig
+) -> Iterator[Violation]:
+    """Planning sizes that are too small to be true, so that anything would fit."""
     floors = {
         "agentMb": config.minAgentMb,
         "reserveMb": config.minReserveMb,
@@ -201,10 +202,10 @@ def _memory(vm: PlannedVm, spec: Mapping[str, Any], config: VmConfig) -> Iterato
 def fleet_fits(
     resources: Sequence[Resource], config: FitsConfig
 ) -> Iterator[tuple[Resource | None, Violation]]:
-    """Whether the rendezvous can carry all agents: (whose fault, finding) pairs.
+    """Whether the rendezvous can carry all agents: (resource at fault, finding) pairs.
 
-    VMs whose spec is unknown or malformed are left to `vm_fits`; with an unknown one the sum is
-    a lower bound, and is still refused when that alone does not fit.
+    `vm_fits` reports VMs whose spec is unknown or malformed. With an unknown one the sum is a lower
+    bound, which is refused where it does not fit.
     """
     vms = [(vm, parse_spec(vm.metadata.get("pilot-spec"))) for vm in fleet_vms(resources)]
     rendezvous = [(vm, spec) for vm, spec in vms if vm.role == "rendezvous"]
@@ -214,7 +215,7 @@ def fleet_fits(
     certain = (
         None not in counts
         and all(vm.role in ROLES for vm, _ in vms)
-        # Something with a machine type and metadata nobody can read may be a VM of the fleet.
+        # A resource with a machine type and unknown metadata may be a VM of the fleet.
         and not any(
             resource.props.get("metadata") is UNKNOWN and resource.props.get("machineType")
             for resource in resources
@@ -246,7 +247,7 @@ def fleet_fits(
 
 
 def _agents(spec: Any) -> int | None:
-    """How many agents a parsed spec asks for; `None` for one that does not say."""
+    """The number of agents in a parsed spec; `None` where it has none."""
     agents = spec.get("agents") if isinstance(spec, dict) else None
     return agents if _whole(agents) else None
 
@@ -254,7 +255,7 @@ def _agents(spec: Any) -> int | None:
 def _carries(vm: PlannedVm, total: int, config: FitsConfig) -> Iterator[Violation]:
     ram = _ram_mb(vm, config.machineTypes)
     if isinstance(ram, Violation):
-        # vm_fits has said so already, in the words of a single VM.
+        # vm_fits reports it.
         return
     can = config.connectionsPerGb * ram / 1024
     needed = total * config.connectionsPerAgent
@@ -275,7 +276,7 @@ def _name(vm: PlannedVm) -> str:
 
 
 def _ram_mb(vm: PlannedVm, known: Mapping[str, Mapping[str, float]]) -> int | Violation:
-    """RAM in whole MiB of a VM's machine type, or why nobody can say."""
+    """RAM in whole MiB of a VM's machine type, or the reason why it is not known."""
     path = f"{vm.path}.machineType" if vm.path else "machineType"
     if vm.machine_type is UNKNOWN:
         return _later(path, "the machine type")
@@ -290,8 +291,10 @@ def _ram_mb(vm: PlannedVm, known: Mapping[str, Mapping[str, float]]) -> int | Vi
 
 
 def _tell_size(vm: PlannedVm) -> str:
-    """How to let this policy know a machine type; `memoryGb` in the stack file does not reach it,
-    because what is checked does not say itself how big it is."""
+    """How to tell this policy a machine type's size.
+
+    `memoryGb` of the stack file does not reach it: the checked program must not state its own size.
+    """
     policies = ("vm-fits", "fleet-fits") if vm.role == "rendezvous" else ("vm-fits",)
     known = {"machineTypes": {_name(vm): {"memoryGb": "GB"}}}
     setting = json.dumps(dict.fromkeys(policies, known)).replace('"GB"', "GB")

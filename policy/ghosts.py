@@ -1,10 +1,10 @@
-"""Startup scripts where none may be.
+"""Ghost scripts: startup scripts anywhere but in the project's one item.
 
-Google's guest agent looks for a startup script at the instance first. If it finds one there it
-never looks at the project's, so a script anywhere but in the project's one item silently replaces
-the script that the fleet lives by: a ghost script. Other keys of metadata run code of their own
-beside it. tests/ghosts.py has all of them, and what each does on which image; the program, the
-VMs and `ops audit` keep lists of their own, and the table holds the four to the same verdicts.
+Google's guest agent looks for a startup script at the instance first. If it finds one, it never
+looks at the project's, so the instance's script silently replaces the fleet's. Other metadata keys
+run code beside it. tests/ghosts.py lists all of them and what each does on which image. The
+program, the VMs and `ops audit` have lists of their own; the table holds the four to the same
+verdicts.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ _KEYS: Final = tuple(
         ),
     )
 )
-# A key of which one value does no harm.
+# Keys with values that do no harm.
 _OFF: Final = {"enable-osconfig": frozenset({"false", "f", "0"})}
 
 # Properties, from the docstrings of pulumi-gcp 10.2: metadataStartupScript (Compute Engine),
@@ -80,16 +80,16 @@ _PROPERTY: Final = re.compile(
     r"(startup|shutdown|specialize|bootstrap)script|^metadata_startup_scripts?$|^init_?scripts?$"
     r"|^initialization_?actions?$"
 )
-# Maps and lists of pairs whose own keys are no metadata, whatever they are called: from a survey
-# of all maps of text in pulumi-gcp 10.2. What lies deeper inside is looked at.
+# Maps and lists of pairs whose own keys are never metadata: from a survey of all maps of text in
+# pulumi-gcp 10.2. Deeper levels inside are walked.
 _INERT: Final = re.compile(
     r"(labels|annotations|headers?|headerstoadds?|tags|taints?|tolerations|variables|envvars"
     r"|attributes|parameters|params|substitutions|conditions|selectors?|affinities|expressions"
     r"|filters|mappings?|overrides|properties)$"
     r"|^(env|envs|data|vars|values|args|options|custommetadata|parametervalues)$"
 )
-# Blocks that hold metadata or a script somewhere below, in pulumi-gcp 10.2: one of them unknown
-# as a whole could hide one. tests/policy/test_sdk.py reads the SDK and says when one is missing.
+# Blocks that hold metadata or a script somewhere below, in pulumi-gcp 10.2. An unknown one could
+# hide a script. tests/policy/test_sdk.py reads the SDK and fails when one is missing.
 _HOLDERS: Final = re.compile(
     r"metadata|^(items|properties|instanceproperties|preservedstate|allinstancesconfig"
     r"|nodeconfig|nodepools?|linuxnodeconfig|customnodeinit|placement|managedcluster|config"
@@ -97,9 +97,9 @@ _HOLDERS: Final = re.compile(
     r"|gceinstance|computeinstancerestoreproperties|softwareconfig|orchestrator|slurm"
     r"|loginnodes|nodesets|computeinstance)$"
 )
-# What has any of these as a key of its metadata or labels is of the fleet.
+# A resource with one of these keys in its metadata or labels belongs to the fleet.
 _FLEETS: Final = frozenset({"pilot-role", "pilot-spec", "pilot-fleet"})
-# What reaches every VM of a project or a zone, so the fleet's too.
+# These reach every VM of a project or zone, so the fleet's too.
 _PROJECTS: Final = re.compile(r"project(common)?metadata(item)?$", re.IGNORECASE)
 _FOR_ALL: Final = re.compile(rf"{_PROJECTS.pattern}|instancesettings$", re.IGNORECASE)
 _OBJECT: Final = re.compile(r"bucketobject$", re.IGNORECASE)
@@ -119,11 +119,10 @@ _ALLOW: Final = (
 
 @dataclass(frozen=True, kw_only=True)
 class GhostsConfig:
-    """`otherClouds`: packages of clouds that are not Google's, whose resources are not walked; all
-    others are, by the shape of what they carry, because a package can have any name. `extraKeys`:
-    more names to refuse, of metadata keys or properties. `ignoreTypes`: resource types that are not
-    walked. `allowed`: names of resources that are not the fleet's and whose script is wanted."""
+    """Settings of `no-ghost-startup-script`."""
 
+    # Packages of other clouds, whose resources are not walked. All others are, because a package
+    # can have any name.
     otherClouds: Sequence[str] = (  # noqa: N815 - the name in the configuration
         "alicloud",
         "aws",
@@ -135,8 +134,11 @@ class GhostsConfig:
         "openstack",
         "yandex",
     )
+    # More metadata keys or properties to refuse.
     extraKeys: Sequence[str] = ()  # noqa: N815
+    # Resource types that are not walked.
     ignoreTypes: Sequence[str] = ()  # noqa: N815
+    # Names of resources outside the fleet whose script is wanted.
     allowed: Sequence[str] = ()
 
 
@@ -159,8 +161,8 @@ def is_owner(resource: Resource) -> bool:
 
 
 def is_allowed(resource: Resource, config: GhostsConfig) -> bool:
-    """Whether a site wants the script of this resource: it is named, and the fleet's VMs do not
-    see it."""
+    """Whether the script of this resource is wanted: its name is allowed, and it does not reach the
+    fleet's VMs."""
     is_named = resource.name in config.allowed or resource.props.get("name") in config.allowed
     return is_named and not _reaches_the_fleet(resource)
 
@@ -197,13 +199,13 @@ def ghosts(resource: Resource, config: GhostsConfig) -> Iterator[Violation]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Finder:
-    """Walks a resource's inputs, and knows of each map the name of the property that holds it."""
+    """Walks a resource's inputs, with the name of the property that holds each map."""
 
     resource: Resource
     extra: Sequence[str]
 
     def look(self, path: str, name: str, value: Any) -> Iterator[Violation]:
-        """`name`: of the property that holds `value`; a list's items have the list's."""
+        """`name`: of the property that holds `value`; items of a list have the list's name."""
         if isinstance(value, Mapping):
             for key, inner in value.items():
                 yield from self._entry(join(path, key), key, inner, is_inert=self._is_inert(name))

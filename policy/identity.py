@@ -1,4 +1,4 @@
-"""What a VM may be: whose account it runs as, and how it is reached."""
+"""The service account of VMs, and their hardening: Shielded VM, OS Login, public addresses."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _PACKAGES: Final = frozenset({"gcp", "google-native", "google", "google-beta"})
 _ACCOUNT_KEYS: Final = frozenset(
     {"serviceAccount", "serviceAccounts", "serviceAccountEmail", "serviceAccountName"}
 )
-# Services that run a machine or a container as the project's default account where none is
-# stated: (module, kind) of the type, and where it can be stated, in one package's words or
-# another's. One of these paths must be there; `x[]` is every item of a list.
+# Services that run a machine or container as the project's default account where none is stated:
+# (module, kind) of the type, and the paths where it can be stated, in either package's words. One
+# of them must be there; `x[]` is every item of a list.
 _STATED: Final[Mapping[tuple[str, str], Sequence[str]]] = {
     ("appengine", "FlexibleAppVersion"): ("serviceAccount",),
     ("batch", "Job"): ("allocationPolicy.serviceAccount.email",),
@@ -42,7 +42,7 @@ _STATED: Final[Mapping[tuple[str, str], Sequence[str]]] = {
     ("dataproc", "Cluster"): (
         "clusterConfig.gceClusterConfig.serviceAccount",
         "config.gceClusterConfig.serviceAccount",
-        # On a cluster of Kubernetes, whose nodes have an account of their own.
+        # On a Kubernetes cluster, whose nodes have an account of their own.
         "virtualClusterConfig",
     ),
     ("dataproc", "WorkflowTemplate"): (
@@ -55,8 +55,8 @@ _STATED: Final[Mapping[tuple[str, str], Sequence[str]]] = {
     ("tpu", "V2Vm"): ("serviceAccount.email",),
     ("workbench", "Instance"): ("gceSetup.serviceAccounts[].email",),
 }
-# Made without an account of their own, these take the one of what they are made from, which a
-# plan does not show.
+# Without an account of their own, these take the one of their template or image, which a plan does
+# not show.
 _INHERITING: Final = frozenset({"InstanceFromTemplate", "InstanceFromMachineImage"})
 _REMEDY: Final = (
     "Give it a service account of its own with the few roles it needs (serviceAccount.email)"
@@ -65,31 +65,32 @@ _REMEDY: Final = (
 
 @dataclass(frozen=True, kw_only=True)
 class AccountConfig:
-    """`refuse`: more e-mail addresses that no VM may run as. `ignoreTypes`: resource types that
-    are not looked at."""
+    """Settings of `no-default-service-account`."""
 
+    # More e-mail addresses that no VM may run as.
     refuse: Sequence[str] = ()
+    # Resource types that are not checked.
     ignoreTypes: Sequence[str] = ()  # noqa: N815 - the name in the configuration
 
 
 @dataclass(frozen=True, kw_only=True)
 class HardeningConfig:
-    """What the policy asks of a VM of the fleet; each can be switched off. `publicRoles`: roles
-    whose VMs may have a public address."""
+    """Settings of `hardened-vm`."""
 
     shieldedVm: bool = True  # noqa: N815 - the name in the configuration
     osLogin: bool = True  # noqa: N815
+    # Roles whose VMs may have a public address.
     publicRoles: Sequence[str] = ("rendezvous",)  # noqa: N815
 
 
 def default_accounts(resource: Resource, config: AccountConfig) -> Iterator[Violation]:
     """Machines that run as a default service account, which can do nearly everything.
 
-    An instance or template without a `serviceAccount` block has no account at all (the provider
-    sends none and Compute Engine adds none), so that is fine. A block without `email` means the
-    default account, and so does another service's machine for which no account is stated
-    (`_STATED`); something made from a template or an image inherits what the plan does not show.
-    An unknown e-mail address is that of an account made in the same plan.
+    An instance or template without a `serviceAccount` block is fine: it has no account (the
+    provider sends none and Compute Engine adds none). A block without `email` means the default
+    account, and so does a machine of another service without an account (`_STATED`). A resource
+    made from a template or image inherits an account that the plan does not show. An unknown e-mail
+    address is that of an account made in the same plan.
     """
     if resource.package not in _PACKAGES or resource.type in config.ignoreTypes:
         return
@@ -100,7 +101,7 @@ def default_accounts(resource: Resource, config: AccountConfig) -> Iterator[Viol
 
 
 def _unstated(resource: Resource) -> Iterator[Violation]:
-    """An account that somebody else chooses because the plan does not."""
+    """An account that Google chooses because the plan states none."""
     if resource.kind in _INHERITING and resource.props.get("serviceAccount") is None:
         yield Violation(
             path="serviceAccount",
@@ -118,7 +119,7 @@ def _unstated(resource: Resource) -> Iterator[Violation]:
 
 
 def _account(path: str, value: Any, config: AccountConfig) -> Iterator[Violation]:
-    """What is wrong with an account that is stated: an address, or a block with one."""
+    """Problems with a stated account: an address, or a block with one."""
     email, where = value, path
     if isinstance(value, Mapping):
         email, where = value.get("email"), join(path, "email")
@@ -133,7 +134,7 @@ def _account(path: str, value: Any, config: AccountConfig) -> Iterator[Violation
 
 
 def _must_state(resource: Resource) -> Iterator[Sequence[str]]:
-    """What a resource must state, as ways to say it: one of each sequence of paths."""
+    """Paths of the accounts that a resource must state: one of each sequence."""
     module = resource.type.partition(":")[2].partition("/")[0]
     if (module, resource.kind) == ("container", "Cluster"):
         yield from _of_cluster(resource.props)
@@ -142,7 +143,7 @@ def _must_state(resource: Resource) -> Iterator[Sequence[str]]:
 
 
 def _of_cluster(props: Mapping[str, Any]) -> Iterator[Sequence[str]]:
-    """A Kubernetes cluster's nodes: those it has from the start, and those it makes by itself."""
+    """A Kubernetes cluster's nodes: those from the start, and those that it makes by itself."""
     autopilot = props.get("enableAutopilot") or _at(props, ["autopilot", "enabled"])
     scaling = _at(props, ["clusterAutoscaling", "enabled"])
     scaling = scaling or _at(props, ["autoscaling", "enableNodeAutoprovisioning"])
@@ -154,7 +155,7 @@ def _of_cluster(props: Mapping[str, Any]) -> Iterator[Sequence[str]]:
                 ("autoscaling", "autoprovisioningNodePoolDefaults"),
             )
         )
-    # Pools of their own are resources of their own; the one that is made first goes at once.
+    # Other node pools are resources of their own; a removed default pool needs no account.
     if not autopilot and props.get("removeDefaultNodePool") is not True:
         pools = ("nodePools[].nodeConfig.serviceAccount", "nodePools[].config.serviceAccount")
         yield pools if props.get("nodePools") else ("nodeConfig.serviceAccount",)
@@ -167,7 +168,7 @@ def _at(value: Any, steps: Sequence[str]) -> Any:
 
 
 def _is_stated(value: Any, steps: Sequence[str]) -> bool:
-    """Whether something stands at a path, in every item of its lists; what is unknown counts."""
+    """Whether a path has a value, in every item of its lists. An unknown value counts."""
     if value is UNKNOWN or not steps:
         return value is not None and value != ""
     name, in_list = steps[0].removesuffix("[]"), steps[0].endswith("[]")

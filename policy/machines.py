@@ -1,7 +1,7 @@
-"""Memory of Google's machine types, as far as a fleet is likely to use them.
+"""Memory of the Google machine types that a fleet is likely to use.
 
-From the machine family pages of Google's Compute Engine documentation (November 2026). A type that
-is not here (those with accelerators, and what is newer) is named in the policy's configuration.
+Source: the machine family pages of Google's Compute Engine documentation (November 2026). Missing
+types (with accelerators, or newer) are named in the policy's configuration.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _N1: Final = (2, 4, 8, 16, 32, 64, 96)
 _N2: Final = (*_TO_96, 128)
 _N4A: Final = (1, *_TO_32, 48, 64)
 
-# series and shape: (GB of memory a vCPU, vCPUs that are sold)
+# series and shape: (GB of memory per vCPU, vCPUs that are sold)
 _SHAPES: Final[Mapping[str, tuple[float, tuple[int, ...]]]] = {
     "c2-standard": (4, (4, 8, 16, 30, 60)),
     "c2d-highcpu": (2, _C2D),
@@ -34,7 +34,7 @@ _SHAPES: Final[Mapping[str, tuple[float, tuple[int, ...]]]] = {
     "c3-highcpu": (2, _C3),
     "c3-highmem": (8, _C3),
     "c3-standard": (4, _C3),
-    # 59 GB for each 30 vCPUs; the smaller ones stand below.
+    # 59 GB per 30 vCPUs; the smaller ones are in _SINGLE.
     "c3d-highcpu": (59 / 30, _C3D[3:]),
     "c3d-highmem": (8, _C3D),
     "c3d-standard": (4, _C3D),
@@ -74,7 +74,7 @@ _SHAPES: Final[Mapping[str, tuple[float, tuple[int, ...]]]] = {
     "t2a-standard": (4, (1, *_TO_32, 48)),
     "t2d-standard": (4, (1, *_TO_32, 48, 60)),
 }
-# Sold with local SSDs of their own (`-lssd`), from so many vCPUs on, with the same memory.
+# The fewest vCPUs with which it is also sold with local SSDs (`-lssd`) and the same memory.
 _WITH_SSD: Final[Mapping[str, int]] = {
     "c3-standard": 1,
     "c3d-highmem": 8,
@@ -140,11 +140,11 @@ _SINGLE: Final[Mapping[str, float]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class _Custom:
-    """What custom types a series comes in: `most_gb` in all, and `-ext` where it is `extended`."""
+    """Custom types of a series: at most `most_gb` in all; `extended`: sold as `-ext` too."""
 
     sizes: frozenset[int]
-    least_gb_a_vcpu: float
-    most_gb_a_vcpu: float
+    min_gb_per_vcpu: float
+    max_gb_per_vcpu: float
     most_gb: int
     extended: bool
 
@@ -154,8 +154,8 @@ def _custom(
 ) -> _Custom:
     return _Custom(
         sizes=frozenset(sizes),
-        least_gb_a_vcpu=gb[0],
-        most_gb_a_vcpu=gb[1],
+        min_gb_per_vcpu=gb[0],
+        max_gb_per_vcpu=gb[1],
         most_gb=most_gb,
         extended=extended,
     )
@@ -186,10 +186,9 @@ _STEP_MB: Final = 256
 
 
 def memory_gb(machine_type: str, known: Mapping[str, Mapping[str, float]]) -> float | None:
-    """RAM in GB (of 1024 MiB) of a machine type's name or URL; `None` for one not known here, or
-    not sold.
+    """RAM in GB (of 1024 MiB) of a machine type's name or URL; `None` for an unknown or unsold one.
 
-    `known` adds to the table and goes before it: `{"m3-ultramem-32": {"memoryGb": 976}}`.
+    `known` overrides the table: `{"m3-ultramem-32": {"memoryGb": 976}}`.
     """
     name = machine_type.rpartition("/")[2]
     if name in known:
@@ -203,7 +202,7 @@ def memory_gb(machine_type: str, known: Mapping[str, Mapping[str, float]]) -> fl
 
 
 def _named_gb(shape: str, size: str, *, ssd: bool) -> float | None:
-    """Memory in GB of a size of a shape; `None` for one that it does not come in."""
+    """Memory in GB of a size of a shape; `None` for a size that is not sold."""
     vcpus = int(size)
     ratio, sizes = _SHAPES.get(shape, (0, ()))
     if vcpus not in sizes or str(vcpus) != size:
@@ -216,7 +215,7 @@ def _named_gb(shape: str, size: str, *, ssd: bool) -> float | None:
 
 
 def _custom_gb(custom: re.Match[str]) -> float | None:
-    """Memory in GB of a custom type; `None` for one that its series does not come in."""
+    """Memory in GB of a custom type; `None` for one that is not sold."""
     family = custom["family"] or "n1"
     sold = _CUSTOM_FAMILIES.get(family)
     if sold is None or int(custom["mb"]) % _STEP_MB:
@@ -230,7 +229,7 @@ def _custom_gb(custom: re.Match[str]) -> float | None:
         vcpus = int(custom["vcpus"])
         if vcpus not in sold.sizes:
             return None
-        least, most = vcpus * sold.least_gb_a_vcpu, vcpus * sold.most_gb_a_vcpu
+        least, most = vcpus * sold.min_gb_per_vcpu, vcpus * sold.max_gb_per_vcpu
     if custom["extended"]:
         if not sold.extended:
             return None

@@ -1,8 +1,8 @@
 """The rules as policies of the Pulumi SDK: names, levels, descriptions, configuration.
 
-A rule yields findings; a finding that could not be judged yet is a remark in a preview and a
-refusal in an update. The SDK gives a policy one level for all that it reports, so remarks of the
-policies about single resources are collected and reported by the last one, which is advisory.
+A rule yields findings. A finding that cannot be judged yet is a remark in a preview and a refusal
+in an update. A policy of the SDK has one level for all its reports, so the last policy, which is
+advisory, reports the remarks of the policies about single resources.
 """
 
 from __future__ import annotations
@@ -53,22 +53,22 @@ _MACHINES: Final = {
 
 
 class Mode:
-    """Whether this run is a preview: the engine tells once, before it asks about resources.
+    """Whether this run is a preview. The engine says so once, before it asks about resources.
 
-    The SDK does not pass it on to policies, so `watch` listens in. `preview` stays `None` with
-    an engine that does not tell; an unknown value then is a remark, because only a preview has
-    any.
+    The SDK does not pass it on to policies, so `watch` intercepts it. `preview` stays `None` with
+    an engine that does not say so. An unknown value then is a remark, because only a preview has
+    unknown values.
     """
 
     def __init__(self) -> None:
-        told = os.environ.get("PULUMI_DRY_RUN")
-        self.preview: bool | None = None if told is None else told == "true"
-        # `make up` sets it: what its plan does not know is not carried out.
+        dry_run = os.environ.get("PULUMI_DRY_RUN")
+        self.preview: bool | None = None if dry_run is None else dry_run == "true"
+        # `make up` sets it: a plan with unknown values is refused.
         self._must_know = os.environ.get(MUST_KNOW) == "1"
 
     def watch(self) -> None:
         """Note the mode from now on whenever the engine configures the pack."""
-        # Private, but the SDK has no hook for it; a test speaks the engine's protocol to us.
+        # Private, but the SDK has no hook for it; a test speaks the engine's protocol.
         servicer: Any = sdk._PolicyAnalyzerServicer
         configure = servicer.ConfigureStack
 
@@ -80,12 +80,12 @@ class Mode:
 
     @property
     def refuses_unknown(self) -> bool:
-        """Whether what is unknown now will stay so, or nothing may be unknown."""
+        """Whether an unknown value is refused: it will stay unknown, or `make up` asks for it."""
         return self.preview is False or self._must_know
 
 
 class Remarks(threading.local):
-    """Findings not judged yet, from the policies that looked at a resource before the last one.
+    """Findings that are not judged yet, until the last policy reports them.
 
     The SDK runs all policies of a resource in turn on one thread, and resources on several.
     """
@@ -98,7 +98,7 @@ class Remarks(threading.local):
         self.found.append((policy, urn, finding))
 
     def take(self, urn: str) -> list[tuple[str, Violation]]:
-        """What was kept about the resource `urn`; nothing is kept afterwards."""
+        """Return the findings about the resource `urn`, and forget all of them."""
         mine = [(policy, finding) for policy, of, finding in self.found if of == urn]
         self.found = []
         return mine
@@ -107,9 +107,8 @@ class Remarks(threading.local):
 class Inputs:
     """The inputs of resources, as the policies about single resources saw them, by URN.
 
-    The engine shows a stack policy the planned outputs instead. There a provider may blur what
-    the inputs say: in a preview, one unknown value makes the whole metadata of an instance
-    unknown.
+    The engine shows a stack policy the planned outputs instead, in which a provider may lose
+    information: in a preview, one unknown value makes an instance's whole metadata unknown.
     """
 
     def __init__(self) -> None:
@@ -121,11 +120,11 @@ class Inputs:
         return resource
 
     def declared(self, resources: Iterable[Resource]) -> list[Resource]:
-        """What was kept of each of `resources` that the program declares in this run; all of
-        them, as they are, where none was seen.
+        """The inputs of those of `resources` that the program declares; all of them, unchanged,
+        where no inputs were seen.
 
-        In a run with a refresh the engine shows a stack policy also what the program does not
-        declare any more and this run is about to delete.
+        In a run with a refresh the engine also shows a stack policy the resources that this run is
+        about to delete.
         """
         if not self._seen:
             return list(resources)
@@ -133,7 +132,7 @@ class Inputs:
 
 
 def resource_of(args: ResourceValidationArgs | PolicyResource) -> Resource:
-    """The SDK's view of a resource as a rule wants it."""
+    """Convert the SDK's view of a resource for a rule."""
     return Resource(
         type=args.resource_type,
         name=args.name,
@@ -145,14 +144,14 @@ def resource_of(args: ResourceValidationArgs | PolicyResource) -> Resource:
 
 @dataclasses.dataclass(frozen=True)
 class NoConfig:
-    """Of a policy that has nothing to set."""
+    """Settings of a policy without settings."""
 
 
 def configured(policy: str, kind: type[Any], given: Mapping[str, Any]) -> Any:
-    """`given`, whose types the engine has checked against the schema, as a rule's configuration.
+    """A rule's configuration from `given`, whose types the engine has checked with the schema.
 
-    Raises ValueError for a name that `kind` does not have, which the engine lets through: it
-    would change nothing, and whoever wrote it believes that it does.
+    Raises ValueError for a name that `kind` does not have: the engine lets it through, and it
+    would silently change nothing.
     """
     names = [field.name for field in dataclasses.fields(kind)]
     wrong = sorted(set(given) - set(names))
@@ -169,7 +168,7 @@ def _schema(**properties: Mapping[str, Any]) -> PolicyConfigSchema:
 
 
 class Rules:
-    """Makes policies of rules; they share the mode of the run, the remarks and the inputs."""
+    """Makes policies from rules. They share the mode of the run, the remarks and the inputs."""
 
     def __init__(self, mode: Mode) -> None:
         self._mode = mode
@@ -206,7 +205,7 @@ class Rules:
         config: type[Any],
         schema: PolicyConfigSchema,
     ) -> Policy:
-        """A mandatory policy about resources together; the engine asks it when all are there."""
+        """A mandatory policy about the whole stack. The engine asks it when all are there."""
 
         def validate(args: StackValidationArgs, report: ReportViolation) -> None:
             resources = self._inputs.declared(resource_of(one) for one in args.resources)
@@ -218,7 +217,7 @@ class Rules:
         )
 
     def remarks(self, name: str, description: str) -> Policy:
-        """The advisory policy that reports what the ones before it could not judge."""
+        """The advisory policy that reports the findings that could not be judged yet."""
 
         def validate(args: ResourceValidationArgs, report: ReportViolation) -> None:
             for policy, finding in self._remarks.take(args.urn):
@@ -244,14 +243,14 @@ def policies(mode: Mode) -> list[Policy]:
         rules.resource(
             "guarded-project-script",
             "The project's startup script is one item of project metadata, known in the plan, "
-            "below the size that Compute Engine takes, and has its guard.",
+            "below Compute Engine's size limit, and has its guard.",
             project_script.guarded_script,
             project_script.ProjectScriptConfig,
             _schema(secondLine=_TEXT, contains=_STRINGS, maxBytes=_SIZE),
         ),
         rules.resource(
             "vm-fits",
-            "Every VM of the fleet has a good spec and can carry what it says: memory and ports.",
+            "Every VM of the fleet has a good spec, and its memory and ports are enough for it.",
             fits.vm_fits,
             fits.VmConfig,
             _schema(
@@ -300,7 +299,7 @@ def policies(mode: Mode) -> list[Policy]:
         ),
         rules.resource(
             "stateful-protected",
-            "What holds state is protected from deletion.",
+            "Resources that hold state are protected from deletion.",
             protection.unprotected,
             protection.ProtectionConfig,
             _schema(types=_STRINGS, exemptStacks=_STRINGS, exemptNames=_STRINGS),
@@ -319,17 +318,17 @@ def policies(mode: Mode) -> list[Policy]:
             fits.FitsConfig,
             _schema(machineTypes=_MACHINES, connectionsPerAgent=_SIZE, connectionsPerGb=_SIZE),
         ),
-        # Last, because it reports what those before it left.
+        # Last, because it reports the remarks of those before it.
         rules.remarks(
             "judged-in-preview",
-            "What is not known in the preview is judged in the update, and refused there if it "
-            "still is not known.",
+            "Values that are unknown in the preview are judged in the update, and refused there if "
+            "they are still unknown.",
         ),
     ]
 
 
 def serve() -> None:
-    """Serve the policies to the engine; returns when it ends the process."""
+    """Serve the policies to the engine, until it ends the process."""
     mode = Mode()
     mode.watch()
     PolicyPack(NAME, policies(mode), EnforcementLevel.MANDATORY)

@@ -1,5 +1,4 @@
-"""The project's startup script: one owner, with a guard, small enough, and the one that the VMs
-expect."""
+"""The project's startup script: one owner, a guard, small enough, and the sha256 of the specs."""
 
 from __future__ import annotations
 
@@ -19,16 +18,18 @@ _HASH_PATH: Final = 'metadata["pilot-spec"] script.sha256'
 
 @dataclass(frozen=True, kw_only=True)
 class ProjectScriptConfig:
-    """`secondLine`: the script's second line. `contains`: texts that must be in it. `maxBytes`:
-    the size, in bytes of UTF-8, that it must stay below."""
+    """Settings of `guarded-project-script`."""
 
+    # The script's second line.
     secondLine: str = "# pilot-fleet startup script"  # noqa: N815 - the name in the configuration
+    # Texts that the script must contain.
     contains: Sequence[str] = ("/run/pilot/guard",)
+    # It must be smaller, in bytes of UTF-8.
     maxBytes: int = LIMIT_BYTES  # noqa: N815
 
 
 def guarded_script(resource: Resource, config: ProjectScriptConfig) -> Iterator[Violation]:
-    """What is wrong with the project's startup script, or with who wants to own it."""
+    """Problems with the project's startup script, or with its owner."""
     if owns_all_metadata(resource):
         yield Violation(
             path="metadata",
@@ -82,10 +83,10 @@ def _content(script: str, config: ProjectScriptConfig) -> Iterator[Violation]:
 
 
 def one_script(resources: Sequence[Resource]) -> Iterator[tuple[Resource | None, Violation]]:
-    """The fleet's VMs against the project's startup script: (whose fault, finding) pairs.
+    """The fleet's VMs against the project's startup script: (resource at fault, finding) pairs.
 
-    Exactly one item owns the script as soon as there is a VM of the fleet, and every VM's spec
-    expects just that script. What is not known yet is left to the rules about single resources.
+    Where there is a VM of the fleet, exactly one item owns the script, and every VM's spec expects
+    that script. The rules about single resources report unknown values.
     """
     owners = [resource for resource in resources if is_owner(resource)]
     vms = list(fleet_vms(resources))

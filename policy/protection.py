@@ -1,4 +1,4 @@
-"""Resources that hold what cannot be made again."""
+"""Protection of resources that hold state."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ STATEFUL: Final = (
 
 @dataclass(frozen=True, kw_only=True)
 class ProtectionConfig:
-    """`types`: resource types that must be protected. `exemptStacks`: stacks that come and go,
-    such as a lab. `exemptNames`: Pulumi names of resources that may stay unprotected."""
+    """Settings of `stateful-protected`."""
 
+    # Resource types that must be protected.
     types: Sequence[str] = STATEFUL
+    # Stacks that come and go, such as a lab's.
     exemptStacks: Sequence[str] = ()  # noqa: N815 - the name in the configuration
+    # Pulumi names of resources that may stay unprotected.
     exemptNames: Sequence[str] = ()  # noqa: N815
 
 

@@ -12,14 +12,12 @@ from .values import UNKNOWN, Resource, join, walk
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedVm:
-    """Something with the fleet's keys in its metadata.
-
-    `path` is where its block stands in the resource ("" for the resource itself), `machine_type`
-    and `metadata` are that block's (plain values; the machine type may be unknown or `None`).
-    """
+    """A block of a resource with the fleet's keys in its metadata."""
 
     resource: Resource
+    # Path of the block in the resource; "" for the resource itself.
     path: str
+    # Plain value; may be unknown or `None`.
     machine_type: Any
     metadata: Mapping[str, Any]
     block: Mapping[str, Any]

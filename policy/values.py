@@ -1,13 +1,13 @@
-"""Property values as a policy gets them, and what a rule says about them.
+"""Property values as a policy gets them, and findings about them.
 
-What the engine (3.259) and pulumi-policy (1.21) hand over, seen on the wire:
+What the engine (3.259) and pulumi-policy (1.21) pass on, seen on the wire:
 
 * a value that is not known yet is a string that means "unknown", the same one for strings, lists
-  and maps (a Python program cannot say more); touching it through the SDK's proxy raises, and in
-  a preview the SDK turns that into a mere warning, so no rule touches the proxy;
+  and maps (a Python program cannot say more). Touching it through the SDK's proxy raises, which in
+  a preview the SDK turns into a mere warning, so no rule touches the proxy;
 * a secret arrives wrapped and the SDK unwraps it: rules see the plain text, at any depth;
-* in an update no unknown is left: what could not be known was dropped before the policy runs;
-* numbers are floats; an input that is `None` in the program is not there at all.
+* an update has no unknown values: those that stay unknown are dropped before the policy runs;
+* numbers are floats; an input that is `None` in the program is absent.
 
 `plain` turns all of that into dicts, lists, strings, numbers, booleans, `None` and `UNKNOWN`.
 """
@@ -33,14 +33,14 @@ _SENTINELS: Final = frozenset(
     }
 )
 # How a wrapped value is marked on the wire (sdk/go/common/resource/properties.go). The SDK
-# unwraps both kinds; this is for the day when one slips through.
+# unwraps both kinds; this handles one that it misses.
 _SIGNATURE: Final = "4dabf18193072939515e22adb298388d"
 _SECRET: Final = "1b47061264138c4ac30d75fd1eb44270"  # noqa: S105 - a type mark, not a password
 _OUTPUT: Final = "d0e6a833031e9bbcd3f4e8bde6ca49a4"
 
 
 class _Unknown(enum.Enum):
-    """The one value of its type: something is there, but nobody can say what."""
+    """The one value of its type: there is a value, but it is not known."""
 
     UNKNOWN = "unknown"
 
@@ -50,16 +50,15 @@ UNKNOWN: Final = _Unknown.UNKNOWN
 
 @dataclass(frozen=True, kw_only=True)
 class Violation:
-    """What a rule has against a property.
+    """A rule's finding about a property."""
 
-    `path` is where (`metadata["startup-script"]`), `problem` what is wrong, `remedy` what to do.
-    `unjudged` marks what could not be judged because its value is not known yet: a remark in a
-    preview, a refusal in an update.
-    """
-
+    # Where, such as `metadata["startup-script"]`.
     path: str
+    # What is wrong.
     problem: str
+    # What to do.
     remedy: str
+    # The value is not known yet: a remark in a preview, a refusal in an update.
     unjudged: bool = False
 
     def __str__(self) -> str:
@@ -111,7 +110,7 @@ def plain(value: Any) -> Any:
 
 
 def join(path: str, key: str | int) -> str:
-    """`path` with one more step, written so that it can be pasted: `a.b[0]["c-d"]`."""
+    """`path` with one more step, in the form `a.b[0]["c-d"]`."""
     if isinstance(key, int):
         return f"{path}[{key}]"
     if key.isidentifier():
@@ -124,8 +123,8 @@ def walk(
 ) -> Iterator[tuple[str, str, Any]]:
     """Every (path, key, value) inside `value`, outermost first, at any depth.
 
-    The key of a list's item is that of the list. What stands under a key that `prune` takes is
-    left out, the key itself too.
+    An item of a list has the list's key. A key for which `prune` is true is left out, with
+    everything below it.
     """
     if isinstance(value, Mapping):
         for key, item in value.items():
