@@ -1,8 +1,8 @@
 """The fleet on this machine: a cloud, its machines, a registry, and `make lab`.
 
-machines  what boots: QEMU guests or containers, and their image
-cloud     Compute Engine and what else the program calls, in front of the machines
-standin   a registry that agents register with, where the real one is not to be had
+machines  QEMU guests or containers, and their image
+cloud     Compute Engine and the other APIs that the program calls
+standin   a registry that agents register with, where the real one is not available
 fleet     `make lab`: the production program with Pulumi.lab.yaml, on all of these
 
 The first two know no Pilot (tests/test_boundaries.py).

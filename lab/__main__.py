@@ -33,7 +33,7 @@ _RENDEZVOUS = checkout.ROOT / "artifacts" / "lab" / "pilot-rendezvous"
 
 @dataclass
 class Phases:
-    """Says what is being done, and in the end how long each phase took (seconds)."""
+    """Prints each phase, and at the end how many seconds each took."""
 
     took: dict[str, float] = field(default_factory=dict)
 
@@ -58,7 +58,7 @@ def up() -> None:
     cloud.refuse_another(wanted)
     checkout.STATE.mkdir(exist_ok=True)
     with (checkout.STATE / "demo.lock").open("a+") as mine:
-        # Held until this process ends, however it ends, and Pulumi with it.
+        # Held until this process and its Pulumi have ended.
         if not sessions.take(mine):
             raise DemoError(
                 "another `make lab` is at work in this checkout, or the Pulumi that one left"
@@ -70,7 +70,7 @@ def boot(config: FleetConfig, wanted: str, mine: IO[str]) -> None:
     """Boots the fleet with a driver, phase by phase, and says how long each has taken."""
     phases = Phases()
     prepare = [sys.executable, "-m", "lab.cloud", "prepare", "--driver", wanted]
-    # What takes no time to find missing comes before what takes minutes to build.
+    # Quick checks come before builds of minutes.
     with phases("packages"):
         sessions.run([*prepare, "--packages"])
     with phases("Pulumi"):
@@ -159,7 +159,7 @@ def main(arguments: list[str]) -> int:
         print((__doc__ or "").strip(), file=sys.stderr)
         return 2
     for number in (signal.SIGTERM, signal.SIGHUP):
-        # Being ended is being interrupted: what runs below is ended too.
+        # SIGTERM is handled like Ctrl-C: running commands are ended too.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler)
     try:

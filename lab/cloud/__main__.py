@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
     logging.basicConfig(level=level, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
     try:
         if "state" in options:
-            # By its path processes are known for this lab's: by whatever name it is called.
+            # Processes of this lab are recognised by this path, so it must be the real one.
             options.state = options.state.resolve()
         {"prepare": _prepare, "serve": _serve, "down": _down}[options.command](options)
     except (StoreError, MachineError, OSError) as error:
@@ -100,7 +100,7 @@ def _serve(options: argparse.Namespace) -> None:
 
 
 def _choose_driver(state: Path, driver: str) -> None:
-    """Write down what runs the machines from now on: who ends this lab has to know.
+    """Record the driver of this state's machines: `down` needs it.
 
     StoreError where the lab is served already, MachineError where it has another driver's machines:
     only that one can end them.
@@ -123,7 +123,7 @@ def _choose_driver(state: Path, driver: str) -> None:
 def _server(state: Path) -> int | None:
     """Return the process that serves the lab in `state`, or None.
 
-    It holds the store's lock while it lives, and no longer: an id alone may be anybody's by now.
+    It holds the store's lock while it lives. A process id alone may be another process's by now.
     """
     try:
         with (state / "lock").open() as lock:
@@ -147,16 +147,18 @@ def _driver(state: Path) -> str | None:
 
 
 def _end_machines(state: Path) -> None:
-    """End the machines in `state`, and what their driver has on this machine. MachineError, with
-    all else left as it is, where one cannot be ended."""
+    """End the machines in `state` and remove what their driver has on this machine.
+
+    MachineError, with the rest left as it is, where a machine cannot be ended.
+    """
     _refuse_moved(state)
 
     def nowhere(_: Machine) -> tuple[str, int]:
-        # Machines that are about to be ended ask nobody anything any more.
+        # Machines that are about to end need no metadata server.
         return ("127.0.0.1", 9)
 
     name = _driver(state)
-    # Where nothing says whose they are, by either: a state that somebody removed, or a part of it.
+    # An unknown driver (the state, or a part of it, was removed): try both.
     unknown = name not in cloud.DRIVERS
     if name == "qemu" or unknown:
         Qemu(state, metadata_endpoint=nowhere).shutdown()
@@ -165,8 +167,8 @@ def _end_machines(state: Path) -> None:
 
 
 def _refuse_moved(state: Path) -> None:
-    """MachineError where a machine of this state runs that was started when it was elsewhere: by
-    its command line it is none of this lab's."""
+    """MachineError where a machine runs that was started while the state was elsewhere: its command
+    line does not name this lab."""
     for folder in state.glob("machines/*"):
         pid = processes.find(folder / "pid", f"/machines/{folder.name}")
         if pid is not None and processes.find(folder / "pid", str(folder)) is None:
@@ -185,7 +187,7 @@ def _down(options: argparse.Namespace) -> None:
     if not state.exists():
         _end_machines(state)
         return
-    # Held, so that no server that is just coming up starts machines meanwhile.
+    # Hold the lock, so that a server that is just starting starts no machines.
     with hold(state / "lock"):
         _end_machines(state)
         shutil.rmtree(state)

@@ -1,4 +1,4 @@
-"""The whole of it: the API, the machines behind it, and a metadata server for each of them."""
+"""The whole cloud: the API, its machines, and a metadata server per machine."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ DRIVERS: Final = ("none", "qemu", "container")
 
 
 class _Stopped:
-    """Tells the API of machines that powered themselves off, also of those before it served."""
+    """Tells the API which machines powered themselves off."""
 
     def __init__(self) -> None:
         self._serving: Serving | None = None
@@ -22,7 +22,7 @@ class _Stopped:
         self._serving = serving
 
     def __call__(self, path: str) -> None:
-        # What stops before the API is there is found by its recovery.
+        # The API finds machines that stopped before it was there in its recovery.
         if self._serving is not None:
             self._serving.lab.compute.machine_stopped(path)
 
@@ -37,7 +37,7 @@ def run(
     the state cannot be used, MachineError where the driver cannot, OSError where the port is taken.
     """
     servers, stopped = MetadataServers(), _Stopped()
-    # Taken first: machines find the API at the port that it has here.
+    # The port first: the driver tells machines where the API is.
     listening = listen(port)
     bound = int(listening.getsockname()[1])
     try:
@@ -71,7 +71,7 @@ def _driver(
     stopped: _Stopped,
     cache: Path | None,
 ) -> Driver:
-    # Imported here: a cloud without machines needs nothing that they need.
+    # Imported here: a cloud without machines does not need them.
     if name == "qemu":
         from lab.machines.qemu import Qemu  # noqa: PLC0415
 

@@ -1,7 +1,7 @@
-"""What Compute Engine does not have and a Compute Engine on one machine needs: paths below /lab/.
+"""Paths below /lab/, which Google does not have: the lab's state, and forwarded ports.
 
-A person at Google's console would tunnel to a port of a VM; here a port of this machine's loopback
-is forwarded to it.
+On Google an operator opens a tunnel to a port of a VM. Here a port of this machine's loopback is
+forwarded to it.
 """
 
 from lab.cloud import Json, links
@@ -37,7 +37,7 @@ class Control:
                 for each in tx.documents(collection).values()
             }
         return {
-            # By which a lab is told from another one at the same port.
+            # Tells this lab from another one that had the same port.
             "state": str(self._store.directory.resolve()),
             "driver": self._driver.description,
             "instances": found,

@@ -24,7 +24,7 @@ _STATUS: Final = {
 
 
 class ApiError(Exception):
-    """A request that is refused: `code` is the HTTP status, `reason` Google's word for why."""
+    """A refused request: `code` is the HTTP status, `reason` is Google's word."""
 
     def __init__(self, code: int, reason: str, message: str, status: str | None = None) -> None:
         super().__init__(message)
@@ -84,7 +84,7 @@ def stale(message: str) -> ApiError:
 
 
 def in_use(singular: str, path: str, user: str) -> ApiError:
-    """Return the 400 for deleting what something else needs."""
+    """Return the 400 for deleting a resource that is in use."""
     return ApiError(
         400,
         "resourceInUseByAnotherResource",
@@ -98,7 +98,7 @@ def not_ready(path: str, why: str) -> ApiError:
 
 
 def not_implemented(what: str) -> ApiError:
-    """Return the 501 for what Google offers and this stand-in does not."""
+    """Return the 501 for a request that Google serves and this stand-in does not."""
     return ApiError(
         501, "notImplemented", f"{what} is not served by this local stand-in for Compute Engine"
     )

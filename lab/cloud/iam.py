@@ -1,4 +1,4 @@
-"""IAM policies of anything, with etags; and the little of Resource Manager that goes with them."""
+"""IAM policies of any resource, with etags; projects and service accounts."""
 
 import base64
 from collections.abc import Callable
@@ -22,7 +22,7 @@ class Policies:
         self._store = store
 
     def get(self, tx: Transaction, resource: str, default: list[Json] | None = None) -> Json:
-        """Return a resource's policy; one that was never set has the default bindings."""
+        """Return a resource's policy; without one, the default bindings."""
         held = tx.get(_POLICIES, resource)
         if held is not None:
             return held
@@ -81,7 +81,7 @@ class Policies:
 
 
 def _test(request: Request) -> Json:
-    # Whoever has a token may do everything here.
+    # Every token has every permission here.
     return {"permissions": request.json().get("permissions", [])}
 
 

@@ -1,7 +1,7 @@
 """Names of compute resources: `projects/P/zones/Z/instances/I`, and links to them.
 
-Links start with Google's own address, whatever port the stand-in has: what a client keeps of an
-answer stays true when the stand-in comes back on another one, and providers recognise them.
+Links start with Google's own address, not with the stand-in's: providers recognise them, and they
+stay valid when the stand-in comes back on another port.
 """
 
 import re
@@ -13,7 +13,7 @@ from lab.cloud.errors import invalid
 
 PREFIX: Final = "https://www.googleapis.com/compute/v1/"
 STORE: Final = "compute/"
-"""What the store's collections of compute resources start with."""
+"""Prefix of the store's collections of compute resources."""
 
 _URL = re.compile(r"(?:https?:)?//[^/]+/(?:compute/)?(?:v1|beta|alpha)/")
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
@@ -58,7 +58,7 @@ def path_of(value: str, scope: Scope) -> str:
 
 
 def reference(value: object, field: str, scope: Scope, collection: str) -> str:
-    """Return the path that a field's value names: a bare name is of `collection` in `scope`."""
+    """Return the path that a field's value names: a bare name is in `collection`."""
     if not isinstance(value, str) or not value:
         raise invalid(field, value, "The URL is malformed.")
     if "/" not in value:

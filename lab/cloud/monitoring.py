@@ -1,6 +1,6 @@
 """Cloud Monitoring's records: notification channels, alert policies, dashboards, uptime checks.
 
-They are kept and shown; nothing is measured and nobody is alerted.
+They are recorded and shown. Nothing is measured and no alert is sent.
 """
 
 from dataclasses import dataclass

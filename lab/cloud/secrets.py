@@ -1,4 +1,4 @@
-"""Secret Manager: secrets, their versions and what they hold. Nothing is encrypted."""
+"""Secret Manager: secrets, their versions and payloads. Nothing is encrypted."""
 
 import base64
 import binascii
@@ -111,7 +111,7 @@ class Secrets:
             self._policies.forget(tx, name)
         return {}
 
-    # Versions: the payload is kept beside what is shown.
+    # Versions: the payload is stored beside the shown resource.
 
     def _add(self, request: Request) -> Json:
         text = (request.json().get("payload") or {}).get("data")

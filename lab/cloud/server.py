@@ -1,4 +1,4 @@
-"""The HTTP server: sockets, routes and the log. What is answered is decided elsewhere."""
+"""The HTTP server of the API: sockets, routes and the log."""
 
 import json
 import logging
@@ -32,14 +32,14 @@ _SERVED: Final = ("/compute/", "/storage/", "/upload/", "/download/", "/v1/", "/
 # version of Resource Manager's paths twice.
 _DOUBLED: Final = re.compile(r"^/v1/v1/")
 _CHUNK: Final = 1024 * 1024
-_IDLE_SECONDS: Final = 120.0  # a connection that says nothing for so long is closed
+_IDLE_SECONDS: Final = 120.0  # a silent connection is closed after that time
 
 
 class Lab:
     """All services over one state directory; answers requests without a socket."""
 
     def __init__(self, state: Path, driver: Driver | None = None) -> None:
-        """Open the state and put right what the end of the last process left."""
+        """Open the state and finish what the last process left."""
         self.driver: Driver = driver or NoMachines()
         self.store = Store(state)
         self.operations = Operations(self.store)
@@ -47,7 +47,7 @@ class Lab:
         policies = Policies(self.store)
         self.storage = Storage(self.store, policies)
         self.unknown: list[str] = []
-        """Requests (`METHOD PATH`) that nothing here answers: what a client needs and lacks."""
+        """Requests (`METHOD PATH`) that no route answered."""
         self._router = Router(
             [
                 *self.compute.routes(),
@@ -92,8 +92,8 @@ class Lab:
         except StoreError as error:
             return _refusal(ApiError(503, "backendError", str(error), "UNAVAILABLE"))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            # A field of another type than the API has. Not a 500: providers repeat those for
-            # minutes, and the same request will not do better.
+            # A field of a wrong type. Not a 500: providers repeat those for minutes, and the same
+            # request would fail again.
             LOG.exception("%s %s", request.method, request.path)
             message = f"{type(error).__name__}: {error}; is a field of the wrong type?"
             return _refusal(ApiError(400, "badRequest", message))
@@ -112,7 +112,7 @@ class Lab:
         return ApiError(404, "notFound", f"{what}: no such path in this {NAME}")
 
     def _authenticate(self, request: Request) -> None:
-        # Compute's clients may be anonymous here; any token opens the rest, none does not.
+        # Clients of compute may be anonymous here; the other APIs take any token.
         kind, _, token = request.header("authorization").partition(" ")
         anonymous = kind.lower() != "bearer" or not token.strip()
         if anonymous and not request.path.startswith("/compute/"):
@@ -249,13 +249,13 @@ class Serving:
             "gcp:secretManagerCustomEndpoint": f"{self.url}/v1/",
             "gcp:monitoringCustomEndpoint": f"{self.url}/",
             "gcp:resourceManagerCustomEndpoint": f"{self.url}/v1/",
-            # Heeded by older providers only: the current one makes service accounts at Google.
+            # Older providers only: the current one makes service accounts at Google.
             "gcp:iamCustomEndpoint": f"{self.url}/v1/",
         }
 
 
 def listen(port: int = 0, host: str = "127.0.0.1") -> socket.socket:
-    """Take a port, a free one for 0; OSError where it is taken. Who connects waits for `serve`."""
+    """Take a port (0: a free one); OSError where it is taken. Connections wait for `serve`."""
     # Clients open dozens of connections at once; the default of 5 would refuse some.
     return socket.create_server((host, port), backlog=128)
 
@@ -290,5 +290,5 @@ def serve(
 
 
 def banner(serving: Serving) -> str:
-    """Return what a start prints: what this is, where, and what runs the machines."""
+    """Return the line that a start prints: the name, the URL and the driver."""
     return f"{NAME} at {serving.url}, {serving.lab.driver.description}"

@@ -1,9 +1,9 @@
 """State: JSON documents in collections, in memory and in one SQLite file, under one lock.
 
 A change to several documents is one transaction: after `kill -9` at any moment a restart finds
-all of it or none (SQLite's write-ahead log; a power cut of the host may lose the last commits,
-never tear one). The bytes of uploaded objects are too large for that: they are files beside it,
-durable before the document that names them is committed.
+all of it or none. (SQLite's write-ahead log: a power cut of the host may lose the last commits
+but never half of one.) The bytes of uploaded objects are files beside it, because they are large.
+They are durable before the document that names them is committed.
 """
 
 import base64
@@ -36,7 +36,7 @@ def fingerprint(value: object) -> str:
 
 
 class Transaction:
-    """What one holder of the lock reads and writes; documents go in and out as copies."""
+    """A transaction: the reads and writes of one holder of the lock. Documents are copied."""
 
     def __init__(self, documents: dict[str, dict[str, Json]], counter: int) -> None:
         self._documents = documents
@@ -117,7 +117,7 @@ class Store:
             raise StoreError(message) from error
 
     def _load(self, path: Path) -> sqlite3.Connection:
-        # One connection serves all threads: the lock of this object is what orders them.
+        # One connection serves all threads: the lock of this object orders them.
         database = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
         database.execute("PRAGMA journal_mode=WAL")
         database.execute("PRAGMA synchronous=NORMAL")
@@ -134,7 +134,7 @@ class Store:
 
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
-        """Hold the lock; what was written is committed at the end, dropped on an exception."""
+        """Hold the lock; commit the writes at the end, drop them on an exception."""
         with self._changed:
             if not self._open:
                 message = "the state is closed"
@@ -187,13 +187,13 @@ class Store:
             return self._generation
 
     def wake(self) -> None:
-        """Have who waits look again, though nothing was committed."""
+        """Wake every `wait`, although nothing was committed."""
         with self._changed:
             self._generation += 1
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Release the directory and wake who waits; a second call does nothing."""
+        """Release the directory and wake every `wait`; a second call does nothing."""
         with self._changed:
             if self._open:
                 self._open = False
@@ -225,18 +225,18 @@ class Blobs:
         return self._directory / name
 
     def delete(self, name: str) -> None:
-        """Delete the bytes of `name`, if they are there; who reads them keeps reading."""
+        """Delete the bytes of `name`, if they are there; an open reader goes on."""
         self.path(name).unlink(missing_ok=True)
 
     def keep_only(self, names: set[str]) -> None:
-        """Delete what no document names: left by a process that died between the two writes."""
+        """Delete bytes that no document names: a process died between the two writes."""
         for path in self._directory.iterdir():
             if path.name not in names:
                 path.unlink()
 
 
 def hold(path: Path) -> TextIO:
-    """Take the lock of a state, until the file is closed; StoreError where somebody has it."""
+    """Take the lock of a state, until the file is closed; StoreError where it is taken."""
     file = path.open("a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

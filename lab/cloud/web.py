@@ -1,4 +1,4 @@
-"""Requests and answers, without sockets, and the table that finds who answers what."""
+"""Requests and answers, without sockets, and the table that finds the handler of a request."""
 
 import json
 import re
@@ -12,15 +12,19 @@ from lab.cloud.errors import ApiError
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a client sent: `path` is percent-decoded per parameter, `base` is `http://HOST:PORT`."""
+    """A client's request."""
 
     method: str
     path: str
+    """As it was sent: still percent-encoded."""
     query: dict[str, str] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
+    """By names in lower case."""
     body: bytes = b""
     base: str = ""
+    """`http://HOST:PORT`, as the client calls this server."""
     params: dict[str, str] = field(default_factory=dict)
+    """The parameters of the route's template, percent-decoded."""
 
     def json(self) -> Json:
         """Return the body as a JSON object; an absent body is an empty one; 400 otherwise.
@@ -53,7 +57,7 @@ def _without_nulls(value: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class FileSlice:
-    """A part of an open file: `length` bytes from `start`; who sends it closes it."""
+    """A part of an open file: `length` bytes from `start`. The sender closes the file."""
 
     file: BinaryIO
     start: int
@@ -99,7 +103,7 @@ class Router:
         self._routes = [(route.method, route.pattern(), route.handler) for route in routes]
 
     def find(self, method: str, path: str) -> tuple[Handler, dict[str, str]] | None:
-        """Return who answers, and the still encoded parameters; None where nobody does."""
+        """Return the handler and the still encoded parameters, or None."""
         for wanted, pattern, handler in self._routes:
             if wanted == method and (match := pattern.fullmatch(path)):
                 return handler, match.groupdict()

@@ -1,4 +1,4 @@
-"""The fleet's agents: how many are online, and what keeps the others."""
+"""The fleet's agents: how many are online, and why others are not."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lab.fleet import checkout, cloud
 from lab.fleet.errors import DemoError
 
 # Four QEMU guests at once on two cores needed up to 103 s from power on to the script (FACTS);
-# minutes more than that say that something is wrong.
+# minutes more than that mean that something is wrong.
 _PATIENCE_S = 900.0
 
 
@@ -66,7 +66,7 @@ def failed_scripts(config: FleetConfig) -> list[str]:
 
 
 def dashboard(config: FleetConfig, path: str) -> dict[str, Any] | None:
-    """An answer of the rendezvous' dashboard; None while there is none."""
+    """An answer of the rendezvous' dashboard; None while it does not answer."""
     try:
         return cloud.fetch(f"http://127.0.0.1:{dashboard_port(config)}{path}")
     except (OSError, ValueError, HTTPException):

@@ -1,4 +1,4 @@
-"""What of this checkout is the lab's: its stack, its fleet and its state."""
+"""The lab's parts of this checkout: its stack, its fleet and its state."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STATE = ROOT / ".lab"
 
 
 def fleet() -> FleetConfig:
-    """The fleet of the lab's stack. DemoError where its file says none."""
+    """The fleet of the lab's stack. DemoError where its file names none."""
     path = ROOT / f"Pulumi.{STACK}.yaml"
     try:
         return parse(path.read_text(encoding="utf-8"), path.name)

@@ -1,4 +1,4 @@
-"""The lab's cloud: served, asked, and its VMs started as an operator would."""
+"""The lab's cloud: start it, ask it, and start its VMs as an operator would."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DRIVERS = ("qemu", "container")
 
 
 def driver() -> str:
-    """What runs the machines. DemoError for a name that is none."""
+    """The driver that is asked for. DemoError for an unknown name."""
     name = os.environ.get("LAB_DRIVER", DRIVERS[0])
     if name not in DRIVERS:
         raise DemoError(f"LAB_DRIVER is {name!r}: choose {' or '.join(DRIVERS)}")
@@ -33,7 +33,7 @@ def refuse_another(wanted: str) -> None:
     serves = lab_status() is not None
     marker = checkout.STATE / "driver"
     runs = marker.read_text().strip() if marker.exists() else "?"
-    # Its machines run on when the cloud's process is gone, and are that driver's to end.
+    # Its machines outlive the cloud's process, and only that driver can end them.
     machines = any(checkout.STATE.glob("machines/*/machine.json"))
     if runs != wanted and (serves or machines):
         raise DemoError(
@@ -66,7 +66,7 @@ def serve(wanted: str) -> None:
         )
         status = lab_status()
     except BaseException:
-        # It would come up later, when nobody waits for it: perhaps after `make lab-down`.
+        # It would come up too late, perhaps after `make lab-down`.
         processes.end(process)
         raise
     if status is None or process.poll() is not None:
@@ -122,7 +122,7 @@ def start_what_is_off(config: FleetConfig) -> None:
 def compute(path: str, action: str = "", *, method: str = "POST") -> None:
     """Changes a resource of the lab's Compute Engine, and waits until that is done.
 
-    What is under way on it is waited for first.
+    Waits first for an operation that is under way on it.
     """
     scope = path.rsplit("/", 2)[0]
     try:
@@ -148,7 +148,7 @@ def _finished(operation: dict[str, Any]) -> dict[str, Any]:
 def fetch(
     url: str, body: dict[str, Any] | None = None, *, method: str | None = None, timeout: float = 5
 ) -> dict[str, Any]:
-    """A JSON document. OSError where nobody answers or the answer is a refusal."""
+    """A JSON document. OSError where there is no answer or it is a refusal."""
     request = urllib.request.Request(  # noqa: S310 (loopback only)
         url,
         data=None if body is None else json.dumps(body).encode(),

@@ -1,4 +1,4 @@
-"""What does not work is told in a sentence, and nothing is waited for without end."""
+"""Errors that are one sentence, and waits that end."""
 
 from __future__ import annotations
 

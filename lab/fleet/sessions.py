@@ -1,6 +1,6 @@
-"""Commands in sessions of their own: interrupted in order, ended with all that they started.
+"""Commands in sessions of their own: interrupted in order, ended with all their processes.
 
-The lock of the one that must not run twice names its session, for who finds it after a kill.
+The lock file names the session, so that the next command can end what a killed one left.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lab.machines import processes
 
 
 def run(command: list[str], *, holding: IO[str] | None = None, **environment: str) -> None:
-    """Runs a command in the checkout; what it prints is for who watches.
+    """Runs a command in the checkout; its output goes to the terminal.
 
     The command also holds the file `holding` open, which names it while it runs. Ctrl-C asks it to
     end and waits for that; a second one cuts it off. What it has started ends with it.
@@ -29,7 +29,7 @@ def run(command: list[str], *, holding: IO[str] | None = None, **environment: st
         command,
         cwd=checkout.ROOT,
         env={**os.environ, **environment},
-        # Nobody is asked, and no terminal is put into a mode in which Ctrl-C is a key.
+        # It asks no question, and does not turn Ctrl-C of the terminal into a key.
         stdin=subprocess.DEVNULL,
         # So that it hears Ctrl-C once and from here, and its plugins can be found.
         start_new_session=True,
@@ -67,7 +67,7 @@ def _await_end(process: subprocess.Popen[bytes]) -> None:
 
 
 def take(lock: IO[str], *, cut: bool = False) -> bool:
-    """Takes the lock; False where somebody is at work.
+    """Takes the lock; False where another process holds it.
 
     It names the session of a Pulumi that runs: plugins that have outlived theirs are ended. With
     `cut`, so is a Pulumi that has outlived the `make lab` that started it.

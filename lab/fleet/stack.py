@@ -1,4 +1,4 @@
-"""The lab's stack: `pulumi up`, and what one that was cut off has left."""
+"""The lab's stack: `pulumi up`, and the repair after one that was cut off."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from lab.fleet.errors import DemoError
 
 
 def carry_out(lock: IO[str]) -> None:
-    """Runs `pulumi up`, after what one that was cut off has left is put right.
+    """Runs `pulumi up`, after the repair of what an earlier one left when it was cut off.
 
-    Pulumi holds `lock` too: where this process is killed, no second one works beside it.
+    Pulumi holds `lock` too: if this process is killed, no second one runs beside it.
     """
     # A `pulumi up` that was killed leaves its lock behind; nobody else uses this backend.
     for left in (backend() / ".pulumi" / "locks").rglob("*.json"):
@@ -53,7 +53,7 @@ def backend() -> Path:
 
 
 def pending() -> list[dict[str, Any]]:
-    """What Pulumi had begun and not finished when it was killed, as its state has it."""
+    """Operations in the state that Pulumi had begun and not finished when it was killed."""
     state = backend() / ".pulumi" / "stacks" / PROJECT_NAME / f"{checkout.STACK}.json"
     try:
         latest = json.loads(state.read_text())["checkpoint"]["latest"] or {}
@@ -68,10 +68,10 @@ def pending() -> list[dict[str, Any]]:
 
 
 def take_away(operation: dict[str, Any]) -> None:
-    """Deletes what a creation that was cut off has made in the lab: Pulumi makes it again.
+    """Deletes resources whose creation was cut off: Pulumi makes them again.
 
-    Only of compute: there a machine or a disk takes long enough to be cut off at all, and what is
-    there a second time is refused.
+    Compute only: only machines and disks take long enough to be cut off, and compute refuses to
+    make a resource twice.
     """
     resource = operation["resource"]
     kind = re.fullmatch(r"gcp:compute/(\w+):\w+", resource["type"])

@@ -1,1 +1,1 @@
-"""What runs machines: QEMU guests, which need no root, and systemd containers, which do."""
+"""Drivers that run machines: QEMU guests (no root), systemd containers (root)."""

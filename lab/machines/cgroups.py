@@ -15,16 +15,18 @@ from lab.machines.processes import until
 
 _MIB: Final = 1024**2
 # Linux lets the kernel's stacks take an eighth of memory (kernel/fork.c), and one is 16 KiB on
-# x86-64: 8,192 tasks a GiB.
+# x86-64: 8,192 tasks per GiB.
 _TASKS_A_MIB: Final = _MIB // 8 // (16 * 1024)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hierarchies:
-    """Where hierarchies are mounted: `unified` is version 2, `legacy` version 1 by controller."""
+    """Where this machine's cgroups are mounted."""
 
     unified: Path | None
+    """Version 2."""
     legacy: dict[str, Path]
+    """Version 1, by controller."""
 
     @property
     def description(self) -> str:
@@ -45,7 +47,7 @@ class Hierarchies:
     @property
     def limits_tasks(self) -> bool:
         """Tell whether a container's tasks can be limited. Beside version 1 its services limit
-        theirs as well (container.sh); where version 2 is alone nobody has tried."""
+        theirs as well (container.sh); version 2 alone was never tried."""
         return self._has("pids")
 
     def _has(self, controller: str) -> bool:
@@ -92,7 +94,7 @@ class Group:
         elif self._found.limits_memory:
             self._set("memory", limit)
         if self._found.limits_tasks:
-            # Where it is not this lab's to hand out, containers go without, as before.
+            # This lab may not hand the controller out: containers go without it.
             with contextlib.suppress(OSError):
                 self._set("pids", str(memory_mb * _TASKS_A_MIB))
 

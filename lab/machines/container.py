@@ -1,7 +1,7 @@
 """Machines as systemd containers: native speed, up in seconds; needs root.
 
-A container is a process of its own that outlives the lab's, as a QEMU guest is. The relays that
-carry its metadata, API and forwards are the lab's: they are there while it is.
+A container is a process that outlives the lab's, as a QEMU guest is. The relays for its metadata,
+its API and its forwards run in the lab's process.
 """
 
 import hashlib
@@ -92,7 +92,7 @@ class Container(LocalDriver):
 
     @property
     def description(self) -> str:
-        """What this driver is, and what is not as on Compute Engine."""
+        """What this driver is, and how its machines differ from Google's."""
         memory = "limited" if self._found.limits_memory else "not limited"
         return (
             "systemd containers: kernel, sysctls (read-only but for a few of net.*), processors,"
@@ -231,8 +231,8 @@ class Container(LocalDriver):
     def shutdown(self) -> None:
         """End all containers of this lab without asking them, and remove the lab's network.
 
-        It needs nothing of the state: also a container whose files are gone, or that has just been
-        started and has no pid file yet, is ended. MachineError where one stays.
+        It does not need the state: it also ends containers whose files are gone, and new ones that
+        have no pid file yet. MachineError where one stays.
         """
         self._watch.close()
         for folder in self._places.state.glob("machines/*"):
@@ -241,7 +241,7 @@ class Container(LocalDriver):
             for each in launchers:
                 processes.kill_container(each)
         lab = self._lab_group()
-        # What a launcher had started that ended before it was asked for its children.
+        # Children of a launcher that ended before its children were looked up.
         processes.kill(*lab.processes())
         if not lab.remove():
             where = ", ".join(str(each) for each in lab.directories)
@@ -280,7 +280,7 @@ class Container(LocalDriver):
         command += ["--register=no", "--keep-unit", "--settings=no", "--private-network"]
         command += ["--console=read-only", "--link-journal=no", "--resolv-conf=off"]
         command += ["--timezone=off", f"--hostname={machine.hostname.partition('.')[0]}"]
-        # A service that may not speak to an address (IPAddressDeny=) needs these.
+        # IPAddressDeny= of services needs these.
         command += ["--capability=CAP_BPF,CAP_PERFMON", "--system-call-filter=bpf"]
         for name, value in self._told(machine, devices).items():
             command += [f"--set-credential={name}:{_escaped(value)}"]
@@ -431,15 +431,17 @@ def _loops(raw: Path) -> list[str]:
 
 
 def _detach(raw: Path) -> None:
-    """Let go of a disk whose container has ended: one that was killed between attaching it and
-    opening it left it attached for good."""
+    """Detach a disk whose container has ended.
+
+    A container that was killed between attaching and opening it leaves it attached for good.
+    """
     for loop in _loops(raw) if raw.exists() else []:
-        with suppress(MachineError):  # it has just gone by itself
+        with suppress(MachineError):  # it was just detached by itself
             run("losetup", "--detach", loop)
 
 
 def lab_name(state: Path) -> str:
-    """Return the name of a lab's network namespace and cgroup: one for each state directory."""
+    """Return the name of a lab's network namespace and cgroup: one per state directory."""
     return "lab-" + hashlib.sha256(str(state.absolute()).encode()).hexdigest()[:8]
 
 

@@ -18,7 +18,7 @@ readonly REBOOT=133 # what nspawn --keep-unit says when the container rebooted
 
 limited="" # the cgroup of version 2 whose pids are handed down, if they are
 
-# A session's limits are the machine's own affair: nobody else's cgroup may count this container.
+# The container has its own cgroups: no other cgroup, such as a session's, may count it.
 enter_cgroups() {
   local directory
   while read -r directory; do
@@ -50,7 +50,7 @@ hand_pids_down() {
   echo 0 >"$limited/payload/cgroup.freeze"
 }
 
-# What a boot before this one left; its last processes may still be on their way out.
+# Remains of an earlier boot; its last processes may still be ending.
 clear_cgroups() {
   local end=$((SECONDS + 5))
   until find "$limited" -depth -mindepth 1 -type d ! -name launcher -exec rmdir {} + &&
@@ -74,7 +74,7 @@ nspawn() {
   echo 1 >"$limited/payload/cgroup.freeze"
   hand_pids_down &
   (echo "$BASHPID" >"$limited/cgroup.procs" && exec systemd-nspawn "$@") || ended=$?
-  # As a rule it is over, and its number another's.
+  # Usually it has ended, and its number is another process's.
   for each in $(jobs -pr); do kill "$each"; done
   return "$ended"
 }
@@ -84,15 +84,15 @@ mount_root() {
   { read -r image && read -r upper && read -r work; } <<<"$LAYERS"
   mount -o ro,loop,noload "$image" "$FOLDER/lower"
   # volatile: otherwise each power-off waits until the machine's whole file system is on its disk.
-  # What that protects from is a crash of this machine, after which nobody asks for this container;
-  # the mark that it leaves to say so is in the way of the next start.
+  # That would protect from a crash of this machine, which ends the container anyway; volatile leaves
+  # a mark, which is in the way of the next start.
   rm -rf "$work"/*/incompat
   layers="lowerdir=$FOLDER/lower,upperdir=$upper,workdir=$work"
   mount -t overlay overlay -o "$layers,volatile" "$FOLDER/tree"
 }
 
-# The kernel detaches a loop device that was told to go as soon as nobody has it open: this script
-# does, for as long as it lives.
+# The kernel detaches a loop device once no process has it open: this script keeps it open while it
+# lives.
 binds=()
 open_disks() {
   local device mode file loop held options

@@ -1,8 +1,8 @@
-"""What runs the machines behind the API: one interface, and the driver that runs none.
+"""Drivers run the machines behind the API: their interface, and the driver that runs none.
 
-The API calls a driver from an operation's own thread, outside the lock; a call returns when the
-thing is done, and the operation is RUNNING meanwhile. Every call may be repeated after the lab
-was killed, so each must accept that its work is done already.
+The API calls a driver from an operation's own thread, outside the lock. A call returns when its
+work is done; the operation is RUNNING meanwhile. A call may be repeated after the lab was killed,
+so each must accept that its work is already done.
 """
 
 from dataclasses import dataclass
@@ -15,13 +15,15 @@ class MachineError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Disk:
-    """A persistent disk: `path` is its resource (`projects/…`), `image` its source or None;
-    `snapshot` is what it is filled from."""
+    """A persistent disk."""
 
     path: str
+    """Its resource: `projects/…/disks/NAME`."""
     size_gb: int
     image: str | None
+    """The resource of the image that it is made of; None for a blank disk."""
     snapshot: str | None = None
+    """The resource of the snapshot that it is filled from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +38,11 @@ class Attachment:
 
 @dataclass(frozen=True, kw_only=True)
 class Nic:
-    """A network interface: its address in the subnet `cidr`, whose gateway is `gateway`."""
+    """A network interface."""
 
     address: str
     cidr: str
+    """The range of its subnet."""
     gateway: str
     mac: str
     external: str | None
@@ -47,13 +50,15 @@ class Nic:
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """An instance as a driver needs it: `path` is its resource, `memory_mb` in MiB."""
+    """An instance as a driver needs it."""
 
     path: str
+    """Its resource: `projects/…/instances/NAME`."""
     id: int
     hostname: str
     vcpus: int
     memory_mb: int
+    """In MiB."""
     disks: tuple[Attachment, ...]
     nics: tuple[Nic, ...]
 
@@ -63,7 +68,7 @@ class Driver(Protocol):
 
     @property
     def description(self) -> str:
-        """What this driver is, in a line, with what is not as on Google's machines."""
+        """One line: what this driver is, and how its machines differ from Google's."""
         ...
 
     def create_disk(self, disk: Disk) -> None:
@@ -79,7 +84,7 @@ class Driver(Protocol):
         ...
 
     def create_snapshot(self, disk: Disk, snapshot: str) -> None:
-        """Keep what is on a disk now as the snapshot of that path; of a disk without an image."""
+        """Copy a disk's content to the snapshot at that path; disks without an image only."""
         ...
 
     def delete_snapshot(self, snapshot: str) -> None:
@@ -166,6 +171,6 @@ class NoMachines:
         return f"{machine.path}: this driver boots nothing, so there is no console\r\n".encode()
 
     def forward(self, machine: Machine, guest_port: int) -> int:
-        """Refuse: there is nobody to talk to."""
+        """Refuse: nothing boots, so nothing listens."""
         message = f"{machine.path}: this driver boots nothing, so port {guest_port} leads nowhere"
         raise MachineError(message)

@@ -29,12 +29,12 @@ _DRIVERS: Final[dict[str, dict[str, str]]] = {
         "bash": "bash",
     },
 }
-# Held by who installs: apt does not wait for its lists where another one reads them.
+# The installing process holds it: apt does not wait for another one that reads its lists.
 _TURN: Final = Path("/run/lab-packages.lock")
 # Seconds that apt waits for dpkg's lock: a new machine upgrades itself.
 _LOCKED_S: Final = 300
 _INSTALL: Final = ("apt-get", "install", "--yes", "--no-install-recommends")
-_PLACES: Final = ("/usr/local/sbin", "/usr/sbin", "/sbin")  # not on everybody's PATH
+_PLACES: Final = ("/usr/local/sbin", "/usr/sbin", "/sbin")  # often not on PATH
 
 # A kernel runs so many deferred works on a processor at a time (WQ_DFL_ACTIVE is 1024), and what
 # frees a seccomp filter is one.
@@ -89,7 +89,7 @@ def ensure_packages(driver: str) -> list[str]:
         raise MachineError(message)
     with _TURN.open("w") as turn:
         fcntl.flock(turn, fcntl.LOCK_EX)
-        # What another process has installed meanwhile is not missing any more.
+        # Another process may have installed them meanwhile.
         missing = missing_packages(driver, root=root)
         if missing:
             _install(driver, missing)

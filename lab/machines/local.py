@@ -1,4 +1,4 @@
-"""What the drivers that run machines here have in common: blank disks, snapshots, consoles."""
+"""The common part of the drivers: blank disks, snapshots, resets, consoles."""
 
 from pathlib import Path
 

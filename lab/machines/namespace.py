@@ -71,7 +71,7 @@ class Namespace:
                 run("ip", "netns", "delete", self.name)
 
     def inside(self, make: Callable[[], Made]) -> Made:
-        """Call `make` in a thread that has entered the namespace: sockets stay where made."""
+        """Call `make` in a thread that has entered the namespace; its sockets stay in there."""
 
         def enter() -> Made:
             try:
@@ -87,7 +87,7 @@ class Namespace:
                 os.close(handle)
             return make()
 
-        # A thread of its own, which ends: nothing else of this process ever runs in there.
+        # A new thread, which ends: no other thread of this process enters the namespace.
         with ThreadPoolExecutor(max_workers=1) as pool:
             return pool.submit(enter).result()
 

@@ -1,4 +1,4 @@
-"""Where a lab's drivers keep what they have, and what of it survives their process.
+"""The files of a lab's drivers. They outlive the process.
 
 Everything is below the lab's state directory:
 
@@ -48,7 +48,7 @@ class Places:
     def __init__(self, state: Path) -> None:
         """Take `state`, a directory that exists or will be made."""
         self.state = state.absolute()
-        # Machines start side by side, and the first of them make what all of them share.
+        # Machines start in parallel, and the first of them make the shared files.
         self._making = threading.Lock()
 
     def machine(self, path: str) -> Path:
@@ -78,8 +78,8 @@ class Places:
     def keep_image(self, image: Image) -> Path:
         """Return the lab's own links to an image.
 
-        Disks lie over the image's file system, so it must not change or go away under them,
-        whatever happens to the cache: a link keeps it, at no cost.
+        Disks are layers over the image's file system, so it must not change or go away with the
+        cache. A link keeps it at no cost.
         """
         with self._making:
             return self._keep_image(image)
@@ -98,7 +98,7 @@ class Places:
                 copy_sparse(source, part / source.name)
         try:
             part.rename(folder)
-        except OSError:  # somebody else was faster
+        except OSError:  # another thread was faster
             shutil.rmtree(part)
         return folder
 
@@ -181,7 +181,7 @@ def copy_raw(source: Path, target: Path) -> None:
 
 
 def credentials(machine: Machine, key: str, *, networks: list[str]) -> dict[str, str]:
-    """Return what a machine is told before anything else: systemd credentials, by name.
+    """Return a machine's systemd credentials, by name.
 
     `networks` are interfaces as the image's `instance-network.service` wants them; `key` is the
     public key that may log in as root.

@@ -1,8 +1,7 @@
-"""Processes: those that outlive the one that started them, known by what stands in their command
-line, and the one way in which any of them is ended.
+"""Processes that outlive the one that started them: found by their command line, ended one way.
 
-Whoever ends a process may find that it is gone already: another told it, or its parent or child
-ended. That is no error anywhere here. What ends a process returns once it is gone.
+A process may be gone already when it is to be ended. That is no error anywhere here. Every
+function that ends a process returns once the process is gone.
 """
 
 import os
@@ -18,8 +17,8 @@ from typing import Any, Final, TypeVar
 
 from lab.machines.driver import MachineError
 
-KILL_SECONDS: Final = 30.0  # a killed process that stays so long hangs in the kernel
-END_SECONDS: Final = 10.0  # what a process gets to end in when it is asked to
+KILL_SECONDS: Final = 30.0  # a killed process that stays longer hangs in the kernel
+END_SECONDS: Final = 10.0  # that a process has to end when asked to
 
 Child = TypeVar("Child", bound="subprocess.Popen[Any]")
 
@@ -27,7 +26,7 @@ Child = TypeVar("Child", bound="subprocess.Popen[Any]")
 def find(pid_file: Path, marker: str) -> int | None:
     """Return the id in `pid_file` if that process runs and has `marker` in its command line.
 
-    The marker (a path that nobody else uses) tells it from a process that got its id later.
+    The marker (a path of this lab) tells it from another process that got its id later.
     """
     try:
         pid = int(pid_file.read_text())
@@ -79,8 +78,8 @@ def tell(pid: int, number: int) -> bool:
 def kill(*pids: int) -> None:
     """End processes without asking them, and wait until all are gone.
 
-    One may end another by its own end. All are looked up before the first is told, so that none
-    gives its id to a stranger meanwhile.
+    The end of one may end another. All are looked up before the first is killed, so that no id
+    belongs to another process by then.
     """
     watched: dict[int, int] = {}
     try:
@@ -145,7 +144,7 @@ def kill_session(leader: int) -> None:
         with suppress(FileNotFoundError, ProcessLookupError, ValueError):
             if (
                 os.getsid(pid := int(folder.name)) == leader
-                # Another user's can be ended by nobody but root.
+                # Only root can end another user's process.
                 and os.geteuid() in (0, folder.stat().st_uid)
             ):
                 members.append(pid)
@@ -160,7 +159,7 @@ def kill_container(launcher: int) -> None:
 
 
 class ProcessWatch:
-    """Calls `ended(name)` when a watched process ends that nobody said would."""
+    """Calls `ended(name)` when a watched process ends unexpectedly."""
 
     def __init__(self, ended: Callable[[str], None]) -> None:
         """Call `ended` from a thread of this watch."""

@@ -1,8 +1,8 @@
 """Machines as QEMU guests: own kernel, own memory; no root and no KVM is needed.
 
-A guest is a process of its own that outlives the lab's: its pid file and monitor are in the
-machine's folder, and whoever comes next finds it there. Cutting its power is ending that process:
-what was in the guest's memory is lost, what it had written is in the host's cache and is not.
+A guest is a process that outlives the lab's. Its pid file and monitor are in the machine's folder,
+where the next lab process finds them. A power cut ends the guest's process: its memory is lost;
+what it had written is in the host's cache and is kept.
 """
 
 import hashlib
@@ -47,10 +47,10 @@ SERVICE_GUEST: Final = "169.254.169.100"
 """A guest's own address on the network that carries metadata, API and forwards."""
 
 STOP_SECONDS: Final = 90.0
-"""What Compute Engine gives a guest to power off before it cuts its power."""
+"""Time that Compute Engine gives a guest to power off before it cuts its power."""
 
 _PRESS_SECONDS: Final = 5.0  # a guest whose init is not up yet does not hear the power button
-_CODE_CACHE_MIB: Final = 256  # of translated code a guest; QEMU's own default is up to 1 GiB
+_CODE_CACHE_MIB: Final = 256  # of translated code per guest; QEMU's own default is up to 1 GiB
 
 _RELAY: Final = Path(__file__).parent / "relay.py"
 
@@ -65,7 +65,7 @@ _KERNEL: Final = (
     " mitigations=off"
     # Calibrated on a busy machine it runs at any speed; the guest's HPET does not.
     " tsc=unstable"
-    # Boot waits for grace periods of RCU dozens of times.
+    # A boot waits dozens of times for grace periods of RCU.
     " rcupdate.rcu_expedited=1"
 )
 
@@ -102,7 +102,7 @@ class Qemu(LocalDriver):
 
     @property
     def description(self) -> str:
-        """What this driver is, and what is not as on Compute Engine."""
+        """What this driver is, and how its machines differ from Google's."""
         how = "emulated (slow)" if self._accelerator.startswith("tcg") else self._accelerator
         return (
             f"QEMU guests, {how}: own kernel and memory; one network for all, firewall rules are"
@@ -250,11 +250,11 @@ class Qemu(LocalDriver):
     def shutdown(self) -> None:
         """End all guests of this lab without asking them; MachineError where one stays.
 
-        By what stands in their command lines: one that has just been started has no pid file yet.
+        They are found by their command lines: a new guest has no pid file yet.
         """
         while guests := processes.having(f"-pidfile\0{self._places.state}/machines/"):
             processes.kill(*guests)
-        # Also those of machines that are forgotten: a relay outlives its guest by a second or two.
+        # Also relays of forgotten machines: a relay outlives its guest by a second or two.
         for relay in processes.having(f"{_RELAY}\0{self._places.state}/"):
             processes.kill(relay)
         self.close()
@@ -347,7 +347,7 @@ class Qemu(LocalDriver):
 
     def _pid(self, path: str) -> int | None:
         folder = self._places.machine(path)
-        # With the slash: another guest, whose name only begins so, may have got the id.
+        # With the slash: another guest whose name begins with this one may have got the id.
         return processes.find(folder / "pid", f"{folder}/")
 
     def _monitor(self, machine: Machine) -> Monitor:
@@ -367,7 +367,7 @@ class Qemu(LocalDriver):
         write_whole(self._places.machine(machine.path) / "endpoint", f"{host} {port}\n")
 
     def _forwards(self, path: str) -> dict[int, int]:
-        """Return the machine's forwards, moved where somebody took a port meanwhile."""
+        """Return the machine's forwards; a port that was taken meanwhile is replaced."""
         kept = self._places.forwards(path)
         forwards = {guest: free_port(port) for guest, port in kept.items()}
         if forwards != kept:

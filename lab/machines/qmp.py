@@ -8,17 +8,17 @@ from typing import Any, Final, Self
 
 from lab.machines.driver import MachineError
 
-_SECONDS: Final = 30.0  # QEMU answers at once, unless the host is out of breath
+_SECONDS: Final = 30.0  # QEMU answers at once, unless the host is overloaded
 
 
 class Monitor:
     """A connection to the monitor of one guest; a context manager."""
 
     def __init__(self, path: Path) -> None:
-        """Connect; OSError where nobody listens."""
+        """Connect; OSError where nothing listens."""
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(_SECONDS)
-        # A socket's path has room for 107 bytes; this one is as long as the state's is.
+        # A socket's path has at most 107 bytes; this one may be longer.
         folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
         try:
             self._socket.connect(f"/proc/self/fd/{folder}/{path.name}")
@@ -55,7 +55,7 @@ class Monitor:
                 raise MachineError(message)
 
     def human(self, line: str) -> str:
-        """Run a command that exists for people only, and return what it prints: nothing if well."""
+        """Run a human monitor command and return what it prints; nothing means success."""
         return str(self.do("human-monitor-command", **{"command-line": line})).strip()
 
     def _next(self) -> dict[str, Any]:

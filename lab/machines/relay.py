@@ -17,7 +17,7 @@ _SILENCE_SECONDS = 2.0
 
 
 def main(endpoint: str) -> int:
-    """Carry until the guest has hung up and the server is silent; 1 if there is no server."""
+    """Relay until the guest has hung up and the server is silent; 1 if there is no server."""
     try:
         host, port = Path(endpoint).read_text().split()
         server = socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS)
@@ -40,7 +40,7 @@ def main(endpoint: str) -> int:
     back = threading.Thread(target=carry, args=(server, guest), daemon=True)
     back.start()
     carry(guest, server)
-    # The guest has said all, or its power is off: a server that is silent may be in a long poll.
+    # The guest is done or off; a silent server may be in a long poll.
     before = -1
     while back.is_alive() and carried != before:
         before = carried

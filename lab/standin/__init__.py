@@ -1,4 +1,4 @@
-"""A stand-in for Pilot's rendezvous, for machines where the real one is not to be had.
+"""A stand-in for Pilot's rendezvous, for machines where the real one is not available.
 
 It speaks the registry's protocol to real daemons, keeps a store like the real one's and shows the
 same numbers. It is no product: it says so in its log, its version, its page and its HTTP headers.

@@ -1,4 +1,4 @@
-"""The beacon's UDP port: it tells a daemon its address, and relays nothing.
+"""The beacon's UDP port: tells a daemon its address, relays nothing.
 
 A daemon with -endpoint, which is how the fleet starts them, needs no answer from here. One without
 asks for its own address (a discover of five bytes) and is told; all else is counted and dropped.

@@ -58,7 +58,7 @@ class DashboardRequest:
     peer: str
 
     def local(self) -> bool:
-        """Does it come from this machine, by no proxy that names another one?"""
+        """Whether the request comes from this machine, and no proxy names another client."""
         return _loopback(self.peer) and _loopback(self.headers.get("x-real-ip", self.peer))
 
 
@@ -71,7 +71,7 @@ class DashboardResponse:
 
 
 class MalformedError(Exception):
-    """No HTTP request that can be answered."""
+    """The bytes are no HTTP request that can be answered."""
 
 
 def _loopback(address: str) -> bool:
@@ -129,7 +129,7 @@ class Dashboard:
                 writer.write(_rendered(response, body=method != "HEAD"))
                 await writer.drain()
         except (OSError, TimeoutError, asyncio.IncompleteReadError):
-            return  # who asked has gone, or never finished asking
+            return  # the client has gone, or never finished its request
         finally:
             writer.close()
 
@@ -185,7 +185,7 @@ class Dashboard:
         )
 
     async def _stats(self, request: DashboardRequest) -> DashboardResponse:
-        """The fields of FACTS, no more; networks only for who has the token, if there is one."""
+        """The fields of FACTS, no more; networks only with the token, if there is one."""
         state = self._registry.state
         active = self._registry.active()
         since = time.time() - self._registry.stale
@@ -327,7 +327,7 @@ class Dashboard:
         )
 
     async def _agents(self, request: DashboardRequest) -> DashboardResponse:
-        """What tests ask and the real one has no page for: who is registered, by whom, how."""
+        """For tests; the real one has no such page: every node, its owner, its requests."""
         if not request.local():
             return _failure(HTTPStatus.FORBIDDEN, "loopback only")
         now = time.time()

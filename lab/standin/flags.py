@@ -55,7 +55,7 @@ class Address:
 
 @dataclass(frozen=True, kw_only=True)
 class RegistryOptions:
-    """What this process was asked to be. `stale_threshold` is in seconds."""
+    """The settings of this process. `stale_threshold` is in seconds."""
 
     registry: Address = Address(host="", port=9000)
     beacon: Address = Address(host="", port=9001)

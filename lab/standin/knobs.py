@@ -1,4 +1,4 @@
-"""What a test can make this registry do wrong, at start and while it runs; the real one cannot."""
+"""Faults that a test can turn on, at start and while it runs. The real registry has none."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ MOST_PADDING: Final = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Knobs:
-    """Settings of the moment.
-
-    `delay`: seconds before a registration is looked at and answered. `refuse`: what becomes of
-    registrations. `new_keys_per_minute`: per source address. `ignore_whitelist`: the whitelist
-    file exempts nobody. `away`: the registry's port is closed and every connection dropped.
-    `padding`: MiB by which the store is larger. `in_place`: it is written over, without a temporary
-    file.
-    """
+    """The present settings."""
 
     delay: float = 0.0
+    """Seconds before a registration is looked at and answered."""
     refuse: str = "no"
+    """What becomes of registrations."""
     new_keys_per_minute: int = NEW_KEYS_A_MINUTE
+    """Per source address."""
     ignore_whitelist: bool = False
+    """The whitelist file exempts no address."""
     away: bool = False
+    """The registry's port is closed and every connection is dropped."""
     padding: int = 0
+    """MiB that are added to the store."""
     in_place: bool = False
+    """The store is written over, without a temporary file."""
 
     def changed(self, wanted: Mapping[str, object]) -> Knobs:
-        """These, with some turned. ValueError names every one that cannot be, and why."""
+        """A copy with some knobs turned. ValueError names every bad value, and why."""
         problems = [
             f"{name}: {problem}"
             for name, value in wanted.items()
@@ -68,7 +68,7 @@ def _problem(name: str, value: object) -> str | None:
 
 
 class OpenRegistrations:
-    """How many registrations wait for their answer, now and at most, in all and by source."""
+    """Registrations that wait for their answer: now and at most, in all and per source."""
 
     def __init__(self) -> None:
         self._open: dict[str, int] = {}

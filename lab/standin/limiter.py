@@ -1,4 +1,4 @@
-"""How many new identities a source address may bring, and who is exempt (FACTS, rendezvous)."""
+"""The limit of new identities per source address, and its exemptions (FACTS, rendezvous)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 NEW_KEYS_A_MINUTE: Final = 10
-# Requests a second in the whole process, on connections older than 5 s (the public source, 2026).
+# Requests per second in the whole process, on connections older than 5 s (the public source, 2026).
 REQUESTS_A_SECOND: Final = 1000
 WINDOW_SECONDS: Final = 60.0
 
@@ -18,7 +18,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 @dataclass(frozen=True)
 class Exemption:
-    """A range whose addresses may bring `rate` new keys a minute each."""
+    """A range whose addresses may bring `rate` new keys per minute each."""
 
     network: Network
     rate: int
@@ -88,7 +88,7 @@ class Limiter:
         self._rates.clear()
 
     def exempt_rate(self, source: str) -> int | None:
-        """New keys a minute of a whitelisted address; None for any other."""
+        """New keys per minute of a whitelisted address; None for any other."""
         try:
             return self._rates[source]
         except KeyError:
@@ -108,7 +108,7 @@ class Limiter:
         return None
 
     def allow(self, source: str, rate: int, *, ignore_whitelist: bool = False) -> bool:
-        """May this address bring one more new key, at `rate` a minute unless it is exempt?"""
+        """Whether this address may bring one more new key: `rate` per minute, unless exempt."""
         exempt = None if ignore_whitelist else self.exempt_rate(source)
         allowed = rate if exempt is None else exempt
         now = self._clock()

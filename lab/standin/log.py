@@ -13,7 +13,7 @@ FORMATS: Final = ("text", "json")
 
 
 class Log:
-    """Writes `level`, a message and fields; what is below the level costs a comparison."""
+    """Writes a level, a message and fields; a line below the level costs one comparison."""
 
     def __init__(self, level: str, style: str, out: TextIO | None = None) -> None:
         self._least = LEVELS[level]

@@ -1,4 +1,4 @@
-"""What the registry answers: every message of FACTS ("Wire"), on a State; no I/O."""
+"""The registry's answers to every message of FACTS ("Wire"), on a State; no I/O."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Registry:
         return self.state.active(self._clock() - self.stale)
 
     def reap(self) -> None:
-        """Take out who has been silent for longer than the threshold."""
+        """Remove nodes that have been silent for longer than the threshold."""
         for node in self.state.reap(self._clock() - self.stale):
             self.dirty = True
             self.events["reaped"] += 1
@@ -218,7 +218,7 @@ class Registry:
         return encoded({"type": "deregister_ok"})
 
     def _poll(self, message: Message, _: str) -> bytes:
-        # Nobody shakes hands through this registry: the inbox is empty for everyone.
+        # There are no handshakes through this registry: every inbox is empty.
         self._authenticate(self._node(message), "poll_handshakes", message)
         return encoded({"type": "poll_handshakes_ok", "requests": [], "responses": []})
 
@@ -240,7 +240,7 @@ class Registry:
     def _beacons(self, _: Message, __: str) -> bytes:
         return encoded({"type": "beacon_list_ok", "beacons": []})
 
-    # -- who says so ------------------------------------------------------------------------
+    # -- signatures ------------------------------------------------------------------------
 
     def _node(self, message: Message) -> Node:
         number = _number(message)
@@ -260,7 +260,7 @@ class Registry:
         _remember(node, kind, proof)
 
     def _proven(self, node: Node | None, kind: str, key: bytes, proof: tuple[str, str]) -> bool:
-        """Is this the key's signature over this text?
+        """Whether this is the key's signature over this text.
 
         Ed25519 is deterministic: a daemon's heartbeats all carry the same signature. The same
         text with the same signature under the same key needs no second verification; anything
@@ -287,7 +287,7 @@ def _text(message: Message, name: str) -> str:
 
 
 def _number(message: Message) -> int:
-    """A node id; 0, which nobody has, for what is none."""
+    """A node id; 0, which no node has, for anything else."""
     value = message.get("node_id")
     if isinstance(value, bool) or not isinstance(value, int | float):
         return 0

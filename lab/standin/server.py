@@ -39,7 +39,7 @@ RESERVED_DESCRIPTORS: Final = 64
 
 
 class CannotStartError(Exception):
-    """A port or a folder is not to be had; the text says which and why."""
+    """A port or a folder cannot be used; the text says which and why."""
 
 
 def raise_descriptor_limit() -> int:
@@ -53,7 +53,7 @@ def raise_descriptor_limit() -> int:
 
 
 class Server:
-    """What runs between the start and a SIGTERM."""
+    """The process between its start and a SIGTERM."""
 
     def __init__(self, options: RegistryOptions, log: Log, *, descriptors: int) -> None:
         self._options = options
@@ -89,7 +89,7 @@ class Server:
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set, then write the store a last time.
 
-        CannotStartError where a port or the store's folder is not to be had.
+        CannotStartError where a port or the store's folder cannot be used.
         """
         options = self._options
         if options.store is not None and not options.store.parent.is_dir():
@@ -125,7 +125,7 @@ class Server:
                 asyncio.create_task(self._every(WHITELIST_SECONDS, self._reread_whitelist)),
                 asyncio.create_task(self._every(SWEEP_SECONDS, self._sweep)),
             ]
-            # What is there now stays: no need to walk it at every collection. Cycles are rare.
+            # The present objects stay, so that collections need not walk them. Cycles are rare.
             gc.collect()
             gc.freeze()
             gc.set_threshold(50_000, 20, 100)
@@ -174,7 +174,7 @@ class Server:
     # -- ports ------------------------------------------------------------------------------
 
     def _listen(self) -> str:
-        """Listen for daemons; on a port of the system's choice, on that one again later."""
+        """Listen for daemons. A port that the system chose is taken again later."""
         wanted = self._options.registry
         port = wanted.port or int(self._ports.get("registry", ":0").rpartition(":")[2])
         listeners: list[socket.socket] = []
@@ -255,7 +255,7 @@ class Server:
         self._watch_whitelist()
 
     def _watch_whitelist(self) -> None:
-        """Take the whitelist in if its file has changed; one that is wrong changes nothing."""
+        """Read the whitelist if its file has changed; a wrong file changes nothing."""
         if self._options.store is None:
             return
         file = self._options.store.with_name("rate-limit-whitelist.json")
@@ -311,7 +311,7 @@ def main(options: RegistryOptions) -> int:
         sys.stdout.write(f"pilot-rendezvous stand-in {VERSION}: {NOTICE}\n")
         return 0
     log = Log(options.log_level, options.log_format)
-    # Whatever the level: who reads this log has to know.
+    # At every log level: the reader of the log must know.
     Log("info", options.log_format).warn(f"this is {NOTICE}", version=VERSION)
     try:
         asyncio.run(_run(options, log))

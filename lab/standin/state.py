@@ -1,4 +1,4 @@
-"""Who is registered, and how that is written down: nodes, keys, ids; no I/O.
+"""The registered nodes, keys and ids, and their snapshot; no I/O.
 
 The snapshot has the field names of the real one's (public source, 2026), of what a fleet uses:
 `version, next_node, next_net, nodes, networks, pub_key_idx, total_requests, start_time, checksum`.
@@ -130,7 +130,7 @@ class State:
         return sum(node.last_seen >= since for node in self.nodes.values())
 
     def reap(self, before: float) -> list[Node]:
-        """Take out, and return, who was last heard of before that time; ids stay theirs."""
+        """Remove and return nodes last heard of before that time; their keys keep the ids."""
         gone = [node for node in self.nodes.values() if node.last_seen < before]
         for node in gone:
             del self.nodes[node.id]

@@ -2,7 +2,7 @@
 
 Thousands of daemons hold four connections each and say little on them. So connections are sockets
 with a callback in the event loop, without asyncio's transports, which cost several times as much
-memory and twice the time a message.
+memory and twice the time per message.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ class Wire:
         connection.socket.close()
 
     def sweep(self) -> None:
-        """Close who has said nothing for five minutes: the other end may be gone without a word."""
+        """Close connections that are silent for five minutes: the client may be gone."""
         old = self.loop.time() - IDLE_SECONDS
         for connection in [one for one in self.connections if one.last < old]:
             self.drop(connection)
@@ -201,7 +201,7 @@ class Wire:
         elif knobs.refuse == "hang":
             pass
         elif knobs.delay:
-            # Looked at when it is answered: who has gone by then is not registered.
+            # Registered when it is answered: a client that has gone by then is not.
             connection.timer = self.loop.call_later(
                 knobs.delay, self._registered_late, connection, message
             )

@@ -19,7 +19,7 @@ def addresses(transaction: Transaction, project: str) -> Iterator[Json]:
 
 
 def internal_users(transaction: Transaction, subnetwork: str) -> dict[str, str]:
-    """Return who uses which address of the subnetwork with that link: address to instance."""
+    """Return the instance that uses each taken address of a subnetwork (a link)."""
     project = links.path_of(subnetwork, Scope(project="")).split("/")[1]
     return {
         nic["networkIP"]: each["selfLink"]
@@ -30,7 +30,7 @@ def internal_users(transaction: Transaction, subnetwork: str) -> dict[str, str]:
 
 
 def external_users(transaction: Transaction) -> dict[str, str]:
-    """Return who uses which external address, in all projects: address to instance."""
+    """Return the instance that uses each external address, in all projects."""
     found = {}
     for collection in transaction.collections(f"{links.STORE}projects/"):
         if collection.endswith("/instances"):
@@ -95,8 +95,8 @@ def internal_address(
 ) -> str:
     """Return a free address of a subnet: the wanted one, or the lowest.
 
-    `spare_reserved` says that a reserved address counts as taken (to reserve it again); an
-    instance may name one that nobody uses. OperationError where it is taken, as Google says it.
+    With `spare_reserved` a reserved address counts as taken, so that it is not reserved twice. An
+    instance may name a reserved address that is not in use. OperationError where it is taken.
     """
     users = internal_users(transaction, subnet["selfLink"])
     held = reserved(transaction, subnet["selfLink"])

@@ -1,11 +1,11 @@
-"""Which addresses are handed out: pure arithmetic."""
+"""Arithmetic of addresses: which ones a subnet hands out."""
 
 import ipaddress
 from collections.abc import Iterator
 from typing import Final
 
 EXTERNAL: Final = ("203.0.113.0/24", "198.51.100.0/24", "192.0.2.0/24")
-"""Ranges that RFC 5737 keeps for documentation: external addresses here reach nobody."""
+"""Ranges that RFC 5737 keeps for documentation: external addresses here lead nowhere."""
 
 
 class NoAddressError(Exception):
@@ -57,7 +57,7 @@ def _externals() -> Iterator[str]:
 
 
 def subnet_problem(cidr: str) -> str | None:
-    """Return what is wrong with a subnet's range, None where nothing is."""
+    """Return what is wrong with a subnet's range, or None."""
     try:
         network = ipaddress.IPv4Network(cidr)
     except ValueError as error:

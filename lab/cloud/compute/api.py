@@ -61,7 +61,7 @@ _PLACES: Final[dict[Level, str]] = {
 }
 _NOWHERE: Final = Scope(project="")
 _WHENEVER: Final = frozenset({"setMetadata", "setLabels", "setTags", "setDeletionProtection"})
-"""Actions on instances that need not wait for a machine to start or stop."""
+"""Actions on instances that are allowed while the machine starts or stops."""
 
 
 class Compute:
@@ -85,7 +85,7 @@ class Compute:
                     tx.put(scope.collection("images"), name, body)
 
     def recover(self) -> None:
-        """Put right what the end of the last process left: undone work, machines that are off."""
+        """Finish what the last process left: run its operations again, mark ended machines."""
         self._operations.resume()
         with self._store.transaction() as tx:
             running = [
@@ -182,7 +182,7 @@ class Compute:
         ]
         actions = {**RECORD_CHANGES, "simulateMaintenanceEvent": maintenance.simulate}
         for action, change in actions.items():
-            # Google's rule: what is called update… is a PATCH, the rest are POSTs.
+            # Google's rule: update… is a PATCH, all others are POSTs.
             method = "PATCH" if action.startswith("update") else "POST"
             handler = partial(self._act, INSTANCES, action, change)
             routes.append(self._route(method, f"{one}/{action}", handler))
@@ -280,7 +280,7 @@ class Compute:
         return self._operations.submit(operation)
 
     def _snapshot(self, request: Request) -> Json:
-        """The older way: a disk's own method; its operation is a zone's."""
+        """Make a snapshot by the disk's own method, which is older. The operation is zonal."""
         scope = scope_of(request, "zones")
         given = {**body_of(request), "sourceDisk": f"{scope.path}/disks/{request.params['name']}"}
         kind, everywhere = _KIND["snapshots"], Scope(project=scope.project)
@@ -303,7 +303,7 @@ class Compute:
 
     def _act(self, kind: Kind, action: str, act: "_Act", request: Request) -> Json:
         scope = scope_of(request, kind.level)
-        # Some actions on instances have their arguments in the query.
+        # Some actions on instances take their arguments from the query.
         given = {**(request.query if kind is INSTANCES else {}), **request.json()}
         shapes.check(given)
         path = f"{scope.path}/{kind.collection}/{request.params['name']}"

@@ -77,7 +77,7 @@ def labels(given: Any, field: str = "resource.labels") -> dict[str, str]:
 
 
 def label_fields(given: Any) -> Json:
-    """Return the fields of a resource that carry its labels: none where it has none."""
+    """Return the fields that carry the labels of a resource; none without labels."""
     kept = labels(given)
     result: Json = {"labelFingerprint": fingerprint(kept)}
     if kept:

@@ -1,4 +1,4 @@
-"""What Compute Engine has without anyone declaring it: zones, machine types, disk types, images."""
+"""What Compute Engine offers: zones, machine types, disk types, images."""
 
 import re
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ DISK_TYPES: Final = ("pd-standard", "pd-balanced", "pd-ssd", "pd-extreme", "hype
 IMAGES: Final = (("debian-cloud", "debian-12-bookworm-v20261110", "debian-12"),)
 """(project, image, family) of the images that are there from the start."""
 
-DEFAULT_DISK_GB: Final = 500  # what Google makes of a disk without size, type and image
+DEFAULT_DISK_GB: Final = 500  # a disk without size, type and image, on Google
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ _SERIES: Final[dict[str, tuple[float, tuple[int, ...]]]] = {
     "h3-standard": (4, (88,)),
     "g2-standard": (4, (4, 8, 12, 16, 24, 32, 48, 96)),
 }
-# GiB of memory a vCPU, and the sizes in vCPUs (Google's machine families resource guide); the
+# GiB of memory per vCPU, and the sizes in vCPUs (Google's machine families resource guide); the
 # few types that leave the rule stand below.
 _SINGLE: Final = (
     MachineType(name="e2-micro", vcpus=2, memory_mb=1024),
@@ -85,7 +85,7 @@ _SINGLE: Final = (
     MachineType(name="z3-highmem-88-standardlssd", vcpus=88, memory_mb=720_896),
 )
 
-# What cannot be migrated has accelerators, no hypervisor, or too much storage of its own.
+# These cannot be migrated: accelerators, no hypervisor, or too much local storage.
 _NOT_MIGRATED: Final = re.compile(
     r"(?:a[2-9]|g[2-9]|ct[0-9]|h4d)[a-z]*-.*|.*-metal|z3-.*-(?:88|176)-highlssd"
     r"|z3-.*-176-standardlssd"
@@ -130,7 +130,7 @@ _SHARED: Final[dict[str, tuple[float, float]]] = {
     "medium": (4, 8),
 }
 _CUSTOM_SHARED = re.compile(r"e2-custom-(micro|small|medium)-(\d{1,7})")
-# Numbers of vCPUs, GiB a vCPU (from, to), GiB in all, GiB of extended memory (0: none).
+# Numbers of vCPUs, GiB per vCPU (from, to), GiB in all, GiB of extended memory (0: none).
 _CUSTOM_SERIES: Final[dict[str, tuple[tuple[int, ...], float, float, int, int]]] = {
     "e2": (tuple(range(2, 33, 2)), 0.5, 8, 128, 0),
     "n1": ((1, *range(2, 97, 2)), 0.9, 6.5, 624, 624),

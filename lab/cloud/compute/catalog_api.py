@@ -1,4 +1,4 @@
-"""Requests for what is there without being declared: zones, regions, machine and disk types."""
+"""Requests for what Compute Engine offers: zones, regions, machine types, disk types."""
 
 import hashlib
 from collections.abc import Callable
@@ -11,11 +11,11 @@ from lab.cloud.links import Scope, link
 from lab.cloud.web import Request
 
 Page = Callable[[Request, list[tuple[str, Json]], str], Json]
-"""Writes a page of a list: the request, the names with their resources, the kind of each."""
+"""Returns a page of a list: takes the request, (name, resource) pairs, and their kind."""
 
 
 def catalog_endpoints(page: Page) -> list[Endpoint]:
-    """Return what is answered here."""
+    """Return the endpoints; `page` writes their lists."""
     zone = "/zones/{place}"
     return [
         ("GET", "/zones", lambda r: page(r, _zones(scope_of(r, "global")), "zone")),
@@ -84,7 +84,7 @@ def _region(scope: Scope) -> Json:
         **_listed(scope, "region", scope.place, f"regions/{scope.place}"),
         "status": "UP",
         "zones": [link(base + letter) for letter in catalog.ZONES[scope.place]],
-        # No quota is enforced: limits that no request reaches, and nothing counted.
+        # No quota is enforced: the limits are too high to reach and the usage is not counted.
         "quotas": [
             {"metric": metric, "limit": 1e6, "usage": 0.0}
             for metric in ("CPUS", "E2_CPUS", "N2_CPUS", "N2D_CPUS", "DISKS_TOTAL_GB", "INSTANCES")

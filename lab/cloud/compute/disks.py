@@ -138,7 +138,7 @@ def resize(body: Json, given: Json) -> None:
 
 
 def disk_users(transaction: Transaction, body: Json) -> list[str]:
-    """Return the links of the lookups.instances that a disk is attached to."""
+    """Return the links of the instances that a disk is attached to."""
     return [
         each["selfLink"]
         for each in lookups.instances(transaction, lookups.project_of(body))

@@ -19,7 +19,7 @@ def find_nic(instance: Json, name: str) -> Json:
 
 
 def stopped(instance: Json, what: str) -> None:
-    """Refuse (400) to change what can only be changed while the machine is off."""
+    """Refuse (400) the change of `what` while the machine is not off."""
     if instance["status"] != instances.TERMINATED:
         path = links.path_of(instance["selfLink"], Scope(project=""))
         why = f"{what} can only be changed while the instance is TERMINATED, not {{}}"
@@ -169,4 +169,4 @@ RECORD_CHANGES: Final[dict[str, Change]] = {
     "attachDisk": attach,
     "detachDisk": detach,
 }
-"""Actions that change the record, by name in the path and type of the operation."""
+"""The actions by name: the last part of the path and the type of the operation."""

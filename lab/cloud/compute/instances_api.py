@@ -1,4 +1,4 @@
-"""Requests that only instances have: insert, start, stop, reset, delete, and what a guest says."""
+"""Requests that only instances have: insert, start, stop, reset, delete, console, attributes."""
 
 from typing import Final
 
@@ -16,7 +16,7 @@ MOST_SERIAL: Final = 1024 * 1024  # bytes of console that Compute Engine keeps
 
 
 class InstancesApi:
-    """Answers what only instances are asked; `driver` has the consoles."""
+    """Answers requests for instances; the consoles are the driver's."""
 
     def __init__(self, store: Store, operations: Operations, driver: Driver) -> None:
         self._store = store
@@ -24,7 +24,7 @@ class InstancesApi:
         self._driver = driver
 
     def endpoints(self) -> list[Endpoint]:
-        """Return what is answered here."""
+        """Return the endpoints."""
         base = "/zones/{place}/instances"
         one = f"{base}/{{name}}"
         return [
@@ -70,7 +70,7 @@ class InstancesApi:
         return {**template["properties"], **given}
 
     def _move(self, request: Request, action: str, before: tuple[str, ...], status: str) -> Json:
-        """Begin a change of an instance's state; nothing is done where it is there already."""
+        """Begin to change an instance's state; does nothing where it has that state."""
         scope = scope_of(request, "zones")
         path = f"{scope.path}/instances/{request.params['name']}"
         with self._store.transaction() as tx:
@@ -169,5 +169,5 @@ def _serial_start(text: str, length: int) -> int:
         raise invalid("start", text, "Must be an integer.") from error
     if start < 0:
         start += length
-    # Only the end of a long console is kept: who asks for more gets it from there.
+    # Only the end of a long console is kept: an earlier start begins there.
     return min(max(start, 0, length - MOST_SERIAL), length)

@@ -23,14 +23,18 @@ def _as_it_is(_: Transaction, body: Json) -> Json:
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """A kind of resource: `changeable` are the fields that PATCH and PUT may change."""
+    """A kind of resource."""
 
     collection: str
+    """Its name in paths, such as `networks`."""
     singular: str
     level: Level
     complete: Complete
+    """Makes the resource of an insert request's body; checks references, states defaults."""
     present: Present = _as_it_is
+    """Adds what is derived from other resources, when the resource is read."""
     changeable: frozenset[str] = frozenset()
+    """The fields that PATCH and PUT may change."""
     labelled: bool = False
 
 
@@ -190,11 +194,11 @@ def _same(held: Any, given: Any) -> bool:
 
 
 REMEMBERED: Final = ("images", "instanceTemplates", "snapshots")
-"""What can be deleted whatever was made of it, and names no user of what it was made of."""
+"""Kinds that can be deleted after something was made of them, and that use nothing themselves."""
 
 
 def user_of(transaction: Transaction, body: Json) -> str | None:
-    """Return the path of a resource that names this one, None where nothing does."""
+    """Return the path of a resource that names this one, or None."""
     project = lookups.project_of(body)
     own = body["selfLink"]
     for collection in transaction.collections(f"{links.STORE}projects/{project}/"):

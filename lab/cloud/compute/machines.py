@@ -66,7 +66,7 @@ def _machine_nic(transaction: Transaction, nic: Json) -> Nic:
 def mac(address: str) -> str:
     """Return the MAC address of an interface: Google's prefix 42:01, then from its address.
 
-    As on Google, the last four bytes are the address itself; two subnetworks may overlap in two
-    networks only, which are two LANs.
+    As on Google, the last four bytes are the address itself. Subnetworks that overlap belong to
+    different networks, which are different LANs.
     """
     return "42:01:" + ":".join(f"{int(part):02x}" for part in address.split("."))

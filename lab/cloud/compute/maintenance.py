@@ -1,8 +1,8 @@
 """Simulated host maintenance: the API begins it, the metadata server tells the guest.
 
-It is a notice with an end, written when it begins: nothing has to run to take it back, and a lab
-that was killed meanwhile takes nothing back too late. The machine itself is left alone: on Google
-it would be moved to another host (or, by its scheduling, stopped) when the notice ends.
+An event is written with its end when it begins, so it ends on time even if the lab is killed.
+The machine itself is left alone. On Google it is moved to another host when the notice ends, or
+stopped, as its scheduling says.
 """
 
 import time

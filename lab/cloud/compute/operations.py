@@ -1,9 +1,8 @@
-"""Operations: what a change answers with, and the threads that do what takes long.
+"""Operations: the answer to every change, and the threads that run their work.
 
-A change is recorded and its operation written in one transaction. Where a driver has to work, a
-thread does that work outside the lock while the operation is RUNNING; what it needs to know it
-finds from the operation's type and target, so an operation that a killed process left behind is
-simply run again at the next start.
+A change and its operation are written in one transaction. A driver's work runs in a thread,
+outside the lock, while the operation is RUNNING. The operation's type and target tell everything
+that the work needs, so an operation that a killed process left is run again at the next start.
 """
 
 import logging
@@ -20,7 +19,7 @@ from lab.machines.driver import MachineError
 
 KEPT: Final = 500  # operations in a scope; Google keeps them for 14 days
 WAIT_SECONDS: Final = 120.0  # the longest that Google's `wait` method blocks
-QUICK_SECONDS: Final = 0.2  # less than anyone notices, more than a driver that does nothing needs
+QUICK_SECONDS: Final = 0.2  # not noticed, and enough for a driver that does nothing
 _WORKERS: Final = 64  # operations at once; each may wait for a machine to boot
 
 LOG = logging.getLogger("lab.cloud.compute.operations")
@@ -96,8 +95,8 @@ class Operations:
     def submit(self, operation: Json) -> Json:
         """Start the work of an operation that is not done; return the operation as it then is.
 
-        What takes no longer than QUICK_SECONDS is answered as DONE: a provider that is told
-        otherwise looks again after ten seconds.
+        Work that ends within QUICK_SECONDS is answered as DONE: a provider looks again after ten
+        seconds otherwise.
         """
         if operation["status"] == "DONE":
             return operation
@@ -110,7 +109,7 @@ class Operations:
         return self.wait(*links.split(path), timeout=QUICK_SECONDS) or operation
 
     def resume(self) -> int:
-        """Run again what a process that died left undone; return how many operations."""
+        """Run the operations again that a dead process left undone; return their number."""
         with self._store.transaction() as transaction:
             left = [
                 operation
@@ -187,7 +186,7 @@ class Operations:
         return current()
 
     def close(self) -> None:
-        """Wait for running work; what has not begun stays PENDING for the next start."""
+        """Wait for running work; work that has not begun stays PENDING for the next start."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 

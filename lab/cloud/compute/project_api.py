@@ -26,7 +26,7 @@ class ProjectApi:
         self._operations = operations
 
     def endpoints(self) -> list[Endpoint]:
-        """Return what is answered here."""
+        """Return the endpoints."""
         return [
             ("GET", "", self._project),
             ("POST", "/setCommonInstanceMetadata", self._set_project_metadata),

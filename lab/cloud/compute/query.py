@@ -1,4 +1,4 @@
-"""What list requests ask for: filters, order, pages.
+"""Filters, order and pages of list requests.
 
 Filters are those of compute's list methods: `name=x`, `labels.a=b`, `status != RUNNING`,
 `name:swarm-*`, `labels.a:*`, comparisons of numbers, AND, OR, NOT, parentheses, and the older
@@ -58,7 +58,7 @@ def _offset(token: str, keys: list[str]) -> int:
         raise invalid("pageToken", token, "Invalid page token.") from error
     if last in keys:
         return keys.index(last) + 1
-    # What the token names was deleted meanwhile: go on where it would stand.
+    # The named resource was deleted meanwhile: go on where it would stand.
     return sum(key <= last for key in keys)
 
 

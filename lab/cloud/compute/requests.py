@@ -1,4 +1,4 @@
-"""What a compute request names: its scope, its body, a resource by name or id."""
+"""Parts of a compute request: its scope, its body, a resource by name or id."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Types of the fields that requests to compute have, so that nothing odd is ever recorded."""
+"""Types of the fields in compute requests: a field of a wrong type is never recorded."""
 
 from typing import Final
 
@@ -85,7 +85,7 @@ def check(body: Json, where: str = "resource") -> None:
             if not isinstance(value, list) or not all(isinstance(each, kind) for each in value):
                 what = "strings" if kind is str else "objects"
                 raise invalid(path, value, f"Must be a list of {what}.")
-        # What people name themselves is none of the API's fields.
+        # Names that users choose are not fields of the API.
         for each in value if isinstance(value, list) else [value]:
             if isinstance(each, dict) and field not in ("labels", "items"):
                 check(each, path)

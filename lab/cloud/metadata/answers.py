@@ -1,15 +1,15 @@
-"""What the metadata server of a VM answers: values, long polls, guest attributes, tokens.
+"""Answers of the metadata server of a VM: values, long polls, guest attributes, tokens.
 
 `lab.cloud.metadata.contents` says what it holds and how that is written. Every answer is computed
 from the state at that moment, so the API tells this module nothing: a long poll looks again after
 each commit, and ends when the ETag of what was asked for has changed.
 
-What Google's guest environment asks for, and finds here (read in its source: Debian's package of
-2021, and a current one): `//?recursive=true&alt=json&wait_for_change=true&timeout_sec=60&
-last_etag=E` (the agent), `instance/attributes` and `project/attributes` with `recursive=true`
-(the script runner), `instance/attributes/created-by`, `project/project-id`, `instance/id`,
-`instance/name`, `instance/zone`; PUT of `instance/guest-attributes/hostkeys/TYPE`. Not here, as on
-a VM without that feature (404): `instance/credentials/…`, `instance/gce-workload-certificates/…`,
+Google's guest environment asks for these (read in its source: Debian's package of 2021, and a
+current one): `//?recursive=true&alt=json&wait_for_change=true&timeout_sec=60&last_etag=E` (the
+agent), `instance/attributes` and `project/attributes` with `recursive=true` (the script runner),
+`instance/attributes/created-by`, `project/project-id`, `instance/id`, `instance/name`,
+`instance/zone`; PUT of `instance/guest-attributes/hostkeys/TYPE`. Answered with 404, as on a VM
+without that feature: `instance/credentials/…`, `instance/gce-workload-certificates/…`,
 `oslogin/users`.
 """
 
@@ -56,7 +56,7 @@ _GUEST_NAME = re.compile(rf"[A-Za-z0-9_.-]{{1,{MOST_GUEST_KEY}}}")
 
 @dataclass(frozen=True, kw_only=True)
 class MetadataAnswer:
-    """What goes back to a guest."""
+    """An answer to a guest."""
 
     status: int = 200
     text: str = ""
@@ -66,12 +66,14 @@ class MetadataAnswer:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What a guest asks: `parts` is the path below ROOT, `directory` whether it ends with `/`."""
+    """A guest's request."""
 
     method: str
     path: str
     parts: tuple[str, ...]
+    """The path below ROOT."""
     directory: bool
+    """Whether the path ends with `/`."""
     query: Mapping[str, str]
     raw_query: str
     host: str
@@ -83,13 +85,13 @@ class Question:
 
     @property
     def timeout(self) -> float | None:
-        """Return `timeout_sec`; None, for ever, where it is missing or no number."""
+        """Return `timeout_sec`; None (wait for ever) where it is missing or not a number."""
         text = self.query.get("timeout_sec", "")
         return float(text) if re.fullmatch(r"\d{1,6}", text) else None
 
 
 class MetadataRefusedError(Exception):
-    """A request that is refused: `status`, and a sentence for who reads the answer."""
+    """A refused request: `status`, and a sentence for the reader of the answer."""
 
     def __init__(self, status: int, why: str) -> None:
         super().__init__(why)
@@ -98,14 +100,14 @@ class MetadataRefusedError(Exception):
 
 
 class GoneError(Exception):
-    """Nobody waits for the answer any more."""
+    """The client has left and does not wait for the answer."""
 
 
 # Facts
 
 
 def gather(transaction: Transaction, path: str) -> tuple[GuestFacts, float] | None:
-    """Return the facts of the instance at `path`, and for how many seconds they surely hold.
+    """Return the facts of the instance at `path`, and the seconds for which they hold.
 
     None where there is no such instance.
     """
@@ -164,7 +166,7 @@ class Metadata:
         *,
         gone: Callable[[], bool] = lambda: False,
     ) -> MetadataAnswer:
-        """Answer a request of the instance at `path` (None: of nobody that is known).
+        """Answer a request of the instance at `path`; None for an unknown guest.
 
         `headers` has lower-case names. `gone` tells whether the client left, which ends a long
         poll with GoneError.
@@ -208,7 +210,7 @@ class Metadata:
         with self._store.transaction() as transaction:
             found = gather(transaction, path)
         if found is None:
-            # Not 404: that says that a key is absent, and a guest would believe it.
+            # Not 404: a guest would believe that the key is absent.
             raise MetadataRefusedError(503, f"{path} is not there (any more)")
         return found
 
@@ -219,7 +221,7 @@ class Metadata:
         waiting, last = question.is_set("wait_for_change"), question.query.get("last_etag")
         deadline = None if question.timeout is None else time.monotonic() + question.timeout
         while True:
-            # Before the state is read: a commit after that ends the wait below at once.
+            # Taken before the state is read: a commit in between ends the wait below at once.
             generation = self._store.generation
             facts, holds = self._look(path)
             node = contents.find(contents.tree(facts), question.parts)
@@ -305,7 +307,7 @@ class Metadata:
             token, ends = self._tokens.get(key, ("", 0.0))
             if ends - now < TOKEN_RENEWED_SECONDS:
                 if len(self._tokens) >= _MOST_TOKENS:
-                    self._tokens.clear()  # a guest chooses its scopes: what it asks is not kept
+                    self._tokens.clear()  # guests choose the scopes, so their number has no limit
                 token, ends = f"lab.{secrets.token_urlsafe(96)}", now + TOKEN_SECONDS
                 self._tokens[key] = token, ends
         value = {"access_token": token, "expires_in": int(ends - now), "token_type": "Bearer"}
@@ -317,7 +319,7 @@ class Metadata:
     def _identity(self, facts: GuestFacts, account: Json, audience: str, full: bool) -> str:
         """Return an identity token with Google's claims.
 
-        It is signed with a key of this process (HS256), so nobody mistakes it for Google's.
+        It is signed with a key of this process (HS256), so it cannot pass for one of Google's.
         """
         now = int(time.time())
         subject = str(int.from_bytes(account["email"].encode()[:8], "big"))
@@ -372,7 +374,7 @@ def _question(method: str, target: str, headers: Mapping[str, str], body: bytes)
 def _check_headers(question: Question, headers: Mapping[str, str]) -> None:
     if "x-forwarded-for" in headers:
         raise MetadataRefusedError(403, "Requests with an X-Forwarded-For header are refused.")
-    # The root answers anyone: libraries find out by it whether they are on Compute Engine.
+    # The root needs no header: libraries detect Compute Engine by it.
     if question.path != "/" and headers.get("metadata-flavor") != "Google":
         raise MetadataRefusedError(403, "Missing Metadata-Flavor:Google header.")
 

@@ -1,9 +1,9 @@
-"""What the metadata server of a VM holds, and how it is written: pure.
+"""The contents of a VM's metadata server, and how they are written; no I/O.
 
 Names, values and shapes follow Google's documentation of the predefined metadata keys, its own
 emulator of the server (2016: which directories are numbered, what answers JSON unasked, what the
-ETag covers) and answers that were published since. Where Google says nothing, the docstring here
-says what was decided.
+ETag covers) and answers that were published since. Where Google says nothing, the docstrings here
+state the decision.
 """
 
 import hashlib
@@ -30,14 +30,13 @@ _DISK_TYPES: Final = {"pd-balanced": "PERSISTENT-BALANCED", "pd-ssd": "PERSISTEN
 
 @dataclass(frozen=True)
 class Directory:
-    """Named children. `free`: the names are the user's, and JSON does not camel-case them.
-
-    `apart`: its content is seen by asking for it or below it, not in what contains it.
-    """
+    """Named children."""
 
     children: Mapping[str, "Node"] = field(default_factory=dict)
     free: bool = False
+    """The names are the user's: JSON does not camel-case them."""
     apart: bool = False
+    """The content is answered for this path and below it only, not for a directory above."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +48,16 @@ class Numbered:
 
 @dataclass(frozen=True)
 class Words:
-    """A list that is one value: lines in text, a list in JSON; `json`: JSON unless asked not to."""
+    """A list that is one value: lines in text, a list in JSON."""
 
     items: Sequence[str] = ()
     json: bool = False
+    """JSON where the request does not say which."""
 
 
 @dataclass(frozen=True)
 class Made:
-    """A value that is made when it is asked for: listed, never part of a recursive answer."""
+    """A value that is made on request: listed, never part of a recursive answer."""
 
 
 Leaf = str | int | Words | Made
@@ -66,7 +66,7 @@ Node = Directory | Numbered | Leaf
 
 @dataclass(frozen=True, kw_only=True)
 class GuestFacts:
-    """All that decides what a VM's metadata server answers; equal facts give equal answers."""
+    """Everything that a VM's metadata server answers from; equal facts give equal answers."""
 
     instance: Json
     machine: Machine
@@ -100,13 +100,13 @@ class GuestFacts:
 
         Google documents that a zone's VMs inherit the project-wide value of a key again once its
         zonal entry is removed (`gcloud compute project-zonal-metadata remove`): the zonal one
-        hides it, in the same directory. Instance metadata is a directory of its own, and which of
-        the two counts is up to who reads: the guest environment lets the instance win.
+        hides it, in the same directory. Instance metadata is a directory of its own. The reader
+        chooses between the two: the guest environment prefers the instance's.
         """
         return {**self.project, **self.zonal}
 
     def guest_attributes_enabled(self) -> bool:
-        """Tell whether `enable-guest-attributes` is true: the instance's word, else the common."""
+        """Tell whether `enable-guest-attributes` is true: the instance's, or the project's."""
         key = "enable-guest-attributes"
         return self.own.get(key, self.common.get(key, "")).strip().lower() in _TRUE
 
@@ -184,7 +184,7 @@ def _instance(facts: GuestFacts) -> Directory:
             ),
             "service-accounts": _accounts(facts),
             "tags": Words(instance["tags"].get("items", []), json=True),
-            # Changes when a VM was moved to another host, which never happens here.
+            # Changes when a VM moves to another host, which never happens here.
             "virtual-clock": Directory({"drift-token": "0"}),
             "zone": f"{project}/zones/{links.last(instance['zone'])}",
         }
@@ -204,7 +204,7 @@ def _guest(given: Mapping[str, str]) -> Directory:
     for name in sorted(given):
         namespace, _, key = name.partition("/")
         namespaces.setdefault(namespace, {})[key] = given[name]
-    # Apart: else every status that a VM publishes would end the long polls of its own agents.
+    # Apart, because a status that a VM publishes must not end the long polls of its own agents.
     # Google's published recursive answers show {} as well.
     return Directory(
         {name: Directory(keys, free=True) for name, keys in namespaces.items()},
@@ -270,7 +270,7 @@ def _accounts(facts: GuestFacts) -> Directory:
 
 
 def find(node: Node, parts: Sequence[str]) -> Node | None:
-    """Return what is at a path below `node`, None where there is nothing."""
+    """Return what is at a path below `node`, or None."""
     found: Node | None = node
     for part in parts:
         if isinstance(found, Directory):
@@ -307,7 +307,7 @@ def write(node: Node, *, recursive: bool, as_json: bool) -> str:
 def etag(node: Node, recursive: bool) -> str:
     """Return the ETag of an answer: 16 hex digits of what is written where `alt` is not given.
 
-    So `alt` does not change it, and what is not part of the answer does not either.
+    So neither `alt` nor anything outside the answer changes it.
     """
     text = write(node, recursive=recursive, as_json=json_by_default(node, recursive))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

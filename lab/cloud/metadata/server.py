@@ -1,4 +1,4 @@
-"""Where the metadata servers of VMs listen: sockets, connections, and being out of reach.
+"""The sockets of VMs' metadata servers: listening, connections, being out of reach.
 
 `lab.cloud.metadata.answers` says what they answer.
 """
@@ -32,7 +32,7 @@ _IDLE_SECONDS: Final = 120.0  # a connection that says nothing for so long is cl
 
 
 class HasStore(Protocol):
-    """What of a lab is needed here: its state."""
+    """The part of a lab that is needed here: its state."""
 
     @property
     def store(self) -> Store:
@@ -41,7 +41,7 @@ class HasStore(Protocol):
 
 
 Instance = str | Callable[[str], str | None]
-"""Whose server it is: an instance's path, or a function from the peer's address to one."""
+"""The instance that is served: its path, or a function from a peer's address to it."""
 
 
 class _MetadataServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
@@ -99,7 +99,7 @@ class _MetadataHandler(BaseHTTPRequestHandler):
     server: _MetadataServer
 
     def version_string(self) -> str:
-        # Guests' software recognises Google's server by this name.
+        # Guests recognise Google's server by this name.
         return "Metadata Server for VM"
 
     def _handle(self) -> None:
@@ -149,7 +149,7 @@ class _MetadataHandler(BaseHTTPRequestHandler):
         return data
 
     def _gone(self) -> bool:
-        # Asked first: on a socket with a time-out, recv waits that long whatever its flags say.
+        # poll first: on a socket with a time-out, recv waits that long whatever its flags say.
         poller = select.poll()
         poller.register(self.connection, select.POLLIN)
         try:
@@ -182,8 +182,8 @@ class MetadataServing:
     def __init__(self, store: Store, instance: Instance, listener: socket.socket) -> None:
         self._store = store
         self._listener = listener
-        # Before the first connection: they inherit it, and their remains would keep the port from
-        # `back` for a minute.
+        # Connections inherit it. Without it, closed ones would block the port for `back` for a
+        # minute.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._server = _MetadataServer(Metadata(store), instance, listener)
         self._thread: threading.Thread | None = None
@@ -198,10 +198,10 @@ class MetadataServing:
         return f"http://{self.address[0]}:{self.address[1]}"
 
     def away(self, *, unavailable: bool = False) -> None:
-        """Be out of reach until `back`: connections are refused, open ones and long polls cut.
+        """Be out of reach until `back`: refuse connections, cut open ones and long polls.
 
-        `unavailable`: connections are taken, and everything is answered with 503, as Google's
-        server does for moments of a host's maintenance.
+        With `unavailable`, take connections and answer every request with 503, as Google's server
+        does for moments during a host's maintenance.
         """
         with self._lock:
             self._server.unavailable = unavailable
@@ -210,7 +210,7 @@ class MetadataServing:
             self._cut()
 
     def back(self) -> None:
-        """Be there again, at the same address; nothing where it is closed."""
+        """Be there again, at the same address; does nothing once closed."""
         with self._lock:
             self._server.unavailable = False
             if self._thread is None and self._listener.fileno() >= 0:
@@ -246,8 +246,8 @@ class MetadataServing:
             self._server.shutdown()
             self._thread.join()
             self._thread = None
-            # On Linux this makes a listening socket refuse connections and keeps its port: a
-            # socket of another network namespace could not be made anew from here.
+            # On Linux a listening socket then refuses connections and keeps its port. This process
+            # could not make another socket in another network namespace.
             with suppress(OSError):
                 self._listener.shutdown(socket.SHUT_RDWR)
 
@@ -263,20 +263,20 @@ def serve_metadata(
 ) -> MetadataServing:
     """Serve a VM's metadata until the result is closed.
 
-    `listen` is an address to bind (port 0 takes a free one), or a bound TCP socket, of whatever
-    network namespace, which is taken over and closed in the end. `instance` is the VM's path
-    (`projects/P/zones/Z/instances/I`), or tells it from the peer's address; a peer that it does
-    not know gets 404. OSError where the address cannot be bound.
+    `listen` is an address to bind (port 0 takes a free one), or a bound TCP socket of any network
+    namespace, which is closed at the end. `instance` is the VM's path
+    (`projects/P/zones/Z/instances/I`), or returns it for a peer's address; an unknown peer gets
+    404. OSError where the address cannot be bound.
     """
     listener = listen if isinstance(listen, socket.socket) else _bound(listen)
     return MetadataServing(lab.store, instance, listener)
 
 
 class MetadataServers:
-    """A metadata server on the loopback interface for each VM, made when it is first asked for.
+    """A metadata server per VM, on the loopback interface, made at its first use.
 
-    A lab needs its driver, the driver the servers' addresses, and the servers the lab's state. So
-    this is made first, `endpoint` is given to the driver, and `attach` called with the lab: until
+    A lab needs its driver, the driver needs the servers' addresses, and the servers need the lab's
+    state. So make this first, give `endpoint` to the driver, and call `attach` with the lab. Until
     then the addresses are taken and refuse connections, as while a server is away.
     """
 
@@ -287,7 +287,7 @@ class MetadataServers:
         self._lock = threading.Lock()
 
     def attach(self, lab: HasStore) -> None:
-        """Serve what was asked for and will be, from the state of `lab`."""
+        """Serve all VMs, now and later, from the state of `lab`."""
         with self._lock:
             self._lab = lab
             for path, listener in self._waiting.items():
@@ -310,7 +310,7 @@ class MetadataServers:
             return str(host), int(port)
 
     def of(self, path: str) -> MetadataServing:
-        """Return the server of the instance at `path`; KeyError where none was asked for."""
+        """Return the server of the instance at `path`; KeyError where there is none yet."""
         with self._lock:
             return self._serving[path]
 
@@ -329,7 +329,7 @@ def _bound(address: tuple[str, int]) -> socket.socket:
     with socket.socket() as first:
         first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         first.bind(address)
-        # Bound a second time by its number: only such a port outlasts that nobody listens on it.
+        # Bound again by number: only then does the port stay ours while nothing listens on it.
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -154,7 +154,7 @@ class Buckets:
     def _list_caches(self, request: Request) -> Json:
         with self._store.transaction() as tx:
             self.find(tx, request.params["bucket"])
-        # None can be made here.
+        # Caches cannot be made here.
         return {"kind": "storage#anywhereCaches"}
 
 
@@ -205,7 +205,7 @@ def _completed_bucket(body: Json) -> Json:
     access.setdefault("publicAccessPrevention", "inherited")
     result["iamConfiguration"] = access
     result.setdefault("storageClass", "STANDARD")
-    # What is empty is not shown.
+    # Empty fields are not shown.
     if not (result.get("lifecycle") or {}).get("rule"):
         result.pop("lifecycle", None)
     for key in ("labels", "cors"):

@@ -33,7 +33,7 @@ def check_object(shown: Json | None, query: Mapping[str, str]) -> None:
 
 
 def unchanged_answer(shown: Json, request: Request) -> Response | None:
-    """Return the 304 for a reader who has this generation; raise 412 where one is demanded."""
+    """Return the 304 for a reader that has this generation; raise 412 where a condition fails."""
     wanted = request.query.get("ifGenerationMatch")
     match = request.header("if-match").strip('"')
     if wanted not in (None, shown["generation"]) or match not in ("", "*", shown["etag"]):
@@ -49,10 +49,10 @@ def unchanged_answer(shown: Json, request: Request) -> Response | None:
 
 
 def byte_range(text: str, size: int) -> tuple[int, int, bool]:
-    """Return start, length and whether it is a part, of a Range header; 416 out of range."""
+    """Return start, length and whether it is a part, from a Range header; 416 out of range."""
     match = _RANGE.fullmatch(text)
     if not match or match.groups() == ("", ""):
-        return 0, size, False  # what is no range of bytes is ignored (RFC 9110)
+        return 0, size, False  # anything else is ignored (RFC 9110)
     first, final = match.groups()
     if first == "":
         start, end = max(0, size - int(final)), size - 1

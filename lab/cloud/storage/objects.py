@@ -51,7 +51,7 @@ class Objects:
         return [Route(method=m, template=t, handler=h) for m, t, h in table]
 
     def recover(self) -> None:
-        """Delete bytes that no object names: left by a process that died during an upload."""
+        """Delete bytes that no object names: a process died during an upload."""
         with self._store.transaction() as tx:
             held = {
                 each["blob"]
@@ -100,7 +100,7 @@ class Objects:
             unchanged = unchanged_answer(held["shown"], request)
             if unchanged is not None:
                 return unchanged
-            # Opened under the lock: whoever deletes the object now no longer disturbs this.
+            # Opened under the lock: a later deletion of the object does not disturb this.
             file = self._blobs.path(held["blob"]).open("rb")
         size = int(held["shown"]["size"])
         try:
@@ -326,7 +326,7 @@ def _chosen(names: list[str], query: Mapping[str, str]) -> tuple[set[str], list[
 
 
 def _page(query: Mapping[str, str]) -> tuple[int, int]:
-    """Return how many objects a page holds and at which it starts; 400 where that is unreadable."""
+    """Return the size of a page and its first index; 400 where they cannot be read."""
     try:
         most = int(query.get("maxResults") or _MOST_OBJECTS)
         start = int(base64.b64decode(query.get("pageToken", ""), b"-_", validate=True) or 0)

@@ -1,4 +1,4 @@
-"""What records of buckets and of objects have in common: time, ETag, merge patch."""
+"""Time, ETag and merge patch, for records of buckets and of objects."""
 
 import base64
 import hashlib

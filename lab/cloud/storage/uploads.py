@@ -114,7 +114,7 @@ def _multipart(request: Request) -> tuple[Json, bytes, str]:
         raise invalid("Content-Type", request.header("content-type"), "No boundary in it.")
     mark = b"--" + match[1].encode()
     body = request.body
-    # The marks are found from both ends: what is between may be anything.
+    # Search from both ends: the bytes in between may contain the mark.
     first = body.find(mark)
     second = body.find(b"\r\n" + mark, first + len(mark))
     final = body.rfind(b"\r\n" + mark + b"--")
@@ -134,7 +134,7 @@ def _multipart(request: Request) -> tuple[Json, bytes, str]:
 
 
 def _part(data: bytes) -> tuple[str, bytes]:
-    # A part starts right after its boundary's line end; without headers it is empty lines.
+    # A part without headers begins with empty lines.
     head, _, body = data.partition(b"\r\n\r\n")
     match = re.search(rb"(?im)^content-type:\s*(.*?)\s*$", head)
     return (match[1].decode("latin-1") if match else ""), body

@@ -14,7 +14,7 @@ LINK = "https://www.googleapis.com"
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What came back: `json` is None where the body is none."""
+    """An answer: `json` is None where the body is no JSON."""
 
     status: int
     headers: dict[str, str]

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from lab.machines.driver import Disk, Machine, MachineError, NoMachines
 
 PATIENCE = 120.0
-"""Seconds after which a test that waits for something is broken."""
+"""Seconds after which a test that waits has failed."""
 
 
 @dataclass
 class Recorder(NoMachines):
-    """Records what it is asked; fails the calls named in `failing`; knows who runs."""
+    """Records its calls and their machines; fails the calls named in `failing`."""
 
     calls: list[str] = field(default_factory=list)
     machines: dict[str, Machine] = field(default_factory=dict)

@@ -12,7 +12,7 @@ from lab.cloud.compute import lookups
 from lab.cloud.store import Store
 from tests.lab.cloud.client import COMPUTE, ZONE, Answer, Client
 
-PATIENCE = 30.0  # seconds after which what a test waits for is broken
+PATIENCE = 30.0  # seconds after which a test that waits has failed
 ROOT = "/computeMetadata/v1/"
 PATH = "projects/p1/zones/us-central1-a/instances/vm"
 ACCOUNT = "fleet@p1.iam.gserviceaccount.com"
@@ -21,7 +21,7 @@ WAIT = "wait_for_change=true&timeout_sec=600"
 
 
 class Guest:
-    """What a VM sends to its metadata server, on one connection."""
+    """A VM's requests to its metadata server, on one connection."""
 
     def __init__(self, address: tuple[str, int]) -> None:
         self.connection = HTTPConnection(*address, timeout=PATIENCE)
@@ -52,7 +52,7 @@ class Guest:
 
 
 def publish(store: Store, path: str, name: str, value: str) -> None:
-    """Record what the guest at `path` says of itself, without a metadata server."""
+    """Write a guest attribute of the instance at `path`, without a metadata server."""
     with store.transaction() as tx:
         lookups.find(tx, path)
         tx.put(f"guest/{path}", name, {"value": value})

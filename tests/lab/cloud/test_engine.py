@@ -66,7 +66,7 @@ def stack(tmp_path: Path, serving: Serving, pulumi_env: dict[str, str]) -> Stack
 
 
 def everything(serving: Serving) -> dict[str, list[str]]:
-    """Return what the lab holds that somebody declared."""
+    """Return the resources in the lab that a program declared."""
     with serving.lab.store.transaction() as tx:
         found = {
             each: list(tx.documents(each))
@@ -114,7 +114,7 @@ def test_one_of_each_resource_through_its_life(
     assert stack.steps("up") == {}
     assert stack.steps("refresh") == {}
 
-    # What somebody else changed is seen by a refresh and put back by the next up.
+    # A refresh sees another client's change, and the next up reverts it.
     labels = {"labels": {"team": "stranger"}, "labelFingerprint": after["labelFingerprint"]}
     client.do("POST", f"{ZONE}/instances/vm/setLabels", labels)
     assert stack.steps("refresh") == {"update": 1}

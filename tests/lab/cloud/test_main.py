@@ -34,7 +34,7 @@ def lab(*words: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-def test_the_status_names_the_state_by_which_a_lab_is_told_from_another(tmp_path: Path) -> None:
+def test_the_status_names_the_state_directory(tmp_path: Path) -> None:
     with serve(tmp_path / "state") as serving:
         assert Client(serving.url).get("/lab/status")["state"] == str(tmp_path / "state")
 
@@ -51,7 +51,7 @@ def test_another_driver_does_not_take_over_machines(tmp_path: Path) -> None:
     assert (tmp_path / "driver").read_text() == "container\n"
 
 
-def test_what_a_driver_without_machines_has_left_is_its_own_to_remove(
+def test_choosing_another_driver_removes_what_the_last_one_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended: list[str | None] = []
@@ -66,7 +66,7 @@ def test_what_a_driver_without_machines_has_left_is_its_own_to_remove(
     assert command._driver(tmp_path) == "qemu"
 
 
-def test_who_finds_a_lab_served_does_not_change_its_driver(tmp_path: Path) -> None:
+def test_a_second_serve_does_not_change_the_driver_of_a_lab(tmp_path: Path) -> None:
     with process(tmp_path) as (running, _):
         refused = lab("serve", "--driver", "qemu", "--state", str(tmp_path))
         assert f"is in use by process {running.pid}" in refused.stderr
@@ -84,7 +84,7 @@ def test_down_ends_the_process_and_leaves_nothing(tmp_path: Path) -> None:
     assert lab("down", "--state", str(state)).returncode == 0
 
 
-def test_down_ends_no_stranger_that_has_got_the_id(tmp_path: Path) -> None:
+def test_down_ends_no_other_process_with_the_same_id(tmp_path: Path) -> None:
     with serve(tmp_path):
         pass
     program = "import sys; print(flush=True); sys.stdin.read()"

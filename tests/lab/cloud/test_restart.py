@@ -1,4 +1,4 @@
-"""What survives the end of the process, however it comes."""
+"""State that survives the end of the process, in whatever way it ends."""
 
 import json
 import select

@@ -47,7 +47,7 @@ def test_bad_secrets_are_refused(client: Client) -> None:
         assert answer.status == 400
 
 
-def test_secrets_are_for_who_has_a_token(client: Client) -> None:
+def test_secrets_need_a_token(client: Client) -> None:
     stranger = Client(client.url, token=None)
     answer = stranger.call("GET", f"{SECRETS}/s/versions/1:access")
     assert (answer.status, answer.json["error"]["status"]) == (401, "UNAUTHENTICATED")

@@ -8,7 +8,7 @@ import pytest
 from lab.cloud.store import Store, StoreError, fingerprint
 
 
-def test_what_is_committed_is_there_after_a_restart(tmp_path: Path) -> None:
+def test_commits_survive_a_restart(tmp_path: Path) -> None:
     store = Store(tmp_path)
     with store.transaction() as tx:
         tx.put("a/b", "one", {"x": 1})

@@ -17,7 +17,7 @@ Served = Callable[..., AbstractContextManager[Client]]
 
 @pytest.fixture
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The state of a lab that is not served: nobody listens at its API."""
+    """The state of a lab that is not served: nothing listens at its API."""
     folder = tmp_path / ".lab"
     folder.mkdir()
     monkeypatch.setattr(checkout, "STATE", folder)

@@ -24,7 +24,7 @@ def test_a_state_behind_a_link_is_this_checkouts(
         assert cloud.lab_status() is not None
 
 
-def test_what_is_left_of_no_machines_stops_nobody(state: Path) -> None:
+def test_a_state_without_machines_takes_any_driver(state: Path) -> None:
     cloud.refuse_another("qemu")
     (state / "driver").write_text("container\n")
     cloud.refuse_another("qemu")

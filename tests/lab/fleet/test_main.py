@@ -59,9 +59,7 @@ def test_a_lab_is_not_removed_from_under_a_make_lab_that_is_at_work(
     assert (state / "demo.lock").exists()
 
 
-def test_what_is_quickly_found_missing_comes_before_what_takes_minutes(
-    state: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_quick_checks_come_before_slow_builds(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
 
     def run(command: list[str], **_: object) -> None:

@@ -115,7 +115,7 @@ def harness(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Harness]
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("harness", ["tidy", "careless"], indirect=True)
-def test_what_is_interrupted_ends_by_itself_and_with_its_plugins(
+def test_an_interrupted_command_ends_by_itself_and_with_its_plugins(
     harness: Harness, number: signal.Signals
 ) -> None:
     harness.process.send_signal(number)
@@ -130,7 +130,7 @@ def test_what_is_interrupted_ends_by_itself_and_with_its_plugins(
 
 
 @pytest.mark.parametrize("harness", ["stubborn"], indirect=True)
-def test_a_second_time_cuts_it_off(harness: Harness) -> None:
+def test_a_second_interrupt_cuts_it_off(harness: Harness) -> None:
     harness.process.send_signal(signal.SIGINT)
     harness.until("asked")
     harness.until("Ctrl-C again cuts it off")
@@ -140,7 +140,7 @@ def test_a_second_time_cuts_it_off(harness: Harness) -> None:
 
 
 @pytest.mark.parametrize("harness", ["tidy"], indirect=True)
-def test_who_is_killed_leaves_the_lock_to_what_runs_on(harness: Harness) -> None:
+def test_after_a_kill_the_lock_stays_with_the_command_that_runs_on(harness: Harness) -> None:
     harness.process.kill()
     harness.process.wait(PATIENCE)
     with harness.lock.open("a+") as lock:
@@ -166,7 +166,7 @@ def test_plugins_that_outlive_a_pulumi_that_was_killed_too_are_ended(harness: Ha
 
 
 @pytest.mark.parametrize("harness", ["stubborn"], indirect=True)
-def test_a_pulumi_that_outlives_its_make_lab_is_cut_off_by_who_asks_for_that(
+def test_a_pulumi_that_outlives_its_make_lab_is_cut_off_on_request(
     harness: Harness,
 ) -> None:
     with harness.lock.open("a+") as lock:

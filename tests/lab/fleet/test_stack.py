@@ -40,7 +40,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return commands_run
 
 
-def test_what_was_half_made_is_taken_away_and_forgotten(
+def test_a_half_made_resource_is_deleted_and_forgotten(
     served: Client, state: Path, tmp_path: Path, ran: list[list[str]]
 ) -> None:
     write_pending(
@@ -61,7 +61,7 @@ def test_what_was_half_made_is_taken_away_and_forgotten(
     assert "--clear-pending-creates" in ran[0]
 
 
-def test_what_is_still_being_made_is_awaited_before_it_is_taken_away(
+def test_a_resource_in_creation_is_awaited_before_it_is_deleted(
     serving: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     driver = Gated()
@@ -116,7 +116,7 @@ def test_an_up_that_fails_says_what_ends_a_conflict(
         stack.carry_out(lock)
 
 
-def test_a_state_that_is_none_is_a_sentence(state: Path) -> None:
+def test_a_path_that_is_no_state_is_told_in_a_sentence(state: Path) -> None:
     write_pending(state)
     file = next((state / "pulumi").rglob("lab.json"))
     file.write_text("{")

@@ -1,4 +1,4 @@
-"""What drivers do with disks, without anything that boots."""
+"""Disks of the drivers, without a machine that boots."""
 
 from dataclasses import replace
 from pathlib import Path

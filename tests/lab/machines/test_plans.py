@@ -1,4 +1,4 @@
-"""What drivers and image decide before they do anything: no machine is started here."""
+"""Decisions of the drivers and the image: no machine is started here."""
 
 import json
 import os
@@ -312,7 +312,7 @@ def _without_its_data(state: Path, vm: Machine) -> Machine:
         ),
     ],
 )
-def test_what_cannot_boot_is_refused(
+def test_machines_that_cannot_boot_are_refused(
     qemu: Qemu,
     tmp_path: Path,
     break_it: Callable[[Path, Machine], Machine],
@@ -553,7 +553,7 @@ rmdir "$HERE/locked"
 """
 
 
-def test_packages_are_installed_by_one_at_a_time(
+def test_packages_are_installed_by_one_process_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(host, "_PLACES", ())

@@ -37,7 +37,7 @@ def deaf() -> subprocess.Popen[bytes]:
     return child
 
 
-def test_what_is_gone_already_hides_no_other() -> None:
+def test_a_process_that_is_gone_already_hides_no_other() -> None:
     with processes.ending(sleeping()) as child:
         processes.kill(gone(), child.pid, gone())
         assert child.wait(0) == -signal.SIGKILL
@@ -47,7 +47,9 @@ def test_what_is_gone_already_hides_no_other() -> None:
     processes.kill_container(gone())
 
 
-def test_one_that_goes_between_the_look_and_the_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_ends_between_the_look_and_the_signal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """As systemd-nspawn goes with the container's first process."""
     first, second = sleeping(), sleeping()
     tell = signal.pidfd_send_signal
@@ -64,7 +66,7 @@ def test_one_that_goes_between_the_look_and_the_signal(monkeypatch: pytest.Monke
         assert first.wait(0) == -signal.SIGKILL
 
 
-def test_who_does_not_hear_is_killed() -> None:
+def test_a_process_that_ignores_the_request_to_end_is_killed() -> None:
     with processes.ending(deaf()) as child:
         processes.stop(child.pid, 0.1)
         assert child.wait(0) == -signal.SIGKILL
@@ -110,7 +112,7 @@ ALLOWED = {"lab/machines/processes.py"}
 HARMLESS = re.compile(r"os\.kill\(os\.getpid\(\)|os\.kill\(\w+, 0\)")
 
 
-def test_nothing_else_ends_a_process_by_its_id() -> None:
+def test_processes_are_ended_in_one_module_only() -> None:
     found = [
         f"{file.relative_to(ROOT)}: {line.strip()}"
         for room in ("lab", "ops", "tests", "tools")

@@ -82,7 +82,7 @@ def test_it_imports_the_standard_library_only() -> None:
 
 
 @pytest.mark.parametrize("arguments", [[], ["-x"], ["a", "b"]])
-def test_how_it_is_called(arguments: list[str]) -> None:
+def test_wrong_arguments_print_the_usage(arguments: list[str]) -> None:
     run = subprocess.run(
         [*BUILD, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
     )

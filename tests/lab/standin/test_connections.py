@@ -70,7 +70,7 @@ def of(wire: Wire, pair: Pair) -> Connection:
     return found
 
 
-def test_the_idle_are_closed_and_only_they() -> None:
+def test_only_idle_connections_are_closed() -> None:
     async def idle(_: World, wire: Wire, connect: Callable[[], Awaitable[Pair]]) -> None:
         silent, lively = await connect(), await connect()
         for pair in (silent, lively):
@@ -112,7 +112,7 @@ def test_the_process_wide_cap_is_for_old_connections_that_are_not_listed(
     with_wire(capped)
 
 
-def test_who_floods_behind_a_registration_that_waits_is_dropped() -> None:
+def test_a_client_that_floods_behind_a_waiting_registration_is_dropped() -> None:
     async def flood(world: World, wire: Wire, connect: Callable[[], Awaitable[Pair]]) -> None:
         world.registry.knobs = Knobs(delay=600)
         pair = await connect()

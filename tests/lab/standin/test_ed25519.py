@@ -78,7 +78,7 @@ def test_vectors(seed: str, message: bytes, signature: str) -> None:
     message=st.binary(max_size=200),
     where=st.integers(0, 64 * 8 - 1),
 )
-def test_it_says_what_cryptography_says(seed: bytes, message: bytes, where: int) -> None:
+def test_it_agrees_with_cryptography(seed: bytes, message: bytes, where: int) -> None:
     private = Ed25519PrivateKey.from_private_bytes(seed)
     key, signature = private.public_key().public_bytes_raw(), private.sign(message)
     assert VERIFY(key, message, signature)

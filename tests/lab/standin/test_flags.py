@@ -88,7 +88,7 @@ def test_knobs_are_flags() -> None:
         (["-config", "/nonexistent"], "No such file"),
     ],
 )
-def test_what_cannot_be_used_is_said(arguments: list[str], said: str) -> None:
+def test_unusable_settings_are_named(arguments: list[str], said: str) -> None:
     with pytest.raises(FlagsError, match=said):
         parse(arguments)
 

@@ -91,7 +91,7 @@ def test_metrics_are_prometheus_text(running: Standin) -> None:
         ("", {}, False),
     ],
 )
-def test_who_is_local(peer: str, headers: Mapping[str, str], local: bool) -> None:
+def test_local_requests(peer: str, headers: Mapping[str, str], local: bool) -> None:
     request = DashboardRequest(
         method="GET", path="/", query={}, headers=headers, body=b"", peer=peer
     )
@@ -102,13 +102,13 @@ def test_who_is_local(peer: str, headers: Mapping[str, str], local: bool) -> Non
     ("method", "path"),
     [("GET", "/metrics"), ("POST", "/api/snapshot"), ("POST", "/knobs"), ("GET", "/agents")],
 )
-def test_what_is_for_loopback_only(running: Standin, method: str, path: str) -> None:
+def test_paths_for_loopback_only(running: Standin, method: str, path: str) -> None:
     assert running.http(path, method).status == 200
     refused = running.http(path, method, headers={"X-Real-IP": "10.10.0.2"})
     assert (refused.status, refused.json["error"]) == (403, "loopback only")
 
 
-def test_networks_are_for_who_has_the_token_if_there_is_one(tmp_path: Path) -> None:
+def test_networks_need_the_token_if_there_is_one(tmp_path: Path) -> None:
     with standin(tmp_path, "-dashboard-token", "secret") as running:
         assert "networks" not in running.stats()
         assert "networks" not in running.http("/api/stats?token=wrong").json

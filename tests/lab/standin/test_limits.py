@@ -53,7 +53,7 @@ def test_a_change_holds_from_the_next_key_on() -> None:
     assert not limiter.allow("10.0.0.1", 0, ignore_whitelist=True)
 
 
-def test_a_sweep_forgets_the_silent_and_only_them() -> None:
+def test_a_sweep_removes_silent_nodes_only() -> None:
     clock = Clock()
     limiter = Limiter(clock)
     assert taken(limiter, "10.0.0.1", 20) == 10

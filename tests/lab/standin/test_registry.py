@@ -137,7 +137,7 @@ def test_lookup(world: World) -> None:
         assert answer["error"].endswith("node not found")
 
 
-def test_what_a_daemon_asks_next(world: World) -> None:
+def test_the_next_requests_of_a_daemon(world: World) -> None:
     world.registered(Identity())
     assert world.ask({"type": "get_network_policy", "network_id": 0}) == {
         "type": "get_network_policy_ok",
@@ -153,12 +153,12 @@ def test_what_a_daemon_asks_next(world: World) -> None:
 
 
 @pytest.mark.parametrize("kind", ["no_such_thing", "", None, 7, ["register"], {}])
-def test_an_unknown_type_gets_an_error(world: World, kind: Any) -> None:
+def test_an_unknown_message_type_gets_an_error(world: World, kind: Any) -> None:
     assert world.ask({"type": kind})["type"] == "error"
 
 
 @pytest.mark.parametrize("kind", ["heartbeat", "deregister", "poll_handshakes"])
-def test_what_must_be_signed(world: World, kind: str) -> None:
+def test_messages_that_must_be_signed(world: World, kind: str) -> None:
     identity, other = Identity(owner="a"), Identity(owner="b")
     node = world.registered(identity)
     world.registered(other)
@@ -210,7 +210,7 @@ def test_a_deregistered_node_is_gone_and_comes_back_as_itself(world: World) -> N
     assert world.registered(identity) == node
 
 
-def test_ten_new_keys_a_minute_and_address(world: World) -> None:
+def test_ten_new_keys_per_minute_and_address(world: World) -> None:
     answers = [world.ask(Identity(owner=f"o{i}").register())["type"] for i in range(12)]
     assert answers == ["register_ok"] * 10 + ["error"] * 2
     late = Identity(owner="late")

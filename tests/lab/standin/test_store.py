@@ -51,7 +51,7 @@ def test_a_state_comes_back() -> None:
             assert getattr(again.nodes[number], name) == getattr(node, name)
 
 
-def test_what_changes_is_written_anew() -> None:
+def test_changed_nodes_are_written_anew() -> None:
     state = filled(1)
     state.snapshot()
     state.nodes[1].seen(address="10.10.0.9:1", version="2", hostname="h", now=1_700_000_500)
@@ -100,18 +100,20 @@ def test_every_truncation_and_many_damages_are_noticed() -> None:
         ({"version": 0, "next_node": -1}, "next_node"),
     ],
 )
-def test_what_is_no_snapshot_is_said(document: object, said: str) -> None:
+def test_a_store_that_is_no_snapshot_is_refused_with_the_reason(
+    document: object, said: str
+) -> None:
     with pytest.raises(CorruptSnapshotError, match=said):
         read_snapshot(json.dumps(document).encode(), started=1)
 
 
-def test_an_old_one_without_checksum_is_read() -> None:
+def test_an_old_store_without_checksum_is_read() -> None:
     state = read_snapshot(b'{"version": 0, "next_node": 9}\n', started=1)
     assert (state.next_node, state.nodes) == (9, {})
 
 
 @pytest.mark.parametrize("broken", ["truncated", "zeros", "empty", "directory"])
-def test_from_a_broken_store_it_starts_empty_and_says_so(tmp_path: Path, broken: str) -> None:
+def test_a_broken_store_is_logged_and_starts_empty(tmp_path: Path, broken: str) -> None:
     file = tmp_path / "registry.json"
     content = sealed(filled(3).snapshot())
     if broken == "directory":
@@ -127,7 +129,9 @@ def test_from_a_broken_store_it_starts_empty_and_says_so(tmp_path: Path, broken:
     assert "starting EMPTY" in out.getvalue()
 
 
-def test_a_failed_save_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_save_leaves_the_old_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "registry.json"
     store.save(file, filled(1).snapshot())
     before = file.read_bytes()
@@ -141,7 +145,7 @@ def test_a_failed_save_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.Mo
     assert file.read_bytes() == before
 
 
-def test_one_that_is_written_over_is_cut_short_wherever_it_ends(
+def test_a_store_that_is_written_over_may_be_cut_anywhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "registry.json"
@@ -161,14 +165,14 @@ def test_one_that_is_written_over_is_cut_short_wherever_it_ends(
         read_snapshot(file.read_bytes(), started=1)
 
 
-def test_a_larger_one_holds_the_same(tmp_path: Path) -> None:
+def test_a_padded_store_holds_the_same(tmp_path: Path) -> None:
     file = tmp_path / "registry.json"
     assert store.save(file, filled(3).snapshot(padding=2), in_place=True) > 2 << 20
     found = read_snapshot(file.read_bytes(), started=1)
     assert (list(found.nodes), found.ids) == (list(filled(3).nodes), filled(3).ids)
 
 
-def test_who_reads_while_it_is_saved_finds_the_old_one_or_the_new(tmp_path: Path) -> None:
+def test_a_reader_during_a_save_finds_the_old_store_or_the_new(tmp_path: Path) -> None:
     file = tmp_path / "registry.json"
     documents = [filled(count).snapshot() for count in (2000, 2001)]
     store.save(file, documents[0])
@@ -189,7 +193,9 @@ def test_who_reads_while_it_is_saved_finds_the_old_one_or_the_new(tmp_path: Path
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_it_is_on_disk_before_it_replaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_store_is_on_disk_before_it_replaces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     order: list[str] = []
     monkeypatch.setattr(os, "fsync", lambda _: order.append("fsync"))
     rename = Path.replace
@@ -223,7 +229,7 @@ def test_it_is_saved_by_itself_when_asked_and_at_the_end(tmp_path: Path, running
     assert file.stat().st_mode & 0o777 == 0o600
 
 
-def test_ids_survive_a_restart_and_nobody_is_limited(tmp_path: Path) -> None:
+def test_ids_survive_a_restart_without_a_limit(tmp_path: Path) -> None:
     identities = [Identity(owner=f"o{i}") for i in range(15)]
     whitelist(tmp_path)
     with standin(tmp_path) as running, running.client() as client:

@@ -83,7 +83,7 @@ def test_frames_in_pieces_and_in_one_piece(running: Standin) -> None:
     "data",
     [b"PILT\x01", b"\0\1\0\1", b"\0\0\0\2{]", b"\0\0\0\2[]", b"\0\0\0\0", b"\0\0\0\4\xff\xfe\0\0"],
 )
-def test_what_is_no_frame_of_json_is_closed(running: Standin, data: bytes) -> None:
+def test_a_connection_that_sends_no_json_frame_is_closed(running: Standin, data: bytes) -> None:
     with running.client() as client:
         client.socket.sendall(data)
         with pytest.raises(EOFError):

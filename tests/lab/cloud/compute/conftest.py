@@ -1,4 +1,4 @@
-"""A lab whose driver records what it is asked."""
+"""A lab whose driver records its calls."""
 
 from collections.abc import Iterator
 from pathlib import Path

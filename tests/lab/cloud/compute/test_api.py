@@ -54,7 +54,7 @@ def test_unknown_places_are_refused(client: Client, place: str) -> None:
     assert "Unknown" in answer.message
 
 
-def test_what_is_not_served_is_said_and_logged_loudly(
+def test_requests_that_are_not_served_are_answered_and_logged(
     client: Client, serving: Serving, caplog: pytest.LogCaptureFixture
 ) -> None:
     answer = client.call("POST", f"{COMPUTE}/global/targetPools", {"name": "x"})
@@ -220,7 +220,7 @@ def test_no_body_is_an_internal_error(
     if answer.status == 200:
         error = battered.wait(answer.json).get("error", {"errors": [{"code": ""}]})
         assert error["errors"][0]["code"] != "INTERNAL_ERROR"
-    # And it still answers what it holds.
+    # It still answers reads.
     for collection in ("instances", "disks", "addresses", "subnetworks"):
         battered.get(f"{COMPUTE}/aggregated/{collection}")
     for name in [each["name"] for each in list_of(battered, "instances")]:

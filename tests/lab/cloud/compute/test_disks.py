@@ -135,7 +135,7 @@ def test_several_resource_policies_on_a_disk(client: Client) -> None:
 def test_a_disk_is_made_of_a_snapshot_under_the_name_of_the_one_before(
     machines: Client, recorder: Recorder
 ) -> None:
-    """The way to another type of disk; what is on it is the driver's to keep."""
+    """The way to another type of disk. The driver keeps its content."""
     machines.do("POST", f"{ZONE}/disks", {"name": "data", "sizeGb": "10", "type": "pd-balanced"})
     keep = {"name": "data-before"}
     machines.do("POST", f"{ZONE}/disks/data/createSnapshot", keep)

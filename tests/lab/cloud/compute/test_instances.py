@@ -217,7 +217,7 @@ def test_host_maintenance_is_what_the_machine_type_can(
 
 
 @pytest.mark.parametrize("machine", ["e2-standard-16-lssd", "n2d-custom-6-6144", "n9-standard-2"])
-def test_types_that_are_not_sold_are_refused(network: Client, machine: str) -> None:
+def test_machine_types_that_are_not_sold_are_refused(network: Client, machine: str) -> None:
     kind = {"machineType": f"zones/us-central1-a/machineTypes/{machine}"}
     assert network.call("POST", f"{ZONE}/instances", vm(**kind)).status == 400
     network.do("POST", f"{ZONE}/instances", vm())

@@ -96,7 +96,7 @@ def test_subnetworks_must_not_overlap(network: Client) -> None:
     assert "valid IPv4 CIDR" in answer.message
 
 
-def test_what_is_in_use_is_not_deleted(network: Client) -> None:
+def test_resources_in_use_are_not_deleted(network: Client) -> None:
     network.do("POST", f"{ZONE}/instances", vm())
     for path, user in (
         (f"{COMPUTE}/global/networks/net", "subnetworks/sub"),
@@ -120,7 +120,7 @@ def test_a_subnetwork_is_locked_by_its_fingerprint(network: Client) -> None:
     assert "cannot be changed" in refused.message
 
 
-def test_auto_mode_is_said_to_be_missing(client: Client) -> None:
+def test_auto_mode_is_refused(client: Client) -> None:
     answer = client.call("POST", f"{COMPUTE}/global/networks", {"name": "auto"})
     assert answer.status == 501
     assert "declare the subnetworks" in answer.message

@@ -1,4 +1,4 @@
-"""The metadata tree: what is at which path, how it is written, what an ETag covers."""
+"""The metadata tree: values by path, their written forms, and what an ETag covers."""
 
 from dataclasses import replace
 from typing import Any
@@ -177,7 +177,7 @@ def test_a_path(path: str, expected: str) -> None:
         "instance/service-accounts/nobody/email",
     ],
 )
-def test_there_is_nothing_at(path: str) -> None:
+def test_paths_that_are_not_there(path: str) -> None:
     assert at(path) is None
 
 

@@ -95,7 +95,7 @@ def test_a_status_that_a_guest_publishes_does_not_end_its_agents_long_poll(
 
 
 def test_a_long_poll_with_another_etag_is_answered_at_once(guest: Guest, looks: Looks) -> None:
-    # What the guest agent of 2021 asks first, two slashes and all.
+    # The first request of the guest agent of 2021, with its two slashes.
     answer = guest.get(f"{ROOT}/?recursive=true&alt=json&{WAIT}&last_etag=NONE")
     assert answer.json["instance"]["attributes"]["spec"] == "{}"
     assert looks.count == 0
@@ -141,7 +141,7 @@ def test_a_client_that_leaves_is_not_waited_for(
     assert not idle.is_alive()
 
 
-def test_an_answer_for_nobody_is_not_made(serving: Serving, cloud: Client) -> None:
+def test_no_answer_is_made_once_the_client_has_left(serving: Serving, cloud: Client) -> None:
     del cloud
     headers = {"metadata-flavor": "Google"}
     with pytest.raises(GoneError):

@@ -231,7 +231,7 @@ def test_lists(bucket: Client) -> None:
     assert "nextPageToken" not in rest
 
 
-def test_who_has_no_token_gets_nothing(bucket: Client) -> None:
+def test_a_request_without_a_token_is_refused(bucket: Client) -> None:
     bucket.upload("box", "a", b"1")
     stranger = Client(bucket.url, token=None)
     for path in (f"{B}/box/o/a?alt=media", f"{B}/box/o/a", f"{B}/box", f"/download{B}/box/o/a"):
