@@ -129,9 +129,9 @@ class NodeCommands:
         if not isinstance(spec, RendezvousSpec):
             raise FinalError(f"store: this VM is a {spec.role}, it has no registry")
         self._store(spec)
-        from .rendezvous import registry_file  # noqa: PLC0415
+        from .rendezvous import registry_copies  # noqa: PLC0415
 
-        registry_file.prepare_store(self.paths, self.say)
+        registry_copies.prepare_store(self.paths, self.say)
 
     def _store(self, spec: RendezvousSpec) -> None:
         if not self.paths.is_mounted(self.paths.state):

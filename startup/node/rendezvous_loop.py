@@ -23,7 +23,7 @@ from .machine.paths import Paths
 from .machine.polling import Wake
 from .machine.retry import FinalError, TemporaryError
 from .machine.systemd import Systemctl, SystemdError
-from .rendezvous import banner, registry_file, runs, trials
+from .rendezvous import banner, registry_copies, registry_file, runs, trials
 from .rendezvous.access_tokens import Tokens
 from .rendezvous.banner import Banner
 from .rendezvous.binary_features import BinaryFeatures
@@ -41,7 +41,7 @@ from .rollout import rollout as rolls
 from .setup import release
 from .setup.limits import LimitsError
 
-# Seconds between two copies of the registry's file: what is lost at most when the file is.
+# Seconds between two copies of the registry's file: at most so much is lost when the file is.
 COPY = 300.0
 # Seconds that a new binary is watched. It must answer all the while.
 WATCH = 30
@@ -102,7 +102,7 @@ class RendezvousLoop(Loop):
         try:
             self.follower.look()
         except (FinalError, LimitsError, OSError, subprocess.SubprocessError) as error:
-            # The process is kept at what is known.
+            # The process stays at the last known spec.
             self.fault(str(error))
         self.keep_disk()
         if not self.follower.is_mounted():
@@ -206,7 +206,7 @@ class RendezvousLoop(Loop):
             run.release for run in (runs.running(self.paths), trials.current(self.paths)) if run
         }
         with suppress(FileNotFoundError):
-            # systemd starts this one again, whatever is known of it.
+            # systemd starts this release again after a crash.
             keep.add((self.paths.opt / "current").readlink().name)
         for sha256 in release.prune(self.paths.opt, keep):
             self.say(f"release {sha256[:12]} removed: nothing runs it, and nothing goes back to it")
@@ -264,7 +264,7 @@ class RendezvousLoop(Loop):
         )
 
     def _unsupported(self) -> list[str]:
-        """What is declared or ordered, and unknown to the binary that runs."""
+        """Declared or ordered features that the running binary does not know."""
         running = runs.running(self.paths)
         if running is None:
             return []
@@ -274,11 +274,11 @@ class RendezvousLoop(Loop):
         )
 
     def _registry_status(self) -> RegistryStatus:
-        copies: list[registry_file.Copy] = []
+        copies: list[registry_copies.Copy] = []
         aside: list[str] = []
         try:
-            copies = registry_file.copies(self.paths)
-            aside = registry_file.set_aside_names(self.paths)
+            copies = registry_copies.copies(self.paths)
+            aside = registry_copies.set_aside_names(self.paths)
         except OSError as error:
             self.fault(str(error))
         try:
@@ -294,7 +294,7 @@ class RendezvousLoop(Loop):
             copies=len(copies),
             newest_copy=copies[-1].time if copies else None,
             set_aside=aside,
-            restored=registry_file.restored(self.paths),
+            restored=registry_copies.restored(self.paths),
             unsupported=self._unsupported(),
         )
 

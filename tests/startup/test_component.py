@@ -65,7 +65,7 @@ def test_the_component(mocks: Mocks) -> None:
     }
 
 
-def test_what_to_do_about_a_foreign_script_is_said() -> None:
+def test_the_error_for_a_foreign_script_says_what_to_do() -> None:
     text = FOREIGN_SCRIPT.format(project="p", name="startup-item", parent="urn:x")
     for part in ("describe --project p", "pulumi import", "remove-metadata --project p"):
         assert part in text

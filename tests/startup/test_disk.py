@@ -216,7 +216,7 @@ def test_a_larger_disk_is_used_while_it_is_mounted(vm: Vm) -> None:
         ("", "ro,errors=remount-ro", "is mounted read-only"),
     ],
 )
-def test_what_is_mounted_already_is_the_disk_and_writable(
+def test_the_mounted_device_is_the_disk_and_writable(
     vm: Vm, device: str, options: str, said: str
 ) -> None:
     image = vm.attach_disk()
@@ -253,7 +253,7 @@ def mounting(vm: Vm) -> Iterator[Vm]:
         subprocess.run(["umount", str(vm.root / name)], capture_output=True, check=False)
 
 
-def test_what_is_on_the_disk_survives_and_a_larger_disk_is_used(mounting: Vm) -> None:
+def test_files_survive_and_a_larger_disk_is_used(mounting: Vm) -> None:
     vm = mounting
     state = vm.root / "var/lib/pilot"
     status, output = vm.call("ensure_state_disk")

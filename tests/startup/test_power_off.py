@@ -231,7 +231,7 @@ def test_a_stop_of_pilot_node_alone_ends_nobody(folder: Path) -> None:
 
 
 def told(first: int, folder: Path, files: dict[str, str]) -> list[str]:
-    """What a rendezvous was told from its start to a power-off, in order."""
+    """The signals and requests that a rendezvous got from its start to a power-off, in order."""
     disk = folder / "upper" / str(ROOT).lstrip("/")
     notes = disk / "registry" / "told"
     put(first, files)
@@ -269,8 +269,8 @@ def test_why_store_let_the_rendezvous_not_start_is_known(folder: Path) -> None:
         power_off(first)
 
 
-def test_who_killed_the_rendezvous_is_known_once_it_runs_again(folder: Path) -> None:
-    """What `systemctl show` says of an end is gone by then: "success", of the one that runs."""
+def test_the_signal_that_killed_the_rendezvous_is_known_once_it_runs_again(folder: Path) -> None:
+    """By then `systemctl show` says "success", of the process that runs."""
 
     def show(what: str) -> str:
         return inside(first, "systemctl", "show", "--value", f"-p{what}", RENDEZVOUS_UNIT).strip()

@@ -43,7 +43,7 @@ def test_the_same_files_give_the_same_bytes(copy: Path) -> None:
     assert other.stdout.strip() == script.sha256
 
 
-def test_what_is_not_part_of_it_changes_nothing(copy: Path) -> None:
+def test_other_files_change_nothing(copy: Path) -> None:
     (copy / "node" / "__pycache__").mkdir()
     (copy / "node" / "__pycache__" / "spec.cpython-311.pyc").write_bytes(b"\0")
     (copy / "node" / "notes.txt").write_text("no module", encoding="utf-8")
@@ -57,7 +57,7 @@ def test_every_file_is_part_of_it(copy: Path, name: str) -> None:
     assert render(copy).sha256 != render().sha256
 
 
-def test_what_the_policy_pack_and_the_runner_look_for() -> None:
+def test_the_marks_for_the_policy_pack_and_the_runner() -> None:
     lines = render().text.split("\n")
     assert lines[0] == "#!/bin/bash"
     assert lines[1] == "# pilot-fleet startup script"
@@ -67,7 +67,7 @@ def test_what_the_policy_pack_and_the_runner_look_for() -> None:
     assert "\r" not in render().text
 
 
-def test_it_fits_with_room_for_what_is_to_come() -> None:
+def test_it_fits_with_room_to_grow() -> None:
     # 151 KB of 256 KiB (November 2026).
     assert len(render().text.encode()) < startup.LIMIT_BYTES * 5 // 8
 
@@ -108,7 +108,7 @@ def install(script: Path, root: Path) -> None:
     )
 
 
-def test_what_an_older_script_left_goes_and_nothing_is_written_twice(tmp_path: Path) -> None:
+def test_files_of_an_older_script_are_removed_and_nothing_is_written_twice(tmp_path: Path) -> None:
     path = tmp_path / "startup-script"
     path.write_text(render().text, encoding="utf-8")
     root = tmp_path / "root"
@@ -148,7 +148,7 @@ def test_what_an_older_script_left_goes_and_nothing_is_written_twice(tmp_path: P
     assert (lib / "node" / "machine" / "retry.py").stat().st_mode & 0o777 == 0o644
 
 
-def test_what_is_embedded_comes_out_as_it_went_in(tmp_path: Path) -> None:
+def test_embedded_files_come_out_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "startup-script"
     path.write_text(render().text, encoding="utf-8")
     root = tmp_path / "root"
@@ -198,7 +198,7 @@ def test_compression_gives_the_same_bytes_everywhere() -> None:
     assert found == "2da2a832de73cd187abc4f00545d113c55ac964848dcfb5f8380a6ee327454d9"
 
 
-def test_how_to_read_what_it_carries(tmp_path: Path) -> None:
+def test_how_to_read_the_embedded_files(tmp_path: Path) -> None:
     """The command in its header."""
     text = render().text
     path = tmp_path / "SCRIPT"
@@ -224,7 +224,9 @@ def test_how_to_read_what_it_carries(tmp_path: Path) -> None:
         (b"\xff\n", "not UTF-8"),
     ],
 )
-def test_what_cannot_be_embedded_is_refused(copy: Path, content: bytes, problem: str) -> None:
+def test_files_that_cannot_be_embedded_are_refused(
+    copy: Path, content: bytes, problem: str
+) -> None:
     (copy / "units" / "broken").write_bytes(content)
     with pytest.raises(RenderError, match=problem):
         render(copy)

@@ -133,8 +133,8 @@ def test_the_guard_of_an_earlier_script_does_not_outlive_a_failure(vm: Vm) -> No
     assert (status, output.rpartition("pilot: ")[2]) == (0, "done: swarm\n")
 
 
-def test_what_is_roots_in_run_is_roots_alone(vm: Vm) -> None:
-    """Who may open the lock may hold it, and who may write beside the guard may plant one."""
+def test_files_of_root_in_run_are_closed_to_others(vm: Vm) -> None:
+    """Others must not open the lock, which they could hold, or write beside the guard."""
     fresh(vm)
     assert vm.run()[0] == 0
     run = vm.root / "run/pilot"
@@ -477,7 +477,7 @@ def not_googles(vm: Vm) -> None:
 
 
 @pytest.mark.parametrize("spoil", [no_curl, not_googles])
-def test_what_may_be_a_strangers_vm_gets_no_timer(vm: Vm, spoil: Callable[[Vm], None]) -> None:
+def test_a_vm_that_may_not_be_the_fleets_gets_no_timer(vm: Vm, spoil: Callable[[Vm], None]) -> None:
     with_systemd(vm)
     spoil(vm)
     status, output = vm.run()
@@ -526,7 +526,7 @@ def test_where_there_is_no_systemd_there_is_no_timer(vm: Vm) -> None:
     ],
     ids=["ours", "other", "ghost", "ghost-url", "away", "pilot-node runs"],
 )
-def test_what_the_timer_starts(vm: Vm, answer: str, node: int, status: int, runs: bool) -> None:
+def test_the_command_of_the_timer(vm: Vm, answer: str, node: int, status: int, runs: bool) -> None:
     """Google's runner as pilot-node starts it, unless that runs; a failure, and so another look,
     where the runner would run a ghost or nobody knows."""
     fresh(vm)

@@ -50,7 +50,7 @@ class Held:
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """What is seen at one time."""
+    """All agents, at one time."""
 
     at: float
     """Seconds of a clock."""
@@ -78,7 +78,7 @@ class GrowthPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class History:
-    """What is kept from look to look."""
+    """The state from look to look."""
 
     last: Look | None = None
     """The look that the next one is compared with."""

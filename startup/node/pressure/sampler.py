@@ -72,7 +72,7 @@ class Heavy:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """What was measured last. Memory in bytes; None where it is not known, or not yet."""
+    """The last measurements. Memory in bytes; None where it is not known, or not yet."""
 
     total: int | None = None
     """Memory of the VM."""
@@ -105,7 +105,7 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class _Watched:
-    """What the quick thread saw last."""
+    """The quick thread's last numbers."""
 
     total: int | None = None
     available: int | None = None
@@ -117,7 +117,7 @@ class _Watched:
 
 @dataclass(frozen=True, kw_only=True)
 class _Walked:
-    """What the slow thread saw last."""
+    """The slow thread's last numbers."""
 
     agent_mean: float | None = None
     over: int | None = None
@@ -344,8 +344,8 @@ class Sampler:
         self._watch.paused = paused
 
     def latest(self) -> Sample:
-        """What was measured last, without waiting. Raises RuntimeError when a thread is dead
-        (a bug): benchmarks would not be frozen any more."""
+        """The last measurements, without waiting. Raises RuntimeError when a thread is dead (a
+        bug): benchmarks would not be frozen any more."""
         if self._broken is not None:
             raise RuntimeError(f"pressure: {self._broken!r}") from self._broken
         watched, walked = self._watch.latest, self._walk.latest

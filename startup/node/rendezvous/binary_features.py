@@ -1,5 +1,5 @@
-"""What a binary of the rendezvous supports: it takes any `-config`, and says nothing of flags that
-it does not know."""
+"""Finds the features that a rendezvous binary lacks: it takes any `-config`, and says nothing of
+flags that it does not know."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ANY: Final = "registry-addr"
 
 
 class BinaryFeatures:
-    """What each release supports, found once per release."""
+    """The features of each release, found once per release."""
 
     def __init__(self) -> None:
         self._words: dict[str, frozenset[str] | None] = {}

@@ -1,4 +1,4 @@
-"""What the parts of the rendezvous' loop use of the loop."""
+"""The loop, as the parts of the rendezvous see it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..rollout.roll_state import RollState
 
 
 class LoopContext(Protocol):
-    """The loop, as its parts see it."""
+    """Implemented by RendezvousLoop."""
 
     @property
     def paths(self) -> Paths: ...

@@ -17,16 +17,16 @@ NUMBERS = 60.0
 
 @dataclass(kw_only=True)
 class Observer:
-    """What is known of the process."""
+    """The process, and its health."""
 
     loop: LoopContext
     unit: Unit
     process: Process = field(default_factory=Process)
     """The unit, as systemd has it."""
     health: Health = field(default_factory=Health)
-    """What the process said last."""
+    """The process' last answers."""
     judged: Judged = field(default_factory=Judged)
-    """What follows from both, over time."""
+    """The judgement of both, over time."""
     expected: int = 0
     """Nodes in the file that it was started with; 0 once it is steady."""
 
@@ -72,8 +72,8 @@ class Observer:
             self.expected = 0
 
     def started(self, *, same: bool) -> None:
-        """A new process was started. `same`: with what the one before ran with, whose failures
-        then count."""
+        """Begin anew with a new process. `same`: it has the same run as the one before, whose
+        failures then count."""
         self.judged = Judged(
             since=self.loop.clock(),
             failures=self.judged.failures if same else 0,

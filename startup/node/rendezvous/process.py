@@ -169,7 +169,7 @@ def _how(record: Mapping[str, str], results: Sequence[str]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Health:
-    """What the process said last."""
+    """The process' last answers."""
 
     answers: bool = False
     why: str = "not asked yet"
@@ -182,7 +182,7 @@ class Health:
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """What is remembered of the process from round to round. Times in seconds of the clock."""
+    """The judgement of the process, from round to round. Times in seconds of the clock."""
 
     since: float | None = None
     """When it was last told to start, or first seen."""

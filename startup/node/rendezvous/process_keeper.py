@@ -38,7 +38,7 @@ class ProcessKeeper:
 
     def keep(self, wanted: Run | None, standing: Standing, now: float) -> None:
         """Have the process that is `wanted`, or none while held. `wanted` is None while its binary
-        is not on disk: what runs goes on. Raises OSError, SystemdError."""
+        is not on disk: the running process goes on. Raises OSError, SystemdError."""
         process = self.observer.process
         if standing.hold:
             if not process.gone and not process.job:
@@ -51,7 +51,7 @@ class ProcessKeeper:
             if not self.tokens.is_worth_waiting_for(now):
                 self._start(wanted, running, standing)
         elif running != wanted and not process.job:
-            # A rejected release may have read nothing: what it saves is not worth a copy.
+            # A rejected release may have read nothing: its file is not worth a copy.
             rejected = running is not None and trials.is_rejected(running, self.loop.roll)
             why = runs.difference(running, wanted)
             self._stop(why, standing, save=not rejected, then=wanted)
@@ -61,7 +61,7 @@ class ProcessKeeper:
     def wanted(
         self, state: roll_state.RollState, restart: str, on_disk: frozenset[str]
     ) -> Run | None:
-        """What the process should run with. `on_disk`: the releases that are there."""
+        """The run that the process should have. `on_disk`: the releases that are there."""
         spec = self.loop.spec
         found = rolls.releases(state, (spec.registry_port,)).get(spec.registry_port)
         if found is None or found.sha256 not in on_disk:

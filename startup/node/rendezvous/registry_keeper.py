@@ -9,7 +9,7 @@ from typing import Final
 
 from ..machine import files
 from ..machine.retry import FinalError, TemporaryError
-from . import registry_file, runs, trials
+from . import registry_copies, registry_file, runs, trials
 from .context import LoopContext
 from .process import post
 
@@ -47,12 +47,12 @@ class RegistryKeeper:
             return
         loop = self.loop
         try:
-            taken = registry_file.take_copy(loop.paths, loop.wall_clock())
+            taken = registry_copies.take_copy(loop.paths, loop.wall_clock())
         except registry_file.BadRegistryError as error:
             loop.fault(f"{registry_file.NAME}: {error}: not copied; the rendezvous will replace it")
             return
-        known = registry_file.best(registry_file.copies(loop.paths))
-        if taken and known and taken.keys < known[0].keys * registry_file.SHRUNK:
+        known = registry_copies.best(registry_copies.copies(loop.paths))
+        if taken and known and taken.keys < known[0].keys * registry_copies.SHRUNK:
             loop.fault(
                 f"the registry knows {taken.keys} keys, and knew {known[0].keys} "
                 f"({known[0].name}): has it started empty?"
@@ -76,7 +76,7 @@ class RegistryKeeper:
         trial = trials.current(paths)
         try:
             found = registry_file.examine(path)
-            if found and trial and found.keys < trial.keys * registry_file.SHRUNK:
+            if found and trial and found.keys < trial.keys * registry_copies.SHRUNK:
                 return trial.keys
             if found is not None and now - path.stat().st_mtime < FRESH:
                 return found.nodes
@@ -91,7 +91,7 @@ class RegistryKeeper:
         record = self.loop.paths.node_state / "cleaned"
         if _cleaned(record) == restart:
             return False
-        registry_file.clean(self.loop.paths, now, self.loop.say)
+        registry_copies.clean(self.loop.paths, now, self.loop.say)
         files.write(record, restart + "\n", 0o600)
         return True
 
@@ -100,12 +100,12 @@ class RegistryKeeper:
         another format. The newest copy is from before: none is taken during a trial. The log is
         set aside in any case: replayed, it would give keys the ids that the trial gave them."""
         paths, say = self.loop.paths, self.loop.say
-        self.loop.attempt(partial(registry_file.set_log_aside, paths, "bad", now, say))
+        self.loop.attempt(partial(registry_copies.set_log_aside, paths, "bad", now, say))
         try:
             found = registry_file.examine(paths.registry / registry_file.NAME)
         except registry_file.BadRegistryError:
             found = None
-        for copy in reversed(registry_file.copies(paths)):
+        for copy in reversed(registry_copies.copies(paths)):
             try:
                 known = registry_file.examine(paths.registry / "copies" / copy.name)
             except registry_file.BadRegistryError as error:
@@ -114,7 +114,7 @@ class RegistryKeeper:
             if known is not None and (
                 found is None or found.keys < known.keys or found.version != known.version
             ):
-                registry_file.put_back(paths, copy, now, say)
+                registry_copies.put_back(paths, copy, now, say)
             return
 
 

@@ -1,6 +1,6 @@
-"""What the process was started with, as files in /run/pilot: another pilot-node knows it by them.
+"""Records in /run/pilot of how the process was started, so that a new pilot-node knows it.
 
-While the process has what is wanted, it is left alone, also when pilot-node restarts.
+A process whose run is the wanted one is left alone, also when pilot-node restarts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NEEDS_NO_RESTART = ("#", "LimitNOFILE=", "Before=", "SyslogIdentifier=")
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What a process is started with. Where another one is wanted, the process is restarted."""
+    """All that a process is started with. Where another run is wanted, it is restarted."""
 
     release: str
     """sha256 of its binary."""
@@ -43,7 +43,7 @@ def record(paths: Paths) -> Path:
 
 
 def running(paths: Paths) -> Run | None:
-    """What the process was started with, None where that is not known."""
+    """The run of the process, None where that is not known."""
     try:
         return files.record(Run, json.loads(record(paths).read_bytes()))
     except (FileNotFoundError, ValueError, TypeError, AttributeError):
@@ -58,7 +58,7 @@ def remember(paths: Paths, run: Run) -> None:
 def wanted(
     paths: Paths, spec: RendezvousSpec, release: str, config: Mapping[str, str], restart: str
 ) -> Run:
-    """What the process should run with now. `config`: the content of `-config`."""
+    """The run that the process should have now. `config`: the content of `-config`."""
     text = (paths.units / UNIT).read_text(encoding="utf-8")
     lines = [
         line

@@ -15,7 +15,7 @@ PATIENCE = 30.0
 
 @dataclass(kw_only=True)
 class TokenKeeper:
-    """`config` is what the process should be started with."""
+    """Keeps `config`, which the process should be started with."""
 
     loop: LoopContext
     config: Mapping[str, str] = field(default_factory=dict)

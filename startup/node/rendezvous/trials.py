@@ -11,7 +11,7 @@ from typing import TypeGuard
 from ..machine import files
 from ..machine.paths import Paths
 from ..rollout import roll_state
-from . import registry_file
+from . import registry_copies
 from .runs import Run
 
 
@@ -38,10 +38,10 @@ def current(paths: Paths) -> Trial | None:
 
 def begin(paths: Paths, run: Run) -> None:
     """Have the trial on disk before its first start, also after a power cut. Raises OSError."""
-    known = registry_file.copies(paths)
+    known = registry_copies.copies(paths)
     trial = Trial(release=run.release, keys=known[-1].keys if known else 0)
     files.write(_record(paths), json.dumps(asdict(trial), sort_keys=True) + "\n", 0o600)
-    registry_file.sync_directory(paths.node_state)
+    registry_copies.sync_directory(paths.node_state)
 
 
 def end(paths: Paths) -> None:

@@ -115,7 +115,7 @@ class RegistryStatus:
     restored: str = ""
     """The copy that was put back at the last start, or ""."""
     unsupported: Sequence[str] = ()
-    """What is declared, and unknown to the binary that runs."""
+    """Declared features that the running binary does not know."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What is remembered of a roll, and how it is kept on the state disk."""
+"""The state of a roll, and its file on the state disk."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Rejected:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchWatch:
-    """What was seen of the ports that have the new release, since their last batch began."""
+    """Observations of the ports with the new release, since their last batch began."""
 
     epoch: str = ""
     """As in RollObserved. With another one all agents are started anew, and so is the watch."""

@@ -53,7 +53,7 @@ _PROGRAM = "pilot"
 
 @dataclass(frozen=True, kw_only=True)
 class RollObserved:
-    """What is seen of the agents, and what is wanted."""
+    """The agents as they are now, and what the spec and the orders want."""
 
     now: float
     """Seconds of a monotonic clock."""
@@ -317,7 +317,7 @@ def _anew(seen: RollObserved, tried: Sequence[int]) -> BatchWatch:
 
 
 def _observed(watch: BatchWatch, seen: RollObserved, tried: Sequence[int]) -> BatchWatch:
-    """`watch`, with what is seen now."""
+    """`watch`, brought up to date by `seen`."""
     up, died = dict(watch.up), set(watch.died)
     for port in tried:
         since = seen.up_since.get(port) if port in seen.ready else None
@@ -359,7 +359,7 @@ class _Trouble:
 
 
 def _trouble(watch: BatchWatch, seen: RollObserved, tried: Sequence[int]) -> _Trouble | None:
-    """What the release is to blame for, None where there is nothing."""
+    """The reason to reject the release, None where there is none."""
     failing = _failing(watch, seen, tried)
     hurt = sorted(failing.keys() | watch.died.intersection(tried))
     if hurt:

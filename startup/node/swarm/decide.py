@@ -47,7 +47,7 @@ STOP_DEADLINE = 90.0
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """What the agents of this VM should be, now."""
+    """The agents that this VM should run now."""
 
     variants: Mapping[int, str]
     """Port -> variant ID. Exactly these ports run; empty: drained."""
@@ -57,7 +57,7 @@ class Goal:
 
 @dataclass(frozen=True, kw_only=True)
 class Observed:
-    """What is there."""
+    """The agents that were seen."""
 
     now: float
     """Seconds of a monotonic clock, as all times here."""
@@ -90,7 +90,7 @@ class Trouble:
 
 @dataclass(frozen=True, kw_only=True)
 class SwarmState:
-    """What is remembered between two decisions, by port."""
+    """The state between two decisions, by port."""
 
     window: Window = field(default_factory=lambda: windows.opened(1))
     starting: Mapping[int, float] = field(default_factory=dict)
@@ -101,7 +101,7 @@ class SwarmState:
     socket_missing_since: Mapping[int, float] = field(default_factory=dict)
     trouble: Mapping[int, Trouble] = field(default_factory=dict)
     variant: Mapping[int, str] = field(default_factory=dict)
-    """What it was last started with, "" where that is not known."""
+    """The variant that it was last started with, "" where that is not known."""
     last_success_at: float = float("-inf")
     """When a start last came up, or was last given up for a fresh one (PROBE)."""
     patience: float = PROBE

@@ -57,7 +57,7 @@ LOG_BYTES = 64 << 10
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """What a keeper saw and did last, for the status and the roll. Times are seconds of the
+    """A keeper's last look and its counts, for the status and the roll. Times are seconds of the
     keeper's clock."""
 
     now: float
@@ -169,7 +169,7 @@ class Keeper:
         return seen
 
     def view(self) -> View:
-        """What was seen last, without a look."""
+        """The view of the last look."""
         seen, memory = self._seen or Observed(now=self.clock()), self.memory
         return View(
             now=seen.now,

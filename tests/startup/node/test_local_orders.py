@@ -1,4 +1,4 @@
-"""What people ask on the VM: written down, watched, and done by somebody else."""
+"""Commands on the VM: written down, carried out by the service, and watched."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_a_vm_that_is_held_is_said(vm: Vm, capsys: pytest.CaptureFixture[str]) -
     assert "before an order in the bucket says so" in capsys.readouterr().out
 
 
-def test_whoever_asked_may_go(vm: Vm, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interrupted_command_goes_on(vm: Vm, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupt() -> None:
         raise KeyboardInterrupt
 
@@ -165,7 +165,7 @@ def test_a_silent_service_is_missed(vm: Vm, capsys: pytest.CaptureFixture[str]) 
         (lambda vm: None, ["status"], "is not there yet"),
     ],
 )
-def test_what_cannot_be(
+def test_commands_that_cannot_be_carried_out(
     vm: Vm,
     capsys: pytest.CaptureFixture[str],
     spoil: Callable[[Vm], object],

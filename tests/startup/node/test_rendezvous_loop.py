@@ -8,14 +8,14 @@ import pytest
 
 from lab.standin.build import archive
 from startup.node.machine.paths import Paths
-from startup.node.rendezvous import registry_file, runs
+from startup.node.rendezvous import registry_copies, runs
 from startup.node.rendezvous.access_tokens import Tokens
 from startup.node.rendezvous_loop import RendezvousLoop
 from startup.node.rollout import roll_state
 from tests.startup.node.rendezvous.fleet import Fleet, aged
 
 
-def test_what_is_accepted_and_cannot_be_had_is_in_the_status(fleet: Fleet) -> None:
+def test_a_missing_accepted_release_is_in_the_status(fleet: Fleet) -> None:
     fleet.until(fleet.serving, "serving")
     assert fleet.status()["last_error"] is None
     problem = "releases/pilot-rendezvous: no answer from the bucket"
@@ -77,7 +77,7 @@ def test_a_roll_that_cannot_begin_holds_up_nothing_else(
     fleet.until(lambda: fleet.it.accepted(fleet.spec).sha256 == new, "the new release")
 
 
-def test_copies_are_taken_whatever_else_fails(
+def test_copies_are_taken_also_where_other_steps_fail(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fleet.until(fleet.serving, "serving")
@@ -94,7 +94,7 @@ def test_copies_are_taken_whatever_else_fails(
     fleet.round()
     assert fleet.it.last_error is not None
     assert "roll.json" in fleet.it.last_error.text
-    assert registry_file.copies(fleet.paths)[-1].keys == 5
+    assert registry_copies.copies(fleet.paths)[-1].keys == 5
 
 
 def test_a_registry_that_cannot_be_read_is_named(
@@ -102,8 +102,8 @@ def test_a_registry_that_cannot_be_read_is_named(
 ) -> None:
     fleet.until(fleet.serving, "serving")
 
-    def broken(paths: Paths) -> list[registry_file.Copy]:
+    def broken(paths: Paths) -> list[registry_copies.Copy]:
         raise OSError(5, "Input/output error", str(paths.registry))
 
-    monkeypatch.setattr(registry_file, "copies", broken)
+    monkeypatch.setattr(registry_copies, "copies", broken)
     assert "Input/output error" in fleet.status()["last_error"]["text"]

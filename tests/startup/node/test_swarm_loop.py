@@ -77,7 +77,7 @@ class Service:
         (self.paths.root / "proc/self/mountinfo").write_text(line, encoding="ascii")
 
     def declare(self, **changes: Any) -> None:
-        """What `pulumi up` writes into the instance's metadata."""
+        """Write the instance's metadata, as `pulumi up` does."""
         endpoints = {"storage": f"http://{self.google.host}"}
         changes.setdefault("release", {"version": "1.0", "daemon": self.old})
         changes.setdefault("agents", 6)
@@ -86,7 +86,7 @@ class Service:
         self.google.set("pilot-spec", specs.text(specs.swarm(endpoints=endpoints, **changes)))
 
     def write_spec(self) -> None:
-        """What the startup script does with it at boot."""
+        """Write the spec, as the startup script does at boot."""
         text = self.google.attributes["pilot-spec"]
         self.paths.spec.parent.mkdir(parents=True, exist_ok=True)
         self.paths.spec.write_text(text, encoding="utf-8")
@@ -231,7 +231,7 @@ def test_a_killed_service_touches_no_agent(vm: Service) -> None:
     assert vm.pid1.started == starts
 
 
-def test_without_google_the_service_goes_on_with_what_it_knows(vm: Service) -> None:
+def test_without_google_the_service_goes_on_with_the_last_spec(vm: Service) -> None:
     vm.google.order("swarm-1", '{"schema": 1, "restart": "r1"}')
     vm.until(lambda: vm.phase() == "whole" and vm.status()["orders"]["restart"] == "r1")
     before = lives(vm)

@@ -67,7 +67,7 @@ def test_all_problems_at_once() -> None:
     assert problems({"schema": 2, "hold": True})[0].startswith("schema: is 2")
 
 
-def test_what_a_newer_ops_wrote_is_read_for_what_is_known() -> None:
+def test_unknown_fields_of_a_newer_ops_are_ignored() -> None:
     roll = {"sha256": SHA, "verdict": "go", "quietly": True}
     newer = {"schema": 1, "hold": True, "roll": roll, "later": {"x": 1}}
     found = parse(json.dumps(newer), "swarm")
@@ -119,7 +119,7 @@ def test_held_by_either_and_a_restart_is_one_of_either() -> None:
     assert "not JSON" in bad.here_error
 
 
-def test_what_is_remembered(tmp_path: Path) -> None:
+def test_remember_and_recall(tmp_path: Path) -> None:
     paths = Paths(root=tmp_path)
     paths.node_state.mkdir(parents=True)
     said: list[str] = []
@@ -168,7 +168,7 @@ def test_ghosts() -> None:
     assert not replaced({"shutdown-script": "", "user-data": ""})
 
 
-def test_what_the_kernel_says() -> None:
+def test_lines_of_the_kernel_log() -> None:
     record = b"6,1234,98765,-;oom-kill: task=pilot-daemon,pid=7\n SUBSYSTEM=memory\n"
     assert kernel_text(record) == "oom-kill: task=pilot-daemon,pid=7"
     assert kernel_text(b"nothing of the kind") == ""

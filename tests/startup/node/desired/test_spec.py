@@ -102,7 +102,7 @@ def test_all_problems_at_once() -> None:
     ]
 
 
-def test_what_a_newer_program_rendered_is_read_for_what_is_known() -> None:
+def test_unknown_fields_of_a_newer_program_are_ignored() -> None:
     for make in (specs.swarm, specs.rendezvous):
         known, spec = parse(specs.text(make())), make()
         # A field in each object that there is, and an object.
@@ -259,7 +259,7 @@ NO_GO = [
 
 
 @pytest.mark.parametrize("role", [specs.swarm, specs.rendezvous])
-def test_what_gos_runtime_may_be_told(role: Callable[..., dict[str, Any]]) -> None:
+def test_variables_of_gos_runtime(role: Callable[..., dict[str, Any]]) -> None:
     for environment in GO:
         assert parse(specs.text(role(environment=environment))).environment == environment
     for name, value, more, problem in NO_GO:
@@ -269,7 +269,7 @@ def test_what_gos_runtime_may_be_told(role: Callable[..., dict[str, Any]]) -> No
         assert len(found) < 200
 
 
-def test_what_is_almost_too_deep_is_no_spec() -> None:
+def test_an_almost_too_deep_document_is_no_spec() -> None:
     """Shallow enough to be read, too deep to be shown: a problem all the same."""
     spec = specs.text(specs.swarm(registry="HERE"))
     # What other tests left to be collected has finalizers, and so deep they fail as well.
@@ -296,7 +296,7 @@ def test_what_is_almost_too_deep_is_no_spec() -> None:
         ("null", "pilot-spec: must be an object, is null"),
     ],
 )
-def test_what_is_no_spec_at_all(text: str | bytes, problem: str) -> None:
+def test_documents_that_are_no_spec(text: str | bytes, problem: str) -> None:
     found = problems(text)
     assert len(found) == 1
     assert found[0].startswith(problem)
@@ -306,7 +306,7 @@ def test_what_is_no_spec_at_all(text: str | bytes, problem: str) -> None:
 OPTIONAL = {"secrets", "secrets.admin", "endpoints.secrets", "script.afterSeconds"}
 
 
-def test_what_an_older_program_did_not_say() -> None:
+def test_fields_that_an_older_program_lacks() -> None:
     spec = specs.rendezvous()
     del spec["secrets"], spec["endpoints"]["secrets"]
     read = parse(json.dumps(spec))

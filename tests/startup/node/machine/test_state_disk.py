@@ -107,7 +107,7 @@ def test_nothing_is_measured_where_nothing_is_mounted(paths: Paths) -> None:
     assert state.usage == Usage()
 
 
-def test_what_is_no_ext4_has_no_size(image: Path) -> None:
+def test_without_ext4_there_is_no_size(image: Path) -> None:
     assert filesystem_bytes(b"") is None
     assert filesystem_bytes(bytes(1024)) is None
     large = image.parent / "large.img"

@@ -51,7 +51,7 @@ def test_whether_the_system_goes_down(
     assert vm.calls("systemctl") == ["systemctl is-system-running"]
 
 
-def test_a_failure_is_what_it_said(vm: Vm, systemctl: Systemctl) -> None:
+def test_a_failure_has_the_message_of_systemctl(vm: Vm, systemctl: Systemctl) -> None:
     vm.stub("systemctl", "echo 'Unit x.service not found.' >&2; exit 5")
     with pytest.raises(SystemdError, match=r"start x: Unit x\.service not found\."):
         systemctl.start(["x"])
@@ -63,7 +63,7 @@ def test_no_systemctl_at_all(vm: Vm, systemctl: Systemctl, monkeypatch: pytest.M
         systemctl.start(["x"])
 
 
-def test_whoever_is_to_end_does_not_wait_long(
+def test_after_hurry_a_call_does_not_wait_long(
     vm: Vm, systemctl: Systemctl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("startup.node.machine.systemd.HURRIED", 0.0)

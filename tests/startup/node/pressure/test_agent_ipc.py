@@ -96,7 +96,7 @@ def test_root_asks_as_the_sockets_owner_and_only_while_it_connects(stranger: Str
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becoming somebody else needs root")
-def test_other_threads_stay_who_they_are() -> None:
+def test_other_threads_keep_their_user() -> None:
     with ThreadPoolExecutor(1) as pool:
         # A thread inherits from the one that starts it, so it is there before.
         assert pool.submit(os.geteuid).result(20) == 0
@@ -106,7 +106,7 @@ def test_other_threads_stay_who_they_are() -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becoming somebody else needs root")
-def test_who_it_was_is_who_it_is_after_a_failure() -> None:
+def test_the_user_is_the_same_after_a_failure() -> None:
     def fails() -> None:
         with agent_ipc._as(610):
             assert os.getresuid() == (0, 610, 0)
@@ -185,13 +185,15 @@ def drip(peer: socket.socket) -> None:
 
 
 @pytest.mark.parametrize("does", [drip, lambda peer: peer.recv(1)])
-def test_who_takes_its_time(stranger: Stranger, does: Callable[[socket.socket], None]) -> None:
+def test_an_agent_that_answers_too_slowly(
+    stranger: Stranger, does: Callable[[socket.socket], None]
+) -> None:
     stranger.does = does
     with pytest.raises(IpcError, match="timed out"):
         info(stranger.path, 0.2)
 
 
-def test_who_does_not_accept(tmp_path: Path) -> None:
+def test_an_agent_that_does_not_accept(tmp_path: Path) -> None:
     with closing(socket.socket(socket.AF_UNIX)) as listener:
         listener.bind(str(tmp_path / "s"))
         listener.listen(0)
@@ -220,7 +222,7 @@ def test_a_link_to_a_socket_of_somebody_else(stranger: Stranger, tmp_path: Path)
 
 
 def test_nobody_listens(tmp_path: Path) -> None:
-    """What SIGKILL leaves behind."""
+    """SIGKILL leaves a socket behind."""
     with closing(socket.socket(socket.AF_UNIX)) as one:
         one.bind(str(tmp_path / "s"))
     with pytest.raises(IpcError, match="refused"):
@@ -254,7 +256,7 @@ def test_it_leaves_nothing_open(stranger: Stranger) -> None:
 
 @pytest.mark.engine
 def test_the_real_daemon(artifacts: Path, tmp_path: Path) -> None:
-    """What it says is what pilotctl prints."""
+    """The numbers are those that pilotctl prints."""
     whitelist(tmp_path)
     with standin(tmp_path) as running:
         host, port = running.registry

@@ -99,7 +99,7 @@ def test_frozen_and_thawed_with_a_gap() -> None:
     ]
 
 
-def test_paused_by_order_whatever_memory_is() -> None:
+def test_paused_by_order_with_any_amount_of_memory() -> None:
     one = Governed()
     assert one.step(90, paused=True) == "paused"
     assert one.slice.is_frozen
@@ -230,7 +230,7 @@ def test_the_command() -> None:
     assert found[-4:] == ["--", "/bin/sh", "-c", "echo $$HOME $$$$"]
 
 
-def test_who_called_sudo_runs_it() -> None:
+def test_it_runs_as_the_user_who_called_sudo() -> None:
     def users(**environment: str) -> list[str]:
         words = command(["x"], unit="u", terminal=True, environment=environment)
         return [word for word in words if word.startswith(("--uid", "--gid", "--pty"))]

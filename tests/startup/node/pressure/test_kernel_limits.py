@@ -101,7 +101,7 @@ def test_the_nearest_first_and_one_of_each_kind(paths: Paths) -> None:
     ]
 
 
-def test_memory_of_the_slice_without_what_the_kernel_would_drop(paths: Paths) -> None:
+def test_memory_of_the_slice_less_files_that_the_kernel_would_drop(paths: Paths) -> None:
     base = "sys/fs/cgroup/pilot.slice/"
     write(paths.root, {base + "memory.max": "1000", base + "memory.current": "950"})
     assert used(paths) == (LimitUse(name="memory of pilot.slice", used=950, limit=1000),)
@@ -168,7 +168,7 @@ def test_none_of_them_is_full_any_more(paths: Paths) -> None:
         ("dial tcp: connect: cannot assign requested address", "local ports"),
     ],
 )
-def test_what_it_sounds_like(paths: Paths, failure: str, kind: str) -> None:
+def test_a_message_that_sounds_like_a_limit(paths: Paths, failure: str, kind: str) -> None:
     write(
         paths.root,
         {
@@ -194,7 +194,7 @@ def test_what_it_sounds_like(paths: Paths, failure: str, kind: str) -> None:
         "ended (signal, status 9)",
     ],
 )
-def test_what_is_no_limit(paths: Paths, failure: str) -> None:
+def test_a_message_of_no_limit_is_unchanged(paths: Paths, failure: str) -> None:
     assert explain(failure, paths) == failure
 
 

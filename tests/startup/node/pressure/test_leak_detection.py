@@ -209,7 +209,7 @@ def test_a_fleet_that_grows() -> None:
     assert judge(found, CONNECTION).leak == ""
 
 
-def test_what_the_kernel_holds_counts_too() -> None:
+def test_kernel_memory_counts_as_growth() -> None:
     found = history(hours=1, overhead=lambda at: 300_000 + at / HOUR * 1e6)
     assert judge(found, CONNECTION).growth == pytest.approx(300 * 1e6, rel=0.15)
     # Where it is not known all the time, it is left out.

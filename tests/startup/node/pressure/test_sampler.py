@@ -1,4 +1,4 @@
-"""What is measured of a VM and its agents: on a folder with real processes in it for agents."""
+"""Measuring a VM and its agents, on a folder with real processes as agents."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ def test_all_are_looked_at_every_five_minutes_only(
     assert looks[0].overhead is None
 
 
-def test_what_the_kernel_holds_for_an_agent(world: World) -> None:
+def test_kernel_memory_per_agent(world: World) -> None:
     world.agent(10001, 1)
     world.agent(10002, 1)
     world.write(f"{SLICE}/memory.current", "1000\n")
@@ -385,9 +385,7 @@ def test_a_thread_that_is_dead_is_not_hidden(world: World, monkeypatch: pytest.M
     sampler.close()
 
 
-def test_what_cannot_be_looked_at_is_said_once(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unreadable_file_is_logged_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pressure, "SOME", 0.01)
     again = threading.Event()
     calls = 0

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from startup.node.machine.paths import Paths
+
 
 @dataclass(frozen=True, kw_only=True)
 class Journal:
@@ -78,3 +80,10 @@ def manager() -> Iterator[SecretManager]:
     found = SecretManager()
     yield found
     found.stop()
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> Paths:
+    found = Paths(root=tmp_path)
+    found.registry.mkdir(parents=True)
+    return found

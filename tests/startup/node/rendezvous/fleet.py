@@ -22,7 +22,7 @@ from startup.node.desired.orders import Orders, Standing
 from startup.node.desired.spec import RendezvousSpec, parse
 from startup.node.follower import Follower, Known
 from startup.node.machine.paths import Paths
-from startup.node.rendezvous import registry_file, runs
+from startup.node.rendezvous import registry_copies, registry_file, runs
 from startup.node.rendezvous.access_tokens import Tokens
 from startup.node.rendezvous.process import Health, Process, ask
 from startup.node.rendezvous_loop import RendezvousLoop
@@ -46,7 +46,7 @@ def free_ports(count: int) -> list[int]:
 
 @dataclass
 class FakeUnit:
-    """What systemd does for pilot-rendezvous.service: the command of the unit, with its
+    """Does as systemd with pilot-rendezvous.service: runs the command of the unit, with its
     environment, after `pilot-node store`; again when it exits."""
 
     paths: Paths
@@ -89,7 +89,7 @@ class FakeUnit:
             self.child.send_signal(signal.SIGTERM)
 
     def _spawn(self) -> None:
-        registry_file.prepare_store(self.paths, print)
+        registry_copies.prepare_store(self.paths, print)
         unit = self.paths.units / "pilot-rendezvous.service"
         line = next(
             line.removeprefix("ExecStart=")
@@ -121,7 +121,7 @@ class FakeUnit:
 
 @dataclass
 class FakeFollower:
-    """What is declared and ordered, as a test wants it."""
+    """A spec and orders, as a test sets them."""
 
     paths: Paths
     known: Known

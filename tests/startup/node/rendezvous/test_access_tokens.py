@@ -9,7 +9,7 @@ from startup.node.rendezvous import access_tokens
 from tests.startup.node.rendezvous.conftest import SecretManager
 
 
-def test_tokens_are_fetched_and_what_is_none_is_said(manager: SecretManager) -> None:
+def test_tokens_are_fetched_and_bad_ones_reported(manager: SecretManager) -> None:
     base = "projects/p/secrets"
     manager.held[f"{base}/a/versions/latest"] = b"adm1n\n"
     manager.held[f"{base}/r/versions/3"] = b"two\nlines"

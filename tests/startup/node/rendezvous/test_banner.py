@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from startup.node.rendezvous import registry_file
+from startup.node.rendezvous import registry_copies
 from startup.node.rendezvous.access_tokens import Tokens
 from tests.startup.node.rendezvous.fleet import Fleet
 
@@ -24,9 +24,9 @@ def test_a_maintenance_event_saves_and_is_shown(fleet: Fleet) -> None:
     fleet.until(fleet.serving, "serving")
     fleet.register(3)
     fleet.follower.maintenance = "MIGRATE_ON_HOST_MAINTENANCE"
-    fleet.until(lambda: len(registry_file.copies(fleet.paths)) > 0, "a copy")
+    fleet.until(lambda: len(registry_copies.copies(fleet.paths)) > 0, "a copy")
     fleet.until((fleet.paths.registry / "banner.txt").exists, "a banner")
-    assert registry_file.copies(fleet.paths)[-1].keys == 3
+    assert registry_copies.copies(fleet.paths)[-1].keys == 3
     fleet.follower.maintenance = "NONE"
     fleet.until(lambda: not (fleet.paths.registry / "banner.txt").exists(), "no banner")
 
@@ -37,5 +37,5 @@ def test_a_directory_for_a_banner_stops_nothing(fleet: Fleet) -> None:
     (fleet.paths.registry / "banner.txt").mkdir()
     fleet.follower.order(restart="r1")
     fleet.until(lambda: fleet.unit.starts == 2 and fleet.serving(), "a second start")
-    assert registry_file.copies(fleet.paths)[-1].keys == 5
+    assert registry_copies.copies(fleet.paths)[-1].keys == 5
     assert "banner.txt" in str(fleet.status()["last_error"])

@@ -1,4 +1,4 @@
-"""What is declared and the binary does not support."""
+"""Declared features that the binary does not support."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from startup.node.setup import release
 from tests.startup.node.rendezvous.fleet import Fleet
 
 
-def test_what_is_declared_and_the_binary_does_not_know_is_in_the_status(fleet: Fleet) -> None:
+def test_declared_features_that_the_binary_lacks_are_in_the_status(fleet: Fleet) -> None:
     def unsupported() -> Any:
         return document(fleet.it.facts(Published(), started=1.0))["registry"]["unsupported"]
 

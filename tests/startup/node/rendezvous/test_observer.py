@@ -109,7 +109,7 @@ def test_an_accepted_one_that_falls_silent_is_said_and_not_stopped(
     assert (fleet.pid(), fleet.unit.starts) == (pid, 1)
 
 
-def test_one_that_never_answered_hangs_whoever_sees_it(
+def test_one_that_never_answered_hangs_for_another_pilot_node_too(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""What systemd, the journal and the process say, and what follows from it."""
+"""The process by systemd, the journal and its own answers, and the judgement of it."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from startup.node.desired.orders import Orders
-from startup.node.rendezvous import registry_file
+from startup.node.rendezvous import registry_copies
 from startup.node.setup import units
 from tests.startup.node.rendezvous.fleet import Fleet, free_ports
 
@@ -50,7 +50,7 @@ def test_another_order_of_its_unit_takes_nobody_offline(
     fleet.until(lambda: "another unit" in "".join(fleet.said), "that it is another unit")
 
 
-def test_what_it_runs_with_is_roots_alone_to_read(fleet: Fleet) -> None:
+def test_only_root_may_read_the_record_of_its_run(fleet: Fleet) -> None:
     """A hash of its tokens is in it."""
     fleet.until(fleet.serving, "serving")
     assert (fleet.paths.run / "rendezvous-run.json").stat().st_mode & 0o777 == 0o600
@@ -61,7 +61,7 @@ def test_hold_saves_and_stops_and_going_on_starts(fleet: Fleet) -> None:
     fleet.register(5)
     fleet.follower.order(hold=True)
     fleet.until(lambda: fleet.it.phase() == "held", "held")
-    assert registry_file.copies(fleet.paths)[-1].keys == 5
+    assert registry_copies.copies(fleet.paths)[-1].keys == 5
     fleet.round()
     assert fleet.unit.starts == 1
     fleet.follower.order()
@@ -75,7 +75,7 @@ def test_a_restart_is_once_and_saves_first(fleet: Fleet) -> None:
     fleet.follower.order(restart="r1")
     fleet.until(lambda: fleet.unit.starts == 2 and fleet.serving(), "a second start")
     assert fleet.health().total == 5
-    assert registry_file.copies(fleet.paths)[-1].keys == 5
+    assert registry_copies.copies(fleet.paths)[-1].keys == 5
     for _ in range(5):
         fleet.round()
     # Its object is gone: nothing is ordered, and nothing changes.
@@ -100,7 +100,7 @@ def test_clean_is_an_empty_registry_once(fleet: Fleet) -> None:
     assert list((fleet.paths.registry / "copies").glob("*.before-clean"))
 
 
-def test_what_it_runs_with_changes_it_and_nothing_else_does(fleet: Fleet) -> None:
+def test_only_a_change_of_its_run_restarts_it(fleet: Fleet) -> None:
     fleet.until(fleet.serving, "serving")
     fleet.follower.declare(agents=60)
     for _ in range(40):

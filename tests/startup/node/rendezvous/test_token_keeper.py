@@ -37,7 +37,7 @@ def test_a_token_that_cannot_be_had_closes_the_dashboard_and_not_the_registry(
     assert not re.search("t0ken", Path(f"/proc/{fleet.pid()}/cmdline").read_text())
 
 
-def test_another_pilot_node_that_has_no_tokens_yet_leaves_what_runs_alone(fleet: Fleet) -> None:
+def test_another_pilot_node_without_tokens_leaves_the_process_alone(fleet: Fleet) -> None:
     names = {what: f"projects/p/secrets/{what}/versions/latest" for what in ("admin", "dashboard")}
     known = {"admin": "adm1n", "dashboard": "t0ken"}
     fleet.follower.declare(secrets=names)

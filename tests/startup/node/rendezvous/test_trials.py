@@ -14,7 +14,7 @@ import pytest
 from lab.standin.build import archive
 from lab.standin.state import Node, State, sealed
 from startup.node.desired.orders import REJECT, Orders, ReleaseVerdict
-from startup.node.rendezvous import registry_file, trials
+from startup.node.rendezvous import registry_copies, registry_file, trials
 from startup.node.rollout import roll_state
 from tests.startup.node.rendezvous.fleet import BAD, Fleet, back, emptied, emptying, rejected
 
@@ -101,7 +101,7 @@ def test_nothing_is_copied_in_a_trial(
     known = fleet.register(10)
     fleet.declare_binary(archive() + b"\n", "2.0")
     fleet.until(lambda: fleet.unit.starts == 2 and fleet.serving(), "on trial")
-    before = [copy.name for copy in registry_file.copies(fleet.paths)]
+    before = [copy.name for copy in registry_copies.copies(fleet.paths)]
     assert before
     # What it makes of the store, and the log that it leaves.
     store = fleet.paths.registry / registry_file.NAME
@@ -151,7 +151,7 @@ def test_nothing_is_copied_in_a_trial(
         fleet.it = fleet.service()
         fleet.it.roll = roll_state.recall(fleet.paths, print)
         fleet.it.registry.copy()
-    assert [copy.name for copy in registry_file.copies(fleet.paths)] == before
+    assert [copy.name for copy in registry_copies.copies(fleet.paths)] == before
     # It is killed, for it would save what it knows, and rejected.
     fleet.unit.end()
     sha256 = fleet.spec.binary.sha256
@@ -164,15 +164,15 @@ def test_nothing_is_copied_in_a_trial(
     assert {key: read.get(key) for key in known} == known
     assert not log.exists()
     assert any(
-        name.startswith(registry_file.LOG) for name in registry_file.set_aside_names(fleet.paths)
+        name.startswith(registry_file.LOG) for name in registry_copies.set_aside_names(fleet.paths)
     )
     # And then they are again.
     fleet.register(1, first=20)
     fleet.it.keeper.save()
-    assert registry_file.copies(fleet.paths)[-1].keys == 11
+    assert registry_copies.copies(fleet.paths)[-1].keys == 11
 
 
-def test_a_trial_goes_back_to_what_was_before_it_and_no_further(fleet: Fleet) -> None:
+def test_a_trial_goes_back_to_the_registry_before_it_and_no_further(fleet: Fleet) -> None:
     """A registry that has started empty is not the release's fault, nor mended by the way back."""
     fleet.until(fleet.serving, "serving")
     fleet.register(9)
@@ -199,7 +199,7 @@ def test_there_is_no_trial_without_a_copy(fleet: Fleet, monkeypatch: pytest.Monk
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device", "copies")
 
-    monkeypatch.setattr(registry_file, "take_copy", full)
+    monkeypatch.setattr(registry_copies, "take_copy", full)
     fleet.declare_binary(archive() + b"\n", "2.0")
     for _ in range(10):
         fleet.round()
@@ -211,7 +211,7 @@ def test_there_is_no_trial_without_a_copy(fleet: Fleet, monkeypatch: pytest.Monk
     monkeypatch.undo()
     fleet.now += 60
     fleet.until(lambda: fleet.unit.starts == 2, "on trial")
-    assert registry_file.copies(fleet.paths)[-1].keys == 5
+    assert registry_copies.copies(fleet.paths)[-1].keys == 5
 
 
 def test_a_copy_that_came_to_harm_is_passed_over_on_the_way_back(fleet: Fleet) -> None:
@@ -219,7 +219,7 @@ def test_a_copy_that_came_to_harm_is_passed_over_on_the_way_back(fleet: Fleet) -
     for count, first in ((8, 0), (1, 8)):
         fleet.register(count, first)
         fleet.it.keeper.save()
-    newest = fleet.paths.registry / "copies" / registry_file.copies(fleet.paths)[-1].name
+    newest = fleet.paths.registry / "copies" / registry_copies.copies(fleet.paths)[-1].name
     newest.write_bytes(b"{")
     (fleet.paths.node_state / "trial.json").write_text('{"release": "another", "keys": 9}')
     emptied(fleet)

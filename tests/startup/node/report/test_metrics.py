@@ -131,7 +131,7 @@ def test_ghosts_are_those_of_the_vm_and_of_its_project() -> None:
     assert "of the VM and of its project" in about
 
 
-def test_what_could_not_be_had_is_absent() -> None:
+def test_an_unknown_number_is_absent() -> None:
     found = series(sample=Sample())
     for name in (
         "memory_total_bytes",
@@ -212,7 +212,7 @@ def test_a_registry_that_is_down_and_a_clock_that_was_set_back() -> None:
 
 
 @given(st.text(max_size=40))
-def test_whatever_stands_in_a_label(version: str) -> None:
+def test_any_text_in_a_label(version: str) -> None:
     samples = parsed(metrics.text(document(facts.swarm(version=version))))
     (written,) = [dict(labels) for name, labels in samples if name == "pilot_release_info"]
     plain = re.sub(r"\\(.)", lambda m: {"n": "\n"}.get(m[1], m[1]), written["version"])
@@ -267,9 +267,7 @@ def test_nothing_else_is_served(exporter: Exporter, method: str, path: str, stat
     assert ask(port_of(exporter), method, path)[0] == status
 
 
-def test_strangers_who_hold_connections(
-    exporter: Exporter, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_clients_that_hold_connections(exporter: Exporter, monkeypatch: pytest.MonkeyPatch) -> None:
     """All that there are, each sending a byte now and then: turned away after a while."""
     monkeypatch.setattr(metrics, "CONNECTION_SECONDS", 1.0)
     port = port_of(exporter)

@@ -78,7 +78,7 @@ def test_a_whole_swarm_vm() -> None:
     assert found["trimmed"] == []
 
 
-def test_what_could_not_be_had_is_null() -> None:
+def test_an_unknown_number_is_null() -> None:
     found = document(facts.swarm(sample=Sample(), uptime=None))
     memory = found["memory"]
     for name in ("total", "available", "slice", "agent_mean", "over", "growth"):
@@ -159,7 +159,7 @@ def full() -> status.Document:
     )
 
 
-def test_it_fits_and_says_what_was_trimmed() -> None:
+def test_it_fits_and_names_the_trimmed_lists() -> None:
     found = full()
     assert len(encode(found).encode()) <= LIMIT
     assert any(line.startswith("roll.rejected: ") for line in found["trimmed"])
@@ -195,12 +195,12 @@ def test_clip(text: str) -> None:
     assert json.loads(json.dumps(clipped, ensure_ascii=False).encode()) == clipped
 
 
-def test_trim_leaves_alone_what_fits() -> None:
+def test_trim_changes_nothing_that_fits() -> None:
     found = document(facts.swarm())
     assert trim(found) is found
 
 
-def test_what_is_news() -> None:
+def test_significant_changes() -> None:
     base = facts.swarm()
     quiet = facts.swarm(
         now=NOW + 9,
@@ -288,7 +288,7 @@ def test_the_first_at_once_then_news_soon_and_the_rest_later(publishing: Publish
     assert len(publishing.server.taken) == 3
 
 
-def test_the_file_is_what_was_published(publishing: Publishing) -> None:
+def test_the_file_has_the_published_document(publishing: Publishing) -> None:
     publishing.after(0)
     assert json.loads(publishing.file.read_text()) == publishing.server.taken[-1]
     assert publishing.file.stat().st_mode & 0o777 == 0o644
@@ -335,7 +335,7 @@ def test_guest_attributes_that_are_off_and_a_disk_that_is_full(
     assert publishing.publisher.published == Published(time=NOW, error=error)
 
 
-def test_the_thread_publishes_and_never_holds_up_who_asks(tmp_path: Path) -> None:
+def test_the_thread_publishes_and_publish_never_waits(tmp_path: Path) -> None:
     entered, leave, taken = threading.Event(), threading.Event(), []
 
     def put(name: str, value: str) -> None:

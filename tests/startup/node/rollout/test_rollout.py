@@ -206,7 +206,7 @@ def test_one_agent_that_is_well_with_the_accepted_release_was_a_witness() -> Non
 
 
 def test_many_agents_that_fail_with_either_release_are_no_chance() -> None:
-    """What they had may have been spoiled by the new one."""
+    """The new release may have spoiled their state."""
     ports = PORTS[:15]
     vm = vetoed(*ports)
     for port in ports:
@@ -216,7 +216,7 @@ def test_many_agents_that_fail_with_either_release_are_no_chance() -> None:
     assert vm.state.state == HALTED
 
 
-def test_who_was_let_off_is_so_once_and_with_few_others() -> None:
+def test_a_culprit_excuses_a_release_once_and_with_few_others() -> None:
     vm = vetoed(10001)
     for again in (10002, 10003, 10004, 10005):
         for port in vm.ill:
@@ -334,7 +334,7 @@ def test_those_that_die_while_they_are_watched() -> None:
     rejected(vm, "3 of 50 agents failed, as agent 10011: died")
 
 
-def test_what_the_kernel_says() -> None:
+def test_a_kernel_line_and_a_death_reject_a_release() -> None:
     vm = watched()
     vm.seen = replace(vm.seen, kernel=("eth0: link is up",))
     vm.second()
@@ -411,7 +411,7 @@ def test_a_spec_that_goes_back_ends_it() -> None:
     assert (vm.state.state, vm.state.accepted, vm.state.rejected) == (NONE, OLD, ())
 
 
-def test_what_it_waits_for() -> None:
+def test_reasons_to_wait() -> None:
     vm = Vm()
     vm.seen = replace(vm.seen, calm=False)
     vm.second()
@@ -482,7 +482,7 @@ def test_another_release_after_a_rejected_one() -> None:
     assert vm.state.rejected[0].sha256 == NEW.sha256
 
 
-def test_what_is_remembered(tmp_path: Path) -> None:
+def test_remember_and_recall(tmp_path: Path) -> None:
     paths = Paths(root=tmp_path)
     paths.node_state.mkdir(parents=True)
     said: list[str] = []
@@ -508,7 +508,7 @@ def test_what_is_remembered(tmp_path: Path) -> None:
     assert roll_state.recall(paths, said.append) == RollState()
 
 
-def test_what_a_newer_program_remembered_is_read_for_what_is_known(tmp_path: Path) -> None:
+def test_unknown_fields_of_a_newer_program_are_ignored_in_the_record(tmp_path: Path) -> None:
     paths = Paths(root=tmp_path)
     vm = watched()
     vm.fails(10009)
@@ -535,7 +535,7 @@ def test_what_a_newer_program_remembered_is_read_for_what_is_known(tmp_path: Pat
             roll_state.recall(paths, said.append)
 
 
-def test_what_the_disk_does_not_give_is_in_its_copy(
+def test_an_unreadable_record_is_read_from_its_copy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = Paths(root=tmp_path)
@@ -562,7 +562,7 @@ def test_what_the_disk_does_not_give_is_in_its_copy(
         roll_state.recall(paths, said.append)
 
 
-def test_where_nothing_is_remembered_what_runs_is_accepted() -> None:
+def test_without_a_record_the_running_release_is_accepted() -> None:
     vm = Vm()
     state, said = advance(RollState(), replace(vm.seen, on=dict.fromkeys(PORTS, OLD.sha256)))
     assert state.accepted is not None

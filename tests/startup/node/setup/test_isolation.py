@@ -1,4 +1,4 @@
-"""What is closed to agents: for whom, and that nobody else notices."""
+"""Paths are closed to agents, and to nobody else."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_closed_to_agents_and_to_nobody_else(paths: Paths) -> None:
     assert (paths.root / "run/systemd/notify").stat().st_mode & 0o7777 == 0o666
 
 
-def test_what_cannot_be_closed_is_said_and_no_failure(
+def test_a_path_that_cannot_be_closed_is_logged_and_no_failure(
     paths: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(*_: object, **__: object) -> None:

@@ -95,7 +95,7 @@ def test_udp_mem_is_pages_and_leaves_the_system_its_memory(ram: int, page: int) 
 
 
 @pytest.mark.parametrize("name", FLEET)
-def test_udp_mem_holds_what_every_agent_may_buffer_by_default(name: str) -> None:
+def test_udp_mem_holds_the_default_buffers_of_all_agents(name: str) -> None:
     gib, agents = FLEET[name]
     low, _, _ = limits.udp_mem(machine(gib))
     assert low * 4096 >= agents * 1048576
@@ -114,7 +114,7 @@ def test_reserved_ports_end_with_the_ports() -> None:
 
 
 def as_the_kernel_prints(text: str) -> str:
-    """What the kernel makes of a list of ports: a bitmap, printed as `%*pbl`."""
+    """A list of ports as the kernel prints it: a bitmap, as `%*pbl`."""
     bits = bytearray(65537)
     for part in text.split(","):
         low, _, high = part.partition("-")
@@ -233,7 +233,7 @@ _HUGE = "sys/kernel/mm/transparent_hugepage/enabled"
         ("always madvise [never]\n", "always madvise [never]\n"),
     ],
 )
-def test_huge_pages_are_for_who_asks(vm: Vm, before: str, after: str) -> None:
+def test_huge_pages_are_given_on_request(vm: Vm, before: str, after: str) -> None:
     (vm.root / _HUGE).parent.mkdir(parents=True)
     (vm.root / _HUGE).write_text(before)
     assert kernel.huge_pages_on_request(Paths(root=vm.root)) == ""

@@ -104,7 +104,7 @@ def test_a_file_that_rotted_is_fetched_again(fetch: Fetch) -> None:
 
 
 @pytest.mark.parametrize("failure", [500, 503, 429, 408, 403, cut_short, hang_up])
-def test_what_may_be_gone_a_moment_later_is_retried(fetch: Fetch, failure: Failure) -> None:
+def test_temporary_failures_are_retried(fetch: Fetch, failure: Failure) -> None:
     fetch.google.failures = {"/storage/": [failure, failure]}
     assert fetch()
     assert fetch.path.read_bytes() == DATA
@@ -143,7 +143,7 @@ def no_object(handler: BaseHTTPRequestHandler) -> None:
         (302, "302 .*not an answer of Cloud Storage"),
     ],
 )
-def test_what_is_final_is_not_retried(fetch: Fetch, failure: Failure, said: str) -> None:
+def test_final_failures_are_not_retried(fetch: Fetch, failure: Failure, said: str) -> None:
     fetch.google.failures = {"/storage/": [failure]}
     with pytest.raises(FinalError, match=rf"gs://{BUCKET}/releases/.*{said}"):
         fetch()
@@ -267,7 +267,7 @@ def test_a_body_that_only_drips_has_a_deadline(google: Google) -> None:
     [(b"", b"0"), (b"1\r\nx\r\n", b"0"), (b"1\r\nx\r\n0\r\n", b"a: b\r\n")],
     ids=["size", "next size", "trailer"],
 )
-def test_what_stands_around_a_body_has_a_deadline_too(body: bytes, drip: bytes) -> None:
+def test_chunk_lines_and_trailers_have_a_deadline_too(body: bytes, drip: bytes) -> None:
     """http.client goes on reading for as long as a byte comes now and then."""
     ended = threading.Event()
 
@@ -344,7 +344,7 @@ def test_the_script_stops_with_the_reason(vm: Vm, status: str) -> None:
 # The retry itself.
 
 
-def test_a_retry_is_bounded_and_keyed_on_what_failed() -> None:
+def test_a_retry_is_bounded_and_for_temporary_failures_only() -> None:
     now = 0.0
     said: list[str] = []
 
@@ -429,7 +429,7 @@ class Bucket:
     ("failure", "lost"),
     [(no_object, True)] + [(each, False) for each in (404, 401, 400, 503, no_bucket)],
 )
-def test_only_what_the_bucket_does_not_have_is_lost(
+def test_only_binaries_that_the_bucket_lacks_are_lost(
     google: Google, tmp_path: Path, failure: Failure, *, lost: bool
 ) -> None:
     bucket = Bucket(google, tmp_path)
@@ -539,7 +539,7 @@ _THREAD = (
         (_THREAD, 70),
     ],
 )
-def test_who_hangs_up_on_its_output_fails_nothing(tmp_path: Path, code: str, status: int) -> None:
+def test_a_closed_output_is_no_failure(tmp_path: Path, code: str, status: int) -> None:
     """As journald does at its 4,096th stream: agents may hold them all."""
     read, write = os.pipe()
     os.close(read)

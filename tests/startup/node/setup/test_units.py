@@ -29,7 +29,7 @@ from startup.node.setup.units import TemplateError, environment_file, fill
 from startup.node.swarm import drain
 from tests.startup import specs
 from tests.startup.conftest import Vm
-from tests.startup.node.rendezvous.test_registry_file import snapshot
+from tests.startup.node.rendezvous.registry import snapshot
 
 MACHINE = KernelFacts(ram=4 << 30, page=4096, threads_max=31000)
 UNITS = "/etc/systemd/system"
@@ -152,7 +152,7 @@ def test_a_power_off_gives_pilot_node_its_time() -> None:
 
 
 def test_nothing_is_enabled() -> None:
-    """What has no [Install] cannot be: at boot nothing of ours runs but through the script."""
+    """A unit without [Install] cannot be enabled: at boot only the script starts our units."""
     for name, text in all_units().items():
         assert "[Install]" not in text, name
 
@@ -227,7 +227,7 @@ printable = st.text(st.characters(blacklist_categories=("Cc", "Cs")), max_size=3
 
 
 def by_systemd(text: str) -> dict[str, str]:
-    """What systemd 252 makes of a file whose values are all in double quotes, as in its
+    """Parses as systemd 252 a file whose values are all in double quotes, as in its
     load_env_file(): a backslash takes the meaning from the four characters that have one, before
     any other it stands for itself."""
     found = {}
@@ -283,7 +283,7 @@ def test_every_placeholder_and_every_value() -> None:
         fill("b", {"b": "1"})
 
 
-def test_only_what_differs_is_written(tmp_path: Path) -> None:
+def test_only_files_that_differ_are_written(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b"
     assert files.write(path, "1\n", 0o600)
     before = path.stat()
@@ -295,7 +295,7 @@ def test_only_what_differs_is_written(tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["b"]
 
 
-def test_what_a_power_cut_left_goes_with_the_next_write(tmp_path: Path) -> None:
+def test_the_rest_of_an_interrupted_write_is_removed_by_the_next(tmp_path: Path) -> None:
     path = tmp_path / "roll.json"
     left = [tmp_path / f".roll.json.ab_{number}cdef" for number in range(3)]
     others = [tmp_path / ".roll.json.old.abcdefgh", tmp_path / ".roll.json.new", tmp_path / "x"]
@@ -516,7 +516,7 @@ def test_a_restart_of_journald_only_when_its_fragment_changed(vm: Vm) -> None:
 
 
 @pytest.mark.parametrize("name", ["daemon-reload", "try-restart"])
-def test_what_systemd_was_not_told_is_told_the_next_time(
+def test_a_reload_that_failed_is_made_the_next_time(
     vm: Vm, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """It timed out, or pilot-node was killed in between: the files are written by then."""

@@ -1,4 +1,4 @@
-"""What is to be done for a VM's agents: the decision in tables, and whatever was seen."""
+"""Which agents are started and stopped: in tables, and as properties of anything seen."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ NOW = 1000.0
 def seen(
     running: Sequence[int] = (), sockets: Sequence[int] | None = None, **more: object
 ) -> Observed:
-    """What runs; each has its socket unless `sockets` says otherwise."""
+    """Running agents. Each has its socket unless `sockets` says otherwise."""
     return Observed(
         now=NOW,
         running=frozenset(running),
@@ -70,7 +70,7 @@ def troubled(failures: int, **more: str) -> dict[int, Trouble]:
 
 
 def after(decision: Decision, observed: Observed, seconds: float) -> tuple[SwarmState, Observed]:
-    """What is remembered, and what is seen, so much later."""
+    """The state, and what is seen, `seconds` later."""
     return decision.memory, replace(observed, now=NOW + seconds)
 
 
@@ -284,7 +284,7 @@ def test_a_start_that_is_no_longer_wanted_is_stopped() -> None:
 UP = SwarmState(up_since=dict.fromkeys(PORTS, NOW - 1))
 
 
-def test_what_runs_as_something_else_is_replaced_by_and_by() -> None:
+def test_agents_of_another_variant_are_replaced_by_and_by() -> None:
     decision = on(UP, seen(list(PORTS)), new=PORTS)
     assert (decision.stop, decision.start) == ((10001, 10002), ())
     # While they are down, nobody else is.
@@ -312,7 +312,7 @@ def test_only_those_that_should_be_something_else_are_replaced() -> None:
     assert (decision.stop, decision.said) == ((10004,), ())
 
 
-def test_what_is_not_known_is_not_what_is_wanted() -> None:
+def test_an_unknown_variant_is_replaced() -> None:
     memory = SwarmState(up_since=dict.fromkeys(PORTS, NOW - STEADY), variant={10001: ""})
     assert on(memory, seen(list(PORTS))).stop == (10001,)
 
@@ -360,15 +360,15 @@ def test_a_change_that_lets_agents_live_for_a_while_goes_no_further_either(life:
     assert down == {10001, 10002}
 
 
-def test_a_bad_change_goes_no_further_after_a_restart_of_the_one_who_decides() -> None:
-    """What the agents were started with is on the file system; that they failed is forgotten."""
+def test_a_bad_change_goes_no_further_after_a_restart_of_pilot_node() -> None:
+    """Variants are on the file system; failures are forgotten."""
     variant = {10001: "new", 10002: "new"}
     decision = on(SwarmState(variant=variant), seen(PORTS[2:]), new=PORTS)
     assert decision.stop == ()
     assert decision.start == (10001, 10002)
 
 
-def test_those_that_failed_before_do_not_hold_up_what_may_be_their_cure() -> None:
+def test_agents_that_failed_before_do_not_delay_a_change() -> None:
     broken = {
         port: Trouble(failures=9, until=NOW + 99, began="old", variant="old")
         for port in (10001, 10002)
@@ -463,7 +463,7 @@ times = st.floats(0, 2000)
 )
 # One that failed as something that is not known, and is on its way down, is down as well.
 @example(3, 4, {10001: 0.0, 10003: 0.0}, {}, {}, {10002}, {10001, 10002}, {10001}, {10001, 10002})
-def test_whatever_was_seen(
+def test_invariants_for_anything_seen(
     count: int,
     window: int,
     starting: dict[int, float],

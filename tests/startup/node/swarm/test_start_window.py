@@ -114,12 +114,12 @@ def test_slow_starts_halve_it_but_not_to_nothing() -> None:
     assert again.why == "a start takes 4.0 s"
 
 
-def test_what_is_neither_prompt_nor_slow_changes_nothing() -> None:
+def test_a_start_neither_prompt_nor_slow_changes_nothing() -> None:
     window = replace(opened(15), width=5.0, why="slow")
     assert succeeded(window, [2.5]).size == 5
 
 
-def test_what_was_learnt_is_forgotten() -> None:
+def test_the_window_opens_again_with_time() -> None:
     window = fail(opened(15), [1], began=NOW - 1)
     assert at(window, limit=15, now=NOW + FORGET - 1).size == 7
     assert (at(window, limit=15, now=NOW + FORGET).size, window.why) == (15, "refused")
@@ -366,7 +366,7 @@ phases = st.lists(
 
 @settings(max_examples=25, deadline=None)
 @given(phases, st.integers(1, 3), st.integers(1, 20), st.integers(1, 30))
-def test_whatever_the_registry_went_through(
+def test_agents_come_up_after_any_trouble_of_the_registry(
     bad: list[tuple[dict[str, float], float]], count: int, window: int, agents: int
 ) -> None:
     """Never past the windows (asserted in every round), and whole soon after it is well again."""

@@ -91,7 +91,7 @@ class Pid1:
             shutil.rmtree(unit)
 
     def settle(self) -> None:
-        """What was started comes to what it comes to."""
+        """Started agents get ready, or fail, as `behave` says."""
         for port in list(self.pending):
             unit = cgroup.UNIT.format(port)
             self.dead.pop(unit, None)
@@ -219,7 +219,7 @@ def test_systemd_is_asked_more_rarely_where_it_takes_long_to_answer(world: World
     assert calls(9.0) in (2, 3)
 
 
-def test_who_died_is_asked_about_at_once_though_starts_are_silent(world: World) -> None:
+def test_systemd_is_asked_at_once_about_a_death_while_starts_are_silent(world: World) -> None:
     world.behave = lambda port: "hangs" if port == 10002 else "ready"
     world.until(lambda: len(world.keeper.view().up_since) == 39)
     world.answers = 2.0
@@ -231,7 +231,7 @@ def test_who_died_is_asked_about_at_once_though_starts_are_silent(world: World) 
     world.until(lambda: any("10007: ended (signal" in each for each in world.said), limit=LOOK + 1)
 
 
-def test_what_systemd_said_is_kept_until_it_is_decided_on(world: World) -> None:
+def test_an_answer_of_systemd_is_kept_until_a_round_decides(world: World) -> None:
     world.behave = lambda port: "dies" if port == 10003 else "ready"
     world.keeper.round()
     world.pid1.settle()
@@ -346,7 +346,9 @@ def test_a_full_directory_of_sockets_is_swept(
 
 
 @pytest.mark.parametrize("plant", [a_directory, a_file, a_link])
-def test_what_is_no_socket_is_no_readiness(world: World, plant: Callable[[Path], None]) -> None:
+def test_another_file_than_a_socket_is_no_readiness(
+    world: World, plant: Callable[[Path], None]
+) -> None:
     world.behave = lambda port: "hangs" if port == 10003 else "ready"
     world.until(lambda: len(world.running()) == 40)
     plant(world.paths.socket(10003))
@@ -407,7 +409,7 @@ def test_fewer_and_more(world: World) -> None:
     world.until(lambda: world.running() == set(range(10001, 10021)))
 
 
-def test_where_agents_could_reach_what_they_must_not_none_is_started(world: World) -> None:
+def test_no_agent_is_started_while_the_metadata_server_is_open(world: World) -> None:
     world.open = "open"
     for _ in range(2):
         with pytest.raises(errors.NotReadyError, match="open"):
@@ -430,7 +432,7 @@ def test_without_the_state_disk_nothing_is_started(world: World) -> None:
     assert world.pid1.started == []
 
 
-def test_what_runs_is_seen_also_while_nothing_may_be_started(world: World) -> None:
+def test_running_agents_are_seen_also_while_none_may_be_started(world: World) -> None:
     world.until(lambda: len(world.running()) == 40)
     world.mounted = False
     world.pid1.kill(10007)
@@ -440,7 +442,7 @@ def test_what_runs_is_seen_also_while_nothing_may_be_started(world: World) -> No
     assert len(world.keeper.view().ready) == 39
 
 
-def test_what_is_left_alone_for_it_is_not_known_is_not_started_as_nothing(world: World) -> None:
+def test_an_agent_without_a_known_variant_is_not_started(world: World) -> None:
     world.keeper.goal = goal(3, "")
     world.until(lambda: len(world.keeper.view().trouble) == 3)
     assert world.pid1.started == []
@@ -457,7 +459,7 @@ def test_systemd_that_does_not_answer_is_asked_again(world: World) -> None:
 
 
 @pytest.mark.parametrize("meanwhile", ["ready", "hangs"])
-def test_what_systemd_did_without_an_answer_is_not_undone(world: World, meanwhile: str) -> None:
+def test_jobs_after_a_timeout_are_not_undone(world: World, meanwhile: str) -> None:
     """A systemctl that runs out of time has told PID 1 all the same."""
     world.until(lambda: len(world.running()) == 40)
     world.keeper.goal = goal(43)
@@ -494,7 +496,7 @@ def test_a_mass_death_at_a_systemd_without_answers_keeps_to_the_window(world: Wo
 
 
 @pytest.mark.parametrize(("mute", "died"), [("stop", []), ("start", [10040])])
-def test_what_was_stopped_without_an_answer_has_not_failed(
+def test_an_agent_stopped_after_a_timeout_has_not_failed(
     world: World, mute: str, died: list[int]
 ) -> None:
     """Also where the stop was answered for, and the start of one that died, after it, was not."""
@@ -535,7 +537,7 @@ def test_another_variant_reaches_all_and_no_more_than_the_window_are_down(world:
     assert {tuple(ran) for ran in world.pid1.ran.values()} == {(OLD, NEW)}
 
 
-def test_a_keeper_that_starts_anew_knows_what_runs(world: World) -> None:
+def test_a_new_keeper_knows_the_running_variants(world: World) -> None:
     world.until(lambda: len(world.running()) == 40)
     started = list(world.pid1.started)
     world.keeper = replace(world.keeper, memory=SwarmState(), _seen=None, _anew=True)
@@ -545,14 +547,14 @@ def test_a_keeper_that_starts_anew_knows_what_runs(world: World) -> None:
     assert set(world.keeper.view().variant) == set(range(10001, 10041))
 
 
-def test_what_is_gone_and_not_wanted_is_forgotten(world: World) -> None:
+def test_an_unwanted_agent_that_ended_is_forgotten(world: World) -> None:
     world.until(lambda: len(world.running()) == 40)
     world.keeper.goal = goal(10)
     world.until(lambda: set(variants.read(world.paths)) == set(range(10001, 10011)))
     assert world.running() == set(range(10001, 10011))
 
 
-def test_what_a_view_says(world: World) -> None:
+def test_the_view(world: World) -> None:
     world.behave = lambda port: "dies" if port == 10003 else "ready"
     world.keeper.round()
     view = world.keeper.view()
@@ -703,7 +705,7 @@ def test_a_power_off_without_agents_is_quick_and_quiet(tmp_path: Path) -> None:
 
 
 def process(world: World, port: int, state: str, children: str = "") -> None:
-    """What the kernel shows of an agent's process, and of one that it started."""
+    """/proc of an agent's process, and of one that it started."""
     unit = world.pid1.slice / cgroup.UNIT.format(port)
     (unit / "cgroup.procs").write_text(f"9{port}\n{port}\n" if children else f"{port}\n")
     for number, what, start in ((port, state, 500), (90000 + port, children, 900)):
@@ -758,7 +760,7 @@ def test_an_idle_vm_looks_at_no_socket_twice(world: World, monkeypatch: pytest.M
     world.until(lambda: 10007 not in world.keeper.view().ready, limit=10)
 
 
-def test_what_an_earlier_process_said_is_gone_when_its_agent_starts(world: World) -> None:
+def test_the_log_of_an_earlier_process_is_cut_at_a_start(world: World) -> None:
     (world.paths.logs / "10001").write_text("the end of another one\n", encoding="utf-8")
     world.until(lambda: 10001 in world.keeper.view().ready, limit=20)
     assert (world.paths.logs / "10001").read_text(encoding="utf-8") == ""

@@ -76,7 +76,7 @@ def test_the_same_is_the_same_and_nothing_is_written(paths: Paths) -> None:
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_what_makes_another_one(paths: Paths, change: dict[str, Any]) -> None:
+def test_changes_that_make_another_variant(paths: Paths, change: dict[str, Any]) -> None:
     assert ensure(paths) != ensure(paths, **change)
     # The name of the version does not: it is the bytes that count.
     assert ensure(paths) == ensure(paths, version="1.18.0-again")
@@ -98,7 +98,7 @@ def test_without_its_binary_there_is_none(paths: Paths) -> None:
     assert not paths.variants.exists()
 
 
-def test_what_an_agent_is_started_with(paths: Paths) -> None:
+def test_the_files_of_a_variant(paths: Paths) -> None:
     first, second = ensure(paths), ensure(paths, restart="1")
     variants.choose(paths, 10001, first)
     variants.choose(paths, 10002, second)
@@ -114,7 +114,7 @@ def test_what_an_agent_is_started_with(paths: Paths) -> None:
     assert variants.read(paths) == {10002: second}
 
 
-def test_what_is_no_variant_is_not_known(paths: Paths) -> None:
+def test_a_bad_link_is_no_variant(paths: Paths) -> None:
     assert variants.read(paths) == {}
     paths.chosen.mkdir(parents=True)
     (paths.chosen / "10001").symlink_to("/etc")
