@@ -9,63 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from ops.errors import MissingError, UnsupportedError
 from ops.fleet import LABEL, RENDEZVOUS, SWARM, Fleet, Instance
+from ops.ghost_keys import what_runs
 from ops.google import Cloud, Listed, pairs
 
 OWN: Final = "startup-script"
 DECLARED: Final = ("enable-guest-attributes", "enable-oslogin", "pilot-role", "pilot-spec")
 """The metadata keys of a fleet VM (docs/CONTRACT.md); all others are somebody else's."""
-_REPLACES: Final = "a VM runs at every boot in place of the project's startup script"
-# Keys that make a guest run something, and how what is under them reads in a sentence.
-_SCRIPTS: Final = (
-    (r"startup-script(-url)?", _REPLACES),
-    (
-        r"windows-startup-script(-(url|ps1|cmd|bat))?|startup-script-(ps1|cmd|bat)",
-        "a Windows VM runs at every boot",
-    ),
-    (r"(windows-)?shutdown-script(-(url|ps1|cmd|bat))?", "a VM runs when it shuts down"),
-    (
-        r"sysprep-(specialize|oobe)-script(-(url|ps1|cmd|bat))?",
-        "a Windows VM runs when it is set up",
-    ),
-    (
-        r"user-data(-encoding)?|vendor-data|cloud-?init|cloud-config",
-        "cloud-init and its kin run at boot (Ubuntu, Container-Optimized OS, Flatcar)",
-    ),
-    (
-        r"bootstrap-script(-url)?|(user|vendor)-data-.+",
-        "is named like a script: none of Google's images runs it, one of your own may",
-    ),
-    (
-        r"gce-container-declaration|google-container-manifest",
-        "Container-Optimized OS starts containers of at boot",
-    ),
-    (
-        r"(containerd-)?configure-sh|(k8s-node-setup|common)-psm1",
-        "the images of GKE's nodes run at boot",
-    ),
-    (
-        r"post-startup-script(-url)?",
-        "the images of Deep Learning VM and Workbench run after boot",
-    ),
-    (r"gce-software-declaration", "Google's OS Config agent runs as install scripts"),
-    (
-        r"enable-osconfig|os-?config-enabled-prerelease-features",
-        "has Google's OS Config agent run what policies and patch jobs bring",
-    ),
-    (
-        r"os-?config-endpoint",
-        "has Google's OS Config agent take what it runs from another server",
-    ),
-)
-_OFF: Final = frozenset({"false", "f", "0"})
-"""Values of enable-osconfig with which the agent does nothing."""
 # Pulumi compares with its state, and sees a change made at Google only after a refresh.
 _MEND: Final = "make up ARGS=--refresh"
 
@@ -131,18 +86,6 @@ class Report:
     def document(self) -> dict[str, Any]:
         """For `--json`."""
         return asdict(self)
-
-
-def what_runs(key: str, value: str = "") -> str:
-    """What runs the value of this metadata key, and when, as the end of "bytes that …"; "" where
-    nothing does."""
-    folded = key.strip().lower()
-    if folded == "enable-osconfig" and value.strip().lower() in _OFF:
-        return ""
-    for pattern, does in _SCRIPTS:
-        if re.fullmatch(pattern, folded):
-            return does
-    return ""
 
 
 def read(

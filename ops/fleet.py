@@ -9,17 +9,15 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from typing import Any, Final
-
-import requests
 
 from ops.errors import MissingError, OpsError, UnreachableError, UsageError
 from ops.google import Cloud, pairs
-from ops.refusals import one_line
+from ops.json_document import Doc, seconds
+from ops.registry_counts import RegistryCounts, ask_dashboard
 
 LABEL: Final = "pilot-fleet"
 STATUS: Final = "pilot/status"
@@ -29,64 +27,6 @@ SILENT_AFTER: Final = 180.0  # seconds (docs/CONTRACT.md, "Status")
 DASHBOARD_PORT: Final = 3000
 # A client of Google's keeps as many connections.
 _AT_ONCE: Final = 10
-_DASHBOARD_TIMEOUT: Final = 5.0
-
-
-class Doc:
-    """A JSON document of unknown shape, read by dotted path. A value of another type than the one
-    asked for counts as absent."""
-
-    def __init__(self, content: Any) -> None:
-        self.content = content
-
-    def _at(self, path: str) -> Any:
-        found = self.content
-        for name in path.split("."):
-            found = found.get(name) if isinstance(found, Mapping) else None
-        return found
-
-    def text(self, path: str) -> str:
-        """A string as one printable line; "" where there is none."""
-        found = self._at(path)
-        return one_line(found) if isinstance(found, str) else ""
-
-    def number(self, path: str) -> int | None:
-        """A whole number; None where there is none."""
-        found = self._at(path)
-        is_number = isinstance(found, int | float) and not isinstance(found, bool)
-        try:
-            return int(found) if is_number else None
-        except (OverflowError, ValueError):
-            return None
-
-    def flag(self, path: str) -> bool:
-        """Whether the value is `true`."""
-        return self._at(path) is True
-
-    def texts(self, path: str) -> list[str]:
-        """The strings of a list, each as one printable line."""
-        return [one_line(each) for each in self._items(path) if isinstance(each, str)]
-
-    def documents(self, path: str) -> list[Doc]:
-        """The documents of a list."""
-        return [Doc(each) for each in self._items(path) if isinstance(each, Mapping)]
-
-    def _items(self, path: str) -> Sequence[Any]:
-        found = self._at(path)
-        return found if isinstance(found, list) else []
-
-    def when(self, path: str) -> float | None:
-        """A time in RFC 3339, as seconds since the epoch; None where there is none."""
-        return seconds(self.text(path))
-
-
-def seconds(text: str) -> float | None:
-    """Seconds since the epoch; None where `text` is no RFC 3339 time with a zone."""
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    return found.timestamp() if found.tzinfo else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,31 +104,6 @@ class Vm:
         if self.instance.state == "TERMINATED" and self.is_swarm:
             return 0
         return self.status.number(f"agents.{what}") if self.speaks else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Network:
-    """A network that the registry keeps. None: not told."""
-
-    name: str
-    members: int | None
-    online: int | None
-    """Members that are online."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RegistryCounts:
-    """What the registry counts. None: nobody told."""
-
-    online: int | None = None
-    total: int | None = None
-    networks: tuple[Network, ...] = ()
-    source: str = ""
-    """The VM or the dashboard that told the counts."""
-    networks_source: str = ""
-    """The dashboard that told the networks."""
-    problem: str = ""
-    """Why the counts are missing, or the named dashboard is not their source."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -404,7 +319,7 @@ def registry(cloud: Cloud, rendezvous: Vm | None, dashboard: str) -> RegistryCou
     """
     told = _told(rendezvous)
     if dashboard:
-        found = _stats(dashboard)
+        found = ask_dashboard(dashboard)
         if found.online is not None:
             return found
         problem = f"the dashboard does not answer at {dashboard} (`ops dashboard` opens a tunnel)"
@@ -413,7 +328,7 @@ def registry(cloud: Cloud, rendezvous: Vm | None, dashboard: str) -> RegistryCou
     if rendezvous is None or told.online is None:
         return told
     try:
-        found = _stats(dashboard_url(cloud, rendezvous.instance))
+        found = ask_dashboard(dashboard_url(cloud, rendezvous.instance))
     except OpsError:
         return told
     return replace(told, networks=found.networks, networks_source=found.networks_source)
@@ -431,34 +346,6 @@ def _told(rendezvous: Vm | None) -> RegistryCounts:
         return RegistryCounts(problem=f"{name} says that its registry is down")
     return RegistryCounts(
         online=online, total=rendezvous.status.number("registry.total"), source=name
-    )
-
-
-def _stats(url: str) -> RegistryCounts:
-    """A dashboard's counts; all None where it does not answer."""
-    try:
-        answer = requests.get(f"{url.rstrip('/')}/api/stats", timeout=_DASHBOARD_TIMEOUT)
-        answer.raise_for_status()
-        found = counted(Doc(answer.json()))
-    except (requests.RequestException, ValueError):
-        return RegistryCounts()
-    return replace(found, source=f"the dashboard at {url}", networks_source=url)
-
-
-def counted(stats: Doc) -> RegistryCounts:
-    """The counts in `/api/stats`; each may be missing."""
-    networks = [
-        Network(
-            name=each.text("name") or str(each.number("id")),
-            members=each.number("members"),
-            online=each.number("online_members"),
-        )
-        for each in stats.documents("networks")
-    ]
-    return RegistryCounts(
-        online=stats.number("active_nodes"),
-        total=stats.number("total_nodes"),
-        networks=tuple(networks),
     )
 
 

@@ -15,8 +15,8 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from ops.errors import ClashError, OpsError, UsageError
-from ops.fleet import Doc
 from ops.google import Cloud
+from ops.json_document import Doc
 
 SCHEMA: Final = 1
 FOLDER: Final = "orders/"

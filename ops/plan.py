@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Final, Literal
 
 from ops.errors import OpsError
-from ops.fleet import RegistryCounts, Vm
+from ops.fleet import Vm
 from ops.orders import FOLDER, Order
+from ops.registry_counts import RegistryCounts
 
 SCHEMA: Final = 1
 OBJECT: Final = f"{FOLDER}_plan.json"

@@ -10,8 +10,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from ops.errors import MissingError, UnsupportedError
-from ops.fleet import seconds
 from ops.google import Cloud
+from ops.json_document import seconds
 
 _AT_ONCE: Final = 16
 """Cloud Monitoring's limit of alert policies per snooze."""

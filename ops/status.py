@@ -10,7 +10,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ops.fleet import Doc, Fleet, Vm, age
+from ops.fleet import Fleet, Vm, age
+from ops.json_document import Doc
 from ops.sheet import Column, Line, Sheet
 from ops.watch import THRESHOLD, disk_problem, ghosts, is_short
 

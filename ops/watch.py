@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
-from ops.fleet import Doc, Fleet, Vm
+from ops.fleet import Fleet, Vm
+from ops.json_document import Doc
 
 SHORT: Final = 0.20
 """Available memory below this fraction is an alert: there, benchmarks are frozen

@@ -10,7 +10,8 @@ import pytest
 from components import guard
 from ops import audit
 from ops.audit import Bag, Declared, ProjectMetadata
-from ops.fleet import Fleet, RegistryCounts
+from ops.fleet import Fleet
+from ops.registry_counts import RegistryCounts
 from policy.ghosts import GhostsConfig
 from policy.ghosts import ghosts as refused
 from startup.node.desired import ghost_scripts

@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from lab.cloud.server import serve
+from ops import run
 from ops.cli import main
 from tests.ops.simulated import Simulated
 from tests.vm.conftest import booted
@@ -65,6 +67,16 @@ def ops(
         return Said(code=code, out=out, err=err)
 
     return run
+
+
+@pytest.fixture
+def ticking(simulated: Simulated, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The waiting of a command line is the fleet's working, and its clock."""
+    given: dict[str, Any] = {
+        "clock": lambda: float(simulated.ticks),
+        "pause": lambda _: simulated.tick(),
+    }
+    monkeypatch.setattr(run, "Runner", partial(run.Runner, **given))
 
 
 class _Stats(BaseHTTPRequestHandler):

@@ -13,7 +13,8 @@ import pytest
 from components import startup
 from ops import audit
 from ops.audit import Bag, Declared, ProjectMetadata
-from ops.fleet import Fleet, RegistryCounts
+from ops.fleet import Fleet
+from ops.registry_counts import RegistryCounts
 from tests.components.fleet import ROOT
 from tests.lab.cloud.client import COMPUTE, ZONE, vm
 from tests.ops.conftest import Ops

@@ -15,8 +15,8 @@ import pytest
 from lab.cloud.server import Serving
 from lab.cloud.web import Request, Response
 from lab.machines.processes import ending
-from ops.fleet import seconds
 from ops.google import Cloud, CloudAddress
+from ops.json_document import seconds
 from ops.silence import Silence
 from tests.components.fleet import ROOT
 from tests.lab.cloud.client import ZONE

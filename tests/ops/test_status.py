@@ -29,8 +29,10 @@ from lab.cloud.web import Request, Response
 from ops import fleet as fleets
 from ops import google, status, watch
 from ops.cli import main
-from ops.fleet import Doc, Instance, RegistryCounts, listen
+from ops.fleet import Instance, listen
 from ops.google import Cloud, CloudAddress
+from ops.json_document import Doc
+from ops.registry_counts import RegistryCounts, counted
 from startup.node.pressure.sampler import Sample
 from startup.node.report.status import RollStatus, Said, document, encode
 from tests.components.fleet import ROOT
@@ -307,12 +309,12 @@ def test_stats_of_any_shape() -> None:
         "total_nodes": 9,
         "networks": [{"id": 1, "name": "n", "members": 4, "online_members": 3}, 7],
     }
-    found = fleets.counted(Doc(full))
+    found = counted(Doc(full))
     assert (found.online, found.total) == (5, 9)
     assert [(each.name, each.members, each.online) for each in found.networks] == [("n", 4, 3)]
     odds: list[Any] = [{}, {"active_nodes": "5"}, {"active_nodes": True}, [], None]
     for odd in odds:
-        assert fleets.counted(Doc(odd)).online is None
+        assert counted(Doc(odd)).online is None
 
 
 def test_a_dashboard_that_was_named_counts(ops: Ops, stats: str) -> None:

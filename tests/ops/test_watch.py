@@ -12,7 +12,8 @@ import pytest
 from lab.cloud.web import Request, Response
 from ops import plan as plans
 from ops import run, watch
-from ops.fleet import Fleet, Instance, RegistryCounts, listen
+from ops.fleet import Fleet, Instance, listen
+from ops.registry_counts import RegistryCounts
 from startup.node.machine.state_disk import Usage
 from startup.node.pressure.sampler import Sample
 from startup.node.report.status import RollStatus, ScriptStatus, document, encode

@@ -1,13 +1,12 @@
 """The acceptance rows with their full counts: `python -m tests.vm.campaign`.
 
-Guests and containers are tried by a process each, side by side where there are processors enough.
-Seeded: a round's chance is the seed, its row and its number.
-Resumable: what a round found is kept in `.state/campaign/` by commit and seed as soon as it is
-known, and a second call makes only what is missing. With `--since` and a commit, what was found
-there stands: for going on after a commit that changes nothing of what was tried. With `--row`, what
-the document has of the other rows stands. At most `--minutes` in one call, also amid a round, which
-is then made by the next; then, and at the end, docs/CAMPAIGN.md is written: all rounds with their
-commits, so that another machine can go on as well.
+Guests and containers run in a process each, side by side on a machine with enough processors. Seed,
+row and number decide a round's random choices. `.state/campaign/` keeps each result at once, by
+commit and seed, so a second call makes only the missing rounds. With `--since COMMIT` that commit's
+results stand: use it after a commit that does not touch the tested parts. With `--row` the
+document's results of the other rows stand. A call takes at most `--minutes`; the next call repeats
+a round that was cut off. At the end of a call docs/CAMPAIGN.md is written: all rounds with their
+commits, so that another machine can continue too.
 """
 
 from __future__ import annotations
@@ -48,21 +47,21 @@ DOCUMENT = ROOT / "docs" / "CAMPAIGN.md"
 KEPT = ROOT / ".state" / "campaign"
 # On two processors guests beside 2,000 agents in containers did not boot within ten minutes.
 ENOUGH_PROCESSORS = 4
-# No round takes as long; one that does hangs, whatever it waits for.
+# A round that takes longer hangs.
 _ROUND_MINUTES = 30
 # Seconds until the kernel has moved a controller: about one where nothing holds it.
 _MOVES = 15.0
-# Seconds that a fleet's end waits for its drain (2,000 agents took 53 to 146), and with all of it.
+# Seconds for the drain at a fleet's end (2,000 agents took 53 to 146), and for the whole end.
 _DRAIN_S = 240.0
 _END_S = 300.0
-# Seconds that anything is waited for on a fleet whose time is over.
+# Seconds for each wait on a fleet whose time is over.
 _LAST_S = 20.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """A fleet and the rows that are shown on it. `patience` is in seconds, for one boot; `tasks`:
-    its rows need tasks that are limited."""
+    """A fleet and its rows. `patience`: seconds for one boot; `tasks`: its rows need a limit of
+    tasks."""
 
     driver: str
     wanted: Mapping[str, int]
@@ -108,8 +107,7 @@ SHAPES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a round found, and with what and where it was made; `error` is "" where nothing happened
-    that must not."""
+    """The result of a round, with its seed, commit and machine. `error` is "" if it passed."""
 
     row: str
     number: int
@@ -269,12 +267,12 @@ def _measured(found: Sequence[Mapping[str, Any]]) -> str:
 
 
 class NoFleetError(Exception):
-    """A fleet did not come up: there is nothing to try anything on."""
+    """The fleet did not come up."""
 
 
-# The two are no Exception: a row that waits for a VM passes over many of these.
+# Not of class Exception: a row that waits for a VM catches many of those.
 class OutOfTimeError(BaseException):
-    """The minutes are over; what is missing is for another call."""
+    """The minutes are over; the next call makes the missing rounds."""
 
 
 class HangsError(BaseException):
@@ -324,11 +322,11 @@ def _run(shape: Shape, kept: Kept, *, seed: int, only: set[str], until: float) -
 
 
 def _end(fleet: Fleet, *, drain: bool) -> None:
-    """End a fleet, whatever interrupts it."""
+    """End a fleet, even when interrupted."""
     try:
         if drain:
             _drain(fleet)
-    except Exception as problem:  # noqa: BLE001 - whatever it is, there is an end to be made
+    except Exception as problem:  # noqa: BLE001 - the fleet has to end after any error
         _say(f"ended without a drain: {str(problem)[:200]}")
     finally:
         _listen(signal.SIG_IGN)
@@ -349,7 +347,7 @@ def _drain(fleet: Fleet) -> None:
 
 
 def _listen(handler: Any) -> None:
-    """What becomes of who interrupts."""
+    """Set the handler of SIGINT and SIGTERM."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, handler)
 
@@ -391,14 +389,14 @@ def _tasks_limited() -> Iterator[None]:
 
 
 def _round(fleet: Fleet, row: Row, number: int, *, seed: int, until: float) -> Result:
-    """What a round found. OutOfTimeError at `until`, whatever the row's own tidying up says."""
+    """The result of a round. OutOfTimeError at `until`, even if the row's cleanup fails."""
     _say(f"{row.name}, round {number + 1} of {row.campaign}")
     start = time.monotonic()
     measured, error = {}, ""
     try:
         with _bounded(fleet, until):
             measured = dict(row.round(fleet, "swarm-1", chance(seed, row, number)))
-    except (Exception, HangsError) as problem:  # noqa: BLE001 - whatever it is, it is its result
+    except (Exception, HangsError) as problem:  # noqa: BLE001 - any error is the round's result
         lines = str(problem).splitlines() or [type(problem).__name__]
         error = lines[0][:500]
         KEPT.mkdir(parents=True, exist_ok=True)
@@ -412,8 +410,8 @@ def _round(fleet: Fleet, row: Row, number: int, *, seed: int, until: float) -> R
 
 @contextmanager
 def _bounded(fleet: Fleet, until: float) -> Iterator[None]:
-    """OutOfTimeError at `until`, HangsError after _ROUND_MINUTES; from then on nobody waits for the
-    fleet for long."""
+    """OutOfTimeError at `until`, HangsError after _ROUND_MINUTES; later waits for the fleet are
+    short."""
     left, most = until - time.monotonic(), _ROUND_MINUTES * 60
     if left <= 0:
         raise OutOfTimeError
@@ -430,7 +428,7 @@ def _bounded(fleet: Fleet, until: float) -> Iterator[None]:
     try:
         yield
     except Exception:
-        # What a row undoes at its end can fail as well, and would be what is told.
+        # The row's cleanup can fail too, and would hide the reason.
         if over:
             raise reason from None
         raise

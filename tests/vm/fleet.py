@@ -66,7 +66,7 @@ class Agent:
 
 
 class Fleet:
-    """The VMs of one lab, and what a test asks of them. `patience` is in seconds: for one boot."""
+    """The VMs of one lab, for tests. `patience`: seconds for one boot."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class Fleet:
         self.port = int(self.serving.url.rpartition(":")[2])
         self.api = Client(self.serving.url, timeout=180)
         self.wanted: dict[str, int] = {}
-        # The checkout that it is carried out from, and what its stack file has beside the lab's.
+        # The checkout of the program, and what its stack file adds to the lab's.
         self.tree = ROOT
         self.settings: dict[str, Any] = {}
         self.releases: dict[str, dict[str, str]] = {}
@@ -150,13 +150,13 @@ class Fleet:
         stack["config"] |= {
             f"pilot-fleet:{key}": value for key, value in self.settings.items() if key in known
         }
-        # What the plan asks for: a GiB for 750 agents.
+        # The plan asks for a GiB per 750 agents.
         memory = 1024 * math.ceil(sum(self.wanted.values()) / 750)
         stack["config"]["pilot-fleet:rendezvous"]["machineType"] = f"e2-custom-2-{memory}"
         return str(yaml.safe_dump(stack))
 
     def end(self) -> set[str]:
-        """End the lab and its machines; what of it is left on this machine. It may be repeated."""
+        """End the lab and its machines; what is left of it on this machine. It can be repeated."""
         if not self._is_over:
             self._is_over = True
             self._log_out("*")
@@ -288,11 +288,11 @@ class Fleet:
         return int(self.api.do("POST", f"/lab/{PATH}/{vm}/forward", {"port": port})["port"])
 
     def boot(self, vm: str) -> str:
-        """The kernel's id of the boot that a VM is in."""
+        """The kernel's ID of a VM's boot."""
         return self.run(vm, BOOT_ID)
 
     def running(self, vm: str) -> int:
-        """How many agents run on a VM, by its processes."""
+        """Number of agents that run on a VM, by its processes."""
         return int(self.run(vm, "pgrep -cx pilot-daemon || true"))
 
     def processes(self, vm: str) -> dict[int, tuple[int, int]]:
@@ -307,10 +307,10 @@ class Fleet:
             found[port] = (pid, started)
         return found
 
-    # What the VM says, and what it is told
+    # Status and orders
 
     def status(self, vm: str) -> dict[str, Any] | None:
-        """The VM's last status of this boot of its, as its guest attribute; None: none yet."""
+        """The last status of the VM's present boot, from its guest attribute; None: none yet."""
         answer = self.api.call(
             "GET", f"/compute/v1/{PATH}/{vm}/getGuestAttributes?queryPath=pilot/status"
         )
@@ -324,7 +324,7 @@ class Fleet:
     def until_status(
         self, vm: str, condition: Callable[[dict[str, Any]], bool], what: str
     ) -> dict[str, Any]:
-        """Wait for a status of the VM's boot of now that fulfils `condition`.
+        """Wait for a status of the VM's present boot that fulfils `condition`.
 
         It may be older than this call: one that says nothing new is a minute old.
         """
@@ -340,7 +340,7 @@ class Fleet:
         return seen
 
     def whole(self, vm: str) -> None:
-        """Wait until a VM says of itself that nothing is left to do, and all its agents run."""
+        """Wait until a VM's status says that nothing is left to do, and all its agents run."""
 
         def done(told: dict[str, Any]) -> bool:
             agents = told["agents"]
@@ -358,7 +358,7 @@ class Fleet:
         return str(self.declared(RENDEZVOUS)["bucket"])
 
     def order(self, vm: str, **fields: Any) -> None:
-        """Order something of a VM, as an operator does; nothing: the order is taken back."""
+        """Give a VM an order, as an operator does; without fields the order is removed."""
         place = f"orders/{vm}.json"
         if fields:
             text = json.dumps({"schema": 1, "by": "the tests", **fields})
@@ -379,7 +379,7 @@ class Fleet:
         return answer
 
     def release(self, version: str, binary: bytes, what: str = "daemon") -> dict[str, Any]:
-        """Upload another pilot-daemon, or what else it is; the spec's `release` that names it."""
+        """Upload another binary (pilot-daemon by default); the spec's `release` that names it."""
         sha256 = hashlib.sha256(binary).hexdigest()
         path = f"releases/{sha256}/pilot-{what}"
         assert self.api.upload(self.bucket, path, binary).status == 200
@@ -391,13 +391,13 @@ class Fleet:
         self.set_metadata(vm, items | {"pilot-spec": self.spec(vm, **changes)})
 
     def all_metadata(self) -> dict[str, dict[str, str]]:
-        """What `pulumi up` last wrote for all VMs: metadata by VM, "" is the project's."""
+        """The last `pulumi up`'s metadata: VM -> metadata, "" -> the project's."""
         common = self.api.get(f"/compute/v1/projects/{CLOUD}")["commonInstanceMetadata"]
         project = {each["key"]: each["value"] for each in common.get("items", [])}
         return {"": project} | {vm: self.metadata(vm) for vm in (*self.wanted, RENDEZVOUS)}
 
     def write_metadata(self, kept: Mapping[str, Mapping[str, str]]) -> None:
-        """Write for all VMs what an earlier `pulumi up` wrote, as that did, in a second."""
+        """Write the metadata of an earlier `pulumi up` for all VMs, in a second."""
         project = f"/compute/v1/projects/{CLOUD}"
         fingerprint = self.api.get(project)["commonInstanceMetadata"]["fingerprint"]
         body = {"fingerprint": fingerprint, "items": _items(kept[""])}
@@ -424,7 +424,7 @@ class Fleet:
         return int(answer.json["total_nodes"]), int(answer.json["active_nodes"])
 
     def agents(self) -> dict[str, Agent]:
-        """Who is registered, by owner; nobody while the registry does not answer.
+        """The registered agents by owner; none while the registry does not answer.
 
         The stand-in tells it on its VM's loopback only.
         """
@@ -456,7 +456,7 @@ class Fleet:
         )
 
     def heard_since(self, moment: float, vm: str) -> None:
-        """Wait until each of a VM's agents has been heard at the registry after `moment`."""
+        """Wait until the registry has heard each of a VM's agents after `moment`."""
 
         def heard() -> bool:
             since = time.monotonic() - moment
@@ -488,8 +488,8 @@ class Fleet:
             time.sleep(0.2)
 
     def until_there(self, vm: str, condition: str, what: str) -> None:
-        """Wait for a condition of a VM's shell, in one command: each costs an emulated processor
-        as much as what it is to look at."""
+        """Wait for a condition of a VM's shell, in one command: on an emulated processor each
+        command costs as much as the thing it looks at."""
         wait = f"until {condition}; do sleep 0.5; done"
         # The VM gives up first, and says so.
         line = f"timeout {max(1, int(self.patience) - 15)} sh -c {shlex.quote(wait)}"
@@ -517,7 +517,7 @@ class Fleet:
     def bucket_away(self) -> Iterator[list[str]]:
         """Downloads from the bucket are answered with 503; the list fills with their paths.
 
-        Only downloads: the engine's provider goes on reading what it wrote.
+        Only downloads: the engine's provider can still read its own objects.
         """
         refused: list[str] = []
         answer = self.serving.lab.answer

@@ -18,10 +18,10 @@ CROWD = 146
 CROWDED = {"GOGC": "25", "GOMAXPROCS": "8"}
 GUEST_1_GIB = "e2-custom-2-1024"
 BY_HAND = "by-hand"
-# An agent that is there is made to stand still, by hand and in a unit alike: its tasks count as
-# before, and so many that ran would keep an emulated processor busy for longer than anybody waits.
-# In a unit by its cgroup, which pilot-node does not notice; a SIGSTOP it does. Each once: asking
-# all of them again every second would cost as well.
+# A started agent is frozen, by hand and in a unit alike: its tasks still count, and so many running
+# agents would keep an emulated processor busy for too long. In a unit its cgroup is frozen, which
+# pilot-node does not notice (a SIGSTOP it does). Each once: asking all of them every second costs
+# too much.
 SLICE = "/sys/fs/cgroup/pilot.slice"
 FREEZE = f"""
 declare -A cold
@@ -51,7 +51,7 @@ def pid_walls(fleet: Fleet, vm: str, chance: Random) -> Measured:
     }
     with _by_hand(fleet, vm, CROWD, GUEST_1_GIB, CROWDED) as control:
         fleet.run(BY_HAND, "pkill -KILL -x pilot-daemon")
-        # From now on a VM as any other: its own script is gone, and the project's is run.
+        # From now on a VM like any other: its own script is gone, and the project's runs.
         items = fleet.metadata(vm) | {"pilot-spec": json.dumps(spec | crowd)}
         fleet.set_metadata(BY_HAND, items)
         unit = "systemd-run --quiet --collect --unit="
@@ -66,14 +66,14 @@ def pid_walls(fleet: Fleet, vm: str, chance: Random) -> Measured:
                 f"{count} agents run",
             )
         fleet.until_status(BY_HAND, lambda told: told["phase"] == "whole", "whole")
-        # Or they ran, and what an emulated processor had left for the others is no measure.
+        # Running agents leave too little of an emulated processor to measure the others.
         fleet.until_there(
             BY_HAND,
             f"[ $(cat {SLICE}/*/cgroup.freeze | grep -c 1) -ge {CROWD * 9 // 10} ]",
             f"nine tenths of {CROWD} stand still",
         )
         ours = _none_hit(fleet, BY_HAND, CROWD, control)
-        # At once: what stands still hears no SIGTERM, and would be waited for.
+        # At once: a shutdown would wait for frozen agents, which get no SIGTERM.
         fleet.run(BY_HAND, "(sleep 1; echo o >/proc/sysrq-trigger) >/dev/null 2>&1 &")
     return control | ours
 
@@ -148,7 +148,7 @@ def _none_hit(fleet: Fleet, vm: str, count: int, control: Measured) -> Measured:
 
 
 def _forgotten(fleet: Fleet, chance: Random) -> None:
-    """Have the registry forget who is gone: it would count them for half an hour."""
+    """Make the registry forget dead agents, which it would count for half an hour."""
     fleet.order(RENDEZVOUS, restart=f"walls-{chance.randrange(1 << 30)}", clean=True)
     fleet.all_online()
     fleet.order(RENDEZVOUS)

@@ -1,8 +1,8 @@
-"""What must not happen to a fleet, as rounds on booted VMs: each row of the acceptance table.
+"""The rows of the acceptance table: faults on booted VMs, and what must hold while they happen.
 
-A round takes a whole fleet and a source of chance, does one thing to it, and leaves it whole; it
-returns what it measured. `make test` makes a few rounds of each row, the campaign as many as the
-table asks for. Whatever must not happen is an AssertionError.
+A round takes a whole fleet and a source of random choices, does one thing to the fleet, leaves it
+whole, and returns its measurements. `make test` makes a few rounds of each row, the campaign as
+many as the table asks for. A failed row raises AssertionError.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.vm.fleet import BOOT_ID, DASHBOARD, RENDEZVOUS, STORE, Fleet, Measure
 from tests.vm.kernel_limits import pid_walls, pid_walls_of_a_container
 
 RUNNER = "google_metadata_script_runner startup"
-# Seconds that anybody waits for an answer of the registry's dashboard, or of an sshd that is up.
+# Seconds within which the registry's dashboard, or an sshd that is up, has to answer.
 ANSWERS = 10.0
 
 
@@ -35,7 +35,7 @@ def drained_by_a_session_that_ends(fleet: Fleet, vm: str, chance: Random) -> Mea
     """`pilot-node drain` in an SSH session that is killed while it drains: it completes, and
     registry and SSH answer throughout."""
     line = fleet.ssh(vm, "pilot-node drain")
-    # With a terminal, whose end is the end of what runs in it, as of one that somebody types at.
+    # With a terminal, as a person's session: its end ends the programs in it.
     line.insert(1, "-tt")
     start = time.monotonic()
     session = subprocess.Popen(
@@ -47,7 +47,7 @@ def drained_by_a_session_that_ends(fleet: Fleet, vm: str, chance: Random) -> Mea
     slowest = 0.0
     with processes.ending(session):
         assert session.stdout is not None
-        # It says what it does; at its first word the drain has been asked for.
+        # Its first line says that the drain is ordered.
         said = session.stdout.readline()
     seen: list[int] = []
     while (not seen or seen[-1]) and time.monotonic() - start < fleet.patience:
@@ -78,7 +78,7 @@ def drained_by_a_session_that_ends(fleet: Fleet, vm: str, chance: Random) -> Mea
 
 @contextmanager
 def never_more(fleet: Fleet, vm: str) -> Iterator[Callable[[], int]]:
-    """Looks at a VM's agents all the while: never two on one port, never more than wanted.
+    """Watches a VM's agents: never two on one port, never more than wanted.
 
     Yields a function that returns how many looks there were.
     """
@@ -110,7 +110,7 @@ def never_more(fleet: Fleet, vm: str) -> Iterator[Callable[[], int]]:
     thread.start()
     try:
         yield lambda: looks
-        # So that what has come to be while one waited is seen too.
+        # So that it also sees the agents of the time of the wait.
         reached = looks
         fleet.until(lambda: looks > reached + LOOKS or bool(wrong), "looks at the agents")
     finally:
@@ -119,7 +119,7 @@ def never_more(fleet: Fleet, vm: str) -> Iterator[Callable[[], int]]:
     assert not wrong, f"{vm}: {len(wrong)} times: {wrong[0]}"
 
 
-# So many looks a call: a line of the ports of what runs, or what was exec'd to run.
+# So many looks per call: a line with the ports of all agents, also of those just exec'd.
 LOOKS = 20
 WATCH = (
     f"i=0; while [ $i -lt {LOOKS} ]; do i=$((i+1)); pgrep -ax pilot-daemon |"
@@ -129,7 +129,7 @@ WATCH = (
 
 def kill_pilot_node(fleet: Fleet, vm: str, chance: Random) -> Measured:
     """pilot-node ends by SIGKILL at a random moment: no agent notices. Again while it starts them
-    all: it goes on where it was."""
+    all: it continues from there."""
     before, identities = fleet.processes(vm), fleet.identities()
     with never_more(fleet, vm) as looks:
         time.sleep(chance.uniform(0, 3))
@@ -150,8 +150,8 @@ def kill_pilot_node(fleet: Fleet, vm: str, chance: Random) -> Measured:
 
 
 def _kill(fleet: Fleet, vm: str, some: int = 0) -> int:
-    """Kill pilot-node once `some` agents run, and wait for the first status of the one that
-    follows. How many ran."""
+    """Kill pilot-node once `some` agents run, and wait for the first status of the next one. How
+    many agents ran."""
     started = (fleet.status(vm) or {})["node"]["started"]
     count = "pgrep -cx pilot-daemon"
     at = fleet.run(
@@ -189,7 +189,7 @@ def scripts_in_parallel(fleet: Fleet, vm: str, chance: Random) -> Measured:
 
 
 def reboot(fleet: Fleet, vm: str, chance: Random) -> Measured:
-    """A reset of a whole VM, or a reboot in good order: the same agents, under the same ids."""
+    """A reset or a clean reboot of a VM: the same agents, with the same IDs."""
     return _reset(fleet, vm, None, orderly=chance.choice([True, False]))
 
 
@@ -211,7 +211,7 @@ def _reset(fleet: Fleet, vm: str, again: float | None, *, orderly: bool) -> Meas
         else:
             fleet.act(vm, "reset")
         if again is not None:
-            # A moment of its start, whatever it does then: that is what is asked.
+            # Any moment of its start.
             time.sleep(again)
             fleet.act(vm, "reset")
         moment = time.monotonic()
@@ -300,7 +300,7 @@ def memory_runs_out(fleet: Fleet, vm: str, chance: Random) -> Measured:
 # 4. The registry file is lost
 
 SAVE = f"curl -fsS -X POST http://127.0.0.1:{DASHBOARD}/api/snapshot >/dev/null"
-# MiB: so large that most of the time is spent in writing it. 9,500 agents have 45.
+# MiB: so large that most of the time goes into writing it. 9,500 agents have 45.
 LARGE = 16
 
 
@@ -312,7 +312,7 @@ def power_cut_while_it_writes(fleet: Fleet, vm: str, chance: Random) -> Measured
     # Not before the first: a login takes seconds, and there would be nothing to cut.
     writes, told = _power_cut(fleet, f"while :; do {SAVE} && echo; done", moment)
     restored = told.pop("restored")
-    assert not restored, f"{restored} was put back: a file that is replaced whole was not whole"
+    assert not restored, f"{restored} was restored: a file that is replaced whole was not whole"
     return {"cut_after_s": round(moment, 2), "writes": writes} | told
 
 
@@ -329,7 +329,7 @@ def power_cut_while_it_writes_over(fleet: Fleet, vm: str, chance: Random) -> Mea
     fleet.knobs(padding=LARGE, in_place=True)
     _, told = _power_cut(fleet, writing, 0)
     restored = told.pop("restored")
-    assert restored == newest, f"{restored!r} was put back, and {newest} was the newest good copy"
+    assert restored == newest, f"{restored!r} was restored, and {newest} was the newest good copy"
     aside = _files(fleet, "registry.json.bad-*")
     assert len(set(aside) - set(bad)) == 1, f"set aside: {aside}, and before: {bad}"
     return {"cut_at_mib": round(part / (1 << 20), 1)} | told
@@ -337,7 +337,7 @@ def power_cut_while_it_writes_over(fleet: Fleet, vm: str, chance: Random) -> Mea
 
 def _power_cut(fleet: Fleet, writing: str, moment: float) -> tuple[int, Measured]:
     """Cut the rendezvous' power so many seconds after `writing`, a command there, has said its
-    first line. How many lines it said; how long it took, and which copy was put back."""
+    first line. How many lines it said, how long it took, and the copy that was restored."""
     before = fleet.identities()
     total = sum(fleet.wanted.values())
     process = subprocess.Popen(
@@ -387,7 +387,7 @@ def _files(fleet: Fleet, pattern: str) -> list[str]:
 
 # 5. Sockets run out
 
-# Binds so many UDP sockets, and sends to them until the kernel takes no more; says what it saw.
+# Binds so many UDP sockets, sends to them until the kernel takes no more, and prints the counts.
 FLOOD = (
     "import json,resource,socket,sys,time\n"
     "count=int(sys.argv[1])\n"
@@ -508,7 +508,7 @@ HANGS = b"#!/bin/sh\nexec sleep 1000000\n"
 
 
 def growing(accepted: str) -> bytes:
-    """A daemon that works and grows 5 MB a minute: the accepted one, and a process beside it."""
+    """A daemon that works and grows 5 MB per minute: the accepted one, and a process beside it."""
     return (
         "#!/bin/sh\n"
         "python3 -c 'import time\nkept=[]\n"
@@ -593,7 +593,7 @@ def bad_release(fleet: Fleet, vm: str, chance: Random, kind: str) -> Measured:
 
 
 A_MINUTE = 10  # new keys of an address, as the real one
-# What a registry that is slow however little is asked of it leaves of a window: a part of so many.
+# A registry that is always slow leaves this part of a window: one in so many.
 SLOW_SHARE = 4
 
 
@@ -654,7 +654,7 @@ def _fails(fleet: Fleet, vm: str, before: int) -> None:
 
 
 def new_keys_limited(fleet: Fleet, vm: str, chance: Random) -> Measured:
-    """As many new keys as agents, at a registry that takes 10 a minute and address."""
+    """As many new keys as agents, at a registry that takes 10 per minute and address."""
     total = sum(fleet.wanted.values())
     _all_held(fleet)
     for each in fleet.wanted:
@@ -690,7 +690,7 @@ def _window(fleet: Fleet, vm: str, share: int) -> int:
 
 
 def _narrow(fleet: Fleet, vm: str) -> None:
-    """Wait until what is on its way is within the window that a slow registry has made narrow."""
+    """Wait until the starts in flight fit the window that a slow registry has narrowed."""
     window = _window(fleet, vm, SLOW_SHARE)
 
     def is_narrow(told: dict[str, Any]) -> bool:

@@ -20,7 +20,7 @@ from tests.components.fleet import ROOT
 from tests.conftest import measured
 from tests.vm.fleet import RENDEZVOUS, Fleet, said
 
-# Whose text says so: how many agents of the test's fleet a commit restarts.
+# A line of a commit's message: how many agents of the test's fleet it restarts.
 TRAILERS = ("Restarts-agents", "Restarts-rendezvous")
 _LOOKS = "/run/looks.jsonl"
 # After the last VM has the script: longer than until it has asked for its orders.
@@ -98,7 +98,7 @@ with open("/run/looks.jsonl", "a", buffering=1) as out:
 
 
 class NoCommitError(Exception):
-    """There is no commit to come from. The text says why."""
+    """There is no commit to start from. The text says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +170,7 @@ def commit_before() -> str:
 
 
 def told_since(commit: str) -> Told:
-    """What the commits since `commit` say that they restart, or PILOT_UPDATE_RESTARTS (agents) and
+    """The restarts that the commits since `commit` announce, or PILOT_UPDATE_RESTARTS (agents) and
     PILOT_UPDATE_RESTARTS_RENDEZVOUS. An update restarts an agent once, however many commits do."""
     found = []
     for trailer in TRAILERS:
@@ -211,7 +211,7 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip()
 
 
-# What is looked at
+# Looking
 
 
 class Looks:
@@ -281,7 +281,7 @@ def carried_over(
             try:
                 has_the_script(fleet, vm)
             except AssertionError as error:
-                # What was seen meanwhile says why.
+                # The looks so far say why.
                 late = [str(error)]
                 break
     enough = looks.counted(_LOOKS_AFTER)
@@ -315,12 +315,12 @@ def has_the_script(fleet: Fleet, vm: str) -> None:
         raise AssertionError(f"{vm}: its new script failed:\n{why}")
 
 
-# What must not be
+# Judging the looks
 
 
 @dataclass(frozen=True, kw_only=True)
 class Restart:
-    """Agents of a VM, or its rendezvous, that are another process than before, and why."""
+    """Agents of a VM, or its rendezvous, that were restarted, and why."""
 
     vm: str
     what: str
@@ -332,7 +332,7 @@ class Restart:
 
 
 def restarts(looks: Sequence[Look]) -> list[Restart]:
-    """What was restarted during `looks`, and why."""
+    """The restarts during `looks`."""
     found: list[Restart] = []
     for vm, mine in _by_vm(looks).items():
         last: dict[int, tuple[str, str, Look]] = {}
@@ -361,7 +361,7 @@ def restarts(looks: Sequence[Look]) -> list[Restart]:
 def problems(
     looks: Sequence[Look], *, wanted: Mapping[str, int], window: int, told: Told
 ) -> list[str]:
-    """What of `looks` must not be. `wanted`: agents by VM."""
+    """Sentences: what `looks` show that must not be. `wanted`: VM -> agents."""
     again = restarts(looks)
     found: list[str] = []
     for what, number in (("agents", told.agents), ("rendezvous", told.rendezvous)):
@@ -444,7 +444,7 @@ def _by_vm(looks: Iterable[Look]) -> dict[str, list[Look]]:
 
 
 def _why(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """Which part of what it is started with is another."""
+    """Which part of the variant has changed."""
     keys = sorted(key for key in {*before, *after} if before.get(key) != after.get(key))
     return (
         f"another {', '.join(keys)}"

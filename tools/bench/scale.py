@@ -35,7 +35,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab.machines.driver import MachineError
-from tools.bench import meter, report
+from tools.bench import chart, meter, report
 from tools.bench.report import Fill, FillSample, Full, Idle
 from tools.bench.vm import BASE_PORT, ROOT, WINDOW, BenchError, BenchVm, booted, check
 
@@ -428,7 +428,7 @@ def _publish(
         DOCUMENT.write_text(text)
         if whole:
             title = f"{whole[0].agents:,} agents on one VM, from nothing"
-            PICTURE.write_text(report.svg(title, surroundings, report.panels(whole[0])))
+            PICTURE.write_text(chart.svg(title, surroundings, report.panels(whole[0])))
 
 
 def main() -> int:

@@ -8,7 +8,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from tools.bench import meter, report, ways
+from tools.bench import chart, meter, report, ways
 from tools.bench.report import Fill, FillSample, Full, Idle
 
 UNIT = """\
@@ -200,7 +200,7 @@ def test_the_document_keeps_what_is_around_the_measured() -> None:
 def test_the_picture_shows_every_line_within_its_frame() -> None:
     full = whole(*(point(t, min(1000, t * 25), t * 1.5) for t in range(90)))
     panels = report.panels(full)
-    root = ET.fromstring(report.svg("Title & more", "5 < 6", panels))
+    root = ET.fromstring(chart.svg("Title & more", "5 < 6", panels))
     width, height = float(root.attrib["width"]), float(root.attrib["height"])
     lines = root.findall("{*}polyline")
     assert len(lines) == sum(len(panel.lines) for panel in panels) == 6
@@ -211,15 +211,6 @@ def test_the_picture_shows_every_line_within_its_frame() -> None:
             assert 0 <= y <= height
     texts = {text.text for text in root.findall("{*}text")}
     assert {"Title & more", "5 < 6", "agents registered", "PID 1"} <= texts
-
-
-@pytest.mark.parametrize(("value", "last"), [(4500, 5000), (7.7, 8), (1.9, 2), (0.004, 0.004)])
-def test_an_axis_ends_at_a_round_number_above(value: float, last: float) -> None:
-    ticks = report._ticks(value)
-    assert ticks[0] == 0
-    assert ticks[-1] == pytest.approx(last)
-    assert ticks[-1] >= value * 0.999999
-    assert len(ticks) <= 9
 
 
 def test_the_bare_way_starts_what_the_unit_says() -> None:
