@@ -6,7 +6,7 @@ import re
 from typing import Final
 
 _REPLACES: Final = "a VM runs at every boot in place of the project's startup script"
-# Keys that make a guest run something, and how what is under them reads in a sentence.
+# Pattern of a key, and what happens with its value, as the end of "bytes that …".
 _SCRIPTS: Final = (
     (r"startup-script(-url)?", _REPLACES),
     (
@@ -53,8 +53,7 @@ _OFF: Final = frozenset({"false", "f", "0"})
 
 
 def what_runs(key: str, value: str = "") -> str:
-    """What runs the value of this metadata key, and when, as the end of "bytes that …"; "" where
-    nothing does."""
+    """The use of this metadata key by a VM, as the end of "bytes that …"; "" where nothing runs."""
     folded = key.strip().lower()
     if folded == "enable-osconfig" and value.strip().lower() in _OFF:
         return ""

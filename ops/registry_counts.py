@@ -14,7 +14,7 @@ _DASHBOARD_TIMEOUT: Final = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """A network that the registry keeps. None: not told."""
+    """A network of the registry. None: not known."""
 
     name: str
     members: int | None
@@ -24,7 +24,7 @@ class Network:
 
 @dataclass(frozen=True, kw_only=True)
 class RegistryCounts:
-    """What the registry counts. None: nobody told."""
+    """The registry's counts. None: not known."""
 
     online: int | None = None
     total: int | None = None

@@ -1,1 +1,1 @@
-"""What the fleet is built and measured with: the toolchain, the benchmarks."""
+"""Tools to build and to measure the fleet: the toolchain, the benchmarks."""

@@ -27,7 +27,7 @@ AGENTS = {"swarm-1": 120, "swarm-2": 200, "swarm-3": 60}
 
 @dataclass(frozen=True, kw_only=True)
 class Said:
-    """What a command printed, and its exit code."""
+    """The output of a command, and its exit code."""
 
     code: int
     out: str

@@ -39,7 +39,7 @@ def sha256(text: str) -> str:
 
 
 def swarm_spec(name: str, agents: int, **changes: Any) -> dict[str, Any]:
-    """What `ops` reads of a spec, and some more."""
+    """A spec with the fields that `ops` reads, and some more."""
     return {
         "schema": 1,
         "name": name,
@@ -242,13 +242,13 @@ class Simulated:
         return self.dead + sum(node.running for node in self.nodes.values() if node.is_swarm)
 
     def order(self, name: str) -> dict[str, Any]:
-        """What is ordered of a VM; empty for nothing."""
+        """The order of a VM; empty for none."""
         path = f"/storage/v1/b/{BUCKET}/o/orders%2F{name}.json?alt=media"
         answer = self.client.call("GET", path)
         return dict(json.loads(answer.data)) if answer.status == 200 else {}
 
     def tick(self) -> None:
-        """Every VM reads its orders, does a step, and says what it is."""
+        """Each VM reads its orders, does a step, and publishes its status."""
         with self._lock:
             self.ticks += 1
             for node in sorted(self.nodes.values(), key=lambda node: not node.is_swarm):

@@ -34,7 +34,7 @@ def test_a_clean_fleet(ops: Ops) -> None:
     found = ops(*AUDIT)
     assert (found.code, found.json["findings"]) == (0, [])
     assert found.json["looked_at"] == {"project": 1, "instance": 4, "zone": 1}
-    # What an API does not have is said, not passed over.
+    # A part that the API does not have is named.
     assert "managed instance groups (this API does not have them)" in found.json["unread"]
 
 
@@ -77,7 +77,7 @@ def test_nobody_allows_what_the_fleets_vms_run(ops: Ops, simulated: Simulated) -
     items = [{"key": "startup-script", "value": "x"}, {"key": "pilot-role", "value": "swarm"}]
     simulated.client.do("POST", f"{ZONE}/instances", vm("builder", metadata={"items": items}))
     assert "ghost-instance" in rules(ops, "--allow", "builder")
-    # Nor is what reaches all of them.
+    # Nor is a script that reaches all of them.
     simulated.set_project({"shutdown-script": "x"})
     assert "ghost-project" in rules(ops, "--allow", "builder", "--allow", "shutdown-script")
 

@@ -1,4 +1,4 @@
-"""The command line on a fleet of containers with real agents: what the others simulate."""
+"""The command line on a fleet of containers with real agents; the other tests simulate it."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def until(fleet: Fleet, ops: Run, code: int, *arguments: str) -> Said:
 
 
 def test_status_right_after_up(fleet: Fleet, ops: Run) -> None:
-    # A number that is told may be a minute old.
+    # A published number may be a minute old.
     fleet.until_status(
         RENDEZVOUS, lambda seen: seen["registry"]["online"] == 95, "its registry counts 95"
     )
@@ -85,7 +85,7 @@ def test_a_quiet_watch_a_clean_audit_and_a_top(fleet: Fleet, ops: Run) -> None:
 
 
 def test_a_restart_that_is_interrupted_and_resumed(fleet: Fleet, ops: Run) -> None:
-    """The registry's too; the agents are who they were, and Pulumi sees no change."""
+    """With the registry. The agents keep their identities, and Pulumi sees no change."""
     until(fleet, ops, 0, "status")
     known = fleet.identities()
     command = [sys.executable, "-m", "ops", *before(fleet), "restart", "--yes", "--rendezvous"]

@@ -214,7 +214,7 @@ def test_an_answer_that_cannot_be_written_is_one_line(
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_process_that_cannot_answer_ends_with_one_line(unbuffered: str) -> None:
-    """Nor does what is left in its buffers come back at its end."""
+    """The end of the process does not write its buffers again."""
     environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     with open("/dev/full", "wb") as full:  # noqa: PTH123
         done = subprocess.run(

@@ -59,7 +59,7 @@ def test_a_reboot_interrupted_while_a_vm_is_off(simulated: Simulated) -> None:
 
 
 def refuse_starts(simulated: Simulated, code: str, times: int, status: int = 503) -> list[str]:
-    """So many starts of a VM are refused, as Google does it: in the operation. Those refused."""
+    """Refuse so many starts of VMs in the operation, as Google does; the VMs refused so far."""
     machines, refused = simulated.serving.lab.driver, list[str]()
     start = machines.start
 

@@ -66,7 +66,7 @@ KINDS: list[tuple[dict[str, Any], type[OpsError], str]] = [
     (body(403, "Quota 'CPUS' exceeded. Limit: 24.0 in region r.", "quotaExceeded"), LATER, "free"),
     (body(403, "Quota 'CPUS' exceeded. Limit: 24.0 in region r."), LATER, "free some"),
     (body(403, "no", info="RESOURCE_QUOTA_EXCEEDED"), LATER, "free some"),
-    # An API that is off, and what else is off.
+    # An API that is off, and billing.
     (body(403, OFF, "accessNotConfigured"), DENIED, "enable compute.googleapis.com --project=123"),
     (body(403, OFF), DENIED, "gcloud services enable compute.googleapis.com --project=123"),
     (
@@ -149,7 +149,7 @@ KINDS: list[tuple[dict[str, Any], type[OpsError], str]] = [
         DENIED,
         "the organisation policy constraints/gcp.resourceLocations forbids it",
     ),
-    # Clashes, and what has their status only.
+    # Clashes, and refusals that only share their status.
     (body(412, "At least one of the pre-conditions", "conditionNotMet"), CLASH, "somebody else"),
     (body(412, "Invalid fingerprint."), CLASH, "somebody else"),
     (body(409, "is being changed", "conflict"), CLASH, "somebody else"),

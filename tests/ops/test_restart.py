@@ -67,7 +67,7 @@ def test_clean_is_ordered_once_and_taken_back(simulated: Simulated) -> None:
 def test_one_that_is_interrupted_anywhere_is_gone_on_with_from_anywhere(
     simulated: Simulated, moment: int
 ) -> None:
-    """Whoever resumes knows nothing but the fleet and its bucket."""
+    """The second runner knows only the fleet and its bucket."""
     left = moment
 
     def interrupt(_: float) -> None:
@@ -223,7 +223,7 @@ def test_a_clean_restart_given_up_cleans_nothing(simulated: Simulated) -> None:
 
 @pytest.mark.parametrize("kind", [plans.RESTART, plans.REBOOT])
 def test_answers_that_are_lost_end_nothing(simulated: Simulated, kind: str) -> None:
-    """Each fifth is, after what was asked for has been done."""
+    """Each fifth answer is lost, after its request was carried out."""
     said: list[str] = []
     driver = runner(simulated, said)
     plan, generation = begin(driver, kind)

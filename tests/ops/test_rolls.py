@@ -22,7 +22,7 @@ from tests.ops.simulated import (
 
 
 def declare_another_release(simulated: Simulated) -> None:
-    """For all swarm VMs, which wait with it for somebody who says go."""
+    """For all swarm VMs; their rolls wait for a `go`."""
     release = {"version": "1.19.0", "daemon": {"object": "x", "sha256": NEW}}
     for name in SWARM:
         simulated.nodes[name].roll = rolling(state="waiting", of=3)

@@ -1,4 +1,4 @@
-"""docs/RUNBOOK.md does what it says, and docs/INCIDENTS.md names tests that there are."""
+"""The commands of docs/RUNBOOK.md work as it says, and the tests in docs/INCIDENTS.md exist."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def line_with(text: str) -> str:
 
 
 def test_the_line_for_cron_mails_what_it_found(tmp_path: Path) -> None:
-    """cron runs in a home with hardly a variable; what it mails is what `mail` reads."""
+    """cron runs in a home with few variables; `mail` reads the text of the mail."""
     line = line_with("*/5 * * * *").removeprefix("*/5 * * * * ")
     mails = tmp_path / "mails"
     mail = tmp_path / "mail"

@@ -1,4 +1,4 @@
-"""`status` and `top`: what is seen of a fleet, from the API to the exit code."""
+"""`status` and `top`, from the API to the exit code."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_a_vm_that_is_off_is_not_counted(ops: Ops, simulated: Simulated) -> None
 
 
 def test_a_vm_that_was_deleted_is_missed(ops: Ops, simulated: Simulated) -> None:
-    """What the VMs want that are left is not what was declared: the rendezvous was told."""
+    """The other VMs want fewer agents than were declared: the rendezvous' spec has the number."""
     simulated.client.do("DELETE", f"{ZONE}/instances/swarm-2")
     del simulated.nodes["swarm-2"]
     simulated.tick()
@@ -412,7 +412,7 @@ def test_notes_are_readable_in_80_columns(
 
 
 def on_a_terminal(simulated: Simulated, command: str, *, columns: int) -> list[str]:
-    """What a command shows on a terminal that is so wide, without its colours."""
+    """The output of a command on a terminal of this width, without colours."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
     environment = {**os.environ, "TERM": "xterm"}

@@ -1,4 +1,4 @@
-"""docs/UPGRADE.md does what it says: its commands are run, on a clone and on the lab's API."""
+"""The commands of docs/UPGRADE.md work as it says, on a clone and on the lab's API."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def sections() -> dict[str, list[tuple[str, list[str]]]]:
 
 
 def state_of(section: str, vm: str) -> ScriptStatus:
-    """What a VM says of its script while a section's commands are run."""
+    """The state of a VM's script while the commands of a section run."""
     turn = time.time() + 200
     if section == "When a VM is half way" and vm == "swarm-3":
         return ScriptStatus(expected="ee" * 32, state="failed", error="it was run")
@@ -89,7 +89,7 @@ def test_every_command_is_run_in_its_order(tmp_path: Path, checkout: Path) -> No
         (programs / name).write_text(f"#!/bin/sh\n{text}\n")
         (programs / name).chmod(0o755)
 
-    # What it would do, where it is there to be done.
+    # Its effect, where it can have one.
     program(
         "make", f'echo "$(git rev-parse HEAD) $*" >>{made}\nexec /usr/bin/make -n -C {ROOT} "$@"'
     )
@@ -118,7 +118,7 @@ def test_every_command_is_run_in_its_order(tmp_path: Path, checkout: Path) -> No
                     text=True,
                     check=False,
                 )
-                # `ops watch` finds what the section is about.
+                # `ops watch` finds the alert of this section.
                 expected = 1 if command.startswith("ops watch") else 0
                 assert done.returncode == expected, (section, command, done)
                 if command.startswith("before="):

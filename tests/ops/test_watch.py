@@ -1,4 +1,4 @@
-"""`watch`: what is an alert, what is an event, and what is quiet."""
+"""`watch`: alerts, events, and silence."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ def test_a_hold_that_nobody_is_about_to_end_is_one(ops: Ops, simulated: Simulate
 
 
 def test_the_loop(ops: Ops, simulated: Simulated, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A VM dies, an agent count falls, the API goes away: a line each, and a line when over."""
+    """A VM dies, agents are lost, the API is away: a line at the beginning and one at the end."""
     answer = simulated.serving.lab.answer
 
     def away(_: Request) -> Response:

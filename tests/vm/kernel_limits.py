@@ -66,7 +66,7 @@ def pid_walls(fleet: Fleet, vm: str, chance: Random) -> Measured:
                 f"{count} agents run",
             )
         fleet.until_status(BY_HAND, lambda told: told["phase"] == "whole", "whole")
-        # Running agents leave too little of an emulated processor to measure the others.
+        # Agents that are not frozen would load the emulated processor, and spoil the comparison.
         fleet.until_there(
             BY_HAND,
             f"[ $(cat {SLICE}/*/cgroup.freeze | grep -c 1) -ge {CROWD * 9 // 10} ]",

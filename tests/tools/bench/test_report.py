@@ -1,4 +1,4 @@
-"""What the benchmarks compute and draw, without a machine."""
+"""The computations and pictures of the benchmarks, without a machine."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def test_the_table_of_a_full_vm() -> None:
 
 
 def test_a_full_vm_is_compared_with_the_same_agents_as_bare_processes() -> None:
-    # The last 500 starts cost PID 1 three times what the first 500 did.
+    # The last 500 starts cost PID 1 three times as much as the first 500.
     grows = [point(0, 0), point(20, 500, 20.0), point(60, 1000, 80.0)]
     node = whole(*grows)
     bare = replace(

@@ -1,4 +1,4 @@
-"""What the benchmark of the agents' unit compares, without a container."""
+"""The rows of the unit's benchmark, without a container."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tools.bench import units
 
 @pytest.mark.parametrize("name", [name for name in units.CHANGES if name != "as it is"])
 def test_each_row_is_another_unit(name: str) -> None:
-    """What is taken out is there, and what is added is not: otherwise a row measures nothing."""
+    """The unit has each directive that a row takes out, and lacks those that a row adds."""
     text = (TEMPLATES / "pilot-agent@.service").read_text(encoding="utf-8")
     without, added = units.CHANGES[name]
     own = {line.partition("=")[0] for line in units.changed(text, (), ()).splitlines()}

@@ -1,4 +1,4 @@
-"""What a benchmark needs of the machine is asked before anything is begun."""
+"""A benchmark checks the machine before it begins."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ class Machine:
 
 
 def modules_for(machine: Machine) -> None:
-    """What a build takes out of Go's module cache."""
+    """The part of Go's module cache that a build uses."""
     script = machine.folder / "modules/sdk/python/cmd/pulumi-language-python-exec"
     script.parent.mkdir(parents=True)
     script.write_text("#!/usr/bin/env python3\n")

@@ -1,4 +1,4 @@
-"""Building into the cache: whole or not at all, once, by one process; and what stops it."""
+"""Building into the cache: whole or not at all, once, by one process; and its failures."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ def test_the_whole_program_with_a_go_that_obeys(machine: Machine) -> None:
     assert os.access(built.bin() / "pulumi-language-python-exec", os.X_OK)
     assert not (built.parts["provider"] / "source").exists()
     calls = machine.calls()
-    # What an interrupted build left of one component is all that is built again.
+    # Only the component of the interrupted build is built again.
     shutil.rmtree(built.folder)
     shutil.rmtree(built.parts["host"])
     second = machine.run("ensure")
@@ -301,7 +301,7 @@ def test_with_a_cache_that_cannot_be_written(machine: Machine) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_ends_go_too(machine: Machine, number: signal.Signals) -> None:
-    # This Go says who it is, then builds until it is ended.
+    # This Go prints its process ID, then builds until it is ended.
     waiting = fakes.GO.replace(
         'elif args[0] == "build":',
         'elif args[0] == "build":\n'
@@ -319,7 +319,7 @@ def test_an_interruption_ends_go_too(machine: Machine, number: signal.Signals) -
         stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        # Who runs tests in the background ignores SIGINT, and children inherit that.
+        # A shell's background job ignores SIGINT, and its children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
     with ending(program):

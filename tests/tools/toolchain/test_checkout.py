@@ -25,7 +25,7 @@ def root(tmp_path: Path) -> Path:
 
 
 class Pip:
-    """Stands where commands are run; notes them, and does what they would leave behind."""
+    """Takes the place of commands: notes them, and leaves their files."""
 
     def __init__(self) -> None:
         self.commands: list[list[str]] = []
@@ -151,7 +151,7 @@ def test_a_venv_that_pulumi_install_has_made_is_taken_as_it_is(root: Path, pip: 
     foreign(root, *BASE)
     checkout.ensure_venv(root, dev=False)
     assert pip.words() == []
-    # What is pinned for tests is added to it.
+    # The packages for tests are added.
     checkout.ensure_venv(root, dev=True)
     assert pip.words()[-1] == "install"
     words = len(pip.words())

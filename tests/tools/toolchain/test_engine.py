@@ -215,7 +215,7 @@ def test_files_and_secrets_are_planned(project: tuple[dict[str, str], Path]) -> 
 def test_what_this_provider_does_not_know_is_refused_by_name(
     project: tuple[dict[str, str], Path],
 ) -> None:
-    """Dropping it would hide it from the policies, which see what the provider has checked."""
+    """Dropped, it would be hidden from the policies, which see the provider's checked inputs."""
     environ, folder = project
     plan = run([*PREVIEW, "--config", "newer=true"], environ, folder)
     assert plan.returncode != 0

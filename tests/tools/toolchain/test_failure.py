@@ -1,4 +1,4 @@
-"""A sentence for what Go says when a build fails."""
+"""The sentence for a failed build, from Go's output."""
 
 from __future__ import annotations
 

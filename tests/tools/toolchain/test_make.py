@@ -204,5 +204,5 @@ def test_a_plan_of_ci_has_the_policies_settings() -> None:
 def test_only_a_preview_and_an_audit_may_prove_who_they_are() -> None:
     holders = {p.name: p.read_text() for p in WORKFLOWS if "id-token" in p.read_text()}
     assert holders.keys() == {"audit.yml", "preview.yml"}
-    # Not for what somebody proposes: the audit runs the main branch. `on` is YAML's true.
+    # Not for pull requests: the audit runs the main branch. `on` is YAML's true.
     assert yaml.safe_load(holders["audit.yml"])[True].keys() == {"schedule", "workflow_dispatch"}

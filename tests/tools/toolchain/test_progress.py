@@ -1,4 +1,4 @@
-"""The estimate of what is left."""
+"""The estimate of the time left."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is built, and when it has to be built again."""
+"""The components, and when they have to be built again."""
 
 from __future__ import annotations
 
