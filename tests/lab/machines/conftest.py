@@ -11,6 +11,8 @@ from lab.machines import processes
 from lab.machines.container import lab_name
 from lab.machines.host import ensure_packages, missing_packages, no_containers
 from lab.machines.image import ImageError, default_cache, ensure_image
+from lab.machines.qemu import Qemu
+from tests.lab.machines.prepared import fake_image
 
 
 @pytest.fixture(scope="session")
@@ -86,3 +88,11 @@ def _others_mount(device: str, file: str, state: Path) -> bool:
             if f" {device} " in each.read_text():
                 return True
     return False
+
+
+@pytest.fixture
+def qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Qemu:
+    cached = fake_image(tmp_path / "cache")
+    monkeypatch.setattr("lab.machines.qemu.ensure_image", lambda _: cached)
+    monkeypatch.setattr("lab.machines.container.ensure_image", lambda _: cached)
+    return Qemu(tmp_path / "state, of mine", metadata_endpoint=lambda _: ("127.0.0.1", 1))

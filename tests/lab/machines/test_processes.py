@@ -1,4 +1,4 @@
-"""Processes are ended in one way, which minds that one is gone already."""
+"""Processes are found by their command line, and ended in one way, even if gone already."""
 
 from __future__ import annotations
 
@@ -122,3 +122,38 @@ def test_processes_are_ended_in_one_module_only() -> None:
         if BY_ID.search(line) and not HARMLESS.search(line)
     ]
     assert found == []
+
+
+def test_a_process_is_known_by_its_command_line(tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    assert processes.find(pid_file, "x") is None
+    pid_file.write_text("not a number")
+    assert processes.find(pid_file, "x") is None
+    marker = str(tmp_path)
+    child = subprocess.Popen([sys.executable, "-c", "input()", marker], stdin=subprocess.PIPE)
+    with processes.ending(child):
+        pid_file.write_text(f"{child.pid}\n")
+        assert processes.until(lambda: processes.find(pid_file, marker) == child.pid, 10)
+        assert processes.find(pid_file, "somebody else's") is None
+        assert not processes.wait(child.pid, 0)
+        processes.kill(child.pid)
+        assert processes.find(pid_file, marker) is None
+    processes.kill(child.pid)
+
+
+def test_a_process_that_ends_meanwhile_hides_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stat = Path.stat
+
+    def ended(path: Path, *, follow_symlinks: bool = True) -> os.stat_result:
+        # What the kernel says where the folder of a process was found before it ended.
+        if path.name == "cmdline":
+            raise ProcessLookupError(3, "No such process")
+        return stat(path, follow_symlinks=follow_symlinks)
+
+    monkeypatch.setattr(Path, "stat", ended)
+    marker = str(tmp_path)
+    child = subprocess.Popen([sys.executable, "-c", "input()", marker], stdin=subprocess.PIPE)
+    with processes.ending(child):
+        assert processes.until(lambda: processes.having(marker) == [child.pid], 10)

@@ -1,4 +1,4 @@
-"""The parts without state: filters, pages, addresses, machine types."""
+"""Filters, order and pages of lists."""
 
 from typing import Any
 
@@ -7,8 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lab.cloud import Json
-from lab.cloud.compute import addressing, catalog
-from lab.cloud.compute.addressing import NoAddressError
 from lab.cloud.compute.query import compile_filter, page
 from lab.cloud.errors import ApiError
 
@@ -121,68 +119,3 @@ def test_bad_list_parameters_are_refused(query: dict[str, str]) -> None:
     with pytest.raises(ApiError) as refused:
         page([], query)
     assert refused.value.code == 400
-
-
-def test_the_first_host_of_a_subnet_is_2_and_four_addresses_are_kept() -> None:
-    assert addressing.first_internal("10.10.0.0/20", set()) == "10.10.0.2"
-    assert addressing.first_internal("10.10.0.0/20", {"10.10.0.2"}) == "10.10.0.3"
-    assert addressing.gateway("10.10.0.0/20") == "10.10.0.1"
-    usable = [n for n in range(8) if addressing.usable("10.0.0.0/29", f"10.0.0.{n}")]
-    assert usable == [2, 3, 4, 5]
-    assert not addressing.usable("10.0.0.0/29", "10.0.1.2")
-    assert not addressing.usable("10.0.0.0/29", "nonsense")
-    with pytest.raises(NoAddressError, match="exhausted"):
-        addressing.first_internal("10.0.0.0/29", {f"10.0.0.{n}" for n in range(2, 6)})
-
-
-def test_external_addresses_are_documentation_ranges() -> None:
-    assert addressing.first_external(set()) == "203.0.113.1"
-    everything: set[str] = set()
-    for _ in range(3 * 254):
-        everything.add(addressing.first_external(everything))
-    with pytest.raises(NoAddressError):
-        addressing.first_external(everything)
-
-
-@pytest.mark.parametrize(
-    ("name", "vcpus", "memory_mb"),
-    [
-        ("e2-standard-16", 16, 65536),
-        ("n2d-highcpu-128", 128, 131072),
-        ("e2-standard-8", 8, 32768),
-        ("n2-standard-4", 4, 16384),
-        ("e2-custom-2-1024", 2, 1024),
-        ("custom-1-3840", 1, 3840),
-        ("n2-custom-4-65536-ext", 4, 65536),
-        ("e2-micro", 2, 1024),
-        ("e2-custom-small-2048", 2, 2048),
-        ("n1-custom-2-638976-ext", 2, 638_976),
-    ],
-)
-def test_machine_types(name: str, vcpus: int, memory_mb: int) -> None:
-    found = catalog.machine_type(name)
-    assert found is not None
-    assert (found.vcpus, found.memory_mb) == (vcpus, memory_mb)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "e2-standard-3",
-        "e2-standard-16-lssd",
-        "e2-custom-1-1024",
-        "e2-custom-3-1024",
-        "e2-custom-2-1000",
-        "e2-custom-2-768",
-        "e2-custom-2-16640",
-        "e2-custom-2-16384-ext",
-        "n2-custom-34-34816",
-        "n2-custom-micro-1024",
-        "n2d-custom-6-6144",
-        "n1-custom-2-884736-ext",
-        "z9-custom-2-1024",
-        "",
-    ],
-)
-def test_unknown_machine_types(name: str) -> None:
-    assert catalog.machine_type(name) is None
