@@ -1,1 +1,1 @@
-"""What a fleet declares: configuration, what fits, and the Pulumi components."""
+"""The fleet's declaration: configuration, capacity, and the Pulumi components."""

@@ -30,7 +30,7 @@ OPERATOR_PERMISSIONS = (
 
 @dataclass(frozen=True, kw_only=True)
 class FleetAccessArgs:
-    """What the bindings are made from."""
+    """Arguments of `FleetAccess`."""
 
     project: pulumi.Input[str]
     bucket_name: pulumi.Input[str]
@@ -67,10 +67,10 @@ class FleetAccess(pulumi.ComponentResource):
         )
 
         def on_project(
-            member: str, role: pulumi.Input[str], what: str, condition: _Condition | None = None
+            member: str, role: pulumi.Input[str], suffix: str, condition: _Condition | None = None
         ) -> None:
             gcp.projects.IAMMember(
-                f"{name}-{what}-{member}",
+                f"{name}-{suffix}-{member}",
                 project=args.project,
                 role=role,
                 member=member,
@@ -81,10 +81,10 @@ class FleetAccess(pulumi.ComponentResource):
             )
 
         def on_bucket(
-            member: str, role: str, what: str, condition: _Condition | None = None
+            member: str, role: str, suffix: str, condition: _Condition | None = None
         ) -> None:
             gcp.storage.BucketIAMMember(
-                f"{name}-{what}-{member}",
+                f"{name}-{suffix}-{member}",
                 bucket=args.bucket_name,
                 role=role,
                 member=member,

@@ -40,8 +40,8 @@ def problems(email: str | None, vms: Sequence[str], look: Callable[[str], bool])
             f"{vms[0]} is stopped before Google says so"
         )
         return []
-    what = f"{_PATH}: there is no service account {email}, so {', '.join(vms)} cannot get it"
-    return [f"{what}. Nothing was changed; `gcloud iam service-accounts list` lists a project's"]
+    message = f"{_PATH}: there is no service account {email}, so {', '.join(vms)} cannot get it"
+    return [f"{message}. Nothing was changed; `gcloud iam service-accounts list` lists a project's"]
 
 
 def look(email: str) -> bool:

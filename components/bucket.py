@@ -18,7 +18,7 @@ _KEEP_NONCURRENT_DAYS = 90
 
 @dataclass(frozen=True, kw_only=True)
 class FleetBucketArgs:
-    """What the bucket is made from."""
+    """Arguments of `FleetBucket`."""
 
     # Its name, unique in all of Cloud Storage.
     bucket: pulumi.Input[str]

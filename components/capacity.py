@@ -53,7 +53,7 @@ class VmLimit:
     unit: str
     # In `unit`.
     capacity: int
-    # What the fleet asks of it, in `unit`.
+    # The fleet's demand, in `unit`.
     demand: int
     # The most agents that it allows; below zero where not even a VM without agents fits.
     fits: int

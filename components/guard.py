@@ -93,12 +93,12 @@ class Ghost:
 
     # Path in the inputs.
     where: str
-    # What a VM does with it, as the end of a sentence.
+    # Its effect on a VM, as the end of a sentence.
     does: str
 
 
 def what_runs(key: str, value: Any = None) -> str:
-    """What a VM does with a key of its metadata; "" for nothing."""
+    """The effect of a metadata key on a VM; "" for none."""
     folded = key.strip().lower()
     if folded == "enable-osconfig" and isinstance(value, str) and value.strip().lower() in _OFF:
         return ""

@@ -15,7 +15,7 @@ _PROJECT_ROLES = ("roles/logging.logWriter", "roles/monitoring.metricWriter")
 
 @dataclass(frozen=True, kw_only=True)
 class FleetIdentityArgs:
-    """What the account is made from."""
+    """Arguments of `FleetIdentity`."""
 
     project: pulumi.Input[str]
     # Address of an account to use instead of a new one. It keeps its project roles, and gets read

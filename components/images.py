@@ -40,26 +40,26 @@ def look_up(
         try:
             found = {image: look(image) for image in dict.fromkeys(paths.values())}
         except NotLookedUpError as error:
-            what = f"{', '.join(paths)}: cannot be looked up: {error}"
+            message = f"{', '.join(paths)}: cannot be looked up: {error}"
             if is_needed and not dry_run:
-                problems.append(f"{what}. Nothing was changed")
+                problems.append(f"{message}. Nothing was changed")
             else:
-                pulumi.log.warn(what)
+                pulumi.log.warn(message)
             continue
         sizes |= {image: size for image, size in found.items() if size is not None}
         for path, image in paths.items():
             if found[image] is not None:
                 continue
             project, name = image.split("/")
-            what = (
+            message = (
                 f"{path}: the project {project} has no image and no family of images called {name}"
             )
             where = f"`gcloud compute images list --project={project}` lists them"
             if is_needed:
-                problems.append(f"{what}. Nothing was changed; {where}")
+                problems.append(f"{message}. Nothing was changed; {where}")
             else:
                 pulumi.log.warn(
-                    f"{what}. This update makes no boot disk from it; one that makes a VM with "
+                    f"{message}. This update makes no boot disk from it; one that makes a VM with "
                     f"it (new, replaced, or lost at Google) will fail. {where}"
                 )
     return sizes, problems

@@ -27,7 +27,7 @@ _DISK = "gcp:compute/disk:Disk"
 
 @dataclass(frozen=True, kw_only=True)
 class LastUpdate:
-    """What the last update of this stack left."""
+    """The stack as its last update left it."""
 
     # Size of the boot disk in GB, by VM.
     boot_gb: Mapping[str, int]
@@ -46,7 +46,7 @@ class LastUpdate:
 def require_possible(
     config: FleetConfig, last: LastUpdate, images: Mapping[str, int], missing: Sequence[str] = ()
 ) -> None:
-    """Raises `pulumi.RunError` for what this update cannot do.
+    """Raises `pulumi.RunError` where this update is not possible.
 
     `images`: known sizes, GB. `missing`: sentences about what Google does not have.
     """
@@ -189,7 +189,7 @@ def read() -> LastUpdate:
 
 
 def from_resources(resources: Iterable[tuple[str, Mapping[str, Any]]]) -> LastUpdate:
-    """Collect what is recorded of `resources`, each (type, outputs).
+    """Collect the recorded values of `resources`, each (type, outputs).
 
     Missing parts are left out: a provider that cannot read a disk records nothing of it.
     """

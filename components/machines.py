@@ -149,7 +149,7 @@ _LOCAL_SSD_FROM: Mapping[str, int] = {
     "h4d-highmem": 192,
 }
 
-# name -> (vCPUs, GiB): what is sold in one way only.
+# name -> (vCPUs, GiB): sold in one size only.
 _SINGLE: Mapping[str, tuple[int, float]] = {
     "c3-highcpu-192-metal": (192, 512),
     "c3-highmem-192-metal": (192, 1536),

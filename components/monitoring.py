@@ -122,7 +122,7 @@ def _job(name: str, port: int, relabel: list[dict[str, Any]]) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class FleetMonitoringArgs:
-    """What the monitoring is made from."""
+    """Arguments of `FleetMonitoring`."""
 
     project: pulumi.Input[str]
     zone: pulumi.Input[str]

@@ -18,7 +18,7 @@ ZONE = re.compile(
     r"(?:africa|asia|australia|europe|me|northamerica|southamerica|us)"
     r"-(?:central|(?:north|south)(?:east|west)?|east|west)[1-9][0-9]?-[a-f]"
 )
-# Google also refuses what looks like its own name.
+# Google also refuses spellings that look like its own name.
 _GOOGLE = re.compile(r"g[o0]{2}g[l1i]e")
 # A custom role. Google's own that may reset a VM may also rewrite its metadata.
 ROLE = re.compile(r"(?:projects/[-a-z0-9]{6,30}|organizations/[0-9]+)/roles/[a-zA-Z0-9_.]{3,64}")
@@ -68,7 +68,7 @@ _PUBLIC_IMAGES: Mapping[str, str] = {
 
 
 def project_problem(name: str) -> str:
-    """What is wrong with a project's id."""
+    """Problem with a project's id."""
     if ":" in name:
         return (
             f"{name!r} is a project with a domain before its id, which is not supported: buckets, "
@@ -78,7 +78,7 @@ def project_problem(name: str) -> str:
 
 
 def bucket_problem(name: str) -> str:
-    """What is wrong with a bucket's name, by Cloud Storage's rules."""
+    """Problem with a bucket's name, by Cloud Storage's rules."""
     if name.startswith("goog"):
         return "begins with goog, which Google keeps for itself"
     if _GOOGLE.search(name):
@@ -93,15 +93,15 @@ def bucket_problem(name: str) -> str:
 
 
 def subnet_problem(network: ipaddress.IPv4Network) -> str:
-    """What is wrong with a subnet's range."""
-    for kept, what in _RESERVED_RANGES.items():
+    """Problem with a subnet's range."""
+    for kept, use in _RESERVED_RANGES.items():
         if network.overlaps(ipaddress.IPv4Network(kept)):
-            return f"{network} overlaps {kept}, {what}: choose a private range"
+            return f"{network} overlaps {kept}, {use}: choose a private range"
     return ""
 
 
 def image_problem(image: str) -> str:
-    """What is wrong with an image, `PROJECT/FAMILY`. Custom images are not checked."""
+    """Problem with an image, `PROJECT/FAMILY`. Custom images are not checked."""
     project, _, family = image.partition("/")
     fitting = _PUBLIC_IMAGES.get(project)
     use = "use debian-cloud/debian-12"

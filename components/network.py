@@ -18,7 +18,7 @@ IAP_RANGE = "35.235.240.0/20"
 
 @dataclass(frozen=True, kw_only=True)
 class FleetNetworkArgs:
-    """What the network is made from."""
+    """Arguments of `FleetNetwork`."""
 
     region: pulumi.Input[str]
     subnet_cidr: pulumi.Input[str]
@@ -87,11 +87,11 @@ class FleetNetwork(pulumi.ComponentResource):
         )
 
         def allow(
-            what: str, protocol: str, ports: str, sources: list[pulumi.Input[str]], tags: list[str]
+            rule: str, protocol: str, ports: str, sources: list[pulumi.Input[str]], tags: list[str]
         ) -> None:
             gcp.compute.Firewall(
-                f"{name}-{what}",
-                name=f"{name}-{what}",
+                f"{name}-{rule}",
+                name=f"{name}-{rule}",
                 network=network.id,
                 direction="INGRESS",
                 priority=1000,

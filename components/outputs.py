@@ -80,10 +80,10 @@ def require_built(binaries: tuple[Binary, ...]) -> None:
     paths = sorted({binary.path for binary in binaries if not binary.is_built})
     if not paths:
         return
-    what = (
+    message = (
         f"not built: {', '.join(paths)}. `make artifacts` takes the daemon from its package; "
         'the rendezvous comes from upstream (docs/PRODUCTION.md, "Binaries")'
     )
     if not pulumi.runtime.is_dry_run():
-        raise pulumi.RunError(what)
-    pulumi.log.warn(f"{what}. This preview continues without; `pulumi up` will not")
+        raise pulumi.RunError(message)
+    pulumi.log.warn(f"{message}. This preview continues without; `pulumi up` will not")

@@ -18,7 +18,7 @@ class Problem:
 
     # The key in the stack file.
     path: str
-    # What is wrong, and what to do about it.
+    # The problem and its solution, in words.
     message: str
 
     def __str__(self) -> str:
@@ -89,22 +89,22 @@ class MapReader:
         self,
         key: str,
         pattern: re.Pattern[str],
-        what: str,
+        kind: str,
         default: str | None = None,
         *,
         required: bool = True,
     ) -> str:
-        """The text at `key`. `what` describes the pattern in words."""
+        """The text at `key`. `kind` describes the pattern in words."""
         value = self.take(key)
         # Pulumi has no optional key without a default, so an empty text means "the default".
         if value is None or (value == "" and not (default is None and required)):
             if default is None and required:
-                self.problem(key, f"is missing: give {what}")
+                self.problem(key, f"is missing: give {kind}")
             return default or ""
         if not isinstance(value, str):
-            self.problem(key, f"must be text ({what}), not {describe(value)}")
+            self.problem(key, f"must be text ({kind}), not {describe(value)}")
         elif not pattern.fullmatch(value):
-            self.problem(key, f"{show(value)} is not {what}")
+            self.problem(key, f"{show(value)} is not {kind}")
         else:
             return value
         return default or ""
@@ -154,13 +154,13 @@ class MapReader:
             return float(value)
         return default
 
-    def strings(self, key: str, pattern: re.Pattern[str], what: str) -> tuple[str, ...]:
-        """The list of different texts at `key`. `what` describes the pattern in words."""
+    def strings(self, key: str, pattern: re.Pattern[str], kind: str) -> tuple[str, ...]:
+        """The list of different texts at `key`. `kind` describes the pattern in words."""
         found: list[str] = []
         for index, item in enumerate(self.items(key)):
             if not isinstance(item, str) or not pattern.fullmatch(item):
                 shown = show(item) if isinstance(item, str) else describe(item)
-                self.problem(f"{key}[{index}]", f"{shown} is not {what}")
+                self.problem(f"{key}[{index}]", f"{shown} is not {kind}")
             elif item in found:
                 self.problem(f"{key}[{index}]", f"{show(item)} is there already")
             else:
@@ -191,18 +191,18 @@ class MapReader:
             return []
         return value
 
-    def choose(self, key: str, read: Callable[[str], T], what: str, default: T) -> T:
-        """The text at `key`, converted by `read`. Its ValueError means: this is not `what`."""
+    def choose(self, key: str, read: Callable[[str], T], kind: str, default: T) -> T:
+        """The text at `key`, converted by `read`. Its ValueError means: this is not `kind`."""
         value = self.take(key)
         if value is None:
             return default
         if not isinstance(value, str):
-            self.problem(key, f"must be text ({what}), not {describe(value)}")
+            self.problem(key, f"must be text ({kind}), not {describe(value)}")
             return default
         try:
             return read(value)
         except ValueError:
-            self.problem(key, f"{show(value)} is not {what}")
+            self.problem(key, f"{show(value)} is not {kind}")
             return default
 
     def _refuse_null(self, key: str) -> bool:

@@ -16,7 +16,7 @@ _ACCESSOR = "roles/secretmanager.secretAccessor"
 
 @dataclass(frozen=True, kw_only=True)
 class FleetSecretsArgs:
-    """What the secrets are made from."""
+    """Arguments of `FleetSecrets`."""
 
     # Text of each token by its purpose; "" where the operator adds the version.
     tokens: Mapping[str, str]

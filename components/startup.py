@@ -112,7 +112,7 @@ def render(startup_dir: Path | None = None) -> Script:
 
 @dataclass(frozen=True, kw_only=True)
 class ProjectStartupScriptArgs:
-    """`project` is the Google Cloud project's id; `script` what `render` made."""
+    """`project` is the Google Cloud project's id; `script` comes from `render`."""
 
     project: pulumi.Input[str]
     script: Script

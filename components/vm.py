@@ -20,7 +20,7 @@ _SCOPES = ["https://www.googleapis.com/auth/cloud-platform"]
 
 @dataclass(frozen=True, kw_only=True)
 class VmArgs:
-    """What every fleet VM is made from. Disk sizes in GB."""
+    """Arguments of `state_disk` and `instance`. Disk sizes in GB."""
 
     vm_name: str
     zone: pulumi.Input[str]

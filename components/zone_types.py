@@ -37,13 +37,13 @@ def problems(
             if kind not in found:
                 found[kind] = look(kind)
     except NotLookedUpError as error:
-        what = (
+        message = (
             f"{', '.join(asked)}: cannot be looked up, so {zone} may not have these machine "
             f"types: {error}"
         )
         if not dry_run:
-            return [f"{what}. Nothing was changed"]
-        pulumi.log.warn(what)
+            return [f"{message}. Nothing was changed"]
+        pulumi.log.warn(message)
         return []
     for kind, state in found.items():
         if state:

@@ -143,7 +143,7 @@ class GhostsConfig:
 
 
 def what_runs(name: str, value: Any = UNKNOWN, extra: Iterable[str] = ()) -> str:
-    """What a VM does with a metadata key or property of this name and value; "" for nothing."""
+    """The effect of a metadata key or property with this name and value on a VM; "" for none."""
     key = name.strip().lower()
     if isinstance(value, str) and value.strip().lower() in _OFF.get(key, ()):
         return ""

@@ -54,9 +54,9 @@ class Violation:
 
     # Where, such as `metadata["startup-script"]`.
     path: str
-    # What is wrong.
+    # The problem, in words.
     problem: str
-    # What to do.
+    # The solution, in words.
     remedy: str
     # The value is not known yet: a remark in a preview, a refusal in an update.
     unjudged: bool = False

@@ -51,7 +51,7 @@ def parse(values: dict[str, Any], project: str | None = "project-1") -> FleetCon
 
 
 def problems(values: dict[str, Any], project: str | None = "project-1") -> dict[str, str]:
-    """What is wrong with `values`, by path."""
+    """The problems of `values`, by path."""
     with pytest.raises(ConfigError) as caught:
         parse(values, project)
     return {problem.path: problem.message for problem in caught.value.problems}
@@ -79,7 +79,7 @@ class Recorder(pulumi.runtime.Mocks):
     def call(
         self, args: pulumi.runtime.MockCallArgs
     ) -> tuple[dict[Any, Any], list[tuple[str, str]] | None]:
-        # What the program asks while it plans: the stack's last state, here that of a new stack,
+        # The program asks while it plans for the stack's last state, here that of a new stack,
         # and of the cloud whether the images are there.
         if args.token == "pulumi:pulumi:readStackOutputs":
             return {"outputs": {}}, []
@@ -126,7 +126,7 @@ def run_program(
         runpy.run_path(str(ROOT / "__main__.py"))
 
     with _environment(config) as patch:
-        # What is asked of Google beside the engine.
+        # Requests to Google that do not go through the engine.
         patch.setattr(zone_types, "looker", lambda *_: lambda _: "")
         patch.setattr(accounts, "look", lambda _: True)
         pulumi.runtime.test(program)()  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""What the program accepts, a VM accepts: of every configuration, without an engine."""
+"""A VM accepts every spec that the program makes, for every configuration, without an engine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from startup.node.setup import limits
 from tests.components.fleet import changed
 
 SHA = "ab" * 32
-# What a guest sees of the memory that is sold, in the worst case.
+# The least memory that a guest sees of what is sold.
 GUEST = 0.97
 
 
@@ -154,7 +154,7 @@ VALUES = st.one_of(
 @given(changes=st.lists(st.tuples(st.sampled_from(LEAVES), VALUES), min_size=1, max_size=3))
 @example(changes=[(("roll", "batch"), 70_000)])
 @example(changes=[(("endpoints", "storage"), "https://-x.googleapis.com")])
-def test_what_the_program_accepts_a_vm_accepts(
+def test_a_vm_accepts_every_spec_of_the_program(
     changes: list[tuple[tuple[str | int, ...], Any]],
 ) -> None:
     values = FLEET
@@ -231,8 +231,8 @@ def test_more_agents_than_one_rendezvous_is_for() -> None:
 
 @pytest.mark.parametrize("machine", ["e2-micro", "e2-medium", "e2-standard-16"])
 @pytest.mark.parametrize("agents", [0, 1])
-def test_a_reserve_that_leaves_nothing_of_what_the_guest_sees(machine: str, agents: int) -> None:
-    """At each reserve around what a guest sees: refused, or some is left."""
+def test_a_reserve_that_leaves_no_guest_memory(machine: str, agents: int) -> None:
+    """Each reserve around the guest's memory is refused, or leaves some."""
     sold = look_up(machine)
     assert sold
     path = "pilot-fleet:swarm[4].reserveMb"
@@ -258,7 +258,7 @@ def test_a_reserve_that_leaves_nothing_of_what_the_guest_sees(machine: str, agen
 
 
 def test_every_field_is_described() -> None:
-    """What is rendered and what fields.py describes are the same fields."""
+    """Rendered specs and fields.py have the same fields."""
 
     def paths(value: Mapping[str, Any], before: str = "") -> Iterator[str]:
         for key, inner in value.items():
@@ -273,7 +273,7 @@ def test_every_field_is_described() -> None:
     assert found == {*fields.NUMBERS, *fields.TEXTS, *fields.FLAGS, "environment"}
 
 
-def test_what_is_described_is_data() -> None:
+def test_the_spec_tables_are_data() -> None:
     """Literals only, which the program reads as a VM imports them."""
     tree = ast.parse(spec_tables.FILE.read_text(encoding="utf-8"))
     names = []

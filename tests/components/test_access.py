@@ -1,4 +1,4 @@
-"""Who may look and who may order, as it is declared (docs/ACCESS.md)."""
+"""Access for lookers and operators as it is declared (docs/ACCESS.md)."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ LOOKING = {
 }
 
 
-def test_who_looks_changes_nothing(fleet: Recorder) -> None:
+def test_lookers_change_nothing(fleet: Recorder) -> None:
     assert granted(fleet, LOOK) == LOOKING
 
 
-def test_who_orders_looks_too_and_writes_orders_only(fleet: Recorder) -> None:
+def test_operators_look_too_and_write_orders_only(fleet: Recorder) -> None:
     assert granted(fleet, ORDER) >= LOOKING
     assert granted(fleet, ORDER) - LOOKING == {
         ("roles/monitoring.snoozeEditor", ""),
@@ -79,7 +79,7 @@ def test_nobody_is_granted_anything_by_default() -> None:
     assert members == {"serviceAccount:pilot-fleet@project.iam.gserviceaccount.com"}
 
 
-def test_the_document_names_what_is_granted(fleet: Recorder) -> None:
+def test_the_document_names_every_granted_role(fleet: Recorder) -> None:
     text = (ROOT / "docs" / "ACCESS.md").read_text()
     for role, condition in granted(fleet, ORDER):
         assert f"`{role.removeprefix('projects/project-1/roles/')}`" in text

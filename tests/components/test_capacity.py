@@ -1,4 +1,4 @@
-"""What fits: the seed's numbers, and the edges of every limit."""
+"""Capacity: the seed's numbers, and the edges of every limit."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_not_a_machine_type(name: str) -> None:
         *((name, False) for name in ("a2-highgpu-1g", "a3-megagpu-8g", "c4d-standard-384-metal")),
     ],
 )
-def test_the_series_decides_what_is_arm(name: str, arm: bool) -> None:
+def test_the_series_decides_whether_a_type_is_arm(name: str, arm: bool) -> None:
     assert MachineType(name=name, vcpus=1, memory_mb=1).arm is arm
 
 
@@ -116,7 +116,7 @@ def test_much_titanium_ssd_cannot_be_migrated(name: str, vcpus: int, gib: int, m
         *((name, True) for name in ("h3-standard-88", "m3-ultramem-32", "c3-standard-8-lssd")),
     ],
 )
-def test_what_cannot_be_migrated(name: str, migrates: bool) -> None:
+def test_types_that_cannot_be_migrated(name: str, migrates: bool) -> None:
     assert MachineType(name=name, vcpus=8, memory_mb=1).migrates is migrates
 
 

@@ -1,4 +1,4 @@
-"""The configuration as a whole: all problems at once, and what follows from the values."""
+"""The configuration as a whole: all problems at once, and properties of the values."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     [case[1:] for case in WRONG],
     ids=[case[0] for case in WRONG],
 )
-def test_what_is_wrong_is_named(values: dict[str, Any], path: str, message: str) -> None:
+def test_wrong_values_are_named(values: dict[str, Any], path: str, message: str) -> None:
     found = problems(values)
     assert path in found, found
     assert message in found[path]
@@ -94,7 +94,7 @@ def test_more_configuration_than_pulumi_can_hand_over_is_refused(letter: str) ->
     assert parse(swarm(env={"A": letter * (most // weight)}))
     found = problems(swarm(env={"A": letter * (MAX_CONFIGURATION_BYTES // weight)}))
     assert "Pulumi passes all of it to the program in" in found["pilot-fleet:swarm"]
-    # The engine hands over as text what the stack file has as a list: it is as long.
+    # The engine passes the list as text of the same length.
     long = swarm(env={"A": letter * (MAX_CONFIGURATION_BYTES // weight)})
     as_text = json.dumps(long["swarm"], separators=(",", ":"), ensure_ascii=False)
     as_text = as_text.replace("<", "\\u003c")
@@ -141,7 +141,7 @@ def test_the_smallest_swarm_vm_is_the_first_and_the_rendezvous_the_last() -> Non
     assert problems(changed(programStagger=-1)).keys() == {"pilot-fleet:programStagger"}
 
 
-def test_what_is_tight_is_a_warning() -> None:
+def test_tight_settings_are_warnings() -> None:
     incident = swarm(machineType="e2-standard-8", agents=2000, activeConnections=800)
     (first, *_), fit = parse(incident).warnings(), parse(incident).swarm[0].fit
     assert fit.headroom < 0.40

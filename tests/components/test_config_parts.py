@@ -193,7 +193,7 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     [case[1:] for case in WRONG],
     ids=[case[0] for case in WRONG],
 )
-def test_what_is_wrong_is_named(values: dict[str, Any], path: str, message: str) -> None:
+def test_wrong_values_are_named(values: dict[str, Any], path: str, message: str) -> None:
     found = problems(values)
     assert path in found, found
     assert message in found[path]
@@ -218,5 +218,5 @@ def test_what_is_wrong_is_named(values: dict[str, Any], path: str, message: str)
     ],
     ids=str,
 )
-def test_what_google_takes_is_accepted(values: dict[str, Any]) -> None:
+def test_values_that_google_accepts_are_accepted(values: dict[str, Any]) -> None:
     assert parse(changed(**values))

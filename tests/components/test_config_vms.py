@@ -261,7 +261,7 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     [case[1:] for case in WRONG],
     ids=[case[0] for case in WRONG],
 )
-def test_what_is_wrong_is_named(values: dict[str, Any], path: str, message: str) -> None:
+def test_wrong_values_are_named(values: dict[str, Any], path: str, message: str) -> None:
     found = problems(values)
     assert path in found, found
     assert message in found[path]

@@ -62,7 +62,7 @@ def test_refused(type_: str, props: dict[str, Any], path: str) -> None:
     assert "'vm'" in str(caught.value)
 
 
-def test_what_an_output_hides_is_found() -> None:
+def test_a_script_hidden_in_an_output_is_found() -> None:
     async def program() -> None:
         for hidden in (
             pulumi.Output.secret({"startup-script": "x"}),

@@ -67,7 +67,7 @@ def test_one_that_no_boot_disk_is_made_of_is_a_warning(
     assert "swarm[1].image: cannot be looked up" in caplog.text
 
 
-def test_what_cannot_be_looked_up_is_a_warning_in_a_preview(
+def test_a_failed_look_up_is_a_warning_in_a_preview(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     def look(_: str) -> int | None:

@@ -1,4 +1,4 @@
-"""What an update cannot make of what is there: a smaller disk."""
+"""Updates that are not possible, and VMs that an update stops or makes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def config(rendezvous: dict[str, object] | None = None, **first: object) -> Flee
     return parse_fleet(values, project="project-1")
 
 
-def test_what_is_as_large_or_larger_or_new_is_no_problem() -> None:
+def test_disks_of_the_same_size_or_larger_or_new_are_no_problem() -> None:
     assert shrinking_disks(config(), THERE) == []
     assert shrinking_disks(config(bootDiskGb=30, diskGb=11), THERE) == []
     assert shrinking_disks(config({"bootDiskGb": 10, "diskGb": 10}, bootDiskGb=10), NEW) == []
@@ -105,7 +105,7 @@ RUNNING = LastUpdate(
 )
 
 
-def test_who_is_stopped_takes_turns_and_nobody_else() -> None:
+def test_only_stopping_vms_take_turns() -> None:
     assert stopping_vms(config(), RUNNING) == []
     assert stopping_vms(config(agents=10, diskGb=100, env={"GOGC": "50"}), RUNNING) == []
     assert stopping_vms(config({"machineType": "n2-standard-8"}), RUNNING) == ["pilot-rendezvous"]

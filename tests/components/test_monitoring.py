@@ -1,4 +1,4 @@
-"""Monitoring as it is declared, and what is done while a metric is new."""
+"""Monitoring as it is declared, and the retry while a metric is new."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_nothing_is_declared_where_it_is_not_asked_for() -> None:
     assert not agent.of(POLICY)
 
 
-def test_what_the_issue_asks_to_be_told_of(fleet: Recorder) -> None:
+def test_the_required_alerts_are_there(fleet: Recorder) -> None:
     names = {name.rsplit("-", 1)[1] for name in fleet.of(POLICY)}
     assert names >= {
         "FleetOnlineLow",

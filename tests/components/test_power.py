@@ -43,22 +43,22 @@ OLD: dict[str, Any] = {
             {"machineType": "e2-standard-8", "serviceAccount": {"email": "b@p"}},
             ["machineType", "serviceAccount"],
         ),
-        # The same, said in another way, or by somebody who says all of it.
+        # The same in another spelling, or in full.
         ({"machineType": "projects/p/zones/z/machineTypes/e2-standard-16"}, []),
         ({"serviceAccount": OLD["serviceAccount"] | {"scopes": ["y", "x"]}}, []),
         ({"networkInterfaces": [{"subnetwork": "projects/p/regions/r/subnetworks/fleet"}]}, []),
         ({"minCpuPlatform": "", "enableDisplay": False, "advancedMachineFeatures": None}, []),
-        # What is changed while the VM runs.
+        # Changes while the VM runs.
         ({"metadata": {"pilot-spec": '{"agents": 1}'}, "labels": {}, "tags": ["t"]}, []),
         ({"scheduling": {"onHostMaintenance": "TERMINATE", "automaticRestart": False}}, []),
         ({"desiredStatus": "RUNNING"}, []),
     ],
 )
-def test_what_stops_a_vm(change: dict[str, Any], expected: list[str]) -> None:
+def test_changes_that_stop_a_vm(change: dict[str, Any], expected: list[str]) -> None:
     assert stopping(OLD, OLD | change) == expected
 
 
-def test_what_is_not_known_yet_counts_as_another() -> None:
+def test_an_unknown_value_counts_as_changed() -> None:
     """In a plan whose account is still to be made."""
     new = copy.deepcopy(OLD)
     new["serviceAccount"]["email"] = object()

@@ -1,4 +1,4 @@
-"""The whole program under mocks: what the seed's fleet declares, and that every key matters."""
+"""The whole program under mocks: the seed's declaration, and the effect of every key."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_the_vms_of_the_seed(fleet: Recorder) -> None:
     assert fleet.spec("pilot-rendezvous")["agents"] == 9500
 
 
-def test_every_vm_states_what_it_must(fleet: Recorder) -> None:
+def test_every_vm_has_its_required_properties(fleet: Recorder) -> None:
     for vm in fleet.of(INSTANCE).values():
         assert set(vm["metadata"]) == {
             "enable-guest-attributes",
@@ -103,7 +103,7 @@ def test_the_spec_is_the_contract(fleet: Recorder) -> None:
     }
 
 
-def test_who_may_reach_what(fleet: Recorder) -> None:
+def test_firewall_rules_by_port_and_source(fleet: Recorder) -> None:
     rules = {
         rule["name"]: (
             rule["allows"][0]["protocol"],
@@ -213,7 +213,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("key", CHANGES)
-def test_every_key_changes_what_is_declared(key: str, fleet: Recorder) -> None:
+def test_every_key_changes_the_declaration(key: str, fleet: Recorder) -> None:
     other = run_program(CHANGES[key])
     if key == "protect":
         # Protection is an option of resources, which mocks do not see; the engine's tests do.
@@ -231,7 +231,7 @@ def test_the_changes_above_name_every_key() -> None:
 
 
 def test_a_machine_type_that_the_table_does_not_know_declares_its_size() -> None:
-    # memoryGb and vcpus say what fits, and show in the outputs rather than in a resource.
+    # memoryGb and vcpus change capacity, which shows in the outputs and in no resource.
     with pytest.raises(pulumi.RunError, match="give memoryGb and vcpus"):
         run_program(first(machineType="n9-standard-16"))
     assert run_program(first(machineType="n9-standard-16", memoryGb=64, vcpus=16)).resources
@@ -351,9 +351,7 @@ def test_without_tokens_no_secret_is_declared(fleet: Recorder) -> None:
         ({"other": "0123456789abcdef"}, "tokens.other", "unknown key"),
     ],
 )
-def test_what_is_no_token_is_said_and_not_shown(
-    tokens: dict[str, Any], path: str, why: str
-) -> None:
+def test_a_bad_token_is_refused_and_not_shown(tokens: dict[str, Any], path: str, why: str) -> None:
     with pytest.raises(ConfigError, match=why) as found:
         parse_fleet(changed(tokens=tokens), project="project-1")
     text = str(found.value)

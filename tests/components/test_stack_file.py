@@ -1,4 +1,4 @@
-"""The stack file as text: whatever is done to it, an answer in words; what is accepted fits."""
+"""The stack file as text: every mutation gets an answer in words, and an accepted file fits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.components.fleet import ROOT, SEED_FILE, Recorder
 SEED_TEXT = SEED_FILE.read_text()
 LINES = SEED_TEXT.splitlines()
 
-# What people and editors do to a value, and what fuzzers like.
+# Mutations of a value by people, editors and fuzzers.
 VALUES = st.one_of(
     st.sampled_from(
         [
@@ -138,7 +138,7 @@ def test_cut_doubled_or_moved_text_is_accepted_and_fits_or_is_named(data: st.Dat
     base_port=st.integers(9_001, 65_000),
     rendezvous=st.sampled_from(["n2-standard-4", "n2-highmem-16", "e2-small"]),
 )
-def test_what_is_accepted_fits(
+def test_an_accepted_file_fits(
     agents: int,
     machine: str,
     agent_mb: int,
@@ -218,7 +218,7 @@ def test_an_encrypted_token_is_taken_as_given() -> None:
         ),
     ],
 )
-def test_what_else_is_encrypted_is_the_engines_to_check(
+def test_other_encrypted_values_are_left_to_the_engine(
     tmp_path: Path, old: str, new: str, paths: str
 ) -> None:
     assert old in SEED_TEXT
@@ -233,7 +233,7 @@ def test_what_else_is_encrypted_is_the_engines_to_check(
     assert paths in answer.stdout
 
 
-# What the readers of a stack file take for different values; as it would stand in one.
+# Texts that readers of a stack file take for different values.
 AMBIGUOUS = (
     *("020", "012000", "0777", "00", "08", "-0", "+1", "0x10", "0X1F", "-0x1", "0o20", "0b11"),
     *("1_18", "1__0", "1_", "1_000.5", "1e3", "1E5", "1e+3", "0.5e3", "12e45", "1e999"),
@@ -251,7 +251,7 @@ def text_problems(text: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("value", AMBIGUOUS)
-def test_what_reads_in_more_than_one_way_is_refused_by_its_text(value: str) -> None:
+def test_an_ambiguous_text_is_refused(value: str) -> None:
     """Wherever it stands, all of it at once; and nothing else is said of that place."""
     text = SEED_TEXT.replace("encryptionsalt", "x")
     for old, new in (
@@ -304,7 +304,7 @@ def test_in_quotes_it_is_a_text(value: str) -> None:
         ('bucket: "\\ud800"', "bucket", "holds half of a character"),
     ],
 )
-def test_what_is_refused_by_its_text(line: str, path: str, message: str) -> None:
+def test_texts_that_are_refused(line: str, path: str, message: str) -> None:
     text = SEED_TEXT.replace("encryptionsalt", f"  pilot-fleet:{line}\nencryptionsalt")
     found = text_problems(text)
     assert list(found) == [f"pilot-fleet:{path}"]
@@ -333,13 +333,13 @@ def test_an_alias_bomb_ends(width: int) -> None:
     assert message == "its aliases make too many values"
 
 
-def test_what_others_keys_hold_is_theirs() -> None:
+def test_other_projects_keys_are_not_checked() -> None:
     text = SEED_TEXT.replace("config:", "config:\n  gcp:batching: {sendAfter: 1.5}\n  gcp:x: null")
     assert parse(text, "Pulumi.x.yaml") == parse(SEED_TEXT, "Pulumi.x.yaml")
 
 
 def handed_over(text: str) -> dict[str, str]:
-    """What the engine hands to the program of the values in `text`, which are the same to all."""
+    """The values in `text` as the engine passes them to the program."""
     config = yaml.safe_load(text)["config"]
     return {key: v if isinstance(v, str) else json.dumps(v) for key, v in config.items()}
 
@@ -389,7 +389,7 @@ def test_the_file_that_the_engine_has_read_is_judged(tmp_path: Path) -> None:
 def test_a_file_that_the_engine_has_not_read_is_not_judged(
     tmp_path: Path, change: dict[str, str]
 ) -> None:
-    """`--config-file` names another one: what the engine has cannot come from here."""
+    """`--config-file` names another one: the engine's values cannot come from here."""
     (tmp_path / "Pulumi.x.yaml").write_text(ODD_TEXT)
     assert problems_of(tmp_path, "x", ODD | change) == []
     assert problems_of(tmp_path, "x", {k: v for k, v in ODD.items() if k not in change}) == []
@@ -397,7 +397,7 @@ def test_a_file_that_the_engine_has_not_read_is_not_judged(
 
 @pytest.mark.parametrize("value", [each for each in AMBIGUOUS if "!" not in each])
 def test_every_ambiguous_scalar_that_the_engine_reads_as_it_does_is_judged(value: str) -> None:
-    """By what the engine was seen to make of each (tests/engine/test_readers.py has the rest)."""
+    """As the engine was seen to read each (tests/engine/test_readers.py has the rest)."""
     made = {
         "020": 16,
         "012000": 5120,
@@ -446,7 +446,7 @@ def test_a_file_that_cannot_be_read_is_a_sentence(
     first, second = [record.message for record in caplog.records]
     assert first.startswith("Pulumi.x.yaml: cannot be read (Is a directory)")
     assert second.startswith("Pulumi.x.yaml: cannot be read (byte 8 is not UTF-8)")
-    # What PyYAML cannot read, go-yaml may: who knows what it has read then.
+    # go-yaml may read a text that PyYAML cannot, in an unknown way.
     path.write_text("config: [")
     assert [problem.path for problem in problems_of(tmp_path, "x", ODD)] == ["Pulumi.x.yaml"]
 

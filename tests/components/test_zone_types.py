@@ -69,7 +69,7 @@ def test_each_type_is_asked_for_once_and_a_deprecated_one_is_said(
     assert len(looked) == 2
 
 
-def test_what_cannot_be_looked_up_is_a_warning_in_a_preview(
+def test_a_failed_look_up_is_a_warning_in_a_preview(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GOOGLE_OAUTH_ACCESS_TOKEN", rest.PLACEHOLDER_TOKEN)

@@ -1,4 +1,4 @@
-"""The policies know nothing of what they check, so that a mistake is not checked by itself."""
+"""The policies share no code with the program, so that no mistake is checked by itself."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ Planned = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What a command said: exit code, output, and (policy, resource) pairs by level."""
+    """A command's result: exit code, output, and (policy, resource) pairs by level."""
 
     code: int
     output: str
@@ -496,7 +496,7 @@ def test_startup_scripts_in_types_that_the_provider_lacks(cli: Cli) -> None:
     account = {"serviceAccount": {"email": "vm@p.iam.gserviceaccount.com"}}
     resources = [one | {"props": one["props"] | account} for one in SMUGGLED]
     good = elsewhere("InstanceSettings", "good", "metadata.items.enable-oslogin", "TRUE")
-    # Some of them need an account at another place, which is not what is asked here.
+    # Some of them need an account at another place, which is not tested here.
     kinds = sorted({one["type"] for one in SMUGGLED})
     settings = {"no-default-service-account": {"ignoreTypes": kinds}}
     run = cli([*resources, good], standin=True, settings=settings)

@@ -1,4 +1,4 @@
-"""Firewall rules: who may reach registry, dashboard and SSH."""
+"""Firewall rules: access to registry, dashboard and SSH."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_named_ranges_pass(sources: Any) -> None:
     ],
     ids=str,
 )
-def test_what_reaches_a_port_is_refused(allows: Any) -> None:
+def test_rules_that_reach_a_port_are_refused(allows: Any) -> None:
     assert refused(firewall(allows=allows))
 
 
@@ -100,7 +100,7 @@ def test_what_reaches_a_port_is_refused(allows: Any) -> None:
     ],
     ids=str,
 )
-def test_what_does_not_passes(allows: Any) -> None:
+def test_rules_that_reach_no_port_pass(allows: Any) -> None:
     assert firewall(allows=allows) == []
 
 
@@ -135,7 +135,7 @@ def test_sources_by_tag_or_account(key: str) -> None:
     ],
     ids=str,
 )
-def test_what_is_unknown_is_not_judged_yet(props: dict[str, Any]) -> None:
+def test_unknown_values_are_not_judged_yet(props: dict[str, Any]) -> None:
     [finding] = found(FIREWALL, props)
     assert finding.unjudged
 
@@ -180,12 +180,12 @@ VAGUE = {
 
 
 @pytest.mark.parametrize("key", VAGUE)
-def test_sources_that_do_not_say_who_is_in_them(key: str) -> None:
+def test_sources_without_known_addresses(key: str) -> None:
     kind = "gcp:compute/networkFirewallPolicyRule:NetworkFirewallPolicyRule"
     values: list[Any] = [VAGUE[key], UNKNOWN]
     for value in values:
         for ranges in (None, IAP):
-            # Google lets in whoever is in any of a rule's sources, so good ranges are no excuse.
+            # Any source of a rule lets its addresses in, so good ranges do not help.
             [finding] = found(kind, new_style(srcIpRanges=ranges, **{key: value}))
             assert finding.path == f"match.{key}"
             assert not finding.unjudged
@@ -242,7 +242,7 @@ def test_rules_in_the_words_of_googles_own_package() -> None:
     assert found(kind, {"allowed": True, "sourceRanges": WORLD}) == []
 
 
-def test_what_is_no_firewall_rule() -> None:
+def test_resources_that_are_no_firewall_rules() -> None:
     kind = "gcp:compute/urlMap:UrlMap"
     assert found(kind, {"match": new_style()["match"]}) == []
     assert found(kind, {"action": "allow"}) == []
@@ -256,7 +256,7 @@ def test_rules_inside_a_policy() -> None:
     assert finding.path == "rules[1].match.srcIpRanges"
 
 
-def test_every_setting_changes_what_is_found() -> None:
+def test_every_setting_changes_the_findings() -> None:
     web = {"allows": [{"protocol": "tcp", "ports": ["443"]}], "sourceRanges": WORLD}
     assert found(FIREWALL, web) == []
     assert refused(found(FIREWALL, web, ports=[443]))

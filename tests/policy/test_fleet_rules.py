@@ -1,4 +1,4 @@
-"""The project's script, what fits, and the machine table."""
+"""The project's script, the fleet's capacity, and the machine table."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_a_vm_that_expects_another_script(script: Any) -> None:
     assert "sha256" in text
 
 
-def test_what_is_not_known_is_left_to_the_other_policies() -> None:
+def test_unknown_values_are_left_to_the_other_policies() -> None:
     assert one(owner(UNKNOWN), vm(spec())) == []
     assert one(owner(), vm(UNKNOWN)) == []
 
@@ -144,7 +144,7 @@ def test_exactly_full_fits() -> None:
 
 @pytest.mark.parametrize("role", ["swarm", "rendezvous"])
 @pytest.mark.parametrize("agents", [0, 1, 3000])
-def test_a_reserve_that_leaves_nothing_of_what_a_guest_sees(role: str, agents: int) -> None:
+def test_a_reserve_that_leaves_no_guest_memory(role: str, agents: int) -> None:
     few = {"agents": agents} | ({"memory_activeConnections": 0} if role == "swarm" else {})
     # 97 % of 65,536 MiB, less 64.
     for reserve in (63_505, 65_535, 65_536, 99_999):

@@ -1,4 +1,4 @@
-"""Every way to hide a startup script that we could think of, and what must not be taken for one.
+"""Every way to hide a startup script that we could think of, and values that are no scripts.
 
 Inputs of types that the toolchain's provider lacks are made with the classes of the current SDK
 in test_sdk.py; here they are written out.
@@ -33,7 +33,7 @@ def unjudged(kind: str, props: dict[str, Any], **config: Any) -> list[str]:
 
 @pytest.mark.parametrize("key", KEYS)
 @pytest.mark.parametrize("value", ["echo", "", UNKNOWN], ids=["known", "empty", "unknown"])
-def test_a_key_of_the_kin_is_refused_whatever_its_value(key: str, value: Any) -> None:
+def test_a_script_key_is_refused_with_any_value(key: str, value: Any) -> None:
     assert len(refused(INSTANCE, {"metadata": {"pilot-role": "swarm", key: value}})) == 1
 
 
@@ -194,14 +194,14 @@ def test_unknown_values_under_good_keys_and_elsewhere_are_fine() -> None:
     assert found(INSTANCE, props) == []
 
 
-def test_what_is_no_metadata_hides_nothing_when_it_is_unknown() -> None:
+def test_unknown_values_outside_metadata_hide_nothing() -> None:
     assert found("gcp:storage/bucketObject:BucketObject", {"metadata": UNKNOWN}) == []
     assert found("gcp:storage/bucketObject:BucketObject", {"customMetadata": UNKNOWN}) == []
     properties = {"properties": UNKNOWN}
     assert unjudged("google-native:compute/v1:InstanceTemplate", properties) == ["properties"]
 
 
-def test_every_setting_changes_what_is_found() -> None:
+def test_every_setting_changes_the_findings() -> None:
     more = {"metadata": {"Run-Me": "x"}}
     assert found(INSTANCE, more) == []
     assert refused(INSTANCE, more, extraKeys=["run-me"])

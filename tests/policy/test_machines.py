@@ -125,6 +125,6 @@ def test_types_that_nobody_sells(name: str, why: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["c4-standard-400", "z3-highmem-90-highlssd", "n9-custom-2-1024"])
-def test_of_what_may_be_newer_than_the_tables_nobody_knows(name: str) -> None:
+def test_types_newer_than_the_tables_are_unknown(name: str) -> None:
     assert both(name) == (None, None)
     assert machines.unsold(name) == ""

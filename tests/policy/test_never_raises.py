@@ -83,7 +83,7 @@ _KINDS = st.sampled_from(
 
 
 def judge(*resources: Resource) -> list[str]:
-    """What all rules say about `resources`."""
+    """The findings of all rules about `resources`."""
     found = []
     for one in resources:
         found += list(ghosts.ghosts(one, ghosts.GhostsConfig()))

@@ -1,4 +1,4 @@
-"""The rules against the current SDK: what it can say, and whether the policies would see it.
+"""The rules against the current SDK: everything that it can express is seen by the policies.
 
 Two surveys read the whole SDK, so that a new release of it with a new way to carry a startup
 script fails here. The rest builds inputs with the SDK's own classes and lets the SDK turn them
@@ -28,7 +28,7 @@ from policy.values import UNKNOWN, plain
 from tests.policy.planned import nested, planned
 
 SDK = Path(pulumi_gcp.__file__).parent
-# Words with which Google's documentation speaks of what a VM runs when it starts.
+# Words of Google's documentation for programs that a VM runs when it starts.
 _BOOT = re.compile(r"start-?\s?up[\s-]scripts?|shutdown[\s-]script|user-data|cloud-init", re.I)
 # Where the words stand in a docstring and the property still is no script itself.
 _HOLDS_METADATA = {"metadata", "instance_metadata"}
@@ -78,7 +78,7 @@ def nested_types(annotation: Any) -> Iterator[type]:
 
 
 def metadata_paths(kind: type, seen: frozenset[type] = frozenset()) -> Iterator[tuple[str, ...]]:
-    """Paths of metadata-like maps of strings in an input type, and what is above them."""
+    """Paths of metadata-like maps of strings in an input type, and the paths above them."""
     for name, annotation in pulumi._types.input_type_types(kind).items():
         if _METADATA.search(name) and "Mapping[str" in str(annotation):
             yield (name,)

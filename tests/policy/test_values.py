@@ -28,7 +28,7 @@ def wire_secret(value: Any) -> dict[str, Any]:
 
 
 def arrives(props: dict[str, Any]) -> Any:
-    """`props`, as on the wire, after what the SDK does to them before a policy sees them."""
+    """`props`, as on the wire, as the SDK passes them to a policy."""
     return proxy.unknown_checking_proxy(deserialize.deserialize_properties(props))
 
 

@@ -32,7 +32,7 @@ UNKNOWN = proxy.UNKNOWN_STRING_VALUE
 
 STARTS = {
     "executable": [str(POLICY / "analyzer"), "127.0.0.1:1"],
-    # What a language host does with a policy directory.
+    # As a language host starts a policy directory.
     "directory": [sys.executable, "-u", "-m", "pulumi.policy", "127.0.0.1:1", str(POLICY)],
 }
 
@@ -62,13 +62,13 @@ def analyzer(
 
 
 def told(analyzer: Any, *, preview: bool) -> None:
-    """Say to the pack what the engine says first."""
+    """Send the pack the engine's first messages."""
     request = analyzer_pb2.AnalyzerStackConfigureRequest(stack="swarm", dry_run=preview)
     analyzer.ConfigureStack(request)
 
 
 def diagnostics(analyzer: Any, props: dict[str, Any]) -> list[tuple[str, str]]:
-    """(policy, level) of what the pack says about a VM with these inputs."""
+    """(policy, level) of the pack's reports about a VM with these inputs."""
     properties = struct_pb2.Struct()
     properties.update(props)
     request = analyzer_pb2.AnalyzeRequest(
@@ -120,7 +120,7 @@ def test_remarks_do_not_reach_the_next_resource(analyzer: Any) -> None:
         assert diagnostics(analyzer, {}) == []
 
 
-def test_what_the_pack_says_about_itself(analyzer: Any) -> None:
+def test_the_packs_description_of_itself(analyzer: Any) -> None:
     info = analyzer.GetAnalyzerInfo(empty_pb2.Empty())
     levels = analyzer_pb2.EnforcementLevel
     told_levels = {one.name: levels.Name(one.enforcementLevel) for one in info.policies}
@@ -142,7 +142,7 @@ def test_an_engine_that_does_not_tell_the_mode(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_stack_policy_judges_what_the_program_declares() -> None:
-    """With a refresh the engine shows it what is about to be deleted as well."""
+    """With a refresh the engine also shows it resources that are about to be deleted."""
     here, gone = (vm(spec(), name=name) for name in ("here", "gone"))
     inputs = pack.Inputs()
     assert inputs.declared([here, gone]) == [here, gone]

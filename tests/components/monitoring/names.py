@@ -1,4 +1,4 @@
-"""Which metrics alerts, panels and rules name, to be set against what a VM really serves."""
+"""The metrics in alerts, panels and rules, for comparison with those that a VM serves."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def test_every_label_that_is_named_is_in_the_contract() -> None:
 
 
 def test_counters_are_counters() -> None:
-    """A rate is of a counter; the type of Google's metric follows from what pilot-node says."""
+    """A rate is of a counter; the type of Google's metric follows from pilot-node's."""
     for query in queries():
         for metric in re.findall(r"rate\((pilot_[a-z0-9_]+)", query):
             assert metric.endswith("_total"), query
@@ -78,7 +78,7 @@ def test_rules_are_the_alerts_of_cloud_monitoring() -> None:
             assert rule["expr"].endswith(f" {sign} {expected}"), (alert.name, rule["expr"])
 
 
-def test_who_is_called_for_a_ghost_script_is_told_of_both_places() -> None:
+def test_the_ghost_scripts_alert_names_both_places() -> None:
     (alert,) = [alert for alert in policies() if alert.name == "GhostScript"]
     for command in ("instances remove-metadata", "project-info remove-metadata"):
         assert f"gcloud compute {command}" in alert.advice

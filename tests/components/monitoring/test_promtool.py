@@ -1,4 +1,4 @@
-"""What Prometheus itself says to rules and queries."""
+"""Rules and queries, checked by Prometheus itself."""
 
 from __future__ import annotations
 
