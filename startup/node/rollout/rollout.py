@@ -116,7 +116,7 @@ def measured(state: RollState, ports: Sequence[int]) -> list[int]:
 def advance(state: RollState, seen: RollObserved) -> tuple[RollState, tuple[str, ...]]:
     """The next state, and lines for the log."""
     said: list[str] = []
-    state = _aim(state, seen, said)
+    state = _set_target(state, seen, said)
     if state.state == WAITING:
         state = _begin(state, seen, said)
     elif state.state in ON_TRIAL and seen.held:
@@ -127,21 +127,21 @@ def advance(state: RollState, seen: RollObserved) -> tuple[RollState, tuple[str,
     return state, tuple(said)
 
 
-def _aim(state: RollState, seen: RollObserved, said: list[str]) -> RollState:
+def _set_target(state: RollState, seen: RollObserved, said: list[str]) -> RollState:
     """The state by what the spec wants, what was rejected, and what is ordered."""
     target, accepted = seen.target, state.accepted
     if accepted is None and (most := _run_by_most(seen)) and most != target.sha256:
         # The state was lost. The running release works; the spec's may have been rejected.
         accepted = Release(version=most[:12], sha256=most)
         said.append(f"release {accepted}: accepted, for most agents run it")
-        state = replace(_nothing(state), accepted=accepted)
+        state = replace(_without_roll(state), accepted=accepted)
     if accepted is None:
         said.append(f"release {target}: the first on this VM, accepted")
-        return replace(_nothing(state), accepted=target, target=target)
+        return replace(_without_roll(state), accepted=target, target=target)
     if target.sha256 == accepted.sha256:
         if state.state in ON_TRIAL:
             said.append(f"roll: ended, the spec is back at {accepted}")
-        return replace(_nothing(state), accepted=target, target=target)
+        return replace(_without_roll(state), accepted=target, target=target)
     if state.target is None or state.target.sha256 != target.sha256:
         # Another target: the roll of the one before is over.
         state = waiting(state, target)
@@ -154,7 +154,7 @@ def _aim(state: RollState, seen: RollObserved, said: list[str]) -> RollState:
     if verdict and verdict.verdict == GO and _key(verdict) not in state.spent:
         said.append(f"roll: {target} was rejected ({rejected.reason}) and is tried again by order")
         return replace(
-            _nothing(state),
+            _without_roll(state),
             target=target,
             state=WAITING,
             rejected=tuple(r for r in state.rejected if r is not rejected),
@@ -175,7 +175,7 @@ def _halted(
         # A GO verdict may be used again: the trial said nothing about the release.
         spent = tuple(each for each in state.spent if not verdict or each != _key(verdict))
         return replace(
-            _nothing(state),
+            _without_roll(state),
             target=target,
             state=WAITING,
             culprits=culprits,
@@ -186,7 +186,7 @@ def _halted(
         # A culprit works with the accepted release, so the target is to blame.
         culprits = frozenset()
     return replace(
-        _nothing(state), target=target, state=HALTED, reason=rejected.reason, culprits=culprits
+        _without_roll(state), target=target, state=HALTED, reason=rejected.reason, culprits=culprits
     )
 
 
@@ -196,7 +196,7 @@ def _run_by_most(seen: RollObserved) -> str:
     return known.most_common(1)[0][0] if known else ""
 
 
-def _nothing(state: RollState) -> RollState:
+def _without_roll(state: RollState) -> RollState:
     """`state` without a roll."""
     return replace(
         state,
@@ -211,7 +211,7 @@ def _nothing(state: RollState) -> RollState:
 
 def waiting(state: RollState, target: Release | None) -> RollState:
     """`state` with nothing on trial, and `target` to come."""
-    return replace(_nothing(state), target=target, state=WAITING)
+    return replace(_without_roll(state), target=target, state=WAITING)
 
 
 def tries_more(old: RollState | None, new: RollState) -> bool:
@@ -278,7 +278,7 @@ def _batch(state: RollState, seen: RollObserved, said: list[str]) -> RollState:
         # Where most failed before, the others are too few to judge by.
         exempt=ill if len(ill) * 2 < len(tried) else frozenset(),
         reason="",
-        watch=_anew(seen, tried),
+        watch=_new_watch(seen, tried),
     )
 
 
@@ -289,7 +289,7 @@ def _judge(state: RollState, seen: RollObserved, said: list[str]) -> RollState:
     state = replace(state, done=min(state.done, len(seen.ports)))
     tried = seen.ports[: state.done]
     known = state.watch if state.watch and state.watch.epoch == seen.epoch else None
-    watch = _observed(known or _anew(seen, tried), seen, tried)
+    watch = _observed(known or _new_watch(seen, tried), seen, tried)
     trouble = _trouble(watch, seen, [port for port in tried if port not in state.exempt])
     if trouble:
         return _reject(state, seen, trouble.why, said, trouble.culprits)
@@ -310,7 +310,7 @@ def _judge(state: RollState, seen: RollObserved, said: list[str]) -> RollState:
     return _accept(state, seen)
 
 
-def _anew(seen: RollObserved, tried: Sequence[int]) -> BatchWatch:
+def _new_watch(seen: RollObserved, tried: Sequence[int]) -> BatchWatch:
     """A new watch: of a batch, of a new pilot-node, or because all agents are started anew."""
     before = {port: seen.failures.get(port, 0) for port in tried}
     return BatchWatch(epoch=seen.epoch, before=before)
@@ -422,7 +422,7 @@ def _reject(
         # The order stays in force, but must not try the release again and again.
         spent = (*(each for each in spent if each != _key(verdict)), _key(verdict))
     return replace(
-        _nothing(state),
+        _without_roll(state),
         target=target,
         state=HALTED,
         culprits=known if let_off else frozenset(),
@@ -434,7 +434,7 @@ def _reject(
 
 def _accept(state: RollState, seen: RollObserved) -> RollState:
     return replace(
-        _nothing(state), accepted=seen.target, previous=state.accepted, target=seen.target
+        _without_roll(state), accepted=seen.target, previous=state.accepted, target=seen.target
     )
 
 

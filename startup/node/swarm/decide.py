@@ -173,7 +173,8 @@ class _Work:
         # Ports whose start failed: when it began, and whether the agent had failed before.
         self.failed: dict[int, tuple[float, bool]] = {}
         self.failures = 0
-        self.came: list[float] = []
+        # How long each start took that came up now.
+        self.start_seconds: list[float] = []
         self.last_why = ""
         self.starting: dict[int, float] = {}
         self.stopping = {
@@ -220,18 +221,18 @@ class _Work:
         for port in before.keys() & self.wanted & self.seen.ready:
             took = self.now - before[port]
             self.up_since[port] = self.now
-            self.came.append(took)
+            self.start_seconds.append(took)
             if took <= windows.PROMPT:
                 prompt = max(prompt, before[port])
-        if self.came:
+        if self.start_seconds:
             # Smoothed as TCP smooths its round trips: one start says little.
-            mean, known = sum(self.came) / len(self.came), self.mean_start_seconds
+            mean, known = sum(self.start_seconds) / len(self.start_seconds), self.mean_start_seconds
             self.mean_start_seconds = (7 * known + mean) / 8 if known else mean
         for port in sorted((before.keys() & self.wanted) - self.seen.ready):
             self._settle(port, before[port], prompt)
-        if self.came:
+        if self.start_seconds:
             self.last_success_at = self.now
-            self.patience = min(max(PROBE, 2 * max(self.came)), PROBE_MAX)
+            self.patience = min(max(PROBE, 2 * max(self.start_seconds)), PROBE_MAX)
         self._probe()
         self.stopping |= dict.fromkeys(self.hung, self.now)
 
@@ -279,9 +280,9 @@ class _Work:
 
     def judge(self) -> None:
         """Set the window by the starts that ended, and by those that take long."""
-        if self.came:
-            self.window = windows.succeeded(self.window, self.came)
-        slow = [self.now - each for each in self.came if each >= windows.SLOW]
+        if self.start_seconds:
+            self.window = windows.succeeded(self.window, self.start_seconds)
+        slow = [self.now - each for each in self.start_seconds if each >= windows.SLOW]
         slow += [since for since in self.starting.values() if self.now - since >= windows.SLOW]
         if slow:
             # The latest counts: a start from before a cut says nothing about the time after it.

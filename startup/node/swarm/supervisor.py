@@ -92,11 +92,11 @@ class Keeper:
     """Adds to a failure's text which kernel limit was hit, if one was."""
     memory: SwarmState = field(default_factory=SwarmState)
     _seen: Observed | None = None
-    _anew: bool = True
+    _must_look_at_all: bool = True
     """The next look is at all agents, and at the variant of each."""
-    _looked: float = 0.0
+    _looked_at_all: float = 0.0
     """When all agents were looked at last."""
-    _cut: float = float("-inf")
+    _logs_cut_at: float = float("-inf")
     """When the logs were cut last."""
     _inodes: Mapping[int, int] = field(default_factory=dict)
     """The inode of each port's socket, as last seen."""
@@ -126,7 +126,7 @@ class Keeper:
             )
         if self.goal.variants:
             self.shut()
-        if seen.now == self._looked:
+        if seen.now == self._looked_at_all:
             # All agents were looked at. Not in `look`: the goal may not be set yet.
             self._forget(seen)
         decision = decide(self.goal, self.memory, seen)
@@ -158,14 +158,14 @@ class Keeper:
             memory, up_since=others(memory.up_since), starting=others(memory.starting)
         )
         self._undecided = others(self._undecided)
-        self._anew = True
+        self._must_look_at_all = True
 
     def look(self) -> Observed:
         """Look at the agents, for `view`, and do nothing. Raises SystemdError, OSError."""
-        if self._anew:
+        if self._must_look_at_all:
             self.memory = replace(self.memory, variant=variants.read(self.paths))
         self._seen = seen = self._look()
-        self._anew = False
+        self._must_look_at_all = False
         return seen
 
     def view(self) -> View:
@@ -196,10 +196,10 @@ class Keeper:
 
     def _look(self) -> Observed:
         now, memory = self.clock(), self.memory
-        if self._seen is None or self._anew or now - self._looked >= LOOK:
-            self._looked = now
-            if now - self._cut >= CUT:
-                self._cut = now
+        if self._seen is None or self._must_look_at_all or now - self._looked_at_all >= LOOK:
+            self._looked_at_all = now
+            if now - self._logs_cut_at >= CUT:
+                self._logs_cut_at = now
                 self._cut_logs()
                 self._sweep()
             running = self._running()

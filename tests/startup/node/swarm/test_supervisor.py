@@ -257,7 +257,7 @@ def test_a_slow_processor_is_not_taken_for_a_slow_registry(world: World) -> None
 def test_another_keeper_finds_them_and_leaves_them_alone(world: World) -> None:
     world.until(lambda: len(world.running()) == 40)
     started = list(world.pid1.started)
-    world.keeper = replace(world.keeper, memory=SwarmState(), _seen=None, _anew=True)
+    world.keeper = replace(world.keeper, memory=SwarmState(), _seen=None, _must_look_at_all=True)
     world.until(lambda: world.now > 100)
     assert world.pid1.started == started
 
@@ -540,7 +540,7 @@ def test_another_variant_reaches_all_and_no_more_than_the_window_are_down(world:
 def test_a_new_keeper_knows_the_running_variants(world: World) -> None:
     world.until(lambda: len(world.running()) == 40)
     started = list(world.pid1.started)
-    world.keeper = replace(world.keeper, memory=SwarmState(), _seen=None, _anew=True)
+    world.keeper = replace(world.keeper, memory=SwarmState(), _seen=None, _must_look_at_all=True)
     world.until(lambda: world.now > 100)
     assert world.pid1.started == started
     assert set(world.keeper.view().variant.values()) == {OLD}
