@@ -39,7 +39,7 @@ def test_a_clean_fleet(ops: Ops) -> None:
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_a_script_of_a_vms_own(ops: Ops, simulated: Simulated, key: str) -> None:
+def test_an_instance_level_script(ops: Ops, simulated: Simulated, key: str) -> None:
     simulated.set_metadata("swarm-2", {key: "echo ghost"})
     assert rules(ops) == ["ghost-instance"]
     text = ops("audit").out
@@ -49,7 +49,7 @@ def test_a_script_of_a_vms_own(ops: Ops, simulated: Simulated, key: str) -> None
     assert rules(ops) == []
 
 
-def test_a_strangers_vm_is_looked_at_too(ops: Ops, simulated: Simulated) -> None:
+def test_a_vm_outside_the_fleet_is_audited(ops: Ops, simulated: Simulated) -> None:
     items = [{"key": "startup-script", "value": "echo mine"}]
     simulated.client.do("POST", f"{ZONE}/instances", vm("builder", metadata={"items": items}))
     assert rules(ops) == ["ghost-instance"]
@@ -67,7 +67,7 @@ def test_what_the_checkout_allows(ops: Ops, simulated: Simulated, tmp_path: Path
         assert everything.count("ghost-instance") == found
 
 
-def test_nobody_allows_what_the_fleets_vms_run(ops: Ops, simulated: Simulated) -> None:
+def test_a_script_on_the_fleets_vms_cannot_be_allowed(ops: Ops, simulated: Simulated) -> None:
     simulated.set_metadata("swarm-2", {"startup-script": "echo ghost"})
     assert rules(ops, "--allow", "swarm-2") == ["ghost-instance"]
     text = ops("audit", "--allow", "swarm-2").out
@@ -109,7 +109,7 @@ def test_another_key_of_the_project(ops: Ops, simulated: Simulated, key: str) ->
     assert rules(ops) == ["ghost-project"]
 
 
-def test_the_projects_script_is_another(ops: Ops, simulated: Simulated) -> None:
+def test_a_foreign_project_script(ops: Ops, simulated: Simulated) -> None:
     simulated.set_project({"startup-script": f"{SCRIPT} # and more"})
     assert rules(ops) == ["script-foreign"]
     simulated.set_project({"startup-script": f"{SCRIPT}\n"})
@@ -164,7 +164,7 @@ def test_another_vms_spec(ops: Ops, simulated: Simulated) -> None:
     assert rules(ops) == ["metadata"]
 
 
-def test_a_vm_that_saw_one_in_its_project(ops: Ops, simulated: Simulated) -> None:
+def test_a_vm_that_saw_a_ghost_in_its_project(ops: Ops, simulated: Simulated) -> None:
     simulated.nodes["swarm-1"].changes["ghosts"] = ("project/shutdown-script",)
     simulated.tick()
     assert rules(ops) == ["ghost-instance"]
@@ -179,7 +179,7 @@ def test_a_silent_vm_and_one_that_saw_a_ghost(ops: Ops, simulated: Simulated) ->
     assert rules(ops) == ["ghost-instance", "silent"]
 
 
-def test_a_vm_that_runs_agents_in_nobodys_count(ops: Ops, simulated: Simulated) -> None:
+def test_a_vm_without_the_fleets_label_that_runs_agents(ops: Ops, simulated: Simulated) -> None:
     items = [{"key": "pilot-role", "value": "swarm"}]
     simulated.client.do("POST", f"{ZONE}/instances", vm("shadow", metadata={"items": items}))
     assert rules(ops) == ["stranger"]
@@ -221,7 +221,7 @@ def test_what_the_checkout_declares(ops: Ops, simulated: Simulated, tmp_path: Pa
     assert (nowhere.returncode, b"Pulumi.nowhere.yaml" in nowhere.stderr) == (2, True)
 
 
-def test_a_release_that_this_checkout_cannot_know_is_not_held_against_a_vm() -> None:
+def test_a_release_unknown_to_the_checkout_is_no_difference() -> None:
     one = json.dumps({"release": {"version": "1", "daemon": {"sha256": "a"}}, "agents": 3})
     null = json.dumps({"release": {"version": "1", "daemon": None}, "agents": 3})
     other = json.dumps({"release": {"version": "2", "daemon": None}, "agents": 3})
@@ -230,7 +230,7 @@ def test_a_release_that_this_checkout_cannot_know_is_not_held_against_a_vm() -> 
     assert not audit._same(null, one)
 
 
-def test_what_else_holds_metadata() -> None:
+def test_machine_images_and_groups_with_metadata() -> None:
     """Kinds that the lab does not have: the same rule."""
     bags = tuple(
         Bag(kind=kind, where=f"zones/z/{kind}s/x", metadata={"user-data": "#cloud-config"})

@@ -41,7 +41,7 @@ def test_logs(ops: Ops, simulated: Simulated) -> None:
     assert "serial console of swarm-1" in ops("logs", "swarm-1", "--no-follow").err
 
 
-def test_logs_go_on_with_what_comes(
+def test_logs_follow_new_lines(
     ops: Ops, simulated: Simulated, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     simulated.console(b"one\n")
@@ -142,7 +142,7 @@ def test_no_monitoring_is_no_error(simulated: Simulated) -> None:
     assert silence.begin("planned", timedelta(hours=1)) == (), "this lab has no snoozes"
 
 
-def test_who_may_not_silence_is_told_and_goes_on(ops: Ops, simulated: Simulated) -> None:
+def test_without_the_right_to_silence_alerts_it_continues(ops: Ops, simulated: Simulated) -> None:
     policy(simulated, FLEET)
     Snoozes(simulated.serving, status=403)
     with simulated.running():
@@ -154,7 +154,7 @@ def test_who_may_not_silence_is_told_and_goes_on(ops: Ops, simulated: Simulated)
     assert lines[-1] == "restart: done"
 
 
-def test_a_command_that_is_ended_ends_its_silence(simulated: Simulated) -> None:
+def test_a_terminated_command_ends_its_silence(simulated: Simulated) -> None:
     """A real process, and SIGTERM in the middle of it."""
     policy(simulated, FLEET)
     snoozes = Snoozes(simulated.serving)
@@ -194,7 +194,7 @@ def test_a_command_that_is_ended_ends_its_silence(simulated: Simulated) -> None:
         ["roll"],
     ],
 )
-def test_an_answer_that_cannot_be_written_is_one_line(
+def test_output_that_cannot_be_written_is_one_line(
     ops: Ops, simulated: Simulated, arguments: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A disk that is full, and a pipe that nobody reads."""
@@ -213,7 +213,7 @@ def test_an_answer_that_cannot_be_written_is_one_line(
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_a_process_that_cannot_answer_ends_with_one_line(unbuffered: str) -> None:
+def test_a_process_without_output_ends_with_one_line(unbuffered: str) -> None:
     """The end of the process does not write its buffers again."""
     environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     with open("/dev/full", "wb") as full:  # noqa: PTH123
@@ -253,7 +253,7 @@ def test_a_restart_whose_output_is_gone_ends_its_silence_and_can_be_resumed(
     assert done.returncode == 0
 
 
-def test_it_can_be_called_from_anywhere(tmp_path: Any) -> None:
+def test_it_works_in_any_folder(tmp_path: Any) -> None:
     """Usage is 2, and no login is a sentence."""
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
     environment["NO_GCE_CHECK"] = "true"

@@ -25,7 +25,7 @@ from tests.ops.simulated import (
 )
 
 
-def test_a_vm_that_is_gone_is_not_done(simulated: Simulated) -> None:
+def test_a_vm_that_is_gone_ends_the_wait(simulated: Simulated) -> None:
     def lose(_: float) -> None:
         simulated.client.do("DELETE", f"{ZONE}/instances/swarm-1")
 
@@ -53,7 +53,7 @@ def test_orders_of_two_operators_both_count(simulated: Simulated) -> None:
     assert simulated.nodes["swarm-1"].holds, "pilot-node reads what ops writes"
 
 
-def test_an_order_that_says_the_same_is_not_written() -> None:
+def test_an_unchanged_order_is_not_written() -> None:
     before = Order(content={"schema": 1, "hold": True, "by": "a", "at": "b"}, generation=3)
     assert changed(before, {"hold": True}, by="c") is None
     assert changed(before, {"banner": None}, by="c") is None
@@ -61,7 +61,7 @@ def test_an_order_that_says_the_same_is_not_written() -> None:
     assert (after.get("hold"), after["banner"], after["by"], after["schema"]) == (None, "x", "c", 1)
 
 
-def test_an_object_that_is_no_order_is_left_alone(simulated: Simulated) -> None:
+def test_a_malformed_order_is_left_alone(simulated: Simulated) -> None:
     orders = runner(simulated, []).orders
     simulated.client.upload(BUCKET, "orders/swarm-1.json", b"hold!")
     with pytest.raises(OpsError, match=r"no order of schema 1.*deleted order also ends a hold"):
@@ -76,7 +76,7 @@ def test_a_drain_makes_progress_agent_by_agent(ops: Ops, simulated: Simulated) -
 
 
 @pytest.mark.usefixtures("ticking")
-def test_what_a_vm_holds_itself_no_order_ends(ops: Ops, simulated: Simulated) -> None:
+def test_no_order_ends_a_hold_on_the_vm_itself(ops: Ops, simulated: Simulated) -> None:
     simulated.nodes["swarm-1"].held_here = True
     simulated.tick()
     found = ops("undrain", "swarm-1")
@@ -89,7 +89,7 @@ def test_what_a_vm_holds_itself_no_order_ends(ops: Ops, simulated: Simulated) ->
     assert "swarm-2 is still" not in unpaused.out
 
 
-def test_what_is_interrupted_says_what_stands(
+def test_an_interrupted_command_says_what_stands(
     ops: Ops, simulated: Simulated, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def pause(_: float) -> None:
@@ -103,7 +103,7 @@ def test_what_is_interrupted_says_what_stands(
     assert (found.code, "a VM that was shut down stays off" in found.err) == (130, True)
 
 
-def test_a_signal_that_is_ignored_stays_ignored(
+def test_an_ignored_signal_stays_ignored(
     ops: Ops, simulated: Simulated, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As under nohup."""
@@ -143,7 +143,7 @@ def test_unpause_and_its_old_word_end_a_pause(ops: Ops, simulated: Simulated, wo
     assert (late.code, "The order stands" in late.err) == (4, True)
 
 
-def test_one_who_may_only_look_is_told_which_right_is_missing(
+def test_without_the_right_to_order_the_missing_right_is_named(
     ops: Ops, simulated: Simulated
 ) -> None:
     answer = simulated.serving.lab.answer

@@ -85,9 +85,7 @@ def refuse_starts(simulated: Simulated, code: str, times: int, status: int = 503
         ("INTERNAL_ERROR", "503 (INTERNAL_ERROR: The zone"),
     ],
 )
-def test_a_start_that_is_refused_for_now_is_tried_again(
-    simulated: Simulated, code: str, words: str
-) -> None:
+def test_a_start_refused_for_now_is_retried(simulated: Simulated, code: str, words: str) -> None:
     said: list[str] = []
     driver = runner(simulated, said)
     plan = begin(driver, plans.REBOOT, ["swarm-3", "swarm-1"])
@@ -100,7 +98,7 @@ def test_a_start_that_is_refused_for_now_is_tried_again(
     assert [simulated.nodes[name].boot for name in ("swarm-3", "swarm-1")] == [2, 2]
 
 
-def test_a_stock_out_that_lasts_ends_it_within_its_limit_and_it_resumes(
+def test_a_lasting_stock_out_ends_it_at_the_limit_and_it_resumes(
     simulated: Simulated,
 ) -> None:
     driver = runner(simulated, [], limit=5.0)
@@ -122,7 +120,7 @@ def test_a_stock_out_that_lasts_ends_it_within_its_limit_and_it_resumes(
     assert [simulated.nodes[name].boot for name in ("swarm-3", "swarm-1")] == [2, 2]
 
 
-def test_a_start_that_is_refused_for_good_ends_it_at_once(simulated: Simulated) -> None:
+def test_a_start_refused_for_good_ends_it_at_once(simulated: Simulated) -> None:
     driver = runner(simulated, [])
     plan, generation = begin(driver, plans.REBOOT, ["swarm-3"])
     refused = refuse_starts(simulated, "CONDITION_NOT_MET: constraints/compute.x", 1_000, 412)
@@ -131,7 +129,7 @@ def test_a_start_that_is_refused_for_good_ends_it_at_once(simulated: Simulated) 
     assert len(refused) == 1
 
 
-def test_the_command_says_what_a_stock_out_is(ops: Ops, simulated: Simulated) -> None:
+def test_the_command_reports_a_stock_out(ops: Ops, simulated: Simulated) -> None:
     refuse_starts(simulated, "ZONE_RESOURCE_POOL_EXHAUSTED", 1_000)
     with simulated.running():
         found = ops("reboot", "swarm-3", "--yes", "--limit", "1")
@@ -140,7 +138,7 @@ def test_the_command_says_what_a_stock_out_is(ops: Ops, simulated: Simulated) ->
     assert "`ops reboot --resume` continues later" in found.err
 
 
-def test_a_reboot_given_up_leaves_no_vm_off(simulated: Simulated) -> None:
+def test_an_abandoned_reboot_leaves_no_vm_off(simulated: Simulated) -> None:
     driver = runner(simulated, [])
     plan, generation = begin(driver, plans.REBOOT, ["swarm-3", "swarm-1"])
     simulated.client.do("POST", f"{ZONE}/instances/swarm-2/stop")
@@ -162,7 +160,7 @@ def test_a_reboot_given_up_leaves_no_vm_off(simulated: Simulated) -> None:
     assert "hold" not in simulated.order("swarm-3")
 
 
-def test_a_reboot_given_up_while_a_vm_shuts_down(simulated: Simulated) -> None:
+def test_a_reboot_abandoned_while_a_vm_shuts_down(simulated: Simulated) -> None:
     off = threading.Event()
     machines = simulated.serving.lab.driver
     stop = machines.stop

@@ -168,7 +168,7 @@ KINDS: list[tuple[dict[str, Any], type[OpsError], str]] = [
 
 
 @pytest.mark.parametrize(("given", "kind", "words"), KINDS)
-def test_what_a_refusal_is(given: dict[str, Any], kind: type[OpsError], words: str) -> None:
+def test_kinds_of_refusals(given: dict[str, Any], kind: type[OpsError], words: str) -> None:
     found = refusal("it", answer(given["error"]["code"], given))
     assert type(found) is kind
     assert words in str(found)
@@ -217,7 +217,9 @@ def refuse(simulated: Simulated, monkeypatch: pytest.MonkeyPatch) -> Refuse:
     return begin
 
 
-def test_what_a_client_makes_of_it(simulated: Simulated, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refusals_as_the_clients_raise_them(
+    simulated: Simulated, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same through each client: Compute Engine's, Cloud Storage's, and the plain one."""
     monkeypatch.setattr(google, "RETRY", google.RETRY.with_timeout(0.01))
     given: dict[str, Any] = {}
@@ -252,7 +254,7 @@ def test_what_a_client_makes_of_it(simulated: Simulated, monkeypatch: pytest.Mon
         (body(500, "x", "backendError"), "500"),
     ],
 )
-def test_one_vm_that_cannot_be_read_costs_its_row(
+def test_a_vm_that_cannot_be_read_costs_its_row(
     ops: Ops, refuse: Refuse, given: dict[str, Any], note: str
 ) -> None:
     refuse("/swarm-3/getGuestAttributes", given)
@@ -297,7 +299,9 @@ def test_a_quota_is_asked_again_and_a_missing_right_is_not(
     assert "compute.instances.list is missing" in found.err
 
 
-def test_an_api_that_is_off_is_said_with_its_switch(ops: Ops, refuse: Refuse) -> None:
+def test_an_api_that_is_off_is_reported_with_the_command_to_enable_it(
+    ops: Ops, refuse: Refuse
+) -> None:
     refuse("/aggregated/", body(403, OFF, "accessNotConfigured"))
     found = ops("status")
     assert found.code == 3
@@ -305,7 +309,7 @@ def test_an_api_that_is_off_is_said_with_its_switch(ops: Ops, refuse: Refuse) ->
     assert found.err.count("\n") == 1
 
 
-def test_what_answers_is_not_google(ops: Ops, simulated: Simulated) -> None:
+def test_an_answer_that_is_not_googles(ops: Ops, simulated: Simulated) -> None:
     """A proxy's page, with a 200."""
 
     def page(request: Request) -> Response:
@@ -349,7 +353,7 @@ def outage(simulated: Simulated, place: str, *, hide: bool = False) -> None:
     simulated.serving.lab.answer = answered  # type: ignore[method-assign]
 
 
-def test_an_outage_of_another_zone_is_said_and_blinds_nobody(
+def test_an_outage_of_another_zone_is_reported_and_hides_nothing(
     ops: Ops, simulated: Simulated
 ) -> None:
     outage(simulated, "zones/us-east1-b")

@@ -56,7 +56,7 @@ def test_a_restart_drains_one_by_one_and_starts_the_smallest_first(simulated: Si
     assert said[-1] != "alerts sound again"  # there were none to silence
 
 
-def test_clean_is_ordered_once_and_taken_back(simulated: Simulated) -> None:
+def test_clean_is_ordered_once_and_removed(simulated: Simulated) -> None:
     driver = runner(simulated, [])
     carry_out(driver, *begin(driver, plans.RESTART, rendezvous=RENDEZVOUS, clean=True))
     assert simulated.nodes[RENDEZVOUS].cleaned == 1
@@ -64,7 +64,7 @@ def test_clean_is_ordered_once_and_taken_back(simulated: Simulated) -> None:
 
 
 @pytest.mark.parametrize("moment", [0, 3, 6, 9, 12, 14, 18])
-def test_one_that_is_interrupted_anywhere_is_gone_on_with_from_anywhere(
+def test_an_interrupted_restart_continues_from_any_step_and_machine(
     simulated: Simulated, moment: int
 ) -> None:
     """The second runner knows only the fleet and its bucket."""
@@ -94,7 +94,7 @@ def test_one_that_is_interrupted_anywhere_is_gone_on_with_from_anywhere(
     begin(other, plans.RESTART)
 
 
-def test_two_that_go_on_at_once_are_one(simulated: Simulated) -> None:
+def test_only_one_of_two_runners_continues_a_plan(simulated: Simulated) -> None:
     said: list[str] = []
     driver = runner(simulated, said)
     plan, generation = begin(driver, plans.RESTART)
@@ -103,7 +103,7 @@ def test_two_that_go_on_at_once_are_one(simulated: Simulated) -> None:
         carry_out(driver, plan, generation)
 
 
-def test_a_vm_that_does_not_drain_ends_it_with_a_sentence(simulated: Simulated) -> None:
+def test_a_vm_that_does_not_drain_ends_the_restart_with_a_sentence(simulated: Simulated) -> None:
     driver = runner(simulated, [], limit=20.0)
     plan, generation = begin(driver, plans.RESTART)
     simulated.nodes["swarm-1"].quiet = True
@@ -134,7 +134,7 @@ FAILING = facts.View(
         ("rendezvous held", r"pilot-rendezvous is held.*do without --rendezvous"),
     ],
 )
-def test_what_stands_in_the_way_is_said_before_anything_is_done(
+def test_obstacles_are_named_before_anything_is_done(
     simulated: Simulated, trouble: str, said: str
 ) -> None:
     driver = runner(simulated, [])
@@ -167,13 +167,13 @@ def test_what_stands_in_the_way_is_said_before_anything_is_done(
             driver.begin(plan, driver.look(), insist=True)
 
 
-def test_a_registry_that_is_down_is_restarted_where_that_is_asked(simulated: Simulated) -> None:
+def test_a_registry_that_is_down_is_restarted_if_asked(simulated: Simulated) -> None:
     simulated.nodes[RENDEZVOUS].away = 2
     simulated.tick()
     begin(runner(simulated, []), plans.RESTART, rendezvous=RENDEZVOUS)
 
 
-def test_a_rendezvous_that_is_gone_is_said(simulated: Simulated) -> None:
+def test_a_missing_rendezvous_is_reported(simulated: Simulated) -> None:
     driver = runner(simulated, [])
     plan, generation = begin(driver, plans.RESTART, rendezvous=RENDEZVOUS)
     simulated.client.do("DELETE", f"{ZONE}/instances/{RENDEZVOUS}")
@@ -181,7 +181,7 @@ def test_a_rendezvous_that_is_gone_is_said(simulated: Simulated) -> None:
         carry_out(driver, plan, generation)
 
 
-def test_a_plan_given_up_ends_its_own_holds_only(simulated: Simulated) -> None:
+def test_abandon_ends_only_the_plans_own_holds(simulated: Simulated) -> None:
     driver = runner(simulated, [])
     plan, generation = begin(driver, plans.RESTART)
     driver.keep(replace(plan, held=("swarm-3",)), generation)
@@ -192,7 +192,7 @@ def test_a_plan_given_up_ends_its_own_holds_only(simulated: Simulated) -> None:
     assert simulated.order("swarm-2")["hold"]
 
 
-def test_a_drain_of_somebody_else_outlives_a_restart(simulated: Simulated) -> None:
+def test_a_drain_by_somebody_else_outlives_a_restart(simulated: Simulated) -> None:
     said: list[str] = []
     driver = runner(simulated, said)
     plan, generation = begin(driver, plans.RESTART)
@@ -210,7 +210,7 @@ def test_a_drain_of_somebody_else_outlives_a_restart(simulated: Simulated) -> No
     assert "every VM is whole but swarm-3, held by somebody else" in said
 
 
-def test_a_clean_restart_given_up_cleans_nothing(simulated: Simulated) -> None:
+def test_an_abandoned_clean_restart_cleans_nothing(simulated: Simulated) -> None:
     driver = runner(simulated, [])
     plan, generation = begin(driver, plans.RESTART, rendezvous=RENDEZVOUS, clean=True)
     driver.keep(replace(plan, step=plans.RENDEZVOUS), generation)
@@ -222,7 +222,7 @@ def test_a_clean_restart_given_up_cleans_nothing(simulated: Simulated) -> None:
 
 
 @pytest.mark.parametrize("kind", [plans.RESTART, plans.REBOOT])
-def test_answers_that_are_lost_end_nothing(simulated: Simulated, kind: str) -> None:
+def test_lost_answers_end_nothing(simulated: Simulated, kind: str) -> None:
     """Each fifth answer is lost, after its request was carried out."""
     said: list[str] = []
     driver = runner(simulated, said)
@@ -255,7 +255,7 @@ def _lossy(simulated: Simulated, call: Callable[..., Any], name: str) -> Callabl
     return lossy
 
 
-def test_nobody_who_answers_ends_it_after_the_limit(simulated: Simulated) -> None:
+def test_an_api_that_does_not_answer_ends_it_after_the_limit(simulated: Simulated) -> None:
     driver = runner(simulated, [], limit=5.0)
     plan, generation = begin(driver, plans.RESTART)
 
@@ -269,7 +269,7 @@ def test_nobody_who_answers_ends_it_after_the_limit(simulated: Simulated) -> Non
     assert simulated.ticks > before + 5
 
 
-def test_agents_that_come_up_are_progress(simulated: Simulated) -> None:
+def test_starting_agents_are_progress(simulated: Simulated) -> None:
     """Also after a look at which nobody knew how many there are."""
     driver = runner(simulated, [], limit=3.0)
     plan, generation = begin(driver, plans.RESTART, ["swarm-2"])
@@ -279,7 +279,7 @@ def test_agents_that_come_up_are_progress(simulated: Simulated) -> None:
     assert carry_out(driver, plan, driver.keep(plan, generation)).is_over
 
 
-def test_where_to_look_is_a_vm(simulated: Simulated) -> None:
+def test_the_logs_to_look_at_are_a_vms(simulated: Simulated) -> None:
     driver = runner(simulated, [], limit=3.0)
     plan, generation = begin(driver, plans.RESTART)
     plan = replace(plan, step=plans.VERIFY)
@@ -291,7 +291,7 @@ def test_where_to_look_is_a_vm(simulated: Simulated) -> None:
         carry_out(driver, plan, generation)
 
 
-def test_a_status_of_older_orders_is_not_believed(simulated: Simulated) -> None:
+def test_a_status_from_before_the_order_does_not_count(simulated: Simulated) -> None:
     driver = runner(simulated, [])
     plan, _ = begin(driver, plans.RESTART, ["swarm-3"])
     driver.orders.give("swarm-3", {"hold": True})
@@ -300,7 +300,7 @@ def test_a_status_of_older_orders_is_not_believed(simulated: Simulated) -> None:
     assert not seen["swarm-3"].heeds
 
 
-def test_a_total_that_nobody_tells_is_waited_for(simulated: Simulated) -> None:
+def test_an_unknown_total_is_waited_for(simulated: Simulated) -> None:
     plan = replace(run.new_plan(plans.RESTART, ["swarm-3"], by="t"), step=plans.VERIFY)
     seen: dict[str, VmInPlan] = runner(simulated, []).see(runner(simulated, []).look(), ["swarm-3"])
     for online, kind in ((None, Await), (379, Await), (380, Go), (500, Go)):
@@ -308,7 +308,7 @@ def test_a_total_that_nobody_tells_is_waited_for(simulated: Simulated) -> None:
 
 
 @pytest.mark.parametrize("data", [b"{", b"[]", b'{"schema": 2}', b'{"schema": 1}', b"null"])
-def test_a_plan_that_is_none_is_said(data: bytes) -> None:
+def test_an_invalid_plan_is_reported(data: bytes) -> None:
     with pytest.raises(OpsError, match=r"_plan\.json.*`ops undrain` each held VM"):
         plans.decode(data)
     assert plans.decode(b"") is None
@@ -332,7 +332,7 @@ def test_restart_from_the_command_line(ops: Ops, simulated: Simulated) -> None:
     assert simulated.nodes[RENDEZVOUS].cleaned == 1
 
 
-def test_what_is_settled_is_not_given_again(ops: Ops, simulated: Simulated) -> None:
+def test_options_that_a_plan_settles_are_refused_later(ops: Ops, simulated: Simulated) -> None:
     driver = runner(simulated, [])
     plan, generation = begin(driver, plans.RESTART)
     driver.keep(replace(plan, held=("swarm-3",)), generation)
@@ -352,7 +352,7 @@ def test_what_is_settled_is_not_given_again(ops: Ops, simulated: Simulated) -> N
 
 
 @pytest.mark.usefixtures("ticking")
-def test_one_that_went_silent_is_left_out_of_what_goes_on(ops: Ops, simulated: Simulated) -> None:
+def test_resume_can_leave_out_a_silent_vm(ops: Ops, simulated: Simulated) -> None:
     driver = runner(simulated, [])
     plan, generation = begin(driver, plans.RESTART)
     driver.keep(replace(plan, held=("swarm-3",)), generation)

@@ -31,7 +31,7 @@ def declare_another_release(simulated: Simulated) -> None:
     simulated.tick()
 
 
-def test_a_roll_that_waits_is_gone_on_with(ops: Ops, simulated: Simulated) -> None:
+def test_go_continues_a_roll_that_waits(ops: Ops, simulated: Simulated) -> None:
     declare_another_release(simulated)
     seen = ops("roll", "--json")
     assert seen.code == 1
@@ -46,7 +46,7 @@ def test_a_roll_that_waits_is_gone_on_with(ops: Ops, simulated: Simulated) -> No
     assert [simulated.nodes[name].release for name in SWARM] == [NEW, NEW, NEW]
 
 
-def test_a_roll_that_halted_is_rejected(ops: Ops, simulated: Simulated) -> None:
+def test_reject_ends_a_halted_roll(ops: Ops, simulated: Simulated) -> None:
     rejected = Rejected(version="1.19.0", sha256=NEW, reason="exited", time=0)
     node = simulated.nodes["swarm-1"]
     node.roll = rolling(state="halted", reason="500 exited", rejected=[rejected])
@@ -61,7 +61,7 @@ def test_a_roll_that_halted_is_rejected(ops: Ops, simulated: Simulated) -> None:
 
 
 @pytest.mark.parametrize("verdict", ["go", "reject"])
-def test_the_rendezvous_roll_that_halted(ops: Ops, simulated: Simulated, verdict: str) -> None:
+def test_a_halted_roll_of_the_rendezvous(ops: Ops, simulated: Simulated, verdict: str) -> None:
     release = {"version": "1.19.0", "rendezvous": {"object": "x", "sha256": NEW}}
     declared = {**rendezvous_spec(380), "release": release}
     simulated.set_metadata(RENDEZVOUS, {"pilot-spec": json.dumps(declared)})
@@ -78,7 +78,7 @@ def test_the_rendezvous_roll_that_halted(ops: Ops, simulated: Simulated, verdict
 
 
 @pytest.mark.parametrize("command", [("go",), ("reject",), ("--follow",)])
-def test_no_roll_waits_for_a_vm_that_nobody_hears(
+def test_no_roll_waits_for_a_silent_vm(
     ops: Ops, simulated: Simulated, command: tuple[str, ...]
 ) -> None:
     declare_another_release(simulated)

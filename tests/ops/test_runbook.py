@@ -114,7 +114,7 @@ def test_every_command_is_in_the_runbook() -> None:
     assert shown == {name for name, command in there.items() if not command.hidden}
 
 
-def test_every_test_that_an_incident_names_is_there() -> None:
+def test_every_test_of_an_incident_exists() -> None:
     named = _TEST.findall(INCIDENTS)
     assert len(named) > 20
     for file, name in named:
@@ -123,7 +123,7 @@ def test_every_test_that_an_incident_names_is_there() -> None:
         assert not name or re.search(pattern, text, re.MULTILINE), f"{file}: no {name}"
 
 
-def test_no_incident_is_without_a_test() -> None:
+def test_every_incident_has_a_test() -> None:
     rows = [line for line in INCIDENTS.splitlines() if line.startswith("| ")]
     cells = [row.strip("| ").split(" | ") for row in rows if "---" not in row]
     for row in cells:

@@ -128,7 +128,7 @@ def test_a_vm_that_was_deleted_is_missed(ops: Ops, simulated: Simulated) -> None
     assert "180 of 380 online" in text
 
 
-def test_a_fleet_of_which_nobody_is_online_is_not_well(ops: Ops, simulated: Simulated) -> None:
+def test_a_fleet_without_agents_online_is_not_well(ops: Ops, simulated: Simulated) -> None:
     simulated.dead = -20
     simulated.tick()
     assert ops("status").code == 0
@@ -153,7 +153,7 @@ def test_a_vm_that_is_whole_by_another_spec_is_not_well(ops: Ops, simulated: Sim
     assert row["notes"][0].startswith("it says that it is whole, and runs 200 of 5,000")
 
 
-def test_one_vm_that_google_does_not_tell_of_hides_no_other(
+def test_a_vm_that_cannot_be_read_hides_no_other(
     ops: Ops, simulated: Simulated, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(google, "RETRY", google.RETRY.with_timeout(0.1))
@@ -213,7 +213,7 @@ def test_a_roll_a_ghost_and_a_registry_that_is_down(ops: Ops, simulated: Simulat
         ('{"schema": 1, "time": "2026-05-28T20:26:40"}', "RUNNING", "no time"),
     ],
 )
-def test_a_status_that_is_none(text: str | None, state: str, problem: str) -> None:
+def test_an_invalid_status(text: str | None, state: str, problem: str) -> None:
     assert problem in heard(text, state=state).problem
 
 
@@ -229,14 +229,14 @@ def test_a_status_that_is_none(text: str | None, state: str, problem: str) -> No
         (NOW, None, ""),
     ],
 )
-def test_an_old_status_is_no_state(at: float, started: float | None, problem: str) -> None:
+def test_an_old_status_is_not_current(at: float, started: float | None, problem: str) -> None:
     vm = heard(said(), at, started=started)
     assert problem in vm.problem
     assert bool(vm.problem) == bool(problem)
     assert vm.count("running") == (None if problem else 3)
 
 
-def test_what_a_stranger_writes_is_only_text() -> None:
+def test_untrusted_text_is_only_text() -> None:
     error = Said(text="\x1b[31m[red]bad[/red]\n" + "x" * 50, time=NOW)
     row = status.row(heard(said(last_error=error)))
     assert "\x1b" not in "".join(row.notes)
@@ -260,7 +260,7 @@ def picture_of(*vms: fleets.Vm, registry: RegistryCounts | None = None) -> statu
     return status.picture(found)
 
 
-def test_what_differs_is_explained() -> None:
+def test_differences_are_explained() -> None:
     vm = heard(said())
     for online, words in ((3, []), (5, ["2 more are online"]), (1, ["2 run and are not online"])):
         found = picture_of(vm, registry=RegistryCounts(online=online, source="x")).explained
@@ -268,7 +268,7 @@ def test_what_differs_is_explained() -> None:
         assert all(word in text for word, text in zip(words, found, strict=True))
 
 
-def test_what_became_of_the_registry_is_told(ops: Ops, simulated: Simulated) -> None:
+def test_restored_and_set_aside_registry_files_are_shown(ops: Ops, simulated: Simulated) -> None:
     """The runbook sends people there. The VM's own document has it."""
     assert ops("status", "--json").json["restored"] == ""
     copy, bad = "20261129T190000Z-95.json", "registry.json.bad-20261129T190100Z"
@@ -279,7 +279,7 @@ def test_what_became_of_the_registry_is_told(ops: Ops, simulated: Simulated) -> 
     assert f"restored from the copy {copy} at its last start" in ops("status").out
 
 
-def test_a_token_that_does_nothing_is_told(ops: Ops, simulated: Simulated) -> None:
+def test_a_token_unknown_to_the_binary_is_shown(ops: Ops, simulated: Simulated) -> None:
     node = simulated.nodes[RENDEZVOUS]
     node.changes_of_registry = {"unsupported": ("banner", "tokens.dashboard")}
     simulated.tick()
@@ -293,7 +293,7 @@ def test_a_token_that_does_nothing_is_told(ops: Ops, simulated: Simulated) -> No
     assert ops("status").code == 0, "a banner is no state of the fleet"
 
 
-def test_notes_name_what_is_serious_first() -> None:
+def test_serious_notes_come_first() -> None:
     trouble = {10002: facts.Trouble(failures=3, until=200.0, why="exited 1")}
     view = facts.View(ready=frozenset({10001}), trouble=trouble)
     halted = RollStatus(state="halted", version="1.19.0", sha256="b" * 64, reason="2 died")
@@ -317,7 +317,7 @@ def test_stats_of_any_shape() -> None:
         assert counted(Doc(odd)).online is None
 
 
-def test_a_dashboard_that_was_named_counts(ops: Ops, stats: str) -> None:
+def test_the_counts_of_a_named_dashboard(ops: Ops, stats: str) -> None:
     found = ops("--dashboard", stats, "status", "--json")
     assert (found.code, found.json["online"], found.json["registry_source"]) == (
         0,
@@ -327,7 +327,7 @@ def test_a_dashboard_that_was_named_counts(ops: Ops, stats: str) -> None:
     assert "network backbone: 380 of 400 online" in ops("--dashboard", stats, "status").out
 
 
-def test_whatever_is_behind_a_tunnel_counts_no_agents(
+def test_a_dashboard_behind_a_tunnel_counts_no_agents(
     ops: Ops, simulated: Simulated, stats: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may lead to another project's dashboard: nobody named it."""
@@ -345,7 +345,7 @@ def test_whatever_is_behind_a_tunnel_counts_no_agents(
     assert found.json["registry_problem"].startswith(f"{RENDEZVOUS}: its status has")
 
 
-def test_a_dashboard_that_was_named_and_does_not_answer_is_said(ops: Ops) -> None:
+def test_a_named_dashboard_that_does_not_answer_is_reported(ops: Ops) -> None:
     found = ops("--dashboard", "http://127.0.0.1:9", "status", "--json")
     assert found.code == 1
     assert found.json["online"] == 380
@@ -439,7 +439,7 @@ def on_a_terminal(simulated: Simulated, command: str, *, columns: int) -> list[s
 
 
 @pytest.mark.parametrize("columns", [60, 80, 100, 140, 240])
-def test_what_is_left_out_where_it_is_narrow(columns: int) -> None:
+def test_columns_that_a_narrow_table_leaves_out(columns: int) -> None:
     """The widest columns that say the least, and never the numbers of agents."""
     vm = heard(said(last_error=Said(text="e" * 30, time=NOW)))
     shown = io.StringIO()
@@ -482,7 +482,7 @@ def test_a_refusal_is_a_sentence(
 
 
 @pytest.mark.parametrize("code", [429, 500, 502, 503, 504, None])
-def test_reading_is_tried_again(
+def test_reads_are_retried(
     ops: Ops, simulated: Simulated, code: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """None: a connection that breaks."""
@@ -505,7 +505,7 @@ def test_reading_is_tried_again(
     assert asked > 1
 
 
-def test_no_network_is_not_no_login(
+def test_no_network_is_not_a_missing_login(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(google, "RETRY", google.RETRY.with_timeout(0.1))
@@ -563,7 +563,7 @@ def _parts(found: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
             yield from _parts(value, (*path, key))
 
 
-def test_a_status_of_a_newer_or_an_older_program_is_read_for_what_it_has() -> None:
+def test_a_status_of_a_newer_or_an_older_program_is_read() -> None:
     for facts_of in (facts.swarm, facts.rendezvous):
         whole = document(facts_of(now=NOW, last_error=Said(text="x", time=NOW)))
         paths = list(_parts(whole))

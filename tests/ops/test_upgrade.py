@@ -133,7 +133,9 @@ def test_every_command_is_run_in_its_order(tmp_path: Path, checkout: Path) -> No
     assert {" ".join(words) for _, *words in commits} == {"preview", "up", "lab", "lab-down"}
 
 
-def test_who_waits_is_said_and_no_alert(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_waiting_vm_is_shown_and_no_alert(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     with serve(tmp_path / "state") as serving:
         simulated = Simulated(serving, {"swarm-1": 30, "swarm-3": 15})
         for vm in ("swarm-1", RENDEZVOUS):

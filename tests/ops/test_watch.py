@@ -81,11 +81,11 @@ def memory(**changes: Any) -> dict[str, Any]:
         ({"now": NOW - 200}, ["swarm-1/silent"]),
     ],
 )
-def test_what_is_an_alert(changes: dict[str, Any], keys: list[str]) -> None:
+def test_alerts_of_a_look(changes: dict[str, Any], keys: list[str]) -> None:
     assert list(watch.alerts(fleet(**changes), LIMITS)) == keys
 
 
-def test_agents_that_fail_are_one() -> None:
+def test_failing_agents_are_an_alert() -> None:
     view = facts.View(
         ready=PORTS - {10_001},
         variant=dict.fromkeys(PORTS, "v-old"),
@@ -120,7 +120,7 @@ def test_agents_that_vanish_from_one_vm_are_an_alert_until_they_are_back() -> No
     assert falls(whole, fleet(**running(95)), {}) == {}
 
 
-def test_what_is_done_on_purpose_is_no_alert() -> None:
+def test_planned_changes_are_no_alert() -> None:
     drained = fleet(**running(10), drained=True, goal={})
     assert falls(fleet(), drained, {}) == {}
 
@@ -154,7 +154,7 @@ def test_once_for_cron(ops: Ops, simulated: Simulated) -> None:
     assert ops("watch", "--once", "--threshold", "0.4").out.count("ALERT") == 1
 
 
-def test_a_vm_that_was_deleted_is_one_in_a_single_look(ops: Ops, simulated: Simulated) -> None:
+def test_a_deleted_vm_is_an_alert_in_a_single_look(ops: Ops, simulated: Simulated) -> None:
     simulated.client.do("DELETE", f"{ZONE}/instances/swarm-2")
     del simulated.nodes["swarm-2"]
     simulated.dead = 200
@@ -165,7 +165,7 @@ def test_a_vm_that_was_deleted_is_one_in_a_single_look(ops: Ops, simulated: Simu
     assert "ALERT fleet/running: 180 of 380 agents run" in found.out
 
 
-def test_a_hold_that_nobody_is_about_to_end_is_one(ops: Ops, simulated: Simulated) -> None:
+def test_a_hold_without_an_open_plan_is_an_alert(ops: Ops, simulated: Simulated) -> None:
     """However small the VM is; that of a restart which goes on is none."""
     node = simulated.nodes["swarm-3"]
     node.agents = node.running = 10
