@@ -169,7 +169,7 @@ def test_one_that_no_boot_disk_is_made_of_holds_up_no_update(
     for path, image in (("image", "golden"), ("swarm[1].image", "canary")):
         assert (
             f"warning: pilot-fleet:{path}: the project corp-images has no image and no family of "
-            f"images called {image}. No boot disk is made of it now" in done.text
+            f"images called {image}. This update makes no boot disk from it" in done.text
         ), done.text
 
     # A VM that is to be made needs it, and so does a fleet that is given another.
