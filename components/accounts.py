@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import pulumi
 
 from components.config import PROJECT_NAME
-from components.rest import (
+from components.google_rest import (
     NO_CREDENTIALS,
     Google,
     GoogleError,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
-from components.machines import MIB_PER_GIB, MachineType
+from components.machine_types import MIB_PER_GIB, MachineType
 
 # Planning size of an idle agent, MiB: upstream's figure. Measured: 1.7 to 2.4.
 AGENT_MB = 10

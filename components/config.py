@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from components import capacity, spec_tables
-from components.machines import MachineType
+from components.machine_types import MachineType
 
 PROJECT_NAME = "pilot-fleet"
 REGISTRY_PORT = 9000

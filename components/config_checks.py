@@ -13,7 +13,7 @@ from components.config import (
     REGISTRY_PORT,
     SwarmVmConfig,
 )
-from components.reading import MapReader
+from components.config_reader import MapReader
 
 # Bytes. Pulumi passes the whole configuration (gcp:… too) to the program and to the policies in one
 # environment variable, and Linux refuses one of 131,072 bytes (MAX_ARG_STRLEN).

@@ -14,6 +14,7 @@ import pulumi
 from components import capacity, config_parts, names, spec_tables
 from components.config import PROJECT_NAME, FleetConfig, RollConfig, Snapshots
 from components.config_checks import check_ports, check_size, check_subnet, check_total_agents
+from components.config_reader import ConfigError, MapReader, Problem, show
 from components.config_vms import (
     FleetDefaults,
     read_image,
@@ -21,7 +22,6 @@ from components.config_vms import (
     read_rendezvous,
     read_swarm_vm,
 )
-from components.reading import ConfigError, MapReader, Problem, show
 
 
 def from_pulumi(refused: Sequence[Problem] = ()) -> FleetConfig:

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from components import names, spec_tables
 from components.config import Access, MonitoringConfig
-from components.reading import MapReader, describe, show
+from components.config_reader import MapReader, describe, show
 
 _RESOURCE = re.compile(r"[^\s/]{1,128}")
 _SERVICE_ACCOUNT = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")

@@ -16,8 +16,8 @@ from components.config import (
     SwarmVmConfig,
 )
 from components.config_checks import RESERVED_HEAD, RESERVED_TAIL
-from components.machines import MIB_PER_GIB, MachineType, look_up, unsold
-from components.reading import MapReader, Problem, describe, show
+from components.config_reader import MapReader, Problem, describe, show
+from components.machine_types import MIB_PER_GIB, MachineType, look_up, unsold
 
 # RFC 1035 label of 63 - len("-hourly") = 56 characters: the snapshot policy is called VM-hourly.
 _NAME = re.compile(r"[a-z](?:[-a-z0-9]{0,54}[a-z0-9])?")

@@ -20,7 +20,7 @@ import pulumi
 from components import spec, startup
 from components.bucket import read_binary
 from components.config import FleetConfig
-from components.reading import ConfigError
+from components.config_reader import ConfigError
 from components.stack_file import EncryptedError, parse
 
 ROOT = Path(__file__).resolve().parent.parent

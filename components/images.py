@@ -12,7 +12,7 @@ from collections.abc import Callable, Container, Mapping
 import pulumi
 import pulumi_gcp as gcp
 
-from components.rest import NO_CREDENTIALS, NotLookedUpError, no_credentials
+from components.google_rest import NO_CREDENTIALS, NotLookedUpError, no_credentials
 
 # Google's "not found" in the text of the provider's error.
 _NOT_FOUND = re.compile(r"\b[Ee]rror 404\b|\bnotFound\b")

@@ -18,7 +18,7 @@ from components.config import (
     RendezvousConfig,
     SwarmVmConfig,
 )
-from components.reading import Problem
+from components.config_reader import Problem
 from components.vm import boot_device
 
 _INSTANCE = "gcp:compute/instance:Instance"

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import pulumi
 
-from components.rest import Google, GoogleError
+from components.google_rest import Google, GoogleError
 
 # Inputs of gcp.compute.Instance whose change stops the VM, from the provider's source
 # (`needToStopInstanceBeforeUpdating`), each with the parts that count; empty means all of it.

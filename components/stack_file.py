@@ -23,7 +23,7 @@ import yaml
 
 from components.config import PROJECT_NAME, FleetConfig
 from components.config_parse import parse_fleet
-from components.reading import ConfigError, Problem, show
+from components.config_reader import ConfigError, Problem, show
 
 # Aliases can make any number of values out of a few lines. Like go-yaml: a thousand values are
 # always allowed, beyond that a hundred per node of the file, and never more than the last number.

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 import pulumi
 
-from components.rest import (
+from components.google_rest import (
     NO_CREDENTIALS,
     Google,
     GoogleError,

@@ -12,7 +12,7 @@ from rich.text import Text
 from ops.errors import StuckError
 from ops.fleet import Fleet, Vm
 from ops.plan import VmInPlan
-from ops.sheet import Column, Line, Sheet
+from ops.table import Column, Line, Sheet
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ops.fleet import Fleet, Vm, age
 from ops.json_document import Doc
-from ops.sheet import Column, Line, Sheet
+from ops.table import Column, Line, Sheet
 from ops.watch import THRESHOLD, disk_problem, ghosts, is_short
 
 _MIB: Final = 2**20

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from .machines import memory_gb
+from .machine_memory import memory_gb
 from .spec import PlannedVm, fleet_vms, parse_spec
 from .values import UNKNOWN, Resource, Violation
 

@@ -27,7 +27,7 @@ from pulumi_policy import (
 )
 from pulumi_policy import policy as sdk
 
-from . import endpoints, exposure, fits, ghosts, identity, project_script, protection
+from . import endpoints, exposure, fits, identity, instance_scripts, project_script, protection
 from .values import Resource, Violation, plain
 
 NAME: Final = "pilot-fleet"
@@ -234,8 +234,8 @@ def policies(mode: Mode) -> list[Policy]:
             "no-ghost-startup-script",
             "No startup script anywhere but in the project's one item: on a VM that has one of "
             "its own, the project's never runs.",
-            ghosts.ghosts,
-            ghosts.GhostsConfig,
+            instance_scripts.ghosts,
+            instance_scripts.GhostsConfig,
             _schema(
                 otherClouds=_STRINGS, extraKeys=_STRINGS, ignoreTypes=_STRINGS, allowed=_STRINGS
             ),

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from .ghosts import OWNER, OWNER_KEY, is_owner, owns_all_metadata
+from .instance_scripts import OWNER, OWNER_KEY, is_owner, owns_all_metadata
 from .spec import fleet_vms, parse_spec
 from .values import UNKNOWN, Resource, Violation
 

@@ -1,8 +1,9 @@
 """Every key of metadata that makes a guest run something, and some that only look so.
 
-Four sides say what a script is: the program (components/guard.py), the policies (policy/ghosts.py),
-a VM (startup/node/desired/sources.py) and the audit (ops/ghost_keys.py). Each keeps a list of its
-own, because a check shares nothing with the thing it checks. This table holds for all four.
+Four sides say what a script is: the program (components/guard.py), the policies
+(policy/instance_scripts.py), a VM (startup/node/desired/sources.py) and the audit
+(ops/ghost_keys.py). Each keeps a list of its own, because a check shares nothing with the thing it
+checks. This table holds for all four.
 """
 
 from __future__ import annotations

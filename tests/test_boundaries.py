@@ -127,7 +127,7 @@ def test_the_program_does_not_ask_where_it_is() -> None:
 # A class on both sides of a boundary that no import may cross, for the same thing.
 SAME_MEANING = {
     "Binary": {"components/spec.py", "startup/node/desired/spec.py"},
-    "MachineType": {"components/machines.py", "lab/cloud/compute/catalog.py"},
+    "MachineType": {"components/machine_types.py", "lab/cloud/compute/catalog.py"},
 }
 
 

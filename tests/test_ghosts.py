@@ -12,8 +12,8 @@ from ops import audit
 from ops.audit import Bag, Declared, ProjectMetadata
 from ops.fleet import Fleet
 from ops.registry_counts import RegistryCounts
-from policy.ghosts import GhostsConfig
-from policy.ghosts import ghosts as refused
+from policy.instance_scripts import GhostsConfig
+from policy.instance_scripts import ghosts as refused
 from startup.node.desired import ghost_scripts
 from tests.ghosts import PLACE, TABLE, Key
 from tests.policy.planned import INSTANCE, planned

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from components.config import FleetConfig
-from components.reading import ConfigError
+from components.config_reader import ConfigError
 from components.stack_file import parse
 from lab.fleet.errors import DemoError
 

@@ -17,7 +17,7 @@ import yaml
 from components import accounts, zone_types
 from components.config import FleetConfig
 from components.config_parse import parse_fleet
-from components.reading import ConfigError
+from components.config_reader import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 SEED_FILE = ROOT / "Pulumi.swarm.yaml"

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from components import spec_tables
 from components.config import FleetConfig
 from components.config_parse import parse_fleet
-from components.machines import look_up
-from components.reading import ConfigError
+from components.config_reader import ConfigError
+from components.machine_types import look_up
 from components.spec import Binary, metadata, rendezvous_spec, swarm_spec
 from startup.node.desired import fields
 from startup.node.desired import spec as on_vm

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components import capacity
-from components.machines import TABLE, MachineType, look_up
+from components.machine_types import TABLE, MachineType, look_up
 
 
 def machine(name: str) -> MachineType:

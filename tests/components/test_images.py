@@ -5,7 +5,7 @@ from __future__ import annotations
 import pulumi
 import pytest
 
-from components import images, rest
+from components import google_rest, images
 from tests.components.fleet import Recorder
 from tools.toolchain import environment
 
@@ -59,7 +59,7 @@ def test_one_that_no_boot_disk_is_made_of_is_a_warning(
     def refused(image: str) -> int | None:
         if image == "corp-images/golden":
             return 10
-        raise rest.NotLookedUpError("Error 403: no right")
+        raise google_rest.NotLookedUpError("Error 403: no right")
 
     asked = {key: image for key, image in ASKED.items() if key != "pilot-fleet:image"}
     sizes, problems = images.look_up(asked, needed, refused, dry_run=dry_run)
@@ -71,7 +71,7 @@ def test_a_failed_look_up_is_a_warning_in_a_preview(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     def look(_: str) -> int | None:
-        raise rest.NotLookedUpError("Error 403: no right")
+        raise google_rest.NotLookedUpError("Error 403: no right")
 
     assert images.look_up(ASKED, set(ASKED), look, dry_run=True) == ({}, [])
     assert "cannot be looked up" in caplog.text
@@ -81,9 +81,9 @@ def test_a_failed_look_up_is_a_warning_in_a_preview(
 
 
 def test_nothing_is_asked_with_the_placeholder_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert rest.PLACEHOLDER_TOKEN == environment.PLACEHOLDER_TOKEN
-    monkeypatch.setenv("GOOGLE_OAUTH_ACCESS_TOKEN", rest.PLACEHOLDER_TOKEN)
-    with pytest.raises(rest.NotLookedUpError, match="no Google credentials"):
+    assert google_rest.PLACEHOLDER_TOKEN == environment.PLACEHOLDER_TOKEN
+    monkeypatch.setenv("GOOGLE_OAUTH_ACCESS_TOKEN", google_rest.PLACEHOLDER_TOKEN)
+    with pytest.raises(google_rest.NotLookedUpError, match="no Google credentials"):
         images.look("corp-images/golden")
     monkeypatch.setenv("PULUMI_CONFIG", '{"gcp:accessToken": "anything"}')
     assert images.look("corp-images/golden") == 10

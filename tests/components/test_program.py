@@ -12,7 +12,7 @@ import yaml
 
 from components import outputs
 from components.config_parse import parse_fleet
-from components.reading import ConfigError
+from components.config_reader import ConfigError
 from tests.components.fleet import ROOT, Recorder, changed, run_program, seed
 
 INSTANCE = "compute/instance:Instance"

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.config import FleetConfig
-from components.reading import ConfigError
+from components.config_reader import ConfigError
 from components.stack_file import EncryptedError, is_source_of, parse, problems_of, read
 from tests.components.fleet import ROOT, SEED_FILE, Recorder
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pulumi
 import pytest
 
-from components import accounts, rest, zone_types
+from components import accounts, google_rest, zone_types
 from lab.cloud.server import Serving, serve
 from tests.components.fleet import Recorder
 from tests.engine.test_update import make_account
@@ -72,7 +72,7 @@ def test_each_type_is_asked_for_once_and_a_deprecated_one_is_said(
 def test_a_failed_look_up_is_a_warning_in_a_preview(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("GOOGLE_OAUTH_ACCESS_TOKEN", rest.PLACEHOLDER_TOKEN)
+    monkeypatch.setenv("GOOGLE_OAUTH_ACCESS_TOKEN", google_rest.PLACEHOLDER_TOKEN)
     look = zone_types.looker("project-1", ZONE)
     assert zone_types.problems(ZONE, ASKED, look, dry_run=True) == []
     assert "pilot-fleet:swarm[2].machineType: cannot be looked up" in caplog.text
@@ -83,19 +83,21 @@ def test_a_failed_look_up_is_a_warning_in_a_preview(
 def test_a_project_or_zone_that_is_not_there_is_not_a_type_that_is_not_sold(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def get(_: rest.Google, path: str) -> None:
-        raise rest.GoogleError(f"The resource '{path.partition('/zones/')[0]}' was not found", 404)
+    def get(_: google_rest.Google, path: str) -> None:
+        raise google_rest.GoogleError(
+            f"The resource '{path.partition('/zones/')[0]}' was not found", 404
+        )
 
     monkeypatch.setenv("GOOGLE_OAUTH_ACCESS_TOKEN", "anything")
-    monkeypatch.setattr(rest.Google, "get", get)
-    with pytest.raises(rest.NotLookedUpError, match="'projects/project-1' was not found"):
+    monkeypatch.setattr(google_rest.Google, "get", get)
+    with pytest.raises(google_rest.NotLookedUpError, match="'projects/project-1' was not found"):
         zone_types.looker("project-1", ZONE)("e2-standard-4")
 
 
 def test_nobody_that_answers_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     nowhere = {"gcp:accessToken": "anything", "gcp:computeCustomEndpoint": "http://127.0.0.1:1/"}
     monkeypatch.setenv("PULUMI_CONFIG", json.dumps(nowhere))
-    with pytest.raises(rest.NotLookedUpError) as caught:
+    with pytest.raises(google_rest.NotLookedUpError) as caught:
         zone_types.looker("project-1", ZONE)("e2-standard-4")
     assert "127.0.0.1" in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
@@ -122,7 +124,7 @@ def test_an_account_that_nobody_gets_is_not_looked_up() -> None:
 @pytest.mark.parametrize(
     ("email", "token", "why"),
     [
-        (EMAIL, rest.PLACEHOLDER_TOKEN, "there are no Google credentials"),
+        (EMAIL, google_rest.PLACEHOLDER_TOKEN, "there are no Google credentials"),
         ("vms@example.com", "anything", "its address does not name its project"),
         (EMAIL, "anything", "Permission 'iam.serviceAccounts.get' denied"),
     ],
@@ -136,12 +138,12 @@ def test_an_account_that_cannot_be_looked_up_is_a_warning(
 ) -> None:
     """As Google answers without the right: the same for an account that is not there."""
 
-    def get(_: rest.Google, path: str) -> None:
+    def get(_: google_rest.Google, path: str) -> None:
         message = f"Permission 'iam.serviceAccounts.get' denied on {path} (or it may not exist)."
-        raise rest.GoogleError(message, 403)
+        raise google_rest.GoogleError(message, 403)
 
     monkeypatch.setenv("GOOGLE_OAUTH_ACCESS_TOKEN", token)
-    monkeypatch.setattr(rest.Google, "get", get)
+    monkeypatch.setattr(google_rest.Google, "get", get)
     assert accounts.problems(email, ["swarm-3"], accounts.look) == []
     assert why in caplog.text
     assert "swarm-3 is stopped before Google says so" in caplog.text

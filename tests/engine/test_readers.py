@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from components.config_parse import parse_fleet
-from components.reading import ConfigError
+from components.config_reader import ConfigError
 from components.stack_file import StackValues, is_source_of, parse, read
 from tests.components.fleet import SEED_FILE
 from tests.components.test_accepted import rendered, vm_accepts

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from components.reading import ConfigError
+from components.config_reader import ConfigError
 from components.stack_file import parse
 from tests.components.fleet import ROOT
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from components.capacity import CONNECTION_MB, default_connections
 from components.config_parse import parse_fleet
-from components.reading import ConfigError
+from components.config_reader import ConfigError
 from policy import fits
 from tests.policy.planned import spec, vm
 

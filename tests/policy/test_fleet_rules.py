@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from policy import fits, project_script
-from policy.machines import memory_gb
+from policy.machine_memory import memory_gb
 from policy.spec import parse_spec
 from policy.values import UNKNOWN, Resource, Violation
 from tests.policy.planned import INSTANCE, SCRIPT, owner, planned, spec, vm, vm_props

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policy import endpoints, exposure, fits, ghosts, identity, project_script, protection
+from policy import endpoints, exposure, fits, identity, instance_scripts, project_script, protection
 from policy.values import UNKNOWN, Resource
 from tests.policy.planned import INSTANCE, SCRIPT, owner, planned, spec, vm, vm_props
 
@@ -86,7 +86,7 @@ def judge(*resources: Resource) -> list[str]:
     """The findings of all rules about `resources`."""
     found = []
     for one in resources:
-        found += list(ghosts.ghosts(one, ghosts.GhostsConfig()))
+        found += list(instance_scripts.ghosts(one, instance_scripts.GhostsConfig()))
         found += list(project_script.guarded_script(one, project_script.ProjectScriptConfig()))
         found += list(fits.vm_fits(one, fits.VmConfig()))
         found += list(exposure.open_to_the_world(one, exposure.ExposureConfig()))

@@ -23,7 +23,7 @@ from pulumi.runtime import mocks
 from pulumi_gcp import backupdisasterrecovery, compute, tpu
 
 from policy import exposure, identity
-from policy.ghosts import GhostsConfig, ghosts, what_runs
+from policy.instance_scripts import GhostsConfig, ghosts, what_runs
 from policy.values import UNKNOWN, plain
 from tests.policy.planned import nested, planned
 

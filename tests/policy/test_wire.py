@@ -23,7 +23,16 @@ from pulumi.runtime.proto import analyzer_pb2, analyzer_pb2_grpc
 from pulumi_policy import proxy
 
 from lab.machines.processes import ending
-from policy import endpoints, exposure, fits, ghosts, identity, pack, project_script, protection
+from policy import (
+    endpoints,
+    exposure,
+    fits,
+    identity,
+    instance_scripts,
+    pack,
+    project_script,
+    protection,
+)
 from tests.policy.planned import INSTANCE, spec, vm
 
 POLICY = Path(__file__).parents[2] / "policy"
@@ -168,7 +177,7 @@ def test_every_setting_is_in_its_schema_and_in_the_readme(analyzer: Any) -> None
             assert f"`{setting}`" in readme, setting
             seen.add((policy.name, setting))
     kinds = {
-        "no-ghost-startup-script": ghosts.GhostsConfig,
+        "no-ghost-startup-script": instance_scripts.GhostsConfig,
         "guarded-project-script": project_script.ProjectScriptConfig,
         "vm-fits": fits.VmConfig,
         "fleet-fits": fits.FitsConfig,

@@ -21,10 +21,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools.toolchain import recipe
+from tools.toolchain import versions
 from tools.toolchain.failure import INSTALL_PULUMI, Failure, explain
 from tools.toolchain.progress import Steps, about, say
-from tools.toolchain.recipe import COMPONENTS, ENGINE, HERE, HOST, PROVIDER, Component
+from tools.toolchain.versions import COMPONENTS, ENGINE, HERE, HOST, PROVIDER, Component
 
 Run = Callable[[Component, Sequence[str], Path], str]
 """Runs a command of a component's build in a folder; returns its output."""
@@ -65,8 +65,8 @@ class Built:
 
 def locate(root: Path) -> Built:
     """The folders of all components, from a few small files; builds nothing."""
-    machine = recipe.system()
-    keys = {c.name: recipe.key(c, HERE / c.name, machine) for c in COMPONENTS}
+    machine = versions.system()
+    keys = {c.name: versions.key(c, HERE / c.name, machine) for c in COMPONENTS}
     return Built(
         folder=root / hashlib.sha256(repr(keys).encode()).hexdigest()[:12],
         parts={name: root / f"{name}-{key}" for name, key in keys.items()},
@@ -116,9 +116,9 @@ def lacking_space(needs: Sequence[tuple[Path, int]]) -> str | None:
 
 def go_settings() -> dict[str, str]:
     """The settings of this machine's Go. Raises Failure when there is none, or it is too old."""
-    wanted = recipe.go_minimum([(HERE / c.name / "go.mod").read_text() for c in COMPONENTS])
+    wanted = versions.go_minimum([(HERE / c.name / "go.mod").read_text() for c in COMPONENTS])
     remedy = (
-        f"install Go {recipe.dotted(wanted)} or newer (https://go.dev/dl/), or {INSTALL_PULUMI}"
+        f"install Go {versions.dotted(wanted)} or newer (https://go.dev/dl/), or {INSTALL_PULUMI}"
     )
     if not shutil.which("go"):
         raise Failure(
@@ -145,7 +145,7 @@ def go_too_old(version: str, toolchain: str, wanted: tuple[int, int, int]) -> st
 
     Go from 1.21 on fetches the Go that a go.mod asks for by itself, unless GOTOOLCHAIN forbids.
     """
-    have = recipe.version_of(version)
+    have = versions.version_of(version)
     if have is None or have >= wanted:
         return None
     if have >= (1, 21, 0) and (toolchain in {"", "auto"} or toolchain.endswith("+auto")):
@@ -153,7 +153,7 @@ def go_too_old(version: str, toolchain: str, wanted: tuple[int, int, int]) -> st
     setting = (
         f" and GOTOOLCHAIN={toolchain} keeps it from fetching a newer one" if toolchain else ""
     )
-    return f"Go {recipe.dotted(have)} is too old{setting}"
+    return f"Go {versions.dotted(have)} is too old{setting}"
 
 
 def _end(process: subprocess.Popen[str]) -> None:
@@ -176,7 +176,7 @@ def go_runner(log: Path, proxy: str) -> Run:
         "GO111MODULE": "on",
         # The one module without a go.sum: build_provider compares its checksum.
         "GONOSUMDB": ",".join(
-            filter(None, [os.environ.get("GONOSUMDB"), recipe.PROVIDER_SOURCE.split("@")[0]])
+            filter(None, [os.environ.get("GONOSUMDB"), versions.PROVIDER_SOURCE.split("@")[0]])
         ),
         "CGO_ENABLED": "0",
     }
@@ -239,12 +239,12 @@ def build_provider(scratch: Path, run: Run) -> None:
     for name in ("go.mod", "go.sum", "main.go"):
         shutil.copyfile(HERE / PROVIDER.name / name, source / name)
     answer = json.loads(
-        run(PROVIDER, ["go", "mod", "download", "-json", recipe.PROVIDER_SOURCE], scratch)
+        run(PROVIDER, ["go", "mod", "download", "-json", versions.PROVIDER_SOURCE], scratch)
     )
-    if answer.get("Sum") != recipe.PROVIDER_SUM:
+    if answer.get("Sum") != versions.PROVIDER_SUM:
         raise Failure(
-            f"The module proxy served another {recipe.PROVIDER_SOURCE} ({answer.get('Sum')}) than "
-            f"the one that tools/toolchain/recipe.py pins: nothing was built from it."
+            f"The module proxy served another {versions.PROVIDER_SOURCE} "
+            f"({answer.get('Sum')}) than the one that tools/toolchain/versions.py pins: nothing was built from it."
         )
     copy_provider(Path(answer["Dir"]), source / "google")
     go_build(PROVIDER, source, scratch, run)
@@ -257,15 +257,15 @@ def copy_provider(module: Path, target: Path) -> None:
     shutil.copytree(module, target, copy_function=shutil.copyfile, ignore=skipped)
     for folder in [target, *(path for path in target.rglob("*") if path.is_dir())]:
         folder.chmod(0o755)
-    patched = target / recipe.PATCHED_FILE
+    patched = target / versions.PATCHED_FILE
     try:
-        patched.write_text(recipe.patch(patched.read_text()))
+        patched.write_text(versions.patch(patched.read_text()))
     except (OSError, ValueError) as error:
         raise Failure(
-            f"The Google provider's source is not the one that tools/toolchain/recipe.py patches "
+            f"The Google provider's source is not the one that tools/toolchain/versions.py patches "
             f"({error}): nothing was built from it."
         ) from error
-    (target / "go.mod").write_text(recipe.PROVIDER_GO_MOD)
+    (target / "go.mod").write_text(versions.PROVIDER_GO_MOD)
     (target / "go.sum").unlink(missing_ok=True)
 
 
@@ -356,7 +356,7 @@ def build_missing(
     run = go_runner(log, settings["GOPROXY"])
     steps = Steps([c.seconds for c in missing])
     say(
-        f"Building Pulumi {recipe.ENGINE_VERSION} from source, once: {about(steps.total())} on "
+        f"Building Pulumi {versions.ENGINE_VERSION} from source, once: {about(steps.total())} on "
         "two cores if Go's caches are empty (an installed Pulumi 3.259 or newer skips this)"
     )
     for component in missing:

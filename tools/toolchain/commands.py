@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
-from tools.toolchain import build, checkout, environment, recipe
+from tools.toolchain import build, checkout, environment, versions
 from tools.toolchain.environment import Pulumi
 from tools.toolchain.failure import Failure
 from tools.toolchain.progress import say
@@ -43,7 +43,7 @@ def find_pulumi(*, tell: bool) -> Pulumi:
         say(sentence)
     built = build.ensure_built(root)
     ours = Pulumi(
-        version=recipe.ENGINE_VERSION,
+        version=versions.ENGINE_VERSION,
         path=str(built.bin() / "pulumi"),
         bin=str(built.bin()),
         home=str(built.home()),

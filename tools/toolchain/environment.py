@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools.toolchain import recipe
+from tools.toolchain import versions
 
 PLACEHOLDER_TOKEN = "placeholder-for-a-plan-without-google"  # noqa: S105 - no secret
 NO_CREDENTIALS = "no Google credentials: this plan was made without asking Google"
@@ -49,17 +49,17 @@ def judge_installed(path: str | None, answer: str) -> tuple[bool, str | None]:
     """
     if path is None:
         return False, None
-    version = recipe.version_of(answer)
+    version = versions.version_of(answer)
     if version is None:
         return False, (
             f"The Pulumi at {path} does not say its version, so one is built from source instead."
         )
-    if version < recipe.MINIMUM:
+    if version < versions.MINIMUM:
         return False, (
-            f"The Pulumi at {path} is {recipe.dotted(version)}, older than "
-            f"{recipe.dotted(recipe.MINIMUM)}, so one is built from source instead."
+            f"The Pulumi at {path} is {versions.dotted(version)}, older than "
+            f"{versions.dotted(versions.MINIMUM)}, so one is built from source instead."
         )
-    return True, f"Using the installed Pulumi {recipe.dotted(version)} ({path}) and its plugins."
+    return True, f"Using the installed Pulumi {versions.dotted(version)} ({path}) and its plugins."
 
 
 def chosen_backend(

@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tools.toolchain import recipe
+from tools.toolchain import versions
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -112,8 +112,8 @@ def modules_for(machine: Machine) -> None:
     script = machine.folder / "modules/sdk/python/cmd/pulumi-language-python-exec"
     script.parent.mkdir(parents=True)
     script.write_text("#!/usr/bin/env python3\n")
-    patched = machine.folder / "modules/google" / recipe.PATCHED_FILE
+    patched = machine.folder / "modules/google" / versions.PATCHED_FILE
     patched.parent.mkdir(parents=True)
-    patched.write_text("\n".join(old for old, _ in recipe.PATCHES))
+    patched.write_text("\n".join(old for old, _ in versions.PATCHES))
     patched.chmod(0o444)  # as in a module cache
-    machine.environ["FAKE_SUM"] = recipe.PROVIDER_SUM
+    machine.environ["FAKE_SUM"] = versions.PROVIDER_SUM

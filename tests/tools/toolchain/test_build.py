@@ -17,9 +17,9 @@ import pytest
 from lab.machines.processes import ending
 from tests.tools.toolchain import fakes
 from tests.tools.toolchain.fakes import ROOT, Machine
-from tools.toolchain import build, recipe
+from tools.toolchain import build, versions
 from tools.toolchain.failure import Failure
-from tools.toolchain.recipe import COMPONENTS, Component
+from tools.toolchain.versions import COMPONENTS, Component
 
 Build = Callable[[Component, Path, build.Run], None]
 
@@ -217,7 +217,7 @@ def test_the_whole_program_with_a_go_that_obeys(machine: Machine) -> None:
     second = machine.run("ensure")
     assert second.returncode == 0, second.stderr
     later = machine.calls()[len(calls) :]
-    assert [c.split()[-1] for c in later if c.startswith("go build")] == [recipe.HOST.package]
+    assert [c.split()[-1] for c in later if c.startswith("go build")] == [versions.HOST.package]
     # And then nothing is run at all.
     calls = machine.calls()
     assert machine.run("ensure").returncode == 0
@@ -270,7 +270,7 @@ def test_with_a_go_that_does_not_run(machine: Machine) -> None:
 )
 def test_with_a_go_that_fails_half_way(machine: Machine, output: str, words: str) -> None:
     machine.install("go", fakes.GO)
-    machine.environ |= {"FAKE_FAILING": recipe.HOST.package, "FAKE_GO_SAYS": output}
+    machine.environ |= {"FAKE_FAILING": versions.HOST.package, "FAKE_GO_SAYS": output}
     says(machine, words)
     assert output in (machine.toolchain / "build.log").read_text()
     assert [c.name for c in build.locate(machine.toolchain).missing()] == ["host", "provider"]
@@ -284,10 +284,10 @@ def test_with_another_source_of_the_provider(machine: Machine) -> None:
 
 def test_with_a_source_that_the_patch_was_not_written_for(machine: Machine) -> None:
     machine.install("go", fakes.GO)
-    patched = machine.folder / "modules/google" / recipe.PATCHED_FILE
+    patched = machine.folder / "modules/google" / versions.PATCHED_FILE
     patched.chmod(0o644)
     patched.write_text("package google\n")
-    says(machine, "is not the one that tools/toolchain/recipe.py patches")
+    says(machine, "is not the one that tools/toolchain/versions.py patches")
 
 
 def test_with_a_cache_that_cannot_be_written(machine: Machine) -> None:

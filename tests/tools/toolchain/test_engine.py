@@ -14,7 +14,7 @@ import pulumi
 import pytest
 from pulumi._types import input_type_py_to_pulumi_names, input_type_types, is_input_type
 
-from tools.toolchain import build, recipe
+from tools.toolchain import build, versions
 
 pytestmark = pytest.mark.engine
 
@@ -36,9 +36,9 @@ def run(
 def test_there_is_a_pulumi_that_runs(pulumi_env: dict[str, str], tmp_path: Path) -> None:
     answer = run(["pulumi", "version"], pulumi_env, tmp_path)
     assert answer.returncode == 0, answer.stderr
-    version = recipe.version_of(answer.stdout)
+    version = versions.version_of(answer.stdout)
     assert version is not None
-    assert version >= recipe.MINIMUM
+    assert version >= versions.MINIMUM
     assert answer.stderr == ""
 
 
@@ -50,14 +50,14 @@ def built_provider(environ: Mapping[str, str]) -> Path | None:
     home = build.locate(build.cache_root(environ)).home()
     if environ.get("PULUMI_HOME") != str(home):
         return None
-    return home / Path(recipe.PROVIDER.output).relative_to("home")
+    return home / Path(versions.PROVIDER.output).relative_to("home")
 
 
 def test_an_installed_provider_is_not_taken_for_the_built_one(tmp_path: Path) -> None:
     environ = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     assert built_provider(environ) is None
     installed = tmp_path / "pulumi"
-    plugin = installed / Path(recipe.PROVIDER.output).relative_to("home")
+    plugin = installed / Path(versions.PROVIDER.output).relative_to("home")
     plugin.parent.mkdir(parents=True)
     plugin.touch()
     assert built_provider({**environ, "PULUMI_HOME": str(installed)}) is None

@@ -6,34 +6,38 @@ import itertools
 
 import pytest
 
-from components import machines
-from policy.machines import memory_gb
+from components import machine_types
+from policy.machine_memory import memory_gb
 
-SERIES = sorted({machine.family for machine in machines.TABLE.values()} | {"n9", "g2", "z4d"})
+SERIES = sorted({machine.family for machine in machine_types.TABLE.values()} | {"n9", "g2", "z4d"})
 SHAPES = ("standard", "highmem", "highcpu", "megamem", "ultramem", "hypermem")
 ENDINGS = ("", "-lssd", "-standardlssd", "-highlssd", "-metal", "-lssd-metal", "-highlssd-metal")
 # All that is sold somewhere, their neighbours, and a few that nobody sells.
 SIZES = sorted(
-    {near for machine in machines.TABLE.values() for near in (machine.vcpus, machine.vcpus + 2)}
+    {
+        near
+        for machine in machine_types.TABLE.values()
+        for near in (machine.vcpus, machine.vcpus + 2)
+    }
     | {0, 1, 3, 6, 7, 34, 36, 400}
 )
 
 
 def both(name: str) -> tuple[int | None, int | None]:
     """The memory in MiB that program and policies give a type."""
-    found, gb = machines.look_up(name), memory_gb(name, {})
+    found, gb = machine_types.look_up(name), memory_gb(name, {})
     return found.memory_mb if found else None, None if gb is None else int(gb * 1024)
 
 
 def test_program_and_policies_agree_on_every_type_that_is_sold_and_on_those_that_are_not() -> None:
-    names = {*machines.TABLE, "e2-micro-lssd", "f1-micro-2", "g1-small-ext"} | {
+    names = {*machine_types.TABLE, "e2-micro-lssd", "f1-micro-2", "g1-small-ext"} | {
         f"{series}-{shape}-{size}{ending}"
         for series, shape, size, ending in itertools.product(SERIES, SHAPES, SIZES, ENDINGS)
     }
     assert len(names) > 20_000
     differ = {name: found for name in names if len(set(found := both(name))) > 1}
     assert not differ
-    assert all(both(name)[0] for name in machines.TABLE)
+    assert all(both(name)[0] for name in machine_types.TABLE)
 
 
 def test_program_and_policies_agree_on_custom_types() -> None:
@@ -76,7 +80,7 @@ def test_program_and_policies_agree_on_custom_types() -> None:
 def test_custom_types_that_are_sold(name: str) -> None:
     mb = int(name.removesuffix("-ext").rpartition("-")[2])
     assert both(name) == (mb, mb)
-    assert machines.unsold(name) == ""
+    assert machine_types.unsold(name) == ""
 
 
 @pytest.mark.parametrize(
@@ -121,10 +125,10 @@ def test_custom_types_that_are_sold(name: str) -> None:
 )
 def test_types_that_nobody_sells(name: str, why: str) -> None:
     assert both(name) == (None, None)
-    assert why in machines.unsold(name)
+    assert why in machine_types.unsold(name)
 
 
 @pytest.mark.parametrize("name", ["c4-standard-400", "z3-highmem-90-highlssd", "n9-custom-2-1024"])
 def test_types_newer_than_the_tables_are_unknown(name: str) -> None:
     assert both(name) == (None, None)
-    assert machines.unsold(name) == ""
+    assert machine_types.unsold(name) == ""

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from policy.ghosts import GhostsConfig, ghosts
+from policy.instance_scripts import GhostsConfig, ghosts
 from policy.values import UNKNOWN, Violation
 from tests.ghosts import TABLE
 from tests.policy.planned import INSTANCE, SCRIPT, nested, owner, planned
