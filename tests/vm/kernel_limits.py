@@ -38,9 +38,12 @@ def pid_walls(fleet: Fleet, vm: str, chance: Random) -> Measured:
     """The control: agents spawned by a VM's own startup script with nohup, as upstream's were, hit
     the limit of that unit's tasks. The same number under our units, on the same VM, hits none.
 
-    The registry counts all of them for half an hour more: the last row of a fleet.
+    The registry counts all of them for half an hour more, and `vm` is stopped: the last row of a
+    fleet.
     """
     spec = fleet.declared(vm)
+    # Its agents take a third of a processor that emulates them.
+    fleet.act(vm, "stop")
     crowd = {
         "name": BY_HAND,
         "agents": CROWD,

@@ -244,7 +244,8 @@ def build_provider(scratch: Path, run: Run) -> None:
     if answer.get("Sum") != versions.PROVIDER_SUM:
         raise Failure(
             f"The module proxy served another {versions.PROVIDER_SOURCE} "
-            f"({answer.get('Sum')}) than the one that tools/toolchain/versions.py pins: nothing was built from it."
+            f"({answer.get('Sum')}) than the one that tools/toolchain/versions.py pins: "
+            "nothing was built from it."
         )
     copy_provider(Path(answer["Dir"]), source / "google")
     go_build(PROVIDER, source, scratch, run)
