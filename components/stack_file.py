@@ -253,7 +253,7 @@ class _Values:
         if self.count > min(max(_FREE_VALUES, _VALUES_PER_NODE * len(self.seen)), _MAX_VALUES):
             raise _TooManyError
         if id(node) in self.open:
-            self.problem(path, "is an alias of what it is in")
+            self.problem(path, "is an alias of the map or list that holds it")
             return None
         if node.tag:
             self.problem(path, f"has the tag {show(node.tag)}, {_NOT_OURS}: leave it out")
@@ -295,7 +295,7 @@ class _Values:
         for source in merged:
             inherited = self.value(source, path)
             if not isinstance(inherited, dict):
-                self.problem(path, "merges (<<) what is no map")
+                self.problem(path, "merges (<<) a value that is not a map")
                 continue
             found = inherited | found
         # At any depth, Pulumi takes a map with this key alone for an encrypted text.

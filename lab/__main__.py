@@ -168,7 +168,7 @@ def main(arguments: list[str]) -> int:
         print(f"lab: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nlab: interrupted; `make lab` goes on, `make lab-down` ends it", file=sys.stderr)
+        print("\nlab: interrupted; `make lab` continues, `make lab-down` ends it", file=sys.stderr)
         return 130
     return 0
 

@@ -307,7 +307,7 @@ def read(
 
 def _heard(instance: Instance, text: str | OpsError | None, now: float) -> Vm:
     if isinstance(text, OpsError):
-        return Vm(instance=instance, status=Doc(None), problem=f"its status is not told: {text}")
+        return Vm(instance=instance, status=Doc(None), problem=f"its status cannot be read: {text}")
     return listen(instance, text, now)
 
 

@@ -41,11 +41,11 @@ _SCRIPTS: Final = (
     (r"gce-software-declaration", "Google's OS Config agent runs as install scripts"),
     (
         r"enable-osconfig|os-?config-enabled-prerelease-features",
-        "has Google's OS Config agent run what policies and patch jobs bring",
+        "makes Google's OS Config agent run the scripts of policies and patch jobs",
     ),
     (
         r"os-?config-endpoint",
-        "has Google's OS Config agent take what it runs from another server",
+        "makes Google's OS Config agent take its scripts from another server",
     ),
 )
 _OFF: Final = frozenset({"false", "f", "0"})

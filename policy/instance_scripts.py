@@ -57,14 +57,14 @@ _KEYS: Final = tuple(
             r"post-startup-script(-url)?",
             "is run after boot by the images of Deep Learning VM and Workbench",
         ),
-        (r"gce-software-declaration", "has Google's OS Config agent run install scripts"),
+        (r"gce-software-declaration", "makes Google's OS Config agent run install scripts"),
         (
             r"enable-osconfig|os-?config-enabled-prerelease-features",
-            "has Google's OS Config agent run what policies and patch jobs bring",
+            "makes Google's OS Config agent run the scripts of policies and patch jobs",
         ),
         (
             r"os-?config-endpoint",
-            "has Google's OS Config agent take what it runs from another server",
+            "makes Google's OS Config agent take its scripts from another server",
         ),
     )
 )

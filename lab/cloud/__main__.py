@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
         sys.stderr.write(f"lab: {error}\n")
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write("lab: interrupted; the same command goes on from there\n")
+        sys.stderr.write("lab: interrupted; the same command continues from there\n")
         return 130
     return 0
 

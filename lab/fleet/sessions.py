@@ -46,7 +46,7 @@ def run(command: list[str], *, holding: IO[str] | None = None, **environment: st
             # Its whole group. It is not reaped yet, so the number is its own.
             processes.tell(-process.pid, signal.SIGINT)
             print(
-                "\nlab: what is under way is ending; Ctrl-C again cuts it off",
+                "\nlab: the current step is finishing; Ctrl-C again kills it",
                 file=sys.stderr,
                 flush=True,
             )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Final
 
-from .limiter import NEW_KEYS_A_MINUTE
+from .limiter import NEW_KEYS_PER_MINUTE
 
 # no: registered. error: refused in words. disconnect: the connection is closed. hang: no answer.
 REFUSALS: Final = ("no", "error", "disconnect", "hang")
@@ -20,8 +20,8 @@ class Knobs:
     delay: float = 0.0
     """Seconds before a registration is looked at and answered."""
     refuse: str = "no"
-    """What becomes of registrations."""
-    new_keys_per_minute: int = NEW_KEYS_A_MINUTE
+    """How registrations are refused; "no": they are not."""
+    new_keys_per_minute: int = NEW_KEYS_PER_MINUTE
     """Per source address."""
     ignore_whitelist: bool = False
     """The whitelist file exempts no address."""

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-NEW_KEYS_A_MINUTE: Final = 10
+NEW_KEYS_PER_MINUTE: Final = 10
 # Requests per second in the whole process, on connections older than 5 s (the public source, 2026).
-REQUESTS_A_SECOND: Final = 1000
+REQUESTS_PER_SECOND: Final = 1000
 WINDOW_SECONDS: Final = 60.0
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network

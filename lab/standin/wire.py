@@ -14,7 +14,7 @@ import socket
 from typing import Final
 
 from .knobs import OpenRegistrations
-from .limiter import REQUESTS_A_SECOND, Bucket
+from .limiter import REQUESTS_PER_SECOND, Bucket
 from .log import Log
 from .registry import Message, Registry, encoded
 
@@ -131,7 +131,7 @@ class Wire:
         self.connections: set[Connection] = set()
         self.open = OpenRegistrations()
         self._listeners: list[socket.socket] = []
-        self._requests = Bucket(REQUESTS_A_SECOND, 1.0, loop.time())
+        self._requests = Bucket(REQUESTS_PER_SECOND, 1.0, loop.time())
         self._full = False
 
     def listen(self, listeners: list[socket.socket]) -> None:

@@ -167,7 +167,7 @@ class Changes:
 
 
 class CommonFacts(TypedDict):
-    """The part of status.Facts that a Follower knows."""
+    """The part of status.StatusFacts that a Follower knows."""
 
     vm: str
     now: float

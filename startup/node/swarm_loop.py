@@ -113,9 +113,7 @@ class SwarmLoop(Loop):
         if self.roll is None:
             if not self.follower.is_mounted():
                 raise NotReadyError(
-                    self.paths.unmounted(
-                        "what was accepted here is not known, and no agent is started"
-                    )
+                    self.paths.unmounted("the accepted release is not known: no agent is started")
                 )
             self.roll = roll_state.recall(self.paths, self.say)
             if self.roll.accepted is None:

@@ -298,9 +298,9 @@ def test_in_quotes_it_is_a_text(value: str) -> None:
         ("roll: {1: 2}", "roll.1", "is a key that is no text to Pulumi: put it in quotes"),
         ("roll: {true: 2}", "roll.true", "is a key that is no text to Pulumi"),
         ("roll: {batch: 5, 'batch': 5}", "roll.batch", "stands here twice (line "),
-        ("roll: {<<: 5}", "roll", "merges (<<) what is no map"),
+        ("roll: {<<: 5}", "roll", "merges (<<) a value that is not a map"),
         ("roll: {<<: {}, <<: {}}", "roll.<<", "stands here twice (line "),
-        ("roll: &a {batch: *a}", "roll.batch", "is an alias of what it is in"),
+        ("roll: &a {batch: *a}", "roll.batch", "is an alias of the map or list that holds it"),
         ('bucket: "\\ud800"', "bucket", "holds half of a character"),
     ],
 )

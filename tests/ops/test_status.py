@@ -169,7 +169,7 @@ def test_a_vm_that_cannot_be_read_hides_no_other(
     found = ops("status", "--json")
     rows = {row["vm"]: row for row in found.json["rows"]}
     assert (found.code, rows["swarm-2"]["running"], rows["swarm-3"]["running"]) == (1, 200, None)
-    assert "its status is not told: swarm-3's guest attribute" in rows["swarm-3"]["notes"][0]
+    assert "its status cannot be read: swarm-3's guest attribute" in rows["swarm-3"]["notes"][0]
     assert "500 (backend)" in rows["swarm-3"]["notes"][0]
     watched = ops("watch", "--once")
     assert (watched.code, watched.out.count("ALERT"), "swarm-3/silent" in watched.out) == (

@@ -34,7 +34,7 @@ def test_nothing_of_the_rest_is_imported() -> None:
         assert strangers(file.read_text("utf-8")) == [], file.name
 
 
-def test_the_wall_would_be_seen_to_be_crossed() -> None:
+def test_a_crossed_boundary_would_be_seen() -> None:
     assert strangers("from components.capacity import fits") == ["components.capacity"]
     assert strangers("def f():\n    import startup.node") == ["startup.node"]
     assert strangers("from .. import components") == ["a parent of the pack"]

@@ -208,7 +208,10 @@ def document(results: Iterable[Result], *, facts: Mapping[str, str]) -> str:
         "",
     ]
     lines += [f"- {name}: {value}" for name, value in facts.items()]
-    lines += ["", "| row | commit | rounds | failed | a round, s | measured: least, median, most |"]
+    lines += [
+        "",
+        "| row | commit | rounds | failed | seconds per round | measured: least, median, most |",
+    ]
     lines += ["| --- | --- | --- | --- | --- | --- |"]
     failures: list[str] = []
     for shape in SHAPES:

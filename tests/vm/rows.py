@@ -62,6 +62,7 @@ def drained_by_a_session_that_ends(fleet: Fleet, vm: str, chance: Random) -> Mea
     drained = time.monotonic() - start
     assert slowest < 2 * ANSWERS, f"an answer took {slowest:.1f} s"
     fleet.until_status(vm, lambda told: told["phase"] == "held", "held")
+    # The old word, for `undrain`: it has to work on a booted VM as well.
     fleet.run(vm, "pilot-node resume")
     fleet.whole(vm)
     fleet.all_online()

@@ -72,9 +72,7 @@ def disk(transaction: Transaction, scope: Scope, body: Json) -> Json:
             raise invalid("resource.sizeGb", size, why)
     kind = links.last(str(result.get("type") or "pd-standard"))
     if kind not in catalog.DISK_TYPES:
-        raise invalid(
-            "resource.type", body.get("type"), "The lookups.referenced resource does not exist."
-        )
+        raise invalid("resource.type", body.get("type"), "The referenced resource does not exist.")
     policies = [
         _policy(transaction, each, scope) for each in result.pop("resourcePolicies", None) or []
     ]

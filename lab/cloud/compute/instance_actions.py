@@ -128,7 +128,7 @@ def _device(instance: Json, name: Any) -> Json:
         if each["deviceName"] == name:
             found: Json = each
             return found
-    raise invalid("deviceName", name, "No instances.attached disk found with device name.")
+    raise invalid("deviceName", name, "No attached disk found with device name.")
 
 
 def attach(transaction: Transaction, scope: Scope, instance: Json, given: Json) -> None:

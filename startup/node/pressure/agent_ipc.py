@@ -91,7 +91,7 @@ def _ask(path: Path, deadline: float) -> bytes:
                 # Other frames are events.
                 if frame[0] == _ANSWER:
                     return frame[1:]
-            raise ValueError("no answer to what was asked")
+            raise ValueError("an answer to another question")
     finally:
         os.close(handle)
 

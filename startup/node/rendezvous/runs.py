@@ -83,7 +83,7 @@ def environment(paths: Paths, spec: RendezvousSpec) -> str:
 def difference(before: Run | None, wanted: Run) -> str:
     """Why the process is restarted, for people."""
     if before is None:
-        return "it is not known what it runs with"
+        return "its release and settings are not known"
     names = [name for name, value in asdict(wanted).items() if asdict(before)[name] != value]
     return f"another {', '.join(names)}"
 

@@ -62,7 +62,7 @@ class TokenKeeper:
         # Before the first answer nothing has gone wrong.
         if new.problem and answered:
             stays = set(new.missing) <= set(new.values)
-            rest = "the one that is known stays" if stays else "closed until it can be had"
+            rest = "the one that is known stays" if stays else "closed until the token can be read"
             self.loop.fault(f"{new.problem}: {rest}")
 
     def is_worth_waiting_for(self, now: float) -> bool:

@@ -109,7 +109,7 @@ def recall(paths: Paths, say: Callable[[str], None]) -> RollState:
         except OSError as error:
             missed = error
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            say(f"{path}: {error}: what was accepted and rejected is not known from it any more")
+            say(f"{path}: {error}: its accepted and rejected releases are lost")
         else:
             if missed is not None:
                 say(f"{missed}: {path} is taken instead")

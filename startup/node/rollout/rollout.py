@@ -229,7 +229,7 @@ def _begin(state: RollState, seen: RollObserved, said: list[str]) -> RollState:
     if accepted and _is_lost(accepted, seen):
         # Otherwise nothing could ever be started again.
         why = seen.lost[accepted.sha256]
-        said.append(f"release {accepted} is not to be had ({why}): {target} is accepted instead")
+        said.append(f"release {accepted} cannot be fetched ({why}): {target} is accepted instead")
         return _accept(state, seen)
     spent = state.spent
     if not seen.settings.auto:

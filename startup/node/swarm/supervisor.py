@@ -288,7 +288,7 @@ class Keeper:
         for port in decision.start:
             if not self.goal.variants[port]:
                 # The variant that it ran as is not known, and no release is here to start it with.
-                unfit[port] = "what it was started with is not known, and nothing else is there yet"
+                unfit[port] = "its variant is not known, and no release is downloaded yet"
                 continue
             try:
                 self._clear(port)

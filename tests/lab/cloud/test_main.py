@@ -198,7 +198,7 @@ def test_an_interrupted_preparation_is_a_sentence(
 
     monkeypatch.setattr(command, "ensure_packages", interrupted)
     assert command.main(["prepare", "--driver", "qemu", "--packages"]) == 130
-    assert capsys.readouterr().err == "lab: interrupted; the same command goes on from there\n"
+    assert capsys.readouterr().err == "lab: interrupted; the same command continues from there\n"
 
 
 def test_packages_are_prepared_alone_where_that_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:

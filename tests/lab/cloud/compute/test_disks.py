@@ -78,7 +78,17 @@ def test_attach_and_detach(machines: Client, recorder: Recorder) -> None:
     machines.do("POST", f"{one}/detachDisk?deviceName=state")
     assert len(recorder.machines["vm"].disks) == 1
     assert "users" not in machines.get(f"{ZONE}/disks/state")
-    assert machines.call("POST", f"{one}/detachDisk?deviceName=state").status == 400
+    again = machines.call("POST", f"{one}/detachDisk?deviceName=state")
+    assert again.status == 400
+    assert again.message.endswith("No attached disk found with device name.")
+
+
+def test_an_unknown_type_of_disk_is_refused(network: Client) -> None:
+    zone = ZONE.removeprefix("/compute/v1/")
+    body = {"name": "state", "sizeGb": "20", "type": f"{zone}/diskTypes/pd-golden"}
+    answer = network.call("POST", f"{ZONE}/disks", body)
+    assert answer.status == 400
+    assert answer.message.endswith("The referenced resource does not exist.")
 
 
 def test_a_disk_is_not_attached_before_it_is_made(tmp_path: Path) -> None:
