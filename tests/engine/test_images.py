@@ -63,7 +63,7 @@ def test_the_fleets_image_is_for_new_disks_and_a_vms_own_makes_it_again(
     project: Project, cloud: Serving
 ) -> None:
     project.configure(fleet(**GOLDEN))
-    assert project.up(policies=False).no_traceback().code == 0
+    assert project.up("--skip-preview", policies=False).no_traceback().code == 0
     made = instances(cloud)
     state_disks = {disk["name"]: disk["id"] for disk in call(cloud, DISKS)["items"]}
     assert boot_images(cloud) == dict.fromkeys(VMS, "corp-base-20261101")
@@ -100,7 +100,7 @@ def test_the_fleets_image_is_for_new_disks_and_a_vms_own_makes_it_again(
     ]
     tainted = project.pulumi("state", "taint", urns[1], "-s", project.stack, "--yes")
     assert tainted.code == 0, tainted.text
-    again = project.up(f"--replace={urns[0]}", policies=False)
+    again = project.up("--skip-preview", f"--replace={urns[0]}", policies=False)
     assert again.no_traceback().code == 0, again.text
     replaced = {"swarm-1": "other-7", "swarm-2": "other-8", "swarm-3": "other-8"}
     assert boot_images(cloud) == {"pilot-rendezvous": "corp-base-20261101"} | replaced
@@ -109,7 +109,7 @@ def test_the_fleets_image_is_for_new_disks_and_a_vms_own_makes_it_again(
         vm.read_text().replace("tags=[args.tag],", "tags=[args.tag], description='another',")
     )
     assert set(project.steps().values()) == {"replace"}
-    assert project.up(policies=False).no_traceback().code == 0
+    assert project.up("--skip-preview", policies=False).no_traceback().code == 0
     assert boot_images(cloud) == dict.fromkeys(VMS, "other-8")
     assert project.steps("--refresh") == {}
 
@@ -122,7 +122,7 @@ def test_a_fleet_of_the_release_before_is_not_replaced(project: Project, cloud: 
     assert before != now
     vm.write_text(before)
     project.configure(fleet(**GOLDEN))
-    assert project.up(policies=False).no_traceback().code == 0
+    assert project.up("--skip-preview", policies=False).no_traceback().code == 0
     assert set(project.steps().values()) == {"replace"}, "what this is about"
     vm.write_text(now)
     assert project.steps("--refresh") == {}
@@ -135,7 +135,7 @@ def test_a_name_that_is_not_there_is_refused_before_anything_is_touched(
     project: Project, cloud: Serving
 ) -> None:
     project.configure(fleet(**GOLDEN))
-    assert project.up(policies=False).no_traceback().code == 0
+    assert project.up("--skip-preview", policies=False).no_traceback().code == 0
     before = instances(cloud)
     # Nor does an image go on a disk that has no room for it.
     large = {"name": "large-1", "family": "large", "diskSizeGb": "50"}
@@ -158,7 +158,7 @@ def test_one_that_no_boot_disk_is_made_of_holds_up_no_update(
 ) -> None:
     """Deployed, and then its image is deleted, so that the family is empty."""
     project.configure(fleet({"swarm-2": "corp-images/canary"}, **GOLDEN))
-    assert project.up(policies=False).no_traceback().code == 0
+    assert project.up("--skip-preview", policies=False).no_traceback().code == 0
     for name in ("corp-base-20261101", "other-7"):
         delete(cloud, f"projects/corp-images/global/images/{name}")
     values = fleet({"swarm-2": "corp-images/canary"}, **GOLDEN)

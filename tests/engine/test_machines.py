@@ -52,7 +52,7 @@ def test_every_kind_of_machine_is_made_as_google_takes_it(
     ]
     project.configure(changed(swarm=swarm, **FLEET))
     # What the policies do not know has to be told to them, and is not what is tested here.
-    up = project.up(policies=False).no_traceback()
+    up = project.up("--skip-preview", policies=False).no_traceback()
     assert up.code == 0, up.text
     made = instances(cloud)
     found = {
@@ -70,7 +70,7 @@ def test_every_kind_of_machine_is_made_as_google_takes_it(
         for disk in (f"swarm-{index}", f"swarm-{index}-state"):
             kind = call(cloud, f"{ZONE}/disks/{disk}")["type"].rpartition("/")[2]
             assert kind == ("hyperdisk-balanced" if name in HYPERDISK else "pd-balanced")
-    again = project.up("--expect-no-changes", policies=False).no_traceback()
+    again = project.up("--skip-preview", "--expect-no-changes", policies=False).no_traceback()
     assert again.code == 0, again.text
 
 

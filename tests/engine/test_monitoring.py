@@ -57,7 +57,7 @@ def test_monitoring_and_access(tmp_path: Path, pulumi_env: dict[str, str]) -> No
             protect=False,
         )
         project.configure(values)
-        made = project.up(policies=False).no_traceback()
+        made = project.up("--skip-preview", policies=False).no_traceback()
         assert made.code == 0, made.text
 
         # A second run, also one that has asked Google again, changes nothing.
@@ -105,7 +105,7 @@ def test_monitoring_and_access(tmp_path: Path, pulumi_env: dict[str, str]) -> No
         steps = project.steps()
         assert steps["pilot-fleet-FleetOnlineLow"] == "update"
         assert [name for name in steps if name.startswith("pilot-fleet-") and "-item" not in name]
-        changed_to = project.up(policies=False).no_traceback()
+        changed_to = project.up("--skip-preview", policies=False).no_traceback()
         assert changed_to.code == 0, changed_to.text
         assert bindings(call(cloud, f"v1/projects/{CLOUD}:getIamPolicy", {}), orders) == set()
         assert bindings(call(cloud, f"v1/projects/{CLOUD}:getIamPolicy", {}), looks) == look

@@ -126,7 +126,7 @@ def test_a_fleets_life(project: Project, cloud: Serving) -> None:
         "swarm-2-vm",
         "swarm-3-vm",
     }
-    assert project.up().code == 0
+    assert project.up("--skip-preview").code == 0
     after = instances(cloud)
     assert {name: vm["id"] for name, vm in after.items()} == {
         name: vm["id"] for name, vm in vms.items()
@@ -211,7 +211,7 @@ def test_the_plan_of_an_update_without_the_binaries(project: Project) -> None:
     assert first.code == 0, first.text
     assert "warning: not built: artifacts/1.18.0/pilot-daemon" in first.text
     elsewhere.rename(binaries)
-    assert project.up().code == 0
+    assert project.up("--skip-preview").code == 0
     binaries.rename(elsewhere)
     again = project.preview("--diff").no_traceback()
     assert again.code == 0, again.text
@@ -236,7 +236,7 @@ def test_a_disk_that_would_be_smaller_is_refused(project: Project, cloud: Servin
     values = changed(**FLEET, protect=False)
     values["swarm"][0] |= {"diskGb": 20, "bootDiskGb": 30}
     project.configure(values)
-    assert project.up(policies=False).no_traceback().code == 0
+    assert project.up("--skip-preview", policies=False).no_traceback().code == 0
     before = instances(cloud)
     values["swarm"][0] |= {"diskGb": 19, "bootDiskGb": 29}
     values["rendezvous"]["bootDiskGb"] = 19
