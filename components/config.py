@@ -82,6 +82,8 @@ class RendezvousConfig:
     """The rendezvous VM. Disk sizes in GB, as Google counts them."""
 
     name: str
+    # Of the VM and its state disk.
+    zone: str
     machine: MachineType
     # Internal IPv4 address.
     address: str
@@ -99,6 +101,8 @@ class SwarmVmConfig:
     """One swarm VM. Memory in MiB, disk sizes in GB."""
 
     name: str
+    # Of the VM and its state disk.
+    zone: str
     machine: MachineType
     agents: int
     environment: Mapping[str, str]
@@ -114,17 +118,33 @@ class SwarmVmConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ZoneLoss:
+    """What the fleet loses while a zone is down."""
+
+    vms: int
+    agents: int
+    # Of the fleet's agents, as a fraction.
+    share: float
+    # Whether the rendezvous is lost too: then no agent of any zone can register.
+    rendezvous: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class FleetConfig:
     """Everything that the components need; it has passed every check."""
 
     project: str
+    # The zone of every VM that names none.
     zone: str
+    # The region of all of them.
     region: str
     release: ReleaseConfig
     rendezvous: RendezvousConfig
     swarm: tuple[SwarmVmConfig, ...]
     # Agent i (from 1) of a VM has UDP port base_port + i.
     base_port: int
+    # Warn where a zone holds more than this share of the agents; 1 is no bound.
+    max_zone_share: float
     # Most starts in flight per VM.
     window: int
     roll: RollConfig
@@ -197,6 +217,22 @@ class FleetConfig:
         vms = {self.rendezvous.name: self.rendezvous.fit}
         return vms | {vm.name: vm.fit for vm in self.swarm}
 
+    @property
+    def zones(self) -> dict[str, ZoneLoss]:
+        """What is lost with each zone that has a VM, by zone."""
+        losses = {}
+        for zone in sorted({self.rendezvous.zone, *(vm.zone for vm in self.swarm)}):
+            swarm = [vm for vm in self.swarm if vm.zone == zone]
+            agents = sum(vm.agents for vm in swarm)
+            has_rendezvous = self.rendezvous.zone == zone
+            losses[zone] = ZoneLoss(
+                vms=len(swarm) + has_rendezvous,
+                agents=agents,
+                share=agents / self.agents,
+                rendezvous=has_rendezvous,
+            )
+        return losses
+
     def warnings(self) -> list[str]:
         """One sentence for each setting that works but is tight or has no effect."""
         warnings = [
@@ -211,6 +247,13 @@ class FleetConfig:
             "maintenance (onHostMaintenance TERMINATE): this type cannot be migrated"
             for name, fit in self.fits.items()
             if not fit.machine.migrates
+        ]
+        warnings += [
+            f"{zone} holds {loss.agents:,} of {self.agents:,} agents ({loss.share:.1%}), more than "
+            f"{PROJECT_NAME}:maxZoneShare ({self.max_zone_share:.1%}): put agents on VMs in "
+            f"another zone of {self.region}"
+            for zone, loss in self.zones.items()
+            if loss.share > self.max_zone_share
         ]
         if self.roll.watch_seconds < MIN_WATCH_SECONDS:
             warnings.append(

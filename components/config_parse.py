@@ -63,6 +63,7 @@ def parse_fleet(
         problems.append(Problem(path="gcp:project", message=problem))
     zone = root.string("zone", names.ZONE, "a zone of Google's such as us-central1-a")
     defaults = FleetDefaults(
+        zone=zone,
         release=read_release(root.node("release", required=True), None),
         agent_mb=root.integer("agentMb", 1, 4096, capacity.AGENT_MB),
         reserve_mb=root.integer("reserveMb", 128, 1_000_000, capacity.RESERVE_MB),
@@ -97,11 +98,12 @@ def parse_fleet(
     config = FleetConfig(
         project=project or "",
         zone=zone,
-        region=zone.rsplit("-", 1)[0],
+        region=names.region(zone),
         release=defaults.release,
         rendezvous=rendezvous,
         swarm=swarm,
         base_port=defaults.base_port,
+        max_zone_share=root.fraction("maxZoneShare", 1.0),
         window=root.integer("window", 1, 100, 15),
         roll=RollConfig(
             batch=roll.integer("batch", *spec_tables.bounds("roll.batch"), RollConfig.batch),

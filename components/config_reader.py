@@ -144,8 +144,16 @@ class MapReader:
     def fraction(self, key: str, default: float) -> float:
         """The number at `key`, above 0 and at most 1."""
         value = self.take(key)
-        if value is None:
+        # Pulumi has no optional key without a default, so an empty text means "the default".
+        if value is None or (self.top and value == ""):
             return default
+        # Pulumi passes top-level scalars as text.
+        if (
+            self.top
+            and isinstance(value, str)
+            and re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", value)
+        ):
+            value = float(value)
         if isinstance(value, bool) or not isinstance(value, int | float):
             self.problem(key, f"must be a number above 0 and at most 1, not {describe(value)}")
         elif not 0 < value <= 1:

@@ -10,6 +10,7 @@ from typing import Any
 
 from components import capacity, names, spec_tables
 from components.config import (
+    PROJECT_NAME,
     STATE_DISK_SUFFIX,
     ReleaseConfig,
     RendezvousConfig,
@@ -29,6 +30,8 @@ _RESERVED_TABLES = ("RESERVED_VARIABLES", "LOADER_VARIABLES")
 class FleetDefaults:
     """Values of the fleet that its VMs inherit, and the names taken so far."""
 
+    # "" where the stack file's is wrong.
+    zone: str
     release: ReleaseConfig
     agent_mb: int
     reserve_mb: int
@@ -51,6 +54,7 @@ def read_swarm_vm(
         return None
     node = MapReader(item, path, problems)
     name = _name(node, fleet)
+    zone = _zone(node, fleet)
     machine = _machine(node)
     agents = node.integer("agents", *spec_tables.bounds("agents"))
     agent_mb = node.integer("agentMb", 1, 4096, fleet.agent_mb)
@@ -99,6 +103,7 @@ def read_swarm_vm(
         )
     return SwarmVmConfig(
         name=name,
+        zone=zone,
         machine=machine,
         agents=agents,
         environment=environment,
@@ -118,6 +123,7 @@ def read_rendezvous(
 ) -> RendezvousConfig:
     """The rendezvous for `agents`, those of all VMs together."""
     name = _name(node, fleet) if node.values else ""
+    zone = _zone(node, fleet)
     machine = _machine(node) if node.values else None
     address = node.choose(
         "address",
@@ -158,6 +164,7 @@ def read_rendezvous(
         fit = capacity.rendezvous_fit(machine, agents=agents)
     return RendezvousConfig(
         name=name,
+        zone=zone,
         machine=machine,
         address=str(address),
         public=public,
@@ -277,6 +284,24 @@ def _name(node: MapReader, fleet: FleetDefaults) -> str:
                 )
         fleet.names[name] = node.path
     return name
+
+
+def _zone(node: MapReader, fleet: FleetDefaults) -> str:
+    zone = node.string(
+        "zone",
+        names.ZONE,
+        f"a zone of Google's such as {fleet.zone or 'us-central1-a'}",
+        fleet.zone,
+        required=False,
+    )
+    region = names.region(fleet.zone)
+    if region and names.region(zone) != region:
+        node.problem(
+            "zone",
+            f"{zone} is not in {region}, the region of the fleet and its subnet (from "
+            f"{PROJECT_NAME}:zone): choose a zone of {region}",
+        )
+    return zone
 
 
 def _environment(node: MapReader) -> dict[str, str]:

@@ -56,9 +56,8 @@ def declare(
         config.images, last_update.needed_images(config, last), images.look, dry_run=dry_run
     )
     missing += zone_types.problems(
-        config.zone,
         last_update.needed_machine_types(config, last),
-        zone_types.looker(config.project, config.zone),
+        zone_types.looker(config.project),
         dry_run=dry_run,
     )
     missing += accounts.problems(
@@ -131,7 +130,7 @@ def declare(
             vm.name,
             VmArgs(
                 vm_name=vm.name,
-                zone=config.zone,
+                zone=vm.zone,
                 machine_type=vm.machine.name,
                 image=config.image,
                 own_image=vm.image,
@@ -161,7 +160,7 @@ def declare(
         RendezvousArgs(
             vm=VmArgs(
                 vm_name=config.rendezvous.name,
-                zone=config.zone,
+                zone=config.rendezvous.zone,
                 machine_type=config.rendezvous.machine.name,
                 image=config.image,
                 own_image=config.rendezvous.image,
@@ -193,7 +192,8 @@ def declare(
         NAME,
         FleetMonitoringArgs(
             project=config.project,
-            zone=config.zone,
+            fleet_zone=config.zone,
+            zones=tuple(config.zones),
             fleet=fleet,
             agents=config.agents,
             monitoring=config.monitoring,

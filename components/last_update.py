@@ -1,6 +1,7 @@
 """Reads the stack's last state, and compares the configuration with it before anything is declared.
 
-It refuses what no update can do (a smaller disk), and tells which VMs an update makes or stops.
+It refuses what no update can do (a smaller disk, a VM that changes zone), and tells which VMs an
+update makes or stops.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from components.config import (
 )
 from components.config_reader import Problem
 from components.vm import boot_device
+from components.zone_types import NeededMachineType
 
 _INSTANCE = "gcp:compute/instance:Instance"
 _DISK = "gcp:compute/disk:Disk"
@@ -39,6 +41,8 @@ class LastUpdate:
     machine_types: Mapping[str, str] = field(default_factory=dict)
     # Address of the service account, by VM.
     accounts: Mapping[str, str] = field(default_factory=dict)
+    # Zone of the state disk, by VM; of the VM where the disk is not recorded.
+    zones: Mapping[str, str] = field(default_factory=dict)
     # The fleet's image; None where the last update recorded none.
     image: str | None = None
 
@@ -52,10 +56,54 @@ def require_possible(
     """
     problems = [
         *missing,
-        *map(str, shrinking_disks(config, last) + disks_below_image(config, last, images)),
+        *map(
+            str,
+            moving_vms(config, last)
+            + shrinking_disks(config, last)
+            + disks_below_image(config, last, images),
+        ),
     ]
     if problems:
         raise pulumi.RunError("\n".join(problems))
+
+
+def moving_vms(config: FleetConfig, last: LastUpdate) -> list[Problem]:
+    """VMs that would leave their zone: one problem for those that leave one zone for another."""
+    moves: dict[tuple[str, str], dict[str, RendezvousConfig | SwarmVmConfig]] = {}
+    staying = set()
+    for path, vm in _vms(config):
+        zone = last.zones.get(vm.name)
+        if zone == vm.zone:
+            staying.add(vm.zone)
+        elif zone is not None:
+            moves.setdefault((zone, vm.zone), {})[f"{PROJECT_NAME}:{path}.zone"] = vm
+    problems = []
+    for (old, new), by_path in moves.items():
+        # Where nothing stays in the fleet's zone, that one has changed.
+        is_fleets = new == config.zone and new not in staying
+        path = f"{PROJECT_NAME}:zone" if is_fleets else ", ".join(by_path)
+        problems.append(Problem(path=path, message=_must_stay(list(by_path.values()), old, new)))
+    return problems
+
+
+def _must_stay(vms: Sequence[RendezvousConfig | SwarmVmConfig], old: str, new: str) -> str:
+    names = ", ".join(vm.name for vm in vms)
+    subject, each = (f"{names} is", "it") if len(vms) == 1 else (f"{names} are", "each")
+    lost, advice = [], [f"Keep `zone: {old}`, the fleet's or on the line of each"]
+    if any(isinstance(vm, SwarmVmConfig) for vm in vms):
+        lost.append("the agents' identities")
+        advice.append(
+            f"For agents in {new}, add a VM of another name there and remove the old one when it "
+            "is drained"
+        )
+    if any(isinstance(vm, RendezvousConfig) for vm in vms):
+        lost.append("the registry")
+        advice.append("The rendezvous cannot be moved yet")
+    return (
+        f"{subject} in {old}, and no update moves a VM to {new}: a disk cannot leave its zone, so "
+        f"{each} would get an empty one and lose {' and '.join(lost)}. "
+        f'{". ".join(advice)} (docs/PRODUCTION.md, "Zones")'
+    )
 
 
 def shrinking_disks(config: FleetConfig, last: LastUpdate) -> list[Problem]:
@@ -109,10 +157,12 @@ def needed_images(config: FleetConfig, last: LastUpdate) -> set[str]:
     return {f"{PROJECT_NAME}:{key}" for key in needed}
 
 
-def needed_machine_types(config: FleetConfig, last: LastUpdate) -> dict[str, tuple[str, str]]:
-    """VM and machine type, by the path of the key, of VMs that get a new type or are (re)made."""
+def needed_machine_types(config: FleetConfig, last: LastUpdate) -> dict[str, NeededMachineType]:
+    """By the path of the key, the machine types of VMs that get a new one or are (re)made."""
     return {
-        f"{PROJECT_NAME}:{path}.machineType": (vm.name, vm.machine.name)
+        f"{PROJECT_NAME}:{path}.machineType": NeededMachineType(
+            vm=vm.name, zone=vm.zone, machine_type=vm.machine.name
+        )
         for path, vm in _vms(config)
         if _is_made(vm, last) or vm.machine.name != last.machine_types.get(vm.name)
     }
@@ -199,12 +249,21 @@ def from_resources(resources: Iterable[tuple[str, Mapping[str, Any]]]) -> LastUp
     boots = {vm["name"]: vm.get("bootDisk") or {} for vm in vms}
     sizes = {name: (boot.get("initializeParams") or {}).get("size") for name, boot in boots.items()}
     accounts = {vm["name"]: (vm.get("serviceAccount") or {}).get("email") for vm in vms}
+    zones = {vm["name"]: vm.get("zone") for vm in vms}
+    # The disk decides: a VM is made anew beside it, but its content is nowhere else.
+    zones |= {
+        disk["name"].removesuffix(STATE_DISK_SUFFIX): disk["zone"]
+        for disk in disks
+        if disk.get("zone")
+    }
     return LastUpdate(
         boot_gb={name: int(size) for name, size in sizes.items() if size},
         disk_gb={disk["name"]: int(disk["size"]) for disk in disks if disk.get("size")},
         devices={name: boot.get("deviceName") or "" for name, boot in boots.items()},
         machine_types={vm["name"]: vm["machineType"] for vm in vms if vm.get("machineType")},
         accounts={name: email for name, email in accounts.items() if email},
+        # Some answers of Google's have a URL for a zone.
+        zones={name: zone.rpartition("/")[2] for name, zone in zones.items() if zone},
     )
 
 

@@ -125,7 +125,10 @@ class FleetMonitoringArgs:
     """Arguments of `FleetMonitoring`."""
 
     project: pulumi.Input[str]
-    zone: pulumi.Input[str]
+    # The zone of every VM that names none.
+    fleet_zone: str
+    # All zones with a VM.
+    zones: tuple[str, ...]
     # The stack's name, which is the value of the label `pilot-fleet` of the fleet's VMs.
     fleet: str
     agents: int
@@ -143,7 +146,11 @@ class FleetMonitoring(pulumi.ComponentResource):
     ) -> None:
         super().__init__("pilot:fleet:FleetMonitoring", name, None, opts)
         child = pulumi.ResourceOptions(parent=self)
-        agents = [_agent(name, args, child)] if args.monitoring.agent else []
+        agents = (
+            [_agent(name, args, zone, child) for zone in args.zones]
+            if args.monitoring.agent
+            else []
+        )
         # Cloud Monitoring's id of the dashboard; None without monitoring.
         self.dashboard_id: pulumi.Output[str] | None = None
         if args.monitoring.enabled:
@@ -169,14 +176,16 @@ class FleetMonitoring(pulumi.ComponentResource):
 
 
 def _agent(
-    name: str, args: FleetMonitoringArgs, opts: pulumi.ResourceOptions
+    name: str, args: FleetMonitoringArgs, zone: str, opts: pulumi.ResourceOptions
 ) -> gcp.compute.ZoneVmExtensionPolicy:
     compute = gcp.compute
+    # Such a policy reaches one zone. A second zone adds a resource and renames none.
+    suffix = "" if zone == args.fleet_zone else f"-{zone}"
     return compute.ZoneVmExtensionPolicy(
-        f"{name}-ops-agent",
-        name=f"{name}-ops-agent",
+        f"{name}-ops-agent{suffix}",
+        name=f"{name}-ops-agent{suffix}",
         project=args.project,
-        zone=args.zone,
+        zone=zone,
         description="Scrapes pilot-node's metrics on the fleet's VMs",
         extension_policies=[
             compute.ZoneVmExtensionPolicyExtensionPolicyArgs(

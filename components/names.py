@@ -1,6 +1,6 @@
 """Google's rules for names.
 
-The patterns check characters. Each function returns what else is wrong with a name, or "".
+The patterns check characters. Each `…_problem` returns what else is wrong with a name, or "".
 """
 
 from __future__ import annotations
@@ -65,6 +65,11 @@ _PUBLIC_IMAGES: Mapping[str, str] = {
     "cloud-hpc-image-public": "",
     "gce-nvme": "",
 }
+
+
+def region(zone: str) -> str:
+    """The region of a zone: us-central1 of us-central1-a; "" of ""."""
+    return zone.rpartition("-")[0]
 
 
 def project_problem(name: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import pulumi
 
 from components import capacity
-from components.config import DASHBOARD_PORT, FleetConfig
+from components.config import DASHBOARD_PORT, FleetConfig, ZoneLoss
 from components.spec import Binary
 
 
@@ -20,7 +20,7 @@ def from_config(config: FleetConfig) -> dict[str, Any]:
     tunnel = (
         f"gcloud compute start-iap-tunnel {rendezvous.name} {DASHBOARD_PORT} "
         f"--local-host-port=localhost:{DASHBOARD_PORT} "
-        f"--zone={config.zone} --project={config.project}"
+        f"--zone={rendezvous.zone} --project={config.project}"
     )
     machines = tuple(fit.machine for fit in config.fits.values())
     return {
@@ -30,6 +30,7 @@ def from_config(config: FleetConfig) -> dict[str, Any]:
         "dashboard": f"http://localhost:{DASHBOARD_PORT}",
         "dashboardTunnel": tunnel,
         "vms": {name: _vm(fit) for name, fit in config.fits.items()},
+        "zones": {zone: _lost_with(loss, of=config.agents) for zone, loss in config.zones.items()},
         # Read by the next update (components/last_update.py).
         "image": config.image,
         "vcpus": capacity.vcpus_by_family(machines),
@@ -73,6 +74,12 @@ def _vm(fit: capacity.Fit) -> str:
         f"{fit.agents:,} agents, headroom {fit.headroom:.0%} ({fit.binds.name}), "
         f"at most {fit.fits:,}"
     )
+
+
+def _lost_with(loss: ZoneLoss, *, of: int) -> str:
+    vms = "1 VM" if loss.vms == 1 else f"{loss.vms:,} VMs"
+    rendezvous = " and the rendezvous" if loss.rendezvous else ""
+    return f"{vms}, lost with it: {loss.agents:,} of {of:,} agents ({loss.share:.0%}){rendezvous}"
 
 
 def require_built(binaries: tuple[Binary, ...]) -> None:

@@ -100,6 +100,7 @@ async def _after_failure(failure: pulumi.ErrorHookArgs) -> bool:
 
 def _start_again(instance: str) -> None:
     name = _name(instance)
+    zone = instance.partition("/zones/")[2].partition("/")[0]
     try:
         compute = Google("compute")
         status = compute.get(instance).get("status")
@@ -112,7 +113,7 @@ def _start_again(instance: str) -> None:
         pulumi.log.error(
             f"{name} may be off, because its change failed, and it could not be started again: "
             f"{error}. The next `pulumi up` starts it; so does `gcloud compute instances start "
-            f"{name}`. `pulumi up --continue-on-error` changes the other VMs"
+            f"{name} --zone={zone}`. `pulumi up --continue-on-error` changes the other VMs"
         )
     else:
         pulumi.log.warn(f"{name} was stopped for a change that failed: it is started again")

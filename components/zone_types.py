@@ -1,4 +1,4 @@
-"""Looks up machine types in the fleet's zone before anything is declared.
+"""Looks up machine types in the zones of VMs before anything is declared.
 
 Not every zone has every type. The provider notices that only when it makes the VM. A VM that it
 replaces is deleted by then.
@@ -7,6 +7,7 @@ replaces is deleted by then.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import pulumi
 
@@ -19,52 +20,72 @@ from components.google_rest import (
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class NeededMachineType:
+    """A machine type that an update needs."""
+
+    vm: str
+    zone: str
+    machine_type: str
+
+
 def problems(
-    zone: str,
-    asked: Mapping[str, tuple[str, str]],
-    look: Callable[[str], str | None],
+    needed: Mapping[str, NeededMachineType],
+    look: Callable[[str, str], str | None],
     *,
     dry_run: bool,
 ) -> list[str]:
-    """A sentence for each machine type of `asked` that `zone` does not have.
+    """A sentence for each machine type of `needed` that its zone does not have.
 
-    `asked` has VM and type by the path of the key. A failed look-up is a warning in a preview, and
-    such a sentence in an update. A deprecated type is a warning.
+    `needed` is by the path of the key. A failed look-up is a warning in a preview, and such a
+    sentence in an update: one per reason, since a reason that a zone shares with others is said
+    once. A deprecated type is a warning.
     """
-    found: dict[str, str | None] = {}
-    try:
-        for _, kind in asked.values():
-            if kind not in found:
-                found[kind] = look(kind)
-    except NotLookedUpError as error:
+    found: dict[tuple[str, str], str | None] = {}
+    # Paths that cannot be looked up, by zone, and the reason by zone.
+    failed: dict[str, str] = {}
+    for each in needed.values():
+        key = (each.zone, each.machine_type)
+        if each.zone in failed or key in found:
+            continue
+        try:
+            found[key] = look(*key)
+        except NotLookedUpError as error:
+            # The other zones may answer.
+            failed[each.zone] = str(error)
+    sentences = []
+    for reason in dict.fromkeys(failed.values()):
+        zones = [zone for zone, why in failed.items() if why == reason]
+        paths = [path for path, each in needed.items() if each.zone in zones]
         message = (
-            f"{', '.join(asked)}: cannot be looked up, so {zone} may not have these machine "
-            f"types: {error}"
+            f"{', '.join(paths)}: cannot be looked up, so {' or '.join(zones)} may not have these "
+            f"machine types: {reason}"
         )
-        if not dry_run:
-            return [f"{message}. Nothing was changed"]
-        pulumi.log.warn(message)
-        return []
-    for kind, state in found.items():
-        if state:
-            pulumi.log.warn(f"Google calls the machine type {kind} {state.lower()}")
-    return [
-        f"{path}: {zone} has no machine type {kind}, so {vm} cannot be one. Nothing was changed; "
-        f"`gcloud compute machine-types list --zones={zone}` lists those that it has"
-        for path, (vm, kind) in asked.items()
-        if found[kind] is None
+        if dry_run:
+            pulumi.log.warn(message)
+        else:
+            sentences.append(f"{message}. Nothing was changed")
+    states = {kind: state for (_, kind), state in found.items() if state}
+    for kind, state in states.items():
+        pulumi.log.warn(f"Google calls the machine type {kind} {state.lower()}")
+    return sentences + [
+        f"{path}: {each.zone} has no machine type {each.machine_type}, so {each.vm} cannot be one. "
+        "Nothing was changed; "
+        f"`gcloud compute machine-types list --zones={each.zone}` lists those that it has"
+        for path, each in needed.items()
+        if each.zone not in failed and found[each.zone, each.machine_type] is None
     ]
 
 
-def looker(project: str, zone: str) -> Callable[[str], str | None]:
-    """Makes `look` for `problems`.
+def looker(project: str) -> Callable[[str, str], str | None]:
+    """Makes `look` for `problems`, which takes a zone and a machine type.
 
-    It returns the deprecation state of a machine type: "" where there is none, so it is sold; None
-    where the zone has no such type. It raises `NotLookedUpError` where the look-up fails.
+    It returns the deprecation state of the type: "" where there is none, so it is sold; None where
+    the zone has no such type. It raises `NotLookedUpError` where the look-up fails.
     """
     session: list[Google] = []
 
-    def look(machine_type: str) -> str | None:
+    def look(zone: str, machine_type: str) -> str | None:
         if no_credentials():
             raise NotLookedUpError(NO_CREDENTIALS)
         try:

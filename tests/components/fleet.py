@@ -66,7 +66,11 @@ class Recorder(pulumi.runtime.Mocks):
     def new_resource(
         self, args: pulumi.runtime.MockResourceArgs
     ) -> tuple[str | None, dict[Any, Any]]:
-        self.resources[args.typ, args.name] = args.inputs
+        # A file by its path: an asset is equal to itself only.
+        self.resources[args.typ, args.name] = {
+            key: value.path if isinstance(value, pulumi.FileAsset) else value
+            for key, value in args.inputs.items()
+        }
         outputs = dict(args.inputs)
         if args.typ == "gcp:serviceaccount/account:Account":
             outputs["email"] = f"{args.inputs['accountId']}@project.iam.gserviceaccount.com"
@@ -127,7 +131,7 @@ def run_program(
 
     with _environment(config) as patch:
         # Requests to Google that do not go through the engine.
-        patch.setattr(zone_types, "looker", lambda *_: lambda _: "")
+        patch.setattr(zone_types, "looker", lambda _: lambda *_: "")
         patch.setattr(accounts, "look", lambda _: True)
         pulumi.runtime.test(program)()  # type: ignore[no-untyped-call]
     return recorder

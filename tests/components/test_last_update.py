@@ -13,6 +13,7 @@ from components.last_update import (
     LastUpdate,
     disks_below_image,
     from_resources,
+    moving_vms,
     needed_images,
     needed_machine_types,
     require_possible,
@@ -21,6 +22,7 @@ from components.last_update import (
     vms_with_new_account,
 )
 from components.vm import boot_device
+from components.zone_types import NeededMachineType
 from tests.components.fleet import changed
 
 NEW = LastUpdate(boot_gb={}, disk_gb={}, devices={})
@@ -142,14 +144,22 @@ def test_an_image_is_needed_for_a_boot_disk_that_is_made_or_when_it_is_new() -> 
     assert needed_images(config(image=own), deployed) == set()
 
 
+def need(machine_type: str) -> NeededMachineType:
+    return NeededMachineType(vm="swarm-1", zone="us-central1-a", machine_type=machine_type)
+
+
 def test_a_machine_type_is_needed_where_a_vm_is_made_or_gets_another() -> None:
-    assert set(needed_machine_types(config(), NEW).values()) == set(RUNNING.machine_types.items())
+    everything = needed_machine_types(config(), NEW).values()
+    assert {each.vm: each.machine_type for each in everything} == RUNNING.machine_types
     assert needed_machine_types(config(agents=10, env={"GOGC": "50"}), RUNNING) == {}
     key = "pilot-fleet:swarm[0].machineType"
     other = needed_machine_types(config(machineType="e2-standard-32"), RUNNING)
-    assert other == {key: ("swarm-1", "e2-standard-32")}
+    assert other == {key: need("e2-standard-32")}
     again = needed_machine_types(config(image="corp-images/golden"), RUNNING)
-    assert again == {key: ("swarm-1", "e2-standard-16")}
+    assert again == {key: need("e2-standard-16")}
+    # In the VM's zone, not in the fleet's.
+    elsewhere = needed_machine_types(config(zone="us-central1-f"), NEW)[key]
+    assert elsewhere.zone == "us-central1-f"
 
 
 def test_an_account_is_another_where_a_vm_that_is_there_has_not_got_it() -> None:
@@ -167,6 +177,75 @@ def test_an_account_is_another_where_a_vm_that_is_there_has_not_got_it() -> None
     assert vms_with_new_account(other, replace(RUNNING, accounts=has))[0] == "swarm-1"
 
 
+IN_A = replace(RUNNING, zones=dict.fromkeys(VMS, "us-central1-a"))
+
+
+def test_a_vm_that_is_there_keeps_its_zone() -> None:
+    assert moving_vms(config(), IN_A) == []
+    # A new VM may be in any zone; so may one whose zone was not recorded.
+    assert moving_vms(config(zone="us-central1-b"), NEW) == []
+    assert moving_vms(config(zone="us-central1-b"), RUNNING) == []
+    assert moving_vms(config(name="swarm-9", zone="us-central1-b"), IN_A) == []
+    (problem,) = moving_vms(config(zone="us-central1-b"), IN_A)
+    assert problem.path == "pilot-fleet:swarm[0].zone"
+    assert problem.message == (
+        "swarm-1 is in us-central1-a, and no update moves a VM to us-central1-b: a disk cannot "
+        "leave its zone, so it would get an empty one and lose the agents' identities. Keep "
+        "`zone: us-central1-a`, the fleet's or on the line of each. For agents in us-central1-b, "
+        "add a VM of another name there and remove the old one when it is drained "
+        '(docs/PRODUCTION.md, "Zones")'
+    )
+    with pytest.raises(pulumi.RunError, match=r"swarm\[0\]\.zone: swarm-1 is in us-central1-a"):
+        require_possible(config(zone="us-central1-b"), IN_A, {})
+
+
+def test_the_rendezvous_keeps_its_zone() -> None:
+    (problem,) = moving_vms(config({"zone": "us-central1-b"}), IN_A)
+    assert problem.path == "pilot-fleet:rendezvous.zone"
+    assert "lose the registry. " in problem.message
+    assert "The rendezvous cannot be moved yet" in problem.message
+    assert "identities" not in problem.message
+
+
+def test_another_zone_of_the_fleet_is_one_problem() -> None:
+    values = changed(zone="europe-west1-b")
+    (problem,) = moving_vms(parse_fleet(values, project="project-1"), IN_A)
+    assert problem.path == "pilot-fleet:zone"
+    assert problem.message.startswith(f"{', '.join(VMS)} are in us-central1-a, and no update moves")
+    assert "each would get an empty one and lose the agents' identities and the registry" in (
+        problem.message
+    )
+
+
+def test_a_line_that_loses_its_zone_is_named_and_not_the_fleets() -> None:
+    in_two = replace(IN_A, zones={**IN_A.zones, "swarm-1": "us-central1-b"})
+    assert moving_vms(config(zone="us-central1-b"), in_two) == []
+    (problem,) = moving_vms(config(), in_two)
+    assert problem.path == "pilot-fleet:swarm[0].zone"
+
+
+def test_the_zones_that_were_recorded() -> None:
+    instance, disk = "gcp:compute/instance:Instance", "gcp:compute/disk:Disk"
+    link = "https://www.googleapis.com/compute/v1/projects/p/zones/us-central1-b"
+    found = from_resources(
+        [
+            (instance, {"name": "a", "zone": "us-central1-a"}),
+            (instance, {"name": "b", "zone": link}),
+            (disk, {"name": "b-state", "zone": None}),
+            (instance, {"name": "c", "zone": "us-central1-a"}),
+            # The VM is made anew beside its disk.
+            (disk, {"name": "c-state", "zone": "us-central1-b"}),
+            (disk, {"name": "lost-state", "zone": "us-central1-f"}),
+        ]
+    )
+    assert found.zones == {
+        "a": "us-central1-a",
+        "b": "us-central1-b",
+        "c": "us-central1-b",
+        "lost": "us-central1-f",
+    }
+
+
 def test_a_part_that_is_not_recorded_is_left_out() -> None:
     instance, disk = "gcp:compute/instance:Instance", "gcp:compute/disk:Disk"
     found = from_resources(
@@ -180,4 +259,4 @@ def test_a_part_that_is_not_recorded_is_left_out() -> None:
     )
     assert (found.boot_gb, found.disk_gb) == ({"d": 20}, {})
     assert found.devices == {"a": "", "b": "d", "c": "", "d": ""}
-    assert (found.machine_types, found.accounts) == ({}, {})
+    assert (found.machine_types, found.accounts, found.zones) == ({}, {}, {})

@@ -189,6 +189,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         access={"order": ["group:a@example.com"], "role": "projects/p-12345/roles/x_y"}
     ),
     "release": changed(release=RELEASE),
+    "rendezvous.zone": rendezvous(zone="us-central1-b"),
     "rendezvous.name": rendezvous(name="another"),
     "rendezvous.machineType": rendezvous(machineType="n2-standard-8"),
     "rendezvous.address": rendezvous(address="10.10.0.9"),
@@ -198,6 +199,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "rendezvous.image": rendezvous(image="debian-cloud/debian-13"),
     "release.sha256": changed(release=seed()["release"] | {"sha256": {"rendezvous": "0" * 64}}),
     "swarm": changed(swarm=seed()["swarm"][:2]),
+    "swarm.zone": first(zone="us-central1-b"),
     "swarm.name": first(name="another"),
     "swarm.machineType": first(machineType="e2-standard-32"),
     "swarm.agents": first(agents=2999),
@@ -226,8 +228,8 @@ def test_the_changes_above_name_every_key() -> None:
     config = parse_fleet(seed(), project="project-1")
     assert config.swarm
     declared = set(yaml.safe_load((ROOT / "Pulumi.yaml").read_text())["config"])
-    # allowedScripts declares nothing: it lets pass (tests/engine/test_preview.py).
-    assert declared == {key.split(".")[0] for key in CHANGES} | {"allowedScripts"}
+    # allowedScripts lets pass (tests/engine/test_preview.py), maxZoneShare warns (test_zones.py).
+    assert declared == {key.split(".")[0] for key in CHANGES} | {"allowedScripts", "maxZoneShare"}
 
 
 def test_a_machine_type_that_the_table_does_not_know_declares_its_size() -> None:

@@ -10,15 +10,22 @@ import pulumi
 import pytest
 
 from components import accounts, google_rest, zone_types
+from components.zone_types import NeededMachineType
 from lab.cloud.server import Serving, serve
 from tests.components.fleet import Recorder
 from tests.engine.test_update import make_account
 
-ZONE = "us-central1-a"
-ASKED = {
-    "pilot-fleet:rendezvous.machineType": ("pilot-rendezvous", "n2-standard-4"),
-    "pilot-fleet:swarm[0].machineType": ("swarm-1", "m1-megamem-96"),
-    "pilot-fleet:swarm[2].machineType": ("swarm-3", "m1-megamem-96"),
+ZONE, OTHER = "us-central1-a", "us-central1-b"
+
+
+def need(vm: str, machine_type: str, zone: str = ZONE) -> NeededMachineType:
+    return NeededMachineType(vm=vm, zone=zone, machine_type=machine_type)
+
+
+NEEDED = {
+    "pilot-fleet:rendezvous.machineType": need("pilot-rendezvous", "n2-standard-4"),
+    "pilot-fleet:swarm[0].machineType": need("swarm-1", "m1-megamem-96"),
+    "pilot-fleet:swarm[2].machineType": need("swarm-3", "m1-megamem-96"),
 }
 EMAIL = "vms@project-1.iam.gserviceaccount.com"
 
@@ -42,7 +49,7 @@ def test_a_type_that_the_zone_has_not_is_a_sentence_for_each_vm(
     dry_run: bool, cloud: Serving
 ) -> None:
     assert cloud.url
-    found = zone_types.problems(ZONE, ASKED, zone_types.looker("project-1", ZONE), dry_run=dry_run)
+    found = zone_types.problems(NEEDED, zone_types.looker("project-1"), dry_run=dry_run)
     assert [text.partition(". ")[0] for text in found] == [
         f"pilot-fleet:swarm[{index}].machineType: us-central1-a has no machine type "
         f"m1-megamem-96, so {vm} cannot be one"
@@ -54,29 +61,70 @@ def test_a_type_that_the_zone_has_not_is_a_sentence_for_each_vm(
 def test_each_type_is_asked_for_once_and_a_deprecated_one_is_said(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    looked: list[str] = []
+    looked: list[tuple[str, str]] = []
 
-    def look(kind: str) -> str:
-        looked.append(kind)
+    def look(zone: str, kind: str) -> str:
+        looked.append((zone, kind))
         return "DEPRECATED" if kind == "m1-megamem-96" else ""
 
-    assert zone_types.problems(ZONE, ASKED, look, dry_run=False) == []
-    assert looked == ["n2-standard-4", "m1-megamem-96"]
+    assert zone_types.problems(NEEDED, look, dry_run=False) == []
+    assert looked == [(ZONE, "n2-standard-4"), (ZONE, "m1-megamem-96")]
     assert [record.message for record in caplog.records] == [
         "Google calls the machine type m1-megamem-96 deprecated"
     ]
-    assert zone_types.problems(ZONE, {}, look, dry_run=False) == []
+    assert zone_types.problems({}, look, dry_run=False) == []
     assert len(looked) == 2
+
+
+IN_BOTH = NEEDED | {"pilot-fleet:swarm[1].machineType": need("swarm-2", "m1-megamem-96", OTHER)}
+
+
+def test_each_vm_is_looked_up_in_its_own_zone(caplog: pytest.LogCaptureFixture) -> None:
+    def look(zone: str, kind: str) -> str | None:
+        return None if (zone, kind) == (OTHER, "m1-megamem-96") else "DEPRECATED"
+
+    (found,) = zone_types.problems(IN_BOTH, look, dry_run=False)
+    assert found.startswith("pilot-fleet:swarm[1].machineType: us-central1-b has no machine type")
+    assert "--zones=us-central1-b" in found
+    # One that several zones call so is said once.
+    assert len(caplog.records) == 2
+
+
+def test_a_zone_that_does_not_answer_hides_nothing_of_another() -> None:
+    asked: list[str] = []
+
+    def look(zone: str, _: str) -> str | None:
+        asked.append(zone)
+        if zone == ZONE:
+            raise google_rest.NotLookedUpError("Unknown zone")
+        return None
+
+    failed, missing = zone_types.problems(IN_BOTH, look, dry_run=False)
+    assert failed == (
+        f"{', '.join(NEEDED)}: cannot be looked up, so us-central1-a may not have these machine "
+        "types: Unknown zone. Nothing was changed"
+    )
+    assert missing.startswith("pilot-fleet:swarm[1].machineType: us-central1-b has no")
+    assert asked == [ZONE, OTHER]
+
+
+def test_a_reason_of_several_zones_is_said_once() -> None:
+    def look(*_: str) -> str | None:
+        raise google_rest.NotLookedUpError("nobody answers")
+
+    (failed,) = zone_types.problems(IN_BOTH, look, dry_run=False)
+    assert all(path in failed for path in IN_BOTH)
+    assert "so us-central1-a or us-central1-b may not" in failed
 
 
 def test_a_failed_look_up_is_a_warning_in_a_preview(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GOOGLE_OAUTH_ACCESS_TOKEN", google_rest.PLACEHOLDER_TOKEN)
-    look = zone_types.looker("project-1", ZONE)
-    assert zone_types.problems(ZONE, ASKED, look, dry_run=True) == []
+    look = zone_types.looker("project-1")
+    assert zone_types.problems(NEEDED, look, dry_run=True) == []
     assert "pilot-fleet:swarm[2].machineType: cannot be looked up" in caplog.text
-    (problem,) = zone_types.problems(ZONE, ASKED, look, dry_run=False)
+    (problem,) = zone_types.problems(NEEDED, look, dry_run=False)
     assert problem.endswith("there are no Google credentials. Nothing was changed")
 
 
@@ -91,14 +139,14 @@ def test_a_project_or_zone_that_is_not_there_is_not_a_type_that_is_not_sold(
     monkeypatch.setenv("GOOGLE_OAUTH_ACCESS_TOKEN", "anything")
     monkeypatch.setattr(google_rest.Google, "get", get)
     with pytest.raises(google_rest.NotLookedUpError, match="'projects/project-1' was not found"):
-        zone_types.looker("project-1", ZONE)("e2-standard-4")
+        zone_types.looker("project-1")(ZONE, "e2-standard-4")
 
 
 def test_nobody_that_answers_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     nowhere = {"gcp:accessToken": "anything", "gcp:computeCustomEndpoint": "http://127.0.0.1:1/"}
     monkeypatch.setenv("PULUMI_CONFIG", json.dumps(nowhere))
     with pytest.raises(google_rest.NotLookedUpError) as caught:
-        zone_types.looker("project-1", ZONE)("e2-standard-4")
+        zone_types.looker("project-1")(ZONE, "e2-standard-4")
     assert "127.0.0.1" in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
 
