@@ -210,7 +210,7 @@ def fleet_fits(
     vms = [(vm, parse_spec(vm.metadata.get("pilot-spec"))) for vm in fleet_vms(resources)]
     rendezvous = [(vm, spec) for vm, spec in vms if vm.role == "rendezvous"]
     swarm = [spec for vm, spec in vms if vm.role == "swarm"]
-    counts = [_agents(spec) for spec in swarm]
+    counts = [agents_of(spec) for spec in swarm]
     total = sum(count for count in counts if count is not None)
     certain = (
         None not in counts
@@ -233,7 +233,7 @@ def fleet_fits(
         )
         return
     for vm, spec in rendezvous:
-        if certain and _agents(spec) not in (None, total):
+        if certain and agents_of(spec) not in (None, total):
             yield (
                 vm.resource,
                 Violation(
@@ -246,7 +246,7 @@ def fleet_fits(
         yield from ((vm.resource, finding) for finding in _carries(vm, total, config))
 
 
-def _agents(spec: Any) -> int | None:
+def agents_of(spec: Any) -> int | None:
     """The number of agents in a parsed spec; `None` where it has none."""
     agents = spec.get("agents") if isinstance(spec, dict) else None
     return agents if _whole(agents) else None

@@ -27,7 +27,16 @@ from pulumi_policy import (
 )
 from pulumi_policy import policy as sdk
 
-from . import endpoints, exposure, fits, identity, instance_scripts, project_script, protection
+from . import (
+    endpoints,
+    exposure,
+    fits,
+    identity,
+    instance_scripts,
+    project_script,
+    protection,
+    zones,
+)
 from .values import Resource, Violation, plain
 
 NAME: Final = "pilot-fleet"
@@ -36,6 +45,7 @@ MUST_KNOW: Final = "PILOT_REFUSE_UNKNOWN"
 _STRINGS: Final = {"type": "array", "items": {"type": "string", "minLength": 1}}
 _COUNT: Final = {"type": "number", "minimum": 0}
 _SIZE: Final = {"type": "number", "exclusiveMinimum": 0}
+_SHARE: Final = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
 _PREFIX: Final = {"type": "integer", "minimum": 0, "maximum": 128}
 _SWITCH: Final = {"type": "boolean"}
 _TEXT: Final = {"type": "string"}
@@ -317,6 +327,14 @@ def policies(mode: Mode) -> list[Policy]:
             fits.fleet_fits,
             fits.FitsConfig,
             _schema(machineTypes=_MACHINES, connectionsPerAgent=_SIZE, connectionsPerGb=_SIZE),
+        ),
+        rules.stack(
+            "zones-can-be-lost",
+            "The fleet's VMs are in one region, and no zone holds a larger share of the agents "
+            "than this site allows.",
+            zones.losing_a_zone,
+            zones.ZonesConfig,
+            _schema(maxZoneShare=_SHARE),
         ),
         # Last, because it reports the remarks of those before it.
         rules.remarks(

@@ -278,6 +278,22 @@ SCENARIOS: dict[str, tuple[list[Planned], list[Planned]]] = {
             member("bad-rv", spec("rendezvous", agents=6001), "n2-custom-4-8192"),
         ],
     ),
+    "zones-can-be-lost": (
+        [
+            *FLEET[:-1],
+            member("swarm-2", spec(), zone="us-central1-f"),
+            member("unknown", spec(agents=10), zone=unknown("us-central1-b")),
+            member("secret", spec(agents=10), zone=secret("us-central1-c")),
+            member("rv", spec("rendezvous", agents=6020), "n2-standard-4"),
+        ],
+        [
+            *FLEET[:-1],
+            member("bad-known", spec(agents=10), zone="us-east1-b"),
+            member("bad-secret", spec(agents=10), zone=secret("europe-west1-b")),
+            member("unknown", spec(agents=10), zone=unknown("us-east1-b")),
+            member("rv", spec("rendezvous", agents=3030), "n2-standard-4"),
+        ],
+    ),
     "one-project-script": (
         [*FLEET, item("login", "TRUE", "enable-oslogin")],
         [

@@ -8,7 +8,16 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policy import endpoints, exposure, fits, identity, instance_scripts, project_script, protection
+from policy import (
+    endpoints,
+    exposure,
+    fits,
+    identity,
+    instance_scripts,
+    project_script,
+    protection,
+    zones,
+)
 from policy.values import UNKNOWN, Resource
 from tests.policy.planned import INSTANCE, SCRIPT, owner, planned, spec, vm, vm_props
 
@@ -27,6 +36,7 @@ _KEYS = st.sampled_from(
         "enable-oslogin",
         "ipProtocol",
         "key",
+        "zone",
         "layer4Configs",
         "machineType",
         "match",
@@ -96,6 +106,7 @@ def judge(*resources: Resource) -> list[str]:
         found += list(protection.unprotected(one, protection.ProtectionConfig()))
     found += [finding for _, finding in project_script.one_script(resources)]
     found += [finding for _, finding in fits.fleet_fits(resources, fits.FitsConfig())]
+    found += [finding for _, finding in zones.losing_a_zone(resources, zones.ZonesConfig())]
     return [str(finding) for finding in found]
 
 

@@ -32,6 +32,7 @@ from policy import (
     pack,
     project_script,
     protection,
+    zones,
 )
 from tests.policy.planned import INSTANCE, spec, vm
 
@@ -136,7 +137,7 @@ def test_the_packs_description_of_itself(analyzer: Any) -> None:
     advisory = {name for name, level in told_levels.items() if level == "ADVISORY"}
     assert advisory == {"judged-in-preview"}
     assert set(told_levels) == {policy.name for policy in pack.policies(pack.Mode())}
-    assert len(info.policies) == 11
+    assert len(info.policies) == 12
 
 
 def test_an_engine_that_does_not_tell_the_mode(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,6 +182,7 @@ def test_every_setting_is_in_its_schema_and_in_the_readme(analyzer: Any) -> None
         "guarded-project-script": project_script.ProjectScriptConfig,
         "vm-fits": fits.VmConfig,
         "fleet-fits": fits.FitsConfig,
+        "zones-can-be-lost": zones.ZonesConfig,
         "not-open-to-the-world": exposure.ExposureConfig,
         "no-default-service-account": identity.AccountConfig,
         "endpoints-are-googles": endpoints.EndpointsConfig,
@@ -199,6 +201,7 @@ def test_the_readmes_settings_are_settings() -> None:
     names = {policy.name for policy in pack.policies(pack.Mode())}
     assert set(settings) <= names
     pack.configured("vm-fits", fits.VmConfig, settings["vm-fits"])
+    pack.configured("zones-can-be-lost", zones.ZonesConfig, settings["zones-can-be-lost"])
     pack.configured(
         "stateful-protected", protection.ProtectionConfig, settings["stateful-protected"]
     )
