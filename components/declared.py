@@ -1,7 +1,7 @@
 """Prints what this checkout declares of a live project, without an engine and without state.
 
     python -m components.declared swarm     as JSON: the startup script's sha256, each VM's
-                                          metadata, names whose scripts are allowed
+                                          metadata and zone, names whose scripts are allowed
 
 `ops audit --declared` compares it with Google's API. A release is null where it is neither built
 here nor has its sha256 in the stack file.
@@ -33,15 +33,21 @@ class DeclaredError(Exception):
 def declared(stack: str) -> dict[str, Any]:
     """The declarations of a stack. Raises DeclaredError.
 
-    `script` (sha256, hex), `metadata` (by VM) and `allowed` (names of resources that may have a
-    script of their own).
+    `script` (sha256, hex), `metadata` and `zones` (by VM), and `allowed` (names of resources that
+    may have a script of their own).
     """
     path = ROOT / f"Pulumi.{stack}.yaml"
     try:
         config = parse(path.read_text(encoding="utf-8"), path.name)
         digest = startup.render().sha256
         allowed = list(config.allowed_scripts)
-        return {"script": digest, "metadata": metadata(config, digest), "allowed": allowed}
+        return {
+            "script": digest,
+            "metadata": metadata(config, digest),
+            "zones": {config.rendezvous.name: config.rendezvous.zone}
+            | {vm.name: vm.zone for vm in config.swarm},
+            "allowed": allowed,
+        }
     except OSError as error:
         raise DeclaredError(f"{path.name}: {error.strerror}") from None
     except EncryptedError as error:

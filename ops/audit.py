@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from ops.errors import MissingError, UnsupportedError
@@ -68,6 +68,8 @@ class Declared:
     """The script's sha256 in hex; "": not known."""
     metadata: Mapping[str, Mapping[str, str]] | None = None
     """VM -> its metadata; None: not known."""
+    zones: Mapping[str, str] = field(default_factory=dict)
+    """VM -> its zone, where it is known."""
     allowed: tuple[str, ...] = ()
     """Names of resources that may have a script of their own."""
 
@@ -186,7 +188,9 @@ def _ghosts(bag: Bag, fleet: Fleet, allowed: frozenset[str]) -> Iterator[Finding
     for key, value in bag.metadata.items():
         if does := what_runs(key, value):
             digest = hashlib.sha256(value.encode()).hexdigest()
-            remedy = _REMEDY.get(bag.kind, "take it out").format(name=name, key=key)
+            # zones/ZONE/instances/NAME, zones/ZONE/instanceSettings
+            zone = bag.where.removeprefix("zones/").partition("/")[0]
+            remedy = _REMEDY.get(bag.kind, "take it out").format(name=name, zone=zone, key=key)
             if not is_fleets:
                 remedy += f"; where it is wanted, --allow {name}"
             elif name in allowed:
@@ -201,9 +205,10 @@ def _ghosts(bag: Bag, fleet: Fleet, allowed: frozenset[str]) -> Iterator[Finding
 
 _FLEETS: Final = frozenset({"pilot-role", "pilot-spec"})
 _REMEDY: Final = {
-    "instance": "gcloud compute instances remove-metadata {name} --keys={key}, then reboot it",
+    "instance": "gcloud compute instances remove-metadata {name} --zone={zone} --keys={key}, then "
+    "reboot it",
     "template": "delete the template, and look for what was made from it",
-    "zone": "take the key out of the zone's instance settings",
+    "zone": "take the key out of the instance settings of {zone}",
 }
 
 
@@ -297,8 +302,8 @@ def _metadata(instance: Instance, declared: Declared) -> Iterator[Finding]:
                 rule="undeclared-key",
                 where=f"{where} [{key}]",
                 what="nobody declared it",
-                remedy=f"gcloud compute instances remove-metadata {instance.name} --keys={key}, "
-                f"or `{_MEND}`",
+                remedy=f"gcloud compute instances remove-metadata {instance.name} "
+                f"--zone={instance.zone} --keys={key}, or `{_MEND}`",
             )
     wrong = dict(_disagreements(instance))
     if not spec.content:
@@ -313,6 +318,14 @@ def _metadata(instance: Instance, declared: Declared) -> Iterator[Finding]:
             rule="not-declared", where=where, what="the stack file has no VM of that name"
         )
         return
+    zone = declared.zones.get(instance.name, instance.zone)
+    if zone != instance.zone:
+        yield Finding(
+            rule="zone-differs",
+            where=where,
+            what=f"the VM of that name is declared in {zone}",
+            remedy="`make preview ARGS=--refresh` shows which one is the fleet's: delete another",
+        )
     for key in sorted(expected.keys() | (found.keys() & set(DECLARED))):
         if not _same(found.get(key), expected.get(key)):
             yield Finding(

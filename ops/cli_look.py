@@ -199,9 +199,11 @@ def _declared(file: str, expected: str) -> audits.Declared:
         text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
         found = json.loads(text)
         metadata = {name: dict(each) for name, each in found["metadata"].items()}
+        # A checkout before zones prints none.
+        zones = {name: str(zone) for name, zone in found.get("zones", {}).items()}
         allowed = tuple(str(name) for name in found.get("allowed", ()))
         script = expected or str(found["script"])
-        return audits.Declared(script=script, metadata=metadata, allowed=allowed)
+        return audits.Declared(script=script, metadata=metadata, zones=zones, allowed=allowed)
     except OSError as error:
         raise UsageError(f"--declared {file}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from rich.console import Group, RenderableType
@@ -288,6 +288,8 @@ def _explained(
 # The table for people
 
 
+# Where the fleet is in one zone, this column is left out.
+_ZONE: Final = Column(name="zone", spare=4)
 _COLUMNS: Final = (
     Column(name="VM"),
     Column(name="state"),
@@ -304,10 +306,16 @@ _COLUMNS: Final = (
 def render(seen: Picture) -> RenderableType:
     """The table."""
     known = (_number(seen.wanted), _number(seen.running), _number(seen.failed))
-    total = ("in all", "", "", *known, "", "", "")
-    sheet = Sheet(
-        columns=_COLUMNS, lines=[*map(_line, seen.rows)], total=[Text(each) for each in total]
-    )
+    columns, lines = list(_COLUMNS), [_line(each) for each in seen.rows]
+    total = ["in all", "", "", *known, "", "", ""]
+    if len({each.zone for each in seen.rows}) > 1:
+        columns.insert(1, _ZONE)
+        total.insert(1, "")
+        lines = [
+            replace(line, cells=(line.cells[0], Text(each.zone), *line.cells[1:]))
+            for line, each in zip(lines, seen.rows, strict=True)
+        ]
+    sheet = Sheet(columns=columns, lines=lines, total=[Text(each) for each in total])
     return Group(sheet, Text(), *map(Text, totals(seen)))
 
 

@@ -19,7 +19,7 @@ from lab.machines.driver import Machine
 from startup.node.desired import orders as node_orders
 from startup.node.pressure.sampler import Heavy, Sample
 from startup.node.report.status import OrdersStatus, RegistryStatus, RollStatus, document, encode
-from tests.lab.cloud.client import COMPUTE, ZONE, Client, make_network, vm
+from tests.lab.cloud.client import COMPUTE, Client, make_network, vm
 from tests.lab.cloud.guest import publish
 from tests.startup import facts
 
@@ -69,6 +69,7 @@ class Node:
 
     name: str
     agents: int
+    zone: str = "us-central1-a"
     running: int = 0
     boot: int = 1
     started: str = ""
@@ -176,7 +177,10 @@ class Node:
 class Simulated:
     """The fleet in a lab that is served."""
 
-    def __init__(self, serving: Serving, agents: Mapping[str, int]) -> None:
+    def __init__(
+        self, serving: Serving, agents: Mapping[str, int], zones: Mapping[str, str] | None = None
+    ) -> None:
+        """`zones`: those of VMs that are not in the lab's usual one."""
         self.serving = serving
         self.client = Client(serving.url)
         make_network(self.client, cidr="10.10.0.0/20")
@@ -187,6 +191,7 @@ class Simulated:
             name: Node(name=name, agents=count, running=count) for name, count in agents.items()
         }
         for node in self.nodes.values():
+            node.zone = (zones or {}).get(node.name, node.zone)
             self.make(node)
         self.ticks = 0
         self.dead = 0
@@ -209,17 +214,23 @@ class Simulated:
         labels = {"pilot-fleet": FLEET, "pilot-role": given["role"]}
         items = spec.metadata(given)
         metadata = {"items": [{"key": key, "value": text} for key, text in items.items()]}
-        self.client.do("POST", f"{ZONE}/instances", vm(node.name, labels=labels, metadata=metadata))
+        machine = f"zones/{node.zone}/machineTypes/e2-standard-2"
+        body = vm(node.name, labels=labels, metadata=metadata, machineType=machine)
+        self.client.do("POST", f"{COMPUTE}/zones/{node.zone}/instances", body)
+
+    def path(self, name: str) -> str:
+        """The path of a VM in the API."""
+        return f"{COMPUTE}/zones/{self.nodes[name].zone}/instances/{name}"
 
     def instance(self, name: str) -> dict[str, Any]:
-        found = self.client.get(f"{ZONE}/instances/{name}")
+        found = self.client.get(self.path(name))
         assert isinstance(found, dict)
         return found
 
     def set_metadata(self, name: str, changes: Mapping[str, str | None]) -> None:
         held = self.instance(name)["metadata"]
         items = {each["key"]: each["value"] for each in held.get("items", [])}
-        self._set(f"{ZONE}/instances/{name}/setMetadata", held["fingerprint"], items, changes)
+        self._set(f"{self.path(name)}/setMetadata", held["fingerprint"], items, changes)
 
     def set_project(self, changes: Mapping[str, str | None]) -> None:
         held = self.client.get(COMPUTE)["commonInstanceMetadata"]
@@ -256,7 +267,7 @@ class Simulated:
         self.after_tick()
 
     def _tick(self, node: Node) -> None:
-        found = self.client.call("GET", f"{ZONE}/instances/{node.name}").json
+        found = self.client.call("GET", self.path(node.name)).json
         if found is None or found.get("status") != "RUNNING" or node.quiet:
             node.running = 0 if found is None or found.get("status") != "RUNNING" else node.running
             return
@@ -274,7 +285,7 @@ class Simulated:
         self.publish(node.name, encode(node.document(self.online)))
 
     def publish(self, name: str, text: str) -> None:
-        where = f"projects/p1/zones/us-central1-a/instances/{name}"
+        where = f"projects/p1/zones/{self.nodes[name].zone}/instances/{name}"
         publish(self.serving.lab.store, where, "pilot/status", text)
 
     def console(self, text: bytes) -> None:

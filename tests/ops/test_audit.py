@@ -44,7 +44,7 @@ def test_an_instance_level_script(ops: Ops, simulated: Simulated, key: str) -> N
     assert rules(ops) == ["ghost-instance"]
     text = ops("audit").out
     assert f"zones/us-central1-a/instances/swarm-2 [{key}]" in text
-    assert f"remove-metadata swarm-2 --keys={key}" in text
+    assert f"remove-metadata swarm-2 --zone=us-central1-a --keys={key}" in text
     simulated.set_metadata("swarm-2", {key: None})
     assert rules(ops) == []
 
@@ -194,6 +194,7 @@ def test_what_the_checkout_declares(ops: Ops, simulated: Simulated, tmp_path: Pa
     declared = json.loads(done.stdout)
     assert declared["script"] == startup.render().sha256
     assert set(declared["metadata"]) == {RENDEZVOUS, "swarm-1", "swarm-2", "swarm-3"}
+    assert declared["zones"] == dict.fromkeys(declared["metadata"], "us-central1-a")
     found = ops(*AUDIT, "--declared", str(file)).json["findings"]
     assert {each["rule"] for each in found} == {
         "script-differs",
