@@ -1,0 +1,64 @@
+"""A fleet in two zones, carried out: nothing differs afterwards, and no VM is moved."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lab.cloud.server import Serving
+from tests.components.fleet import changed
+from tests.engine.project import Project
+from tests.engine.test_update import CLOUD, FLEET, call, cloud, project
+
+__all__ = ["cloud", "project"]
+
+pytestmark = pytest.mark.engine
+
+OTHER = "us-central1-b"
+
+
+def fleet(*zones: str | None, **more: Any) -> dict[str, Any]:
+    """The seed's fleet with a zone for each swarm VM; None: that line names none."""
+    values = changed(**FLEET, **more)
+    for vm, zone in zip(values["swarm"], zones, strict=True):
+        if zone:
+            vm["zone"] = zone
+    return values
+
+
+def names(cloud: Serving, zone: str, kind: str) -> set[str]:
+    listed = call(cloud, f"projects/{CLOUD}/zones/{zone}/{kind}")
+    return {each["name"] for each in listed.get("items", [])}
+
+
+def test_a_fleet_in_two_zones(project: Project, cloud: Serving) -> None:
+    project.configure(fleet(None, OTHER, None, maxZoneShare="0.5"))
+    made = project.up().no_traceback()
+    assert made.code == 0, made.text
+    assert "us-central1-b holds 5,000 of 9,500 agents (52.6%)" in made.text
+    assert "1 VM, lost with it: 5,000 of 9,500 agents (53%)" in made.text
+    assert names(cloud, OTHER, "instances") == {"swarm-2"}
+    assert "swarm-2-state" in names(cloud, OTHER, "disks")
+    assert project.steps("--refresh") == {}
+
+    # A VM of another name may be in any zone; one that is there keeps its own.
+    for zones, path in (
+        ((None, None, None), "swarm[1].zone"),
+        ((OTHER, OTHER, None), "swarm[0].zone"),
+    ):
+        project.configure(fleet(*zones))
+        for refused in (project.preview().no_traceback(), project.up().no_traceback()):
+            assert refused.code != 0
+            assert f"pilot-fleet:{path}: swarm-" in refused.text
+            assert "no update moves a VM" in refused.text
+    values = fleet(None, OTHER, None)
+    values["swarm"].append({"name": "swarm-4", "machineType": "e2-standard-8", "agents": 1})
+    values["swarm"][-1]["zone"] = "us-central1-f"
+    project.configure(values)
+    steps = project.steps()
+    assert {name for name, step in steps.items() if step == "create"} >= {
+        "swarm-4-vm",
+        "swarm-4-disk",
+    }
+    assert set(steps.values()) <= {"create", "update"}
