@@ -38,11 +38,11 @@ def problems(
     """A sentence for each machine type of `needed` that its zone does not have.
 
     `needed` is by the path of the key. A failed look-up is a warning in a preview, and such a
-    sentence in an update: one per reason, since a reason that a zone shares with others is said
-    once. A deprecated type is a warning.
+    sentence in an update; zones whose look-ups fail for the same reason share one. A deprecated
+    type is a warning.
     """
     found: dict[tuple[str, str], str | None] = {}
-    # Paths that cannot be looked up, by zone, and the reason by zone.
+    # Why nothing can be looked up in a zone, by zone.
     failed: dict[str, str] = {}
     for each in needed.values():
         key = (each.zone, each.machine_type)
