@@ -6,24 +6,31 @@ right is missing, nobody answers, no such VM, the output cannot be written) · 4
 and has not taken effect in time · 130 interrupted.
 """
 
-from __future__ import annotations
-
-import getpass
-import socket
 from collections.abc import Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from ops import cli_act, cli_look, run
+from ops import cli_act, cli_context, cli_look
 from ops.cli_options import GlobalOptions
+from ops.defaults import POLL
 from ops.errors import FINE, INTERRUPTED, OpsError
-from ops.google import COMPUTE, MONITORING, STORAGE, CloudAddress
-from ops.terminal import answers, complain
+from ops.lazy import lazy
+from ops.terminal import answers, complain, say
+
+if TYPE_CHECKING:
+    from ops import version as versions
+else:
+    versions = lazy("ops.version")
+
+MODULE: Final = "ops"
+"""The program's name as `python -m ops`."""
+COMMAND: Final = "pilot-fleet"
+"""The program's name as the command in .venv/bin. It alone uses the current context: scripts that
+call `python -m ops` name their place."""
 
 app = typer.Typer(
     help=__doc__,
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -31,6 +38,13 @@ app = typer.Typer(
 # Added without a name: their commands become the app's, in this order.
 app.add_typer(cli_look.commands)
 app.add_typer(cli_act.commands)
+app.add_typer(cli_context.commands, name="context", help="Name the places where your fleets are.")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        say(f"{COMMAND} {versions.version()}")
+        raise typer.Exit(FINE)
 
 
 @app.callback()
@@ -40,8 +54,19 @@ def options(
     project: Annotated[
         str,
         typer.Option(
-            envvar=["PILOT_PROJECT", "CLOUDSDK_CORE_PROJECT", "GOOGLE_CLOUD_PROJECT"],
-            help="The Google Cloud project; default: your login's.",
+            envvar="PILOT_PROJECT",
+            help="The Google Cloud project; default: the context's, then CLOUDSDK_CORE_PROJECT, "
+            "GOOGLE_CLOUD_PROJECT, your login's.",
+        ),
+    ] = "",
+    context: Annotated[
+        str,
+        typer.Option(
+            envvar="PILOT_CONTEXT",
+            metavar="NAME",
+            autocompletion=cli_context.names,
+            help="Where the fleet is, by the name that `context add` has given it; default: the "
+            "current one (`python -m ops`: none). Options that name another place win.",
         ),
     ] = "",
     fleet: Annotated[
@@ -77,32 +102,41 @@ def options(
     ] = "",
     poll: Annotated[
         float, typer.Option(min=0.01, help="Seconds between two looks while a command waits.")
-    ] = run.POLL,
+    ] = POLL,
+    version: Annotated[  # noqa: ARG001 - its callback has answered
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_show_version, help="Print the version and exit."
+        ),
+    ] = False,
 ) -> None:
     """Read the options that all commands share."""
     ctx.obj = GlobalOptions(
-        place=CloudAddress(
-            project=project,
-            compute=(compute_endpoint or endpoint or COMPUTE).rstrip("/"),
-            storage=(storage_endpoint or endpoint or STORAGE).rstrip("/"),
-            monitoring=(monitoring_endpoint or endpoint or MONITORING).rstrip("/"),
-        ),
-        fleet=fleet,
-        dashboard=dashboard,
-        by=by or f"{getpass.getuser()}@{socket.gethostname()}",
+        given={
+            "project": project,
+            "fleet": fleet,
+            "dashboard": dashboard,
+            "endpoint": endpoint,
+            "compute_endpoint": compute_endpoint,
+            "storage_endpoint": storage_endpoint,
+            "monitoring_endpoint": monitoring_endpoint,
+        },
+        context=context,
+        uses_current=ctx.info_name == COMMAND,
+        given_by=by,
         poll=poll,
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; its exit code."""
+def main(arguments: Sequence[str] | None = None, *, program: str = MODULE) -> int:
+    """Run the command line under a name; its exit code."""
     try:
         with answers():
-            app(args=None if arguments is None else list(arguments), prog_name="ops")
+            app(args=None if arguments is None else list(arguments), prog_name=program)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else FINE
     except OpsError as error:
-        complain(f"ops: {error}")
+        complain(f"{program}: {error}")
         return error.code
     except KeyboardInterrupt:
         return INTERRUPTED

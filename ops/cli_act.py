@@ -1,17 +1,12 @@
 """Commands that change the fleet. Continue an interrupted restart or reboot with --resume."""
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Final, NoReturn
+from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
 import typer
 
-from ops import fleet as fleets
-from ops import plan as plans
-from ops import rolls, run
 from ops.cli_options import (
     Abandon,
     GlobalOptions,
@@ -24,11 +19,20 @@ from ops.cli_options import (
     Without,
     Yes,
 )
+from ops.defaults import LIMIT
 from ops.errors import FINE, FOUND, OpsError, OutputError, StuckError, UsageError
-from ops.fleet import Fleet
-from ops.orders import BANNER_LIMIT, OrdersBucket, new_id
-from ops.plan import RestartPlan, VmInPlan
-from ops.terminal import Bar, ask, complain, confirm_clean, say, show
+from ops.lazy import lazy
+from ops.terminal import ask, complain, confirm_clean, say, show
+
+if TYPE_CHECKING:
+    from ops import fleet as fleets
+    from ops import orders, progress_bar, rolls, run
+    from ops import plan as plans
+    from ops.fleet import Fleet
+    from ops.plan import RestartPlan, VmInPlan
+else:
+    fleets, orders, plans = lazy("ops.fleet"), lazy("ops.orders"), lazy("ops.plan")
+    progress_bar, rolls, run = lazy("ops.progress_bar"), lazy("ops.rolls"), lazy("ops.run")
 
 commands = typer.Typer()
 _ENDS: Final = (signal.SIGTERM, signal.SIGHUP)
@@ -56,7 +60,7 @@ def restart(
     silence: Silence = True,
     without: Without = None,
     insist: Insist = False,
-    limit: Limit = run.LIMIT,
+    limit: Limit = LIMIT,
     yes: Yes = False,
 ) -> None:
     """Restart the whole fleet: drain VM by VM, then start them, the smallest first.
@@ -96,7 +100,7 @@ def reboot(
     silence: Silence = True,
     without: Without = None,
     insist: Insist = False,
-    limit: Limit = run.LIMIT,
+    limit: Limit = LIMIT,
     yes: Yes = False,
 ) -> None:
     """Reboot VM by VM, for a new kernel: drain, off, on, whole, next. Default: all swarm VMs; the
@@ -130,7 +134,7 @@ def _check(
 
 
 def _take_up(
-    runner: run.Runner, kind: str, *, abandon: bool, silence: bool, without: Sequence[str]
+    runner: "run.Runner", kind: str, *, abandon: bool, silence: bool, without: Sequence[str]
 ) -> None:
     """Abandon or continue a plan that has begun."""
     if abandon:
@@ -147,8 +151,10 @@ def _take_up(
     _carry_out(runner, plan, generation, silence=silence)
 
 
-def _carry_out(runner: run.Runner, plan: RestartPlan, generation: int, *, silence: bool) -> None:
-    banner = f"{plan.kind} under way since {plan.at}, by {plan.by}"[:BANNER_LIMIT]
+def _carry_out(
+    runner: "run.Runner", plan: "RestartPlan", generation: int, *, silence: bool
+) -> None:
+    banner = f"{plan.kind} under way since {plan.at}, by {plan.by}"[: orders.BANNER_LIMIT]
     try:
         runner.carry_out(plan, generation, banner=banner, silence=silence)
     except (KeyboardInterrupt, OutputError):
@@ -193,19 +199,19 @@ def roll(
     raise typer.Exit(FOUND if any(each.is_bad for each in after) else FINE)
 
 
-def _roll_on(runner: run.Runner, open_: Sequence[rolls.VmRoll]) -> None:
+def _roll_on(runner: "run.Runner", open_: "Sequence[rolls.VmRoll]") -> None:
     if not open_:
         say("there is nothing to roll: every VM has accepted what is declared for it")
     for each in _heard(open_):
         if each.state not in ("rolling", "watching"):
             say(f"{each.vm}: go on to {each.version}")
-            order = {"sha256": each.sha256, "verdict": "go", "id": new_id("go")}
+            order = {"sha256": each.sha256, "verdict": "go", "id": orders.new_id("go")}
             runner.orders.give(each.vm, {"roll": order})
         runner.wait([each.vm], _arrives(each.sha256), f"roll to {each.version}")
         say(f"{each.vm}: has {each.version}")
 
 
-def _heard(open_: Sequence[rolls.VmRoll]) -> list[rolls.VmRoll]:
+def _heard(open_: "Sequence[rolls.VmRoll]") -> "list[rolls.VmRoll]":
     """The rolls of VMs that speak: waiting for the others would be in vain."""
     for each in open_:
         if each.problem:
@@ -213,11 +219,11 @@ def _heard(open_: Sequence[rolls.VmRoll]) -> list[rolls.VmRoll]:
     return [each for each in open_ if not each.problem]
 
 
-def _arrives(sha256: str) -> Callable[[VmInPlan], bool]:
+def _arrives(sha256: str) -> "Callable[[VmInPlan], bool]":
     return lambda seen: rolls.arrived(seen, sha256)
 
 
-def _reject(runner: run.Runner, open_: Sequence[rolls.VmRoll]) -> None:
+def _reject(runner: "run.Runner", open_: "Sequence[rolls.VmRoll]") -> None:
     if not open_:
         say("there is nothing to reject: every VM has accepted what is declared for it")
     open_ = _heard(open_)
@@ -258,7 +264,7 @@ def _benchmarks(settings: GlobalOptions, word: str | None, limit: float) -> None
 
 @commands.command()
 def drain(ctx: typer.Context, *, vms: Annotated[list[str], typer.Argument(metavar="VM...")],
-          limit: Limit = run.LIMIT) -> None:  # fmt: skip
+          limit: Limit = LIMIT) -> None:  # fmt: skip
     """Stop the agents of VMs at the window's pace, and start none until `undrain`.
 
     On the rendezvous: save its registry and stop it."""
@@ -277,7 +283,7 @@ def drain(ctx: typer.Context, *, vms: Annotated[list[str], typer.Argument(metava
 
 @commands.command()
 def undrain(ctx: typer.Context, *, vms: Annotated[list[str], typer.Argument(metavar="VM...")],
-            limit: Limit = run.LIMIT) -> None:  # fmt: skip
+            limit: Limit = LIMIT) -> None:  # fmt: skip
     """End `drain`: start the agents again."""
     with _runner(ctx.obj, limit) as runner:
         names = _chosen(runner.look(), vms, None)
@@ -286,15 +292,15 @@ def undrain(ctx: typer.Context, *, vms: Annotated[list[str], typer.Argument(meta
         say(f"whole: {', '.join(names)}")
 
 
-def _undrained(seen: VmInPlan) -> int | None:
+def _undrained(seen: "VmInPlan") -> int | None:
     return seen.undrained
 
 
-def _unfilled(seen: VmInPlan) -> int | None:
+def _unfilled(seen: "VmInPlan") -> int | None:
     return seen.unfilled
 
 
-def _is_up(seen: VmInPlan) -> bool:
+def _is_up(seen: "VmInPlan") -> bool:
     """Whether the VM is whole. StuckError where no order can make it so."""
     if seen.holds_itself:
         raise StuckError(_held_itself(seen.vm.name))
@@ -305,7 +311,7 @@ def _held_itself(vm: str) -> str:
     return f"{vm} is still held, on the VM itself: `sudo pilot-node undrain` on it ends that"
 
 
-def _tell_of_plan(runner: run.Runner) -> None:
+def _tell_of_plan(runner: "run.Runner") -> None:
     """Note an unfinished plan: it holds VMs, and starts them again."""
     try:
         plan, _ = runner.plan()
@@ -319,7 +325,9 @@ def _tell_of_plan(runner: run.Runner) -> None:
 # Shared by these commands
 
 
-def _chosen(found: Fleet, named: Sequence[str] | None, without: Sequence[str] | None) -> list[str]:
+def _chosen(
+    found: "Fleet", named: Sequence[str] | None, without: Sequence[str] | None
+) -> list[str]:
     """The names of the VMs to change: those named, or all with agents; the smallest first.
     OpsError where one is not there."""
     for name in (*(named or ()), *(without or ())):
@@ -335,7 +343,7 @@ def _chosen(found: Fleet, named: Sequence[str] | None, without: Sequence[str] | 
 
 
 @contextmanager
-def _runner(settings: GlobalOptions, limit: float) -> Iterator[run.Runner]:
+def _runner(settings: GlobalOptions, limit: float) -> "Iterator[run.Runner]":
     """A runner with a progress bar. SIGTERM and SIGHUP interrupt it like Ctrl-C."""
     cloud = settings.cloud()
     found = fleets.choose(fleets.instances(cloud), settings.fleet)
@@ -351,11 +359,11 @@ def _runner(settings: GlobalOptions, limit: float) -> Iterator[run.Runner]:
     # An ignored signal (nohup) stays ignored.
     ends = [each for each in _ENDS if signal.getsignal(each) is not signal.SIG_IGN]
     before = {each: signal.signal(each, interrupt) for each in ends}
-    bar = Bar()
+    bar = progress_bar.Bar()
     try:
         yield run.Runner(
             cloud=cloud,
-            orders=OrdersBucket(cloud=cloud, bucket=names.pop(), by=settings.by),
+            orders=orders.OrdersBucket(cloud=cloud, bucket=names.pop(), by=settings.by),
             fleet=found[0],
             dashboard=settings.dashboard,
             say=say,

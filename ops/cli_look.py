@@ -1,7 +1,5 @@
 """Commands that only look."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil
@@ -9,17 +7,24 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from ops import audit as audits
-from ops import fleet as fleets
-from ops import holds, status, watch
 from ops.cli_options import GlobalOptions, Json, VmName
+from ops.defaults import DASHBOARD_PORT, GROWTH, THRESHOLD
 from ops.errors import FINE, FOUND, OpsError, UsageError
-from ops.fleet import Fleet, Vm
+from ops.lazy import lazy
 from ops.terminal import draw, say, show
+
+if TYPE_CHECKING:
+    from ops import audit as audits
+    from ops import fleet as fleets
+    from ops import holds, status, watch
+    from ops.fleet import Fleet, Vm
+else:
+    audits, fleets = lazy("ops.audit"), lazy("ops.fleet")
+    holds, status, watch = lazy("ops.holds"), lazy("ops.status"), lazy("ops.watch")
 
 commands = typer.Typer()
 _BACKLOG: Final = 16 * 1024  # bytes of the console that `logs` shows first
@@ -60,10 +65,10 @@ def watch_(
     threshold: Annotated[
         float,
         typer.Option(min=0, max=1, help="Fraction of the declared agents that must be online."),
-    ] = watch.THRESHOLD,
+    ] = THRESHOLD,
     growth: Annotated[
         float, typer.Option(min=0, help="Limit of the growth of a VM's agents, in MiB per hour.")
-    ] = watch.GROWTH / 2**20,
+    ] = GROWTH / 2**20,
     once: Annotated[
         bool, typer.Option("--once", help="Look once, for cron: exit 1 if there is an alert.")
     ] = False,
@@ -125,7 +130,7 @@ def logs(
 def dashboard(
     ctx: typer.Context,
     *,
-    port: Annotated[int, typer.Option(help="The port on this machine.")] = fleets.DASHBOARD_PORT,
+    port: Annotated[int, typer.Option(help="The port on this machine.")] = DASHBOARD_PORT,
 ) -> None:
     """Open a tunnel to the dashboard through IAP, until interrupted."""
     cloud = ctx.obj.cloud()
@@ -140,7 +145,7 @@ def dashboard(
         raise OpsError("gcloud is not installed: it opens the tunnel")
     say(f"http://localhost:{port} leads to the dashboard until you end this (Ctrl-C)")
     command = ["gcloud", "compute", "start-iap-tunnel", rendezvous.name]
-    command += [str(fleets.DASHBOARD_PORT), f"--local-host-port=localhost:{port}"]
+    command += [str(DASHBOARD_PORT), f"--local-host-port=localhost:{port}"]
     command += [f"--zone={rendezvous.zone}", f"--project={cloud.place.project}"]
     raise typer.Exit(subprocess.run(command, check=False).returncode)
 
@@ -190,7 +195,7 @@ def audit_(
     raise typer.Exit(FOUND if report.findings else FINE)
 
 
-def _declared(file: str, expected: str) -> audits.Declared:
+def _declared(file: str, expected: str) -> "audits.Declared":
     if expected and not re.fullmatch("[0-9a-f]{64}", expected):
         raise UsageError("--expected-sha256 takes 64 hexadecimal digits")
     if not file:
@@ -212,7 +217,7 @@ def _declared(file: str, expected: str) -> audits.Declared:
         ) from error
 
 
-def _vm(settings: GlobalOptions, vm: str) -> Vm:
+def _vm(settings: GlobalOptions, vm: str) -> "Vm":
     cloud = settings.cloud()
     instance = settings.instance(cloud, vm)
     text = cloud.guest_attribute(instance.zone, vm, fleets.STATUS) if instance.is_on else None

@@ -2,29 +2,75 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from ops import fleet as fleets
 from ops.errors import OpsError
-from ops.fleet import Fleet, Instance, ProjectVms
-from ops.google import Cloud, CloudAddress
+from ops.lazy import lazy
+
+if TYPE_CHECKING:
+    from ops import contexts, google, orders
+    from ops import fleet as fleets
+    from ops.contexts import FleetContext
+    from ops.fleet import Fleet, Instance, ProjectVms
+    from ops.google import Cloud
+else:
+    contexts, fleets = lazy("ops.contexts"), lazy("ops.fleet")
+    google, orders = lazy("ops.google"), lazy("ops.orders")
+
+
+GOOGLE_PROJECT: Final = ("CLOUDSDK_CORE_PROJECT", "GOOGLE_CLOUD_PROJECT")
+"""Variables of the login's project."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GlobalOptions:
     """The options that stand before the command's name."""
 
-    place: CloudAddress
-    fleet: str
-    dashboard: str
-    by: str
+    given: Mapping[str, str]
+    """Where the fleet is, as far as options and variables say, by the fields of FleetContext."""
+    context: str
+    """The context that --context names, or ""."""
+    uses_current: bool
+    """Whether the current context is used where none is named."""
+    given_by: str
     poll: float
 
+    @cached_property
+    def where(self) -> FleetContext:
+        """Where the fleet is: the given options, then the context. Read when a command first asks,
+        so that neither help nor `context` needs a sound file."""
+        given = contexts.FleetContext(**self.given)
+        if self.context or self.uses_current:
+            known = contexts.read(contexts.config_path(os.environ))
+            given = contexts.settle(given, known, self.context)
+        return given
+
+    @property
+    def by(self) -> str:
+        """The name on this operator's orders."""
+        return self.given_by or orders.this_operator()
+
+    @property
+    def fleet(self) -> str:
+        return self.where.fleet
+
+    @property
+    def dashboard(self) -> str:
+        return self.where.dashboard
+
     def cloud(self) -> Cloud:
-        return Cloud(self.place)
+        address = self.where.address
+        # Google's own variables are the login's project: a context says more.
+        project = address.project or next(
+            (found for name in GOOGLE_PROJECT if (found := os.environ.get(name))), ""
+        )
+        return google.Cloud(replace(address, project=project))
 
     def look(self, cloud: Cloud, there: ProjectVms | None = None) -> Fleet:
         return fleets.read(cloud, fleet=self.fleet, dashboard=self.dashboard, there=there)

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from ops.defaults import DASHBOARD_PORT
 from ops.errors import MissingError, OpsError, UnreachableError, UsageError
 from ops.google import Cloud, pairs
 from ops.json_document import Doc, seconds
@@ -24,7 +25,6 @@ STATUS: Final = "pilot/status"
 SWARM: Final = "swarm"
 RENDEZVOUS: Final = "rendezvous"
 SILENT_AFTER: Final = 180.0  # seconds (docs/CONTRACT.md, "Status")
-DASHBOARD_PORT: Final = 3000
 # A client of Google's keeps as many connections.
 _AT_ONCE: Final = 10
 

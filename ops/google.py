@@ -1,12 +1,10 @@
 """Google's APIs, as far as an operator needs them. Every refusal becomes a sentence.
 
-Nothing is decided here. Endpoints may be others than Google's (a lab). A plain-http endpoint has to
-be on loopback, because a token is sent along; there the token is not a real one.
+Nothing is decided here.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +15,7 @@ from urllib.parse import quote, urlsplit
 
 import requests
 
+from ops.cloud_address import CloudAddress
 from ops.errors import (
     ClashError,
     DeniedError,
@@ -38,9 +37,6 @@ with warnings.catch_warnings():
     from google.oauth2.credentials import Credentials
     from google.protobuf import json_format
 
-COMPUTE: Final = "https://compute.googleapis.com"
-STORAGE: Final = "https://storage.googleapis.com"
-MONITORING: Final = "https://monitoring.googleapis.com"
 TIMEOUT: Final = 30.0  # seconds for one request; a list of hundreds of VMs takes a few
 _PASSING: Final = (
     exceptions.TooManyRequests,
@@ -56,48 +52,6 @@ _NOT_GOOGLE: Final = "the answer is not Google's (a proxy's page?)"
 # In an aggregated list a scope that is merely empty has a warning too.
 _NO_WARNINGS: Final = ("", "NO_RESULTS_ON_PAGE")
 _PAGE: Final = 500  # Compute Engine's own limit of a page
-
-
-@dataclass(frozen=True, kw_only=True)
-class CloudAddress:
-    """A fleet's Google Cloud project ("": that of the credentials), and the APIs' base URLs."""
-
-    project: str = ""
-    compute: str = COMPUTE
-    storage: str = STORAGE
-    monitoring: str = MONITORING
-
-    def check(self) -> None:
-        """UsageError where a token would be sent in clear text."""
-        for url in (self.compute, self.storage, self.monitoring):
-            parts = urlsplit(url)
-            if parts.scheme == "https" and parts.hostname:
-                continue
-            if parts.scheme != "http" or not is_loopback(url):
-                raise UsageError(
-                    f"{url!r} is no endpoint: give https://HOST, or http:// and a loopback "
-                    "address, because a token is sent along"
-                )
-        if is_loopback(self.compute) and not self.project:
-            raise UsageError("which project? Give --project (or set PILOT_PROJECT)")
-        if len({is_loopback(url) for url in (self.compute, self.storage)}) > 1:
-            raise UsageError(
-                "one endpoint is on this machine and the other is not: give --endpoint for all"
-            )
-
-    @property
-    def is_here(self) -> bool:
-        """Whether the cloud is on this machine."""
-        return is_loopback(self.compute)
-
-
-def is_loopback(url: str) -> bool:
-    """Whether the host of `url` is a loopback address or `localhost`."""
-    host = urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 @contextmanager

@@ -6,8 +6,10 @@ again on the newer one, so that two operators' orders both count.
 
 from __future__ import annotations
 
+import getpass
 import json
 import re
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -117,3 +119,8 @@ class OrdersBucket:
                 continue
             return Order(content=json.loads(data), generation=generation)
         raise ClashError(f"gs://{self.bucket}/{name(vm)}: others keep changing it")
+
+
+def this_operator() -> str:
+    """The name on orders where none is given: USER@HOST."""
+    return f"{getpass.getuser()}@{socket.gethostname()}"

@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar
 
 from ops import fleet as fleets
 from ops import plan as plans
+from ops.defaults import LIMIT, POLL
 from ops.errors import (
     ClashError,
     DeniedError,
@@ -28,10 +29,6 @@ from ops.orders import FOLDER, Order, OrdersBucket, name, new_id, now
 from ops.plan import Await, Give, Go, Power, RestartPlan, Totals, VmInPlan
 from ops.silence import Silence
 
-POLL: Final = 3.0
-"""Seconds between two looks; a VM publishes what changed at most every 5 s."""
-LIMIT: Final = 300.0
-"""Seconds without progress after which a wait is given up (the blog's five minutes)."""
 # The longest silence. A command that is killed leaves it to end by itself.
 _MOST_SILENCE: Final = timedelta(hours=24)
 

@@ -10,10 +10,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ops.defaults import THRESHOLD
 from ops.fleet import Fleet, Vm, age
 from ops.json_document import Doc
 from ops.table import Column, Line, Sheet
-from ops.watch import THRESHOLD, disk_problem, ghosts, is_short
+from ops.watch import disk_problem, ghosts, is_short
 
 _MIB: Final = 2**20
 _GIB: Final = 2**30

@@ -1,4 +1,4 @@
-"""Input and output at a terminal: sentences, tables, a progress bar, questions."""
+"""Input and output at a terminal: sentences, tables, pictures, questions."""
 
 from __future__ import annotations
 
@@ -13,16 +13,11 @@ from pathlib import Path
 from typing import Any, Final, TextIO
 
 from rich.console import Console, RenderableType
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from ops import run
 from ops.errors import OutputError, UsageError
-from ops.plan import Await
 
 _OUT: Final = Console(highlight=False, soft_wrap=False)
-_ERR: Final = Console(stderr=True, highlight=False, soft_wrap=True)
 # A table that is piped must not be cut to 80 columns.
 _WIDE: Final = 240
 _PICTURE: Final = 118  # columns of a picture; a README shows as many
@@ -45,43 +40,6 @@ def confirm_clean(fleet: str, given: str) -> None:
         given = input(f"Type the fleet's name ({fleet}) to go on: ").strip()
     if given != fleet:
         raise UsageError(f"--clean was not confirmed: type the fleet's name, or --confirm {fleet}")
-
-
-class Bar(run.Progress):
-    """A progress bar on a terminal; elsewhere nothing."""
-
-    def __init__(self) -> None:
-        self._progress: Progress | None = None
-        self._task: TaskID | None = None
-        self._most = 0
-
-    def shown(self, waiting: Await | None) -> None:
-        if waiting is None:
-            if self._progress is not None:
-                self._progress.stop()
-            self._progress, self._task, self._most = None, None, 0
-            return
-        if not _ERR.is_terminal:
-            return
-        if self._progress is None:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.fields[left]}"),
-            )
-            self._progress = Progress(*columns, TimeElapsedColumn(), console=_ERR, transient=True)
-            self._task = self._progress.add_task("", total=None, left="")
-            self._progress.start()
-        assert self._task is not None
-        left = waiting.left
-        self._most = max(self._most, left or 0)
-        self._progress.update(
-            self._task,
-            description=escape(f"{waiting.vm} {waiting.what}"),
-            total=self._most if left is not None else None,
-            completed=self._most - (left or 0),
-            left="" if left is None else f"{left:,} left",
-        )
 
 
 class _Out:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
+from ops.defaults import GROWTH, THRESHOLD
 from ops.fleet import Fleet, Vm
 from ops.json_document import Doc
 
@@ -15,11 +16,6 @@ SHORT: Final = 0.20
 (docs/CONTRACT.md)."""
 FULL: Final = 0.10
 """Free space of a state disk below this fraction is an alert, as in components/alerts.py."""
-THRESHOLD: Final = 9_000 / 9_500
-"""Online agents below this fraction of the declared ones are an alert (the blog's numbers)."""
-GROWTH: Final = 100 * 2**20
-"""Growth above this, in bytes per hour, is an alert (the blog's 100 MB/h). The VM itself compares
-growth with connections before it reports a leak."""
 
 
 @dataclass(frozen=True, kw_only=True)

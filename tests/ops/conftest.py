@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,8 +18,10 @@ import pytest
 from lab.cloud.server import serve
 from ops import run
 from ops.cli import main
+from tests.components.fleet import ROOT
 from tests.ops.simulated import Simulated
 from tests.vm.conftest import booted
+from tools.toolchain import checkout
 
 __all__ = ["booted"]
 
@@ -103,3 +106,16 @@ def stats() -> Iterator[str]:
         finally:
             server.shutdown()
             thread.join()
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Path:
+    """The command `pilot-fleet` of a checkout with a blank in its path."""
+    venv = tmp_path / "my fleet" / ".venv"
+    (venv / "bin").mkdir(parents=True)
+    (venv.parent / "ops").symlink_to(ROOT / "ops")
+    python = venv / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    checkout.ensure_command(venv)
+    return venv / "bin" / "pilot-fleet"

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from ops import run
-from ops.google import Cloud, CloudAddress
+from ops.cloud_address import CloudAddress
+from ops.google import Cloud
 from ops.orders import OrdersBucket
 from ops.plan import RestartPlan
 from tests.ops.simulated import (

@@ -15,7 +15,8 @@ import pytest
 from lab.cloud.server import Serving
 from lab.cloud.web import Request, Response
 from lab.machines.processes import ending
-from ops.google import Cloud, CloudAddress
+from ops.cloud_address import CloudAddress
+from ops.google import Cloud
 from ops.json_document import seconds
 from ops.silence import Silence
 from tests.components.fleet import ROOT

@@ -12,6 +12,7 @@ import pytest
 
 from lab.cloud.web import Request, Response
 from ops import google
+from ops.cloud_address import CloudAddress
 from ops.errors import (
     ClashError,
     DeniedError,
@@ -19,7 +20,7 @@ from ops.errors import (
     TryLaterError,
     UnreachableError,
 )
-from ops.google import Cloud, CloudAddress
+from ops.google import Cloud
 from ops.refusals import answer, refusal
 from tests.ops.conftest import Ops
 from tests.ops.simulated import BUCKET, RENDEZVOUS, Simulated

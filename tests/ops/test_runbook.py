@@ -42,6 +42,7 @@ def test_every_command_is_run_in_its_order(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On the lab's API, with as many agents as the lab's fleet."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     with serve(tmp_path / "state") as serving:
         simulated = Simulated(serving, {"swarm-1": 30, "swarm-2": 50, "swarm-3": 15})
         simulated.tick()
@@ -98,8 +99,10 @@ def test_the_line_for_cron_mails_what_it_found(tmp_path: Path) -> None:
         assert "/nowhere" in cron(line.replace(str(ROOT), "/nowhere"), serving.url)
 
 
-def test_the_alias_works_from_anywhere(tmp_path: Path) -> None:
-    script = f"shopt -s expand_aliases\ncd {ROOT}\n{line_with('alias ops=')}\ncd /\nops --help\n"
+def test_the_alias_works_from_anywhere(tmp_path: Path, command: Path) -> None:
+    there = shlex.quote(str(command.parents[2]))
+    alias = line_with("alias ops=")
+    script = f"shopt -s expand_aliases\ncd {there}\n{alias}\ncd /\nops --help\n"
     environment = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
     done = subprocess.run(
         ["/bin/bash", "-c", script], env=environment, capture_output=True, text=True, check=False

@@ -29,8 +29,9 @@ from lab.cloud.web import Request, Response
 from ops import fleet as fleets
 from ops import google, status, watch
 from ops.cli import main
+from ops.cloud_address import CloudAddress
 from ops.fleet import Instance, listen
-from ops.google import Cloud, CloudAddress
+from ops.google import Cloud
 from ops.json_document import Doc
 from ops.registry_counts import RegistryCounts, counted
 from startup.node.pressure.sampler import Sample

@@ -20,7 +20,8 @@ from pathlib import Path
 
 from lab.cloud.server import serve
 from ops import fleet, status
-from ops.google import Cloud, CloudAddress
+from ops.cloud_address import CloudAddress
+from ops.google import Cloud
 from tests.components.fleet import ROOT
 from tests.ops.simulated import Simulated
 

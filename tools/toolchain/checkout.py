@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,23 @@ REQUIREMENTS = ("requirements.txt",)
 DEV_REQUIREMENTS = ("requirements.txt", "requirements-dev.txt")
 PILOT_REQUIREMENTS = Path("tools/toolchain/pilot-requirements.txt")
 BINARIES = ("pilot-daemon", "pilotctl")
+COMMAND = "pilot-fleet"
+# As pip writes one where the path of its Python is long or has a blank: to sh the second line runs
+# this file with the venv's Python, to Python lines 2 and 3 are a text.
+_SCRIPT = """\
+#!/bin/sh
+'''exec' {python} "$0" "$@"
+' '''
+# The operator's command line of this checkout, in any folder. Made by tools/toolchain/checkout.py.
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from ops.cli import COMMAND, main
+
+sys.exit(main(program=COMMAND))
+"""
 
 
 def stamp(root: Path, files: Sequence[str], interpreter: str) -> str:
@@ -33,6 +51,40 @@ def stamp(root: Path, files: Sequence[str], interpreter: str) -> str:
 
 
 def ensure_venv(root: Path, *, dev: bool) -> None:
+    """Have `.venv` with the pinned requirements and the command `pilot-fleet` in it."""
+    _ensure_packages(root, dev=dev)
+    ensure_command(root / ".venv")
+
+
+def ensure_command(venv: Path) -> None:
+    """Have the operator's command in the venv, also in one that was made without it.
+
+    It names the venv's Python, as all programs of a venv do: a copied or moved one is replaced.
+    """
+    command = venv / "bin" / COMMAND
+    text = _SCRIPT.format(python=shlex.quote(str(venv / "bin" / "python")))
+    if _text_of(command) == text and os.access(command, os.X_OK):
+        return
+    try:
+        # Beside it, so that a rename puts it in place, whole.
+        with tempfile.TemporaryDirectory(prefix=f".{COMMAND}-", dir=command.parent) as scratch:
+            partial = Path(scratch) / COMMAND
+            partial.write_text(text, encoding="utf-8")
+            partial.chmod(0o755)
+            partial.rename(command)
+    except OSError as error:
+        # Everything else works without it.
+        say(f"{command} could not be written ({error.strerror}): `python -m ops` does the same")
+
+
+def _text_of(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _ensure_packages(root: Path, *, dev: bool) -> None:
     """Make `.venv` with exactly the pinned requirements; costs nothing when it has them.
 
     The stamp is written after success only. After an interrupted installation, which leaves its

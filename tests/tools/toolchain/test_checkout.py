@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import zipfile
@@ -72,6 +73,42 @@ def test_a_venv_is_made_once(root: Path, pip: Pip) -> None:
     assert str(root / "requirements-dev.txt") not in pip.commands[1]
     checkout.ensure_venv(root, dev=False)
     assert pip.words() == ["--clear", "install"]
+
+
+def test_every_set_up_leaves_the_operators_command(root: Path, pip: Pip) -> None:
+    checkout.ensure_venv(root, dev=False)
+    command = root / ".venv" / "bin" / "pilot-fleet"
+    made = command.read_text()
+    assert f"exec' {root}/.venv/bin/python " in made
+    assert os.access(command, os.X_OK)
+    # In a venv that was there before the command, another checkout's (a copy), not executable.
+    command.unlink()
+    checkout.ensure_venv(root, dev=False)
+    assert command.read_text() == made
+    command.write_text(made.replace(str(root), "/elsewhere"))
+    checkout.ensure_venv(root, dev=False)
+    assert command.read_text() == made
+    command.chmod(0o644)
+    checkout.ensure_venv(root, dev=False)
+    assert os.access(command, os.X_OK)
+    before = command.stat().st_ino
+    checkout.ensure_venv(root, dev=False)
+    assert command.stat().st_ino == before, "it is not written where nothing changes"
+    assert pip.words() == ["--clear", "install"]
+    assert sorted(each.name for each in command.parent.iterdir()) == ["pilot-fleet", "python"]
+
+
+def test_a_command_that_cannot_be_written_stops_nothing(
+    root: Path, pip: Pip, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkout.ensure_venv(root, dev=False)
+    command = root / ".venv" / "bin" / "pilot-fleet"
+    command.unlink()
+    command.mkdir()
+    (command / "in the way").touch()
+    checkout.ensure_venv(root, dev=False)
+    assert f"{command} could not be written" in capsys.readouterr().err
+    assert sorted(each.name for each in command.parent.iterdir()) == ["pilot-fleet", "python"]
 
 
 def test_tests_need_more_and_then_a_plan_needs_nothing(root: Path, pip: Pip) -> None:
