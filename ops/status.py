@@ -44,6 +44,10 @@ class Row:
     memory_used: int | None
     memory_left: int | None
     memory_total: int | None
+    disk_device: int | None
+    """The state disk, in bytes; its file system and what is free on it follow."""
+    disk_size: int | None
+    disk_free: int | None
     is_well: bool
     notes: tuple[str, ...]
     """Sentences, the worst first."""
@@ -158,6 +162,9 @@ def row(vm: Vm) -> Row:
         memory_used=total - left if total is not None and left is not None else None,
         memory_left=left,
         memory_total=total,
+        disk_device=status.number("disk.device"),
+        disk_size=status.number("disk.size"),
+        disk_free=status.number("disk.free") if speaks else None,
         is_well=speaks and phase in _WELL and not any(_serious(vm)),
         notes=notes,
     )
