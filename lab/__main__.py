@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO
 
 from components.config import FleetConfig
-from lab.fleet import agents, checkout, cloud, sessions, stack
+from lab.fleet import agents, checkout, cloud, operator_context, sessions, stack
 from lab.fleet.errors import DemoError
 from lab.machines.driver import MachineError
 
@@ -90,7 +90,9 @@ def boot(config: FleetConfig, wanted: str, mine: IO[str]) -> None:
     print(table(config))
     print(phases.report())
     port = agents.dashboard_port(config)
-    print(f"\nThe dashboard: http://127.0.0.1:{port}   `make lab-down` ends it.")
+    shows = operator_context.make(config)
+    print(f"\nThe dashboard: http://127.0.0.1:{port}   `{shows}` shows the fleet.")
+    print("`make lab-down` ends it.")
 
 
 def rendezvous() -> None:
@@ -145,6 +147,7 @@ def down() -> None:
         sessions.run([sys.executable, "-m", "lab.cloud", "down", "--state", str(checkout.STATE)])
     if checkout.STATE.is_symlink():
         checkout.STATE.unlink()
+    operator_context.forget()
     print("The lab is down; nothing of it is left.")
 
 

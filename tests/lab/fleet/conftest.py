@@ -23,6 +23,8 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(checkout, "STATE", folder)
     monkeypatch.setattr(cloud, "API", "http://127.0.0.1:9")
     monkeypatch.delenv("LAB_DRIVER", raising=False)
+    # The contexts of whoever runs the tests are no test's.
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     return folder
 
 
