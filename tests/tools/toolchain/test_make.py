@@ -50,6 +50,18 @@ def test_make_alone_lists_every_target_with_a_line(checkout: Path) -> None:
     assert listed == [target for target in phony[1].split() if not target.startswith("_")]
 
 
+def test_make_lists_its_targets_in_groups(checkout: Path) -> None:
+    groups: dict[str, list[str]] = {}
+    for line in make(checkout).stdout.splitlines():
+        if line and not line.startswith(" "):
+            groups[line] = []
+        elif found := re.match(r"  make ([\w-]+) ", line):
+            groups[list(groups)[-1]].append(found[1])
+    assert list(groups)[:2] == ["Try it on this machine", "Run it on Google Compute Engine"]
+    assert groups["Run it on Google Compute Engine"] == ["preview", "up"]
+    assert all(groups.values()), groups
+
+
 @pytest.mark.parametrize("verb", ["preview", "up"])
 def test_a_plan_sets_up_what_it_needs_first(checkout: Path, verb: str) -> None:
     assert make(checkout, verb, "STACK=lab", "ARGS=--diff --refresh").returncode == 0
