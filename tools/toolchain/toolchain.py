@@ -9,7 +9,7 @@
                                       Pulumi); works without Google credentials, and says so
     toolchain.py up STACK […]         carry the plan out. Pulumi asks first; without a terminal
                                       PILOT_FLEET_YES=1 or --yes is needed
-    toolchain.py venv [--dev]         set up .venv with the pinned requirements
+    toolchain.py venv [--dev]         set up .venv: the pinned requirements, and pilot-fleet
     toolchain.py artifacts            fetch pilot-daemon into artifacts/
 
 State is kept in .state/ unless you have chosen a backend (PULUMI_BACKEND_URL, `pulumi login`,
