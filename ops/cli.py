@@ -6,6 +6,8 @@ right is missing, nobody answers, no such VM, the output cannot be written) · 4
 and has not taken effect in time · 130 interrupted.
 """
 
+# No `from __future__ import annotations` here: typer would evaluate each text twice, for help too.
+
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Final
 

@@ -1,5 +1,7 @@
 """Commands that change the fleet. Continue an interrupted restart or reboot with --resume."""
 
+# No `from __future__ import annotations` here: typer would evaluate each text twice, for help too.
+
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -1,5 +1,7 @@
 """Commands about contexts: names for the places where fleets are."""
 
+# No `from __future__ import annotations` here: typer would evaluate each text twice, for help too.
+
 import os
 from typing import TYPE_CHECKING, Annotated
 

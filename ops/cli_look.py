@@ -1,5 +1,7 @@
 """Commands that only look."""
 
+# No `from __future__ import annotations` here: typer would evaluate each text twice, for help too.
+
 import json
 import re
 import shutil

@@ -56,8 +56,10 @@ class FleetContext:
         """The values that are there."""
         return {name: value for name, value in asdict(self).items() if value}
 
-    def names_an_endpoint(self) -> bool:
-        return any(name.endswith("endpoint") for name in self.values)
+    @property
+    def endpoints(self) -> dict[str, str]:
+        """The endpoints that are there; none: Google's."""
+        return {name: value for name, value in self.values.items() if name.endswith("endpoint")}
 
 
 _KEYS: Final = tuple(each.name for each in fields(FleetContext))
@@ -98,10 +100,8 @@ def settle(given: FleetContext, known: ContextsFile, name: str) -> FleetContext:
     other = ""
     if given.project and context.project not in ("", given.project):
         other = f"the project {given.project}"
-    elif given.names_an_endpoint() and replace(given.address, project="") != replace(
-        context.address, project=""
-    ):
-        other = f"the endpoint {given.address.compute}"
+    elif given.endpoints and _urls(given) != _urls(context):
+        other = f"the endpoint {next(iter(given.endpoints.values()))}"
     if other and name:
         raise UsageError(
             f"{other} is not in the context {name} ({_place(context)}): give the one or the other"
@@ -116,9 +116,13 @@ def settle(given: FleetContext, known: ContextsFile, name: str) -> FleetContext:
     )
 
 
+def _urls(context: FleetContext) -> CloudAddress:
+    return replace(context.address, project="")
+
+
 def _place(context: FleetContext) -> str:
     where = context.project or "the login's project"
-    return f"{where} at {context.address.compute}" if context.names_an_endpoint() else where
+    return " at ".join((where, *dict.fromkeys(context.endpoints.values())))
 
 
 # Changes. Each returns another file's content, or raises UsageError.
@@ -239,7 +243,7 @@ def _problems(context: FleetContext) -> Iterator[tuple[str, str]]:
         try:
             context.address.check_urls()
         except UsageError as error:
-            yield next(name for name in urls if name.endswith("endpoint")), f"cannot be: {error}"
+            yield next(iter(context.endpoints)), f"cannot be: {error}"
 
 
 # The file

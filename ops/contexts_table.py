@@ -13,7 +13,7 @@ def render(known: ContextsFile) -> Table:
     for column in ("", "context", "project", "fleet", "endpoint"):
         table.add_column(column, no_wrap=True)
     for name, each in sorted(known.contexts.items()):
-        endpoint = each.address.compute if each.names_an_endpoint() else ""
+        endpoint = ", ".join(dict.fromkeys(each.endpoints.values()))
         mark = "*" if name == known.current else ""
         table.add_row(mark, name, each.project, each.fleet, endpoint)
     return table

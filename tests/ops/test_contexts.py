@@ -12,6 +12,7 @@ import pytest
 
 from ops import contexts
 from ops.cli import COMMAND, main
+from ops.cli_options import GOOGLE_PROJECT
 from ops.contexts import ContextsFile, FleetContext, settle
 from ops.errors import OpsError, UsageError
 from tests.ops.conftest import Said
@@ -30,7 +31,7 @@ def known(current: str = "", **each: FleetContext) -> ContextsFile:
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file of this test's contexts, which is not there."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    for name in ("PILOT_CONTEXT", "PILOT_PROJECT", "PILOT_ENDPOINT", "GOOGLE_CLOUD_PROJECT"):
+    for name in (*GOOGLE_PROJECT, "PILOT_CONTEXT", "PILOT_PROJECT", "PILOT_ENDPOINT"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path / "config" / "pilot-fleet" / "contexts.json"
 
@@ -261,7 +262,7 @@ def test_a_script_names_its_place(
 ) -> None:
     """`python -m ops` in somebody's crontab must not look at the lab of the day."""
     run(capfd, "context", "add", "here", "--endpoint", simulated.serving.url, "--project", "p1")
-    found = run(capfd, "--endpoint", "http://127.0.0.1:9", "status", program="ops")
+    found = run(capfd, "--endpoint", simulated.serving.url, "status", program="ops")
     assert "which project?" in found.err
     assert "swarm-3" in run(capfd, "--context", "here", "status", program="ops").out
 
@@ -277,3 +278,18 @@ def test_a_context_says_more_than_the_logins_project(
     assert "swarm-3" in run(capfd, "status").out
     monkeypatch.setenv("PILOT_PROJECT", "p2")
     assert "swarm-3" not in run(capfd, "status").out
+
+
+def test_the_logins_project_counts_where_nothing_else_is_said(
+    file: Path,
+    simulated: Simulated,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    endpoint = ["--endpoint", simulated.serving.url]
+    monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "p1")
+    for program in (COMMAND, "ops"):
+        assert "swarm-3" in run(capfd, *endpoint, "status", program=program).out
+    monkeypatch.setenv("CLOUDSDK_CORE_PROJECT", "p2")
+    assert "is it the right project?" in run(capfd, *endpoint, "status", program="ops").err
+    assert "swarm-3" in run(capfd, *endpoint, "--project", "p1", "status", program="ops").out
