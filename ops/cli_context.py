@@ -70,7 +70,7 @@ def add(
         bool, typer.Option("--replace", help="Take the place of a context of that name.")
     ] = False,
 ) -> None:
-    """Name a place. The first context becomes the current one.
+    """Name the place where a fleet is. The first context becomes the current one.
 
     It is kept in ~/.config/pilot-fleet/contexts.json (or below XDG_CONFIG_HOME), without any
     secret: the login is gcloud's.
