@@ -74,6 +74,19 @@ class Declared:
     """Names of resources that may have a script of their own."""
 
 
+def parse_declared(text: str, script: str) -> Declared:
+    """What `python -m components.declared STACK` has printed; `script` instead of its sha256, if
+    given. ValueError, KeyError, TypeError or AttributeError where the text is something else."""
+    found = json.loads(text)
+    return Declared(
+        script=script or str(found["script"]),
+        metadata={name: dict(each) for name, each in found["metadata"].items()},
+        # A checkout before zones prints none.
+        zones={name: str(zone) for name, zone in found.get("zones", {}).items()},
+        allowed=tuple(str(name) for name in found.get("allowed", ())),
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """The result of an audit."""

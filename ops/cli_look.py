@@ -2,7 +2,6 @@
 
 # No `from __future__ import annotations` here: typer would evaluate each text twice, for help too.
 
-import json
 import re
 import shutil
 import subprocess
@@ -96,8 +95,7 @@ def watch_(
             found |= holds.alerts(cloud, now)
             before = now
         for event in watch.events(standing, found, when):
-            line = vars(event) if as_json else event.line()
-            print(json.dumps(line) if as_json else line, flush=True)
+            print(event.json() if as_json else event.line(), flush=True)
         standing = found
         if once:
             raise typer.Exit(FOUND if found else FINE)
@@ -204,13 +202,7 @@ def _declared(file: str, expected: str) -> "audits.Declared":
         return audits.Declared(script=expected)
     try:
         text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
-        found = json.loads(text)
-        metadata = {name: dict(each) for name, each in found["metadata"].items()}
-        # A checkout before zones prints none.
-        zones = {name: str(zone) for name, zone in found.get("zones", {}).items()}
-        allowed = tuple(str(name) for name in found.get("allowed", ()))
-        script = expected or str(found["script"])
-        return audits.Declared(script=script, metadata=metadata, zones=zones, allowed=allowed)
+        return audits.parse_declared(text, expected)
     except OSError as error:
         raise UsageError(f"--declared {file}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import re
 import sys
@@ -115,6 +114,8 @@ def complain(text: str) -> None:
 def show(found: dict[str, Any] | RenderableType) -> None:
     """Print a document as JSON, or a table."""
     if isinstance(found, dict):
+        import json  # noqa: PLC0415 - help prints none
+
         print(json.dumps(found, indent=1, sort_keys=True))
         return
     if _OUT.is_terminal:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -42,6 +43,10 @@ class Event:
         """The event in one line."""
         when = datetime.fromtimestamp(self.time, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         return f"{when} {'ALERT' if self.begins else 'over '} {self.key}: {self.text}"
+
+    def json(self) -> str:
+        """The event as a line of JSON."""
+        return json.dumps(vars(self))
 
 
 def alerts(fleet: Fleet, limits: Limits) -> dict[str, str]:
