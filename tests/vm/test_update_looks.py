@@ -221,6 +221,7 @@ def test_the_commit_to_come_from(clone: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_no_history_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PILOT_UPDATE_FROM", raising=False)
     monkeypatch.setattr(update, "ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     with pytest.raises(NoCommitError, match="no history"):
