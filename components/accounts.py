@@ -36,7 +36,7 @@ def problems(email: str | None, vms: Sequence[str], look: Callable[[str], bool])
             return []
     except NotLookedUpError as error:
         pulumi.log.warn(
-            f"{_PATH}: the account {email} cannot be looked up: {error}. If it does not exist, "
+            f"{_PATH}: cannot be looked up ({email}): {error}. If it does not exist, "
             f"{vms[0]} is stopped before Google says so"
         )
         return []
