@@ -11,12 +11,12 @@ from random import Random
 from tests.vm.fleet import RENDEZVOUS, Fleet, Measured
 
 # Eight tasks each at least, as Go makes them on eight processors (on two it makes seven): more than
-# 15 % of what a kernel with 1 GiB allows, 1,138 to 1,152. Each costs an emulated processor seconds.
-CROWD = 146
+# 15 % of what a kernel with 614 MiB allows, 668. Each costs an emulated processor seconds.
+CROWD = 88
 # Their memory has to fit beside, so the control has its huge pages as our VMs have them: with
 # Debian's own setting 150 agents fill a GiB, and no limit of tasks is reached.
 CROWDED = {"GOGC": "25", "GOMAXPROCS": "8"}
-GUEST_1_GIB = "e2-custom-2-1024"
+SMALL_GUEST = "f1-micro"
 BY_HAND = "by-hand"
 # A started agent is frozen, by hand and in a unit alike: its tasks still count, and so many running
 # agents would keep an emulated processor busy for too long. In a unit its cgroup is frozen, which
@@ -52,7 +52,7 @@ def pid_walls(fleet: Fleet, vm: str, chance: Random) -> Measured:
         "environment": spec["environment"] | CROWDED,
         "memory": spec["memory"] | {"reserveMb": 192},
     }
-    with _by_hand(fleet, vm, CROWD, GUEST_1_GIB, CROWDED) as control:
+    with _by_hand(fleet, vm, CROWD, SMALL_GUEST, CROWDED) as control:
         fleet.run(BY_HAND, "pkill -KILL -x pilot-daemon")
         # From now on a VM like any other: its own script is gone, and the project's runs.
         items = fleet.metadata(vm) | {"pilot-spec": json.dumps(spec | crowd)}
