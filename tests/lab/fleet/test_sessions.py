@@ -120,20 +120,20 @@ def test_an_interrupted_command_ends_by_itself_and_with_its_plugins(
 ) -> None:
     harness.process.send_signal(number)
     harness.until("asked")
-    harness.until("Ctrl-C again cuts it off")
+    harness.until("Ctrl-C again kills it")
     assert harness.process.poll() is None
     harness.let_end()
     assert harness.ended() == 130
     assert "ended orderly" in harness.said
     assert harness.said.count("asked") == 1
-    assert "`make lab` goes on, `make lab-down` ends it" in harness.said
+    assert "`make lab` continues, `make lab-down` ends it" in harness.said
 
 
 @pytest.mark.parametrize("harness", ["stubborn"], indirect=True)
 def test_a_second_interrupt_cuts_it_off(harness: Harness) -> None:
     harness.process.send_signal(signal.SIGINT)
     harness.until("asked")
-    harness.until("Ctrl-C again cuts it off")
+    harness.until("Ctrl-C again kills it")
     harness.process.send_signal(signal.SIGINT)
     assert harness.ended() == 130
     assert "ended orderly" not in harness.said
