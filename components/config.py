@@ -219,7 +219,7 @@ class FleetConfig:
 
     @property
     def zones(self) -> dict[str, ZoneLoss]:
-        """What is lost with each zone that has a VM, by zone."""
+        """The loss with each zone that has a VM, by zone."""
         losses = {}
         for zone in sorted({self.rendezvous.zone, *(vm.zone for vm in self.swarm)}):
             swarm = [vm for vm in self.swarm if vm.zone == zone]

@@ -104,7 +104,7 @@ def _ensure_packages(root: Path, *, dev: bool) -> None:
 
     if complete():
         return
-    with only_one(root / "toolchain", "Setting up this checkout"):
+    with only_one(root / "tools" / "toolchain", "Setting up this checkout"):
         if complete():
             return
         if not done.exists() and not marker.exists():
@@ -207,7 +207,7 @@ def ensure_artifacts(root: Path) -> None:
     if all((folder / name).exists() for name in BINARIES):
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with only_one(root / "toolchain", "Setting up this checkout"):
+    with only_one(root / "tools" / "toolchain", "Setting up this checkout"):
         if all((folder / name).exists() for name in BINARIES):
             return
         say(f"Fetching pilot-daemon {version}")

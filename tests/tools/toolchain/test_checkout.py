@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,12 +17,17 @@ from tools.toolchain.failure import Failure
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
+def root(tmp_path: Path) -> Iterator[Path]:
+    """A checkout. No test may add a file to its top folder: git would show it."""
     (tmp_path / "tools" / "toolchain").mkdir(parents=True)
     for name in ("requirements.txt", "requirements-dev.txt"):
         (tmp_path / name).write_text(f"{name}\n")
     (tmp_path / checkout.PILOT_REQUIREMENTS).write_text("pilotprotocol==1.2.3 \\\n  --hash=x\n")
-    return tmp_path
+    before = {each.name for each in tmp_path.iterdir() if each.is_file()}
+    yield tmp_path
+    # One test moves it.
+    after = tmp_path.iterdir() if tmp_path.exists() else ()
+    assert {each.name for each in after if each.is_file()} <= before
 
 
 class Pip:

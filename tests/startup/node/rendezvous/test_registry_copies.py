@@ -374,7 +374,7 @@ def test_copies_that_came_to_harm_are_few(paths: Paths, monkeypatch: pytest.Monk
     bad = sorted(path.name for path in folder.glob("*.bad"))
     assert len(bad) == registry_copies.BAD_FILES
     assert bad[-1].startswith(newest.name)
-    # What is kept of them is room that good copies do not have.
+    # Each kept bad file takes room from good copies.
     rooms: list[int] = []
 
     def surplus(_: object, room: int) -> list[Copy]:
