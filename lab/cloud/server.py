@@ -7,12 +7,13 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from lab.cloud import NAME
+from lab.cloud import NAME, tokens
 from lab.cloud.compute.api import Compute
 from lab.cloud.compute.operations import Operations
 from lab.cloud.control import Control
@@ -73,20 +74,10 @@ class Lab:
             found = self._router.find(request.method, request.path)
             if found is None:
                 raise self._nobody(request)
-            self._authenticate(request)
+            caller = self._authenticate(request)
             handler, params = found
             decoded = {key: unquote(value) for key, value in params.items()}
-            answer = handler(
-                Request(
-                    method=request.method,
-                    path=request.path,
-                    query=request.query,
-                    headers=request.headers,
-                    body=request.body,
-                    base=request.base,
-                    params=decoded,
-                )
-            )
+            answer = handler(replace(request, params=decoded, caller=caller))
         except ApiError as error:
             return _refusal(error)
         except StoreError as error:
@@ -111,7 +102,8 @@ class Lab:
             return not_implemented(what)
         return ApiError(404, "notFound", f"{what}: no such path in this {NAME}")
 
-    def _authenticate(self, request: Request) -> None:
+    def _authenticate(self, request: Request) -> str:
+        """Return the service account of the request's token; empty for an operator."""
         # Clients of compute may be anonymous here; the other APIs take any token.
         kind, _, token = request.header("authorization").partition(" ")
         anonymous = kind.lower() != "bearer" or not token.strip()
@@ -121,6 +113,7 @@ class Lab:
                 " send a bearer token."
             )
             raise ApiError(401, "required", message)
+        return "" if anonymous else tokens.account(self.store, token.strip())
 
 
 def _refusal(error: ApiError) -> Response:

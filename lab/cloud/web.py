@@ -25,6 +25,8 @@ class Request:
     """`http://HOST:PORT`, as the client calls this server."""
     params: dict[str, str] = field(default_factory=dict)
     """The parameters of the route's template, percent-decoded."""
+    caller: str = ""
+    """The service account whose token was sent; empty for an operator."""
 
     def json(self) -> Json:
         """Return the body as a JSON object; an absent body is an empty one; 400 otherwise.

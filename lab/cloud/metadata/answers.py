@@ -27,7 +27,7 @@ from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from lab.cloud import Json, links
+from lab.cloud import Json, links, tokens
 from lab.cloud.compute import machines, maintenance
 from lab.cloud.compute.project_api import project_number
 from lab.cloud.links import Scope
@@ -308,7 +308,8 @@ class Metadata:
             if ends - now < TOKEN_RENEWED_SECONDS:
                 if len(self._tokens) >= _MOST_TOKENS:
                     self._tokens.clear()  # guests choose the scopes, so their number has no limit
-                token, ends = f"lab.{secrets.token_urlsafe(96)}", now + TOKEN_SECONDS
+                token = tokens.make(self._store, account["email"], TOKEN_SECONDS)
+                ends = now + TOKEN_SECONDS
                 self._tokens[key] = token, ends
         value = {"access_token": token, "expires_in": int(ends - now), "token_type": "Bearer"}
         if question.query.get("alt") == "text":

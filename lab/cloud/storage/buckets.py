@@ -8,6 +8,7 @@ from lab.cloud import Json
 from lab.cloud.compute.project_api import project_number
 from lab.cloud.errors import ApiError, required
 from lab.cloud.iam import Policies
+from lab.cloud.storage import access
 from lab.cloud.storage.conditions import check_metageneration
 from lab.cloud.storage.records import etag, merged, now
 from lab.cloud.store import Store, Transaction
@@ -53,6 +54,14 @@ class Buckets:
             raise ApiError(404, "notFound", "The specified bucket does not exist.")
         return body
 
+    def open(self, tx: Transaction, request: Request, permission: str, name: str = "") -> Json:
+        """Return the bucket of a request whose caller has a permission on it, or on its object
+        `name`; 404 where there is none, 403 for another caller."""
+        body = self.find(tx, request.params["bucket"])
+        if request.caller:
+            access.require(self._policy(tx, body), body["name"], request.caller, permission, name)
+        return body
+
     def is_versioned(self, tx: Transaction, bucket: str) -> bool:
         """Tell whether a bucket keeps noncurrent generations."""
         return bool((self.find(tx, bucket).get("versioning") or {}).get("enabled"))
@@ -64,6 +73,8 @@ class Buckets:
         project = request.query.get("project", "")
         prefix = request.query.get("prefix", "")
         number = project_number(project)
+        if request.caller:
+            raise access.denied(request.caller, "storage.buckets.list", "project")
         with self._store.transaction() as tx:
             held = tx.documents(_BUCKETS)
         items = [
@@ -80,6 +91,8 @@ class Buckets:
             raise ApiError(400, "invalid", f"Invalid bucket name: '{name}'")
         if not request.query.get("project"):
             raise required("project")
+        if request.caller:
+            raise access.denied(request.caller, "storage.buckets.create", "project")
         with self._store.transaction() as tx:
             if tx.get(_BUCKETS, name) is not None:
                 message = (
@@ -93,7 +106,7 @@ class Buckets:
 
     def _get(self, request: Request) -> Json:
         with self._store.transaction() as tx:
-            body = self.find(tx, request.params["bucket"])
+            body = self.open(tx, request, "storage.buckets.get")
         check_metageneration(body, request.query)
         return self._shown(body, request.base)
 
@@ -101,7 +114,7 @@ class Buckets:
         given = request.json()
         name = request.params["bucket"]
         with self._store.transaction() as tx:
-            held = self.find(tx, name)
+            held = self.open(tx, request, "storage.buckets.update")
             check_metageneration(held, request.query)
             start = held if merge else {k: held[k] for k in _KEPT if k in held}
             body = _completed_bucket({**merged(start, given), **{k: held[k] for k in _KEPT}})
@@ -114,7 +127,8 @@ class Buckets:
     def _delete(self, request: Request) -> Response:
         name = request.params["bucket"]
         with self._store.transaction() as tx:
-            check_metageneration(self.find(tx, name), request.query)
+            held = self.open(tx, request, "storage.buckets.delete")
+            check_metageneration(held, request.query)
             if tx.documents(f"storage/objects/{name}"):
                 raise ApiError(409, "conflict", "The bucket you tried to delete is not empty.")
             tx.delete(_BUCKETS, name)
@@ -123,7 +137,7 @@ class Buckets:
 
     def _get_policy(self, request: Request) -> Json:
         with self._store.transaction() as tx:
-            return self._policy(tx, self.find(tx, request.params["bucket"]))
+            return self._policy(tx, self.open(tx, request, "storage.buckets.getIamPolicy"))
 
     def _policy(self, tx: Transaction, bucket: Json) -> Json:
         resource = f"projects/_/buckets/{bucket['name']}"
@@ -140,20 +154,25 @@ class Buckets:
 
     def _set_policy(self, request: Request) -> Json:
         with self._store.transaction() as tx:
-            bucket = self.find(tx, request.params["bucket"])
+            bucket = self.open(tx, request, "storage.buckets.setIamPolicy")
             resource = f"projects/_/buckets/{bucket['name']}"
             self._policies.set(tx, resource, request.json(), conflict=412)
             return self._policy(tx, bucket)
 
     def _test_permissions(self, request: Request) -> Json:
-        with self._store.transaction() as tx:
-            self.find(tx, request.params["bucket"])
         asked = [each for each in request.query.get("permissions", "").split(",") if each]
+        with self._store.transaction() as tx:
+            bucket = self.find(tx, request.params["bucket"])
+            if request.caller:
+                policy, name = self._policy(tx, bucket), bucket["name"]
+                asked = [
+                    each for each in asked if access.is_granted(policy, name, request.caller, each)
+                ]
         return {"kind": "storage#testIamPermissionsResponse", "permissions": asked}
 
     def _list_caches(self, request: Request) -> Json:
         with self._store.transaction() as tx:
-            self.find(tx, request.params["bucket"])
+            self.open(tx, request, "storage.buckets.get")
         # Caches cannot be made here.
         return {"kind": "storage#anywhereCaches"}
 

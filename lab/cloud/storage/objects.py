@@ -66,9 +66,9 @@ class Objects:
         held = tx.get(f"storage/objects/{bucket}", name)
         return held or {"live": None, "old": []}
 
-    def _find(self, tx: Transaction, request: Request) -> Json:
+    def _find(self, tx: Transaction, request: Request, permission: str) -> Json:
         bucket, name = request.params["bucket"], request.params["object"]
-        self._buckets.find(tx, bucket)
+        self._buckets.open(tx, request, permission, name)
         record = self._record(tx, bucket, name)
         found = record["live"]
         wanted = request.query.get("generation")
@@ -90,13 +90,13 @@ class Objects:
         if request.query.get("alt") == "media":
             return self._download(request)
         with self._store.transaction() as tx:
-            held = self._find(tx, request)
+            held = self._find(tx, request, "storage.objects.get")
         unchanged = unchanged_answer(held["shown"], request)
         return unchanged or self._shown(held, request.base)
 
     def _download(self, request: Request) -> Response:
         with self._store.transaction() as tx:
-            held = self._find(tx, request)
+            held = self._find(tx, request, "storage.objects.get")
             unchanged = unchanged_answer(held["shown"], request)
             if unchanged is not None:
                 return unchanged
@@ -121,7 +121,7 @@ class Objects:
         bucket = request.params["bucket"]
         query = request.query
         with self._store.transaction() as tx:
-            self._buckets.find(tx, bucket)
+            self._buckets.open(tx, request, "storage.objects.list")
             held = tx.documents(f"storage/objects/{bucket}")
         versions = query.get("versions") == "true"
         found: list[tuple[str, Json]] = []
@@ -145,7 +145,7 @@ class Objects:
         bucket, name = request.params["bucket"], request.params["object"]
         given = {k: v for k, v in request.json().items() if k in _CHANGEABLE}
         with self._store.transaction() as tx:
-            held = self._find(tx, request)
+            held = self._find(tx, request, "storage.objects.update")
             check_object(held["shown"], request.query)
             shown = merged(held["shown"], given)
             shown["metageneration"] = str(int(shown["metageneration"]) + 1)
@@ -163,7 +163,7 @@ class Objects:
         bucket, name = request.params["bucket"], request.params["object"]
         gone = None
         with self._store.transaction() as tx:
-            held = self._find(tx, request)
+            held = self._find(tx, request, "storage.objects.delete")
             check_object(held["shown"], request.query)
             record = self._record(tx, bucket, name)
             if record["live"] == held:
@@ -191,7 +191,7 @@ class Objects:
         if not isinstance(name, str) or not name:
             raise required("name")
         with self._store.transaction() as tx:
-            self._buckets.find(tx, bucket)
+            self._buckets.open(tx, request, "storage.objects.create", name)
         digests = _digests(data)
         for key, digest in digests.items():
             if metadata.get(key) not in (None, "", digest):
@@ -204,6 +204,9 @@ class Objects:
                 storage_class = self._buckets.find(tx, bucket)["storageClass"]
                 record = self._record(tx, bucket, name)
                 before = record["live"]
+                if before:
+                    # Google asks for this too where an object takes another's place.
+                    self._buckets.open(tx, request, "storage.objects.delete", name)
                 check_object(before["shown"] if before else None, request.query)
                 shown = _new_object(bucket, name, metadata, storage_class, self._generation(record))
                 shown.update(size=str(len(data)), **digests)

@@ -24,6 +24,7 @@ class _Upload:
     name: str
     metadata: Json
     query: dict[str, str]
+    caller: str
     data: bytearray = field(default_factory=bytearray)
 
 
@@ -66,11 +67,15 @@ class Uploads:
         if not name:
             raise required("name")
         with self._store.transaction() as tx:
-            self._buckets.find(tx, request.params["bucket"])
+            self._buckets.open(tx, request, "storage.objects.create", name)
         identity = uuid.uuid4().hex
         with self._lock:
             self._uploads[identity] = _Upload(
-                bucket=request.params["bucket"], name=name, metadata=metadata, query=request.query
+                bucket=request.params["bucket"],
+                name=name,
+                metadata=metadata,
+                query=request.query,
+                caller=request.caller,
             )
         location = f"{request.base}{request.path}?uploadType=resumable&upload_id={identity}"
         return Response(headers={"Location": location, "X-GUploader-UploadID": identity})
@@ -98,6 +103,7 @@ class Uploads:
             query={**upload.query, "name": upload.name},
             base=request.base,
             params={"bucket": upload.bucket},
+            caller=upload.caller,
         )
         return self._objects.store(first, upload.metadata, bytes(upload.data))
 

@@ -190,8 +190,13 @@ def test_a_token(cloud: Client, guest: Guest) -> None:
     other = guest.get(f"{path}?scopes=https://scope/x").json["access_token"]
     assert other != token["access_token"]
     storage = Client(cloud.url, token=token["access_token"])
-    assert storage.call("POST", "/storage/v1/b?project=p1", {"name": "bucket"}).status == 200
+    refused = storage.call("POST", "/storage/v1/b?project=p1", {"name": "bucket"})
+    assert (refused.status, refused.reason) == (403, "forbidden")
+    assert refused.message.startswith(f"{ACCOUNT} does not have storage.buckets.create access")
+    assert cloud.call("POST", "/storage/v1/b?project=p1", {"name": "bucket"}).status == 200
     assert Client(cloud.url, token=None).call("GET", "/storage/v1/b/bucket").status == 401
+    forged = Client(cloud.url, token=token["access_token"][:-1] + "!")
+    assert forged.call("GET", "/storage/v1/b/bucket").status == 401
 
 
 def test_a_vm_without_service_account_has_no_token(
