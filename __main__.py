@@ -25,6 +25,9 @@ last = last_update.read()
 for warning in (*config.warnings(), *outputs.disk_type_warnings(config, last.machine_types)):
     pulumi.log.warn(warning)
 
+if pulumi.runtime.is_dry_run() and (table := outputs.fit_changes(config, last)):
+    pulumi.log.info(f"What fits:\n{table}")
+
 network, bucket = fleet.declare(config, last, root=ROOT)
 
 for key, value in outputs.from_config(config).items():

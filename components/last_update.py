@@ -45,6 +45,8 @@ class LastUpdate:
     zones: Mapping[str, str] = field(default_factory=dict)
     # The fleet's image; None where the last update recorded none.
     image: str | None = None
+    # What fits, by VM: the stack's output `vms`.
+    fits: Mapping[str, str] = field(default_factory=dict)
 
 
 def require_possible(
@@ -234,8 +236,12 @@ def read() -> LastUpdate:
             if "::pilot:fleet:" in urn
         ]
     )
-    image = outputs.get("image")
-    return replace(last, image=image if isinstance(image, str) else None)
+    image, fits = outputs.get("image"), outputs.get("vms")
+    return replace(
+        last,
+        image=image if isinstance(image, str) else None,
+        fits={name: str(text) for name, text in fits.items()} if isinstance(fits, dict) else {},
+    )
 
 
 def from_resources(resources: Iterable[tuple[str, Mapping[str, Any]]]) -> LastUpdate:

@@ -5,13 +5,31 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pulumi
 
 from components import capacity
 from components.config import DASHBOARD_PORT, FleetConfig, ZoneLoss
+from components.last_update import LastUpdate
 from components.spec import Binary
+
+# What `_vm` writes, read back from the outputs of the last update.
+_VM = re.compile(
+    r"(?P<machine>[^,]+),.*: (?P<agents>[\d,]+) agents, "
+    r"headroom (?P<headroom>-?\d+%) \((?P<binds>[^)]+)\)"
+)
+
+
+class FitRow(NamedTuple):
+    """One VM in the table of what fits. Every cell is a text."""
+
+    zone: str
+    machine: str
+    agents: str
+    headroom: str
+    # The limit with the least headroom.
+    binds: str
 
 
 def from_config(config: FleetConfig) -> dict[str, Any]:
@@ -53,6 +71,48 @@ def disk_type_warnings(config: FleetConfig, before: Mapping[str, str]) -> list[s
                 'docs/PRODUCTION.md, "A VM of another series"'
             )
     return found
+
+
+def fit_changes(config: FleetConfig, last: LastUpdate) -> str:
+    """The table of what fits, before and after; "" for a new stack: its outputs say the same."""
+    before = {}
+    for name, text in last.fits.items():
+        # A later version of the program may have written another text.
+        if found := _VM.match(text):
+            before[name] = FitRow(zone=last.zones.get(name, "?"), **found.groupdict())
+    zones = {vm.name: vm.zone for vm in config.swarm} | {
+        config.rendezvous.name: config.rendezvous.zone
+    }
+    after = {
+        name: FitRow(
+            zone=zones[name],
+            machine=fit.machine.name,
+            agents=f"{fit.agents:,}",
+            headroom=f"{fit.headroom:.0%}",
+            binds=fit.binds.name,
+        )
+        for name, fit in config.fits.items()
+    }
+    return fit_table(before, after) if before else ""
+
+
+def fit_table(before: Mapping[str, FitRow], after: Mapping[str, FitRow]) -> str:
+    """A line per VM, marked as in Pulumi's plans: `+` new, `-` gone, `~` changed."""
+    lines: list[tuple[str, ...]] = [("", "VM", *FitRow._fields)]
+    for name in dict.fromkeys([*after, *before]):
+        old, new = before.get(name), after.get(name)
+        if old is None or new is None:
+            row = new or old
+            assert row is not None
+            lines.append(("-" if new is None else "+", name, *row))
+        else:
+            cells = [
+                was if was == will else f"{was} → {will}"
+                for was, will in zip(old, new, strict=True)
+            ]
+            lines.append(("" if old == new else "~", name, *cells))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
 def stack_label(stack: str) -> str:

@@ -195,13 +195,15 @@ def test_workflows_may_do_little_and_run_pinned_actions(path: Path) -> None:
     assert set(workflow["permissions"] or {}) <= {"contents"}
     for job in workflow["jobs"].values():
         granted = job.get("permissions", workflow["permissions"])
-        assert set(granted) <= {"contents", "id-token"}
+        may = {"contents", "id-token"}
+        if path.name == "preview.yml":
+            may |= {"pull-requests"}
+        assert set(granted) <= may
         assert granted["contents"] == "read"
         assert job["timeout-minutes"] <= 120
         for step in job["steps"]:
             action = step.get("uses")
-            # One action's commit is not known here; the workflow says so beside it.
-            if action is not None and action != "pulumi/actions@v6":
+            if action is not None:
                 assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", action)
 
 
@@ -211,6 +213,20 @@ def test_a_plan_of_ci_has_the_policies_settings() -> None:
     [plan] = [step["with"] for step in steps if "policyPacks" in step.get("with", {})]
     assert plan["policyPacks"] == "policy"
     assert plan["policyPackConfigs"] == "policy/settings.json"
+
+
+def test_a_plan_of_ci_is_a_comment_and_so_is_one_that_failed() -> None:
+    [path] = [path for path in WORKFLOWS if path.name == "preview.yml"]
+    workflow = yaml.safe_load(path.read_text())
+    # Not pull_request_target, which hands forks a token that may write. `on` is YAML's true.
+    assert workflow[True] == {"pull_request": None}
+    steps: list[dict[str, Any]] = workflow["jobs"]["preview"]["steps"]
+    [plan] = [step for step in steps if step.get("id") == "plan"]
+    assert plan["with"]["comment-on-pr"] is True
+    [failed] = [step for step in steps if "GH_TOKEN" in step.get("env", {})]
+    assert failed["if"] == "failure() && steps.plan.outcome == 'failure'"
+    # Values reach the shell by its environment only.
+    assert "${{" not in failed["run"]
 
 
 def test_only_a_preview_and_an_audit_may_prove_who_they_are() -> None:
