@@ -19,28 +19,35 @@ from components.google_rest import (
     no_credentials,
 )
 
-_PATH = f"{PROJECT_NAME}:serviceAccount"
 _ACCOUNT = re.compile(r"[^@/]+@(?P<project>[a-z][a-z0-9-]*)\.iam\.gserviceaccount\.com")
 
 
-def problems(email: str | None, vms: Sequence[str], look: Callable[[str], bool]) -> list[str]:
-    """A sentence where the account `email`, which `vms` are to get, does not exist.
+def problems(
+    email: str | None,
+    vms: Sequence[str],
+    look: Callable[[str], bool],
+    *,
+    key: str = "serviceAccount",
+) -> list[str]:
+    """A sentence where the account `email`, which `vms` are to get, does not exist. `key`: where
+    the stack file names it.
 
     A failed look-up is a warning, in an update as well: setting an account and looking at it are
     different rights.
     """
     if email is None or not vms:
         return []
+    path = f"{PROJECT_NAME}:{key}"
     try:
         if look(email):
             return []
     except NotLookedUpError as error:
         pulumi.log.warn(
-            f"{_PATH}: cannot be looked up ({email}): {error}. If it does not exist, "
+            f"{path}: cannot be looked up ({email}): {error}. If it does not exist, "
             f"{vms[0]} is stopped before Google says so"
         )
         return []
-    message = f"{_PATH}: there is no service account {email}, so {', '.join(vms)} cannot get it"
+    message = f"{path}: there is no service account {email}, so {', '.join(vms)} cannot get it"
     return [f"{message}. Nothing was changed; `gcloud iam service-accounts list` lists a project's"]
 
 

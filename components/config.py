@@ -17,6 +17,8 @@ REGISTRY_PORT = 9000
 BEACON_PORT = 9001
 DASHBOARD_PORT = 3000
 STATE_DISK_SUFFIX = "-state"
+# What the rendezvous' account is called after the fleet's.
+RENDEZVOUS_SUFFIX = "rendezvous"
 # Least roll.watchSeconds with which a VM judges growth (startup/node/rollout/rollout.py).
 MIN_WATCH_SECONDS = 20
 
@@ -89,6 +91,8 @@ class RendezvousConfig:
     address: str
     # Whether it has an external address.
     public: bool
+    # Address of an account of its own that exists; None: as of FleetConfig.account_of.
+    service_account: str | None
     # Its own image; None takes the fleet's.
     image: str | None
     disk_gb: int
@@ -168,6 +172,20 @@ class FleetConfig:
     access: Access
     # Names of resources outside the fleet that may carry a startup script of their own.
     allowed_scripts: tuple[str, ...]
+
+    @property
+    def copies_leave_the_vm(self) -> bool:
+        """Whether the rendezvous has an account of its own, which may write the registry's copies
+        to the bucket. Where the swarm's account is named and no other, the program makes none."""
+        return self.service_account is None or self.rendezvous.service_account is not None
+
+    def account_of(self, vm: str) -> str:
+        """Address of the service account of a VM, named in the stack file or made by the program
+        (components/identity.py)."""
+        name, given = PROJECT_NAME, self.service_account
+        if vm == self.rendezvous.name and self.copies_leave_the_vm:
+            name, given = f"{PROJECT_NAME}-{RENDEZVOUS_SUFFIX}", self.rendezvous.service_account
+        return given or f"{name}@{self.project}.iam.gserviceaccount.com"
 
     @property
     def agents(self) -> int:
@@ -264,6 +282,12 @@ class FleetConfig:
             warnings.append(
                 f"{PROJECT_NAME}:rendezvous.public reserves an external address, but no "
                 "registryRanges are set, so nobody outside the subnet can register"
+            )
+        if not self.copies_leave_the_vm:
+            warnings.append(
+                f"{PROJECT_NAME}:serviceAccount is also the rendezvous': copies of the registry "
+                f"stay on the disk of {self.rendezvous.name} and are lost with it. Name another "
+                f"account (`rendezvous.serviceAccount`), which the swarm cannot write them with"
             )
         if self.monitoring.enabled and not self.monitoring.channels:
             warnings.append(

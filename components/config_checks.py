@@ -11,6 +11,7 @@ from components.config import (
     DASHBOARD_PORT,
     PROJECT_NAME,
     REGISTRY_PORT,
+    RendezvousConfig,
     SwarmVmConfig,
 )
 from components.config_reader import MapReader
@@ -75,6 +76,16 @@ def check_subnet(root: MapReader, subnet: ipaddress.IPv4Network, *, vms: int) ->
         root.problem("subnetCidr", problem)
     if vms > room:
         root.problem("subnetCidr", f"{subnet} has room for {room:,} VMs, the fleet has {vms:,}")
+
+
+def check_accounts(node: MapReader, swarm: str, rendezvous: RendezvousConfig) -> None:
+    """The rendezvous' own account must be the rendezvous' alone."""
+    if rendezvous.service_account and rendezvous.service_account == swarm:
+        node.problem(
+            "serviceAccount",
+            f"{swarm} is also the swarm's account, which would then write the registry's copies: "
+            "name another one, or leave this out",
+        )
 
 
 def check_total_agents(root: MapReader, agents: int) -> None:

@@ -13,7 +13,13 @@ import pulumi
 
 from components import capacity, config_parts, names, spec_tables
 from components.config import PROJECT_NAME, FleetConfig, RollConfig, Snapshots
-from components.config_checks import check_ports, check_size, check_subnet, check_total_agents
+from components.config_checks import (
+    check_accounts,
+    check_ports,
+    check_size,
+    check_subnet,
+    check_total_agents,
+)
 from components.config_reader import ConfigError, MapReader, Problem, show
 from components.config_vms import (
     FleetDefaults,
@@ -88,6 +94,7 @@ def parse_fleet(
         agents=sum(vm.agents for vm in swarm),
     )
     account = config_parts.read_service_account(root)
+    check_accounts(rendezvous_node, account, rendezvous)
     check_total_agents(root, rendezvous.fit.agents)
     check_size(root)
     check_ports(root, defaults.base_port, swarm)

@@ -164,13 +164,13 @@ def read_registry_ranges(root: MapReader) -> tuple[str, ...]:
     return tuple(ranges)
 
 
-def read_service_account(root: MapReader) -> str:
-    """The address of the VMs' service account, or "" where the program makes one."""
-    account = root.string(
+def read_service_account(node: MapReader) -> str:
+    """The address of the service account at `node`, or "" where there is none."""
+    account = node.string(
         "serviceAccount", _SERVICE_ACCOUNT, "a service account's address", required=False
     )
     if _DEFAULT_ACCOUNT.fullmatch(account):
-        root.problem(
+        node.problem(
             "serviceAccount",
             f"{account} is a default account of Google's, which may do far too much: make one "
             "for the VMs, or leave this empty",

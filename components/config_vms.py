@@ -17,6 +17,7 @@ from components.config import (
     SwarmVmConfig,
 )
 from components.config_checks import RESERVED_HEAD, RESERVED_TAIL
+from components.config_parts import read_service_account
 from components.config_reader import MapReader, Problem, describe, show
 from components.machine_types import MIB_PER_GIB, MachineType, look_up, unsold
 
@@ -139,6 +140,7 @@ def read_rendezvous(
             f"{subnet.network_address + RESERVED_HEAD} to {last}",
         )
     public = node.boolean("public", False)
+    account = read_service_account(node)
     image = read_image(node)
     disk_gb = node.integer("diskGb", 10, 65_536, 20)
     boot_disk_gb = node.integer("bootDiskGb", 10, 2_000, 20)
@@ -168,6 +170,7 @@ def read_rendezvous(
         machine=machine,
         address=str(address),
         public=public,
+        service_account=account or None,
         image=image or None,
         disk_gb=disk_gb,
         boot_disk_gb=boot_disk_gb,

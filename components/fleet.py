@@ -60,9 +60,12 @@ def declare(
         zone_types.looker(config.project),
         dry_run=dry_run,
     )
-    missing += accounts.problems(
-        config.service_account, last_update.vms_with_new_account(config, last), accounts.look
-    )
+    for key, account in (
+        ("serviceAccount", config.service_account),
+        ("rendezvous.serviceAccount", config.rendezvous.service_account),
+    ):
+        stopped = last_update.vms_with_new_account(config, last, account)
+        missing += accounts.problems(account, stopped, accounts.look, key=key)
     last_update.require_possible(config, last, sizes, missing)
 
     def labels(role: str) -> dict[str, str]:
@@ -98,7 +101,9 @@ def declare(
         FleetIdentityArgs(
             project=config.project,
             existing=config.service_account,
+            rendezvous_existing=config.rendezvous.service_account,
             bucket_name=bucket.bucket_name,
+            bucket=config.bucket,
         ),
     )
     needed: list[pulumi.Resource] = [network, bucket, identity]
@@ -109,7 +114,7 @@ def declare(
                 FleetSecretsArgs(
                     tokens=config.tokens,
                     region=config.region,
-                    account=identity.email,
+                    account=identity.rendezvous_email,
                     labels={"pilot-fleet": fleet},
                 ),
             )
@@ -169,7 +174,7 @@ def declare(
                 hyperdisk=config.rendezvous.machine.hyperdisk,
                 migrates=config.rendezvous.machine.migrates,
                 subnet_id=network.subnet_id,
-                service_account=identity.email,
+                service_account=identity.rendezvous_email,
                 metadata=spec.metadata(
                     spec.rendezvous_spec(
                         config, rendezvous=rendezvous_binary, script_sha256=script.sha256

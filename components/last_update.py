@@ -170,15 +170,13 @@ def needed_machine_types(config: FleetConfig, last: LastUpdate) -> dict[str, Nee
     }
 
 
-def vms_with_new_account(config: FleetConfig, last: LastUpdate) -> list[str]:
-    """VMs that an update to `config` stops to give them the service account that it names."""
-    if config.service_account is None:
-        # The program makes it.
-        return []
+def vms_with_new_account(config: FleetConfig, last: LastUpdate, account: str | None) -> list[str]:
+    """VMs that an update to `config` stops to give them the service account `account`; None: one
+    that the program makes."""
     return [
         vm.name
         for vm in _by_size(config)
-        if last.accounts.get(vm.name, config.service_account) != config.service_account
+        if config.account_of(vm.name) == account != last.accounts.get(vm.name, account)
     ]
 
 
@@ -188,12 +186,11 @@ def stopping_vms(config: FleetConfig, last: LastUpdate) -> list[str]:
     The VM with the fewest agents is first and the rendezvous last, so that a failing stop (no room
     in the zone to start again) shows on a VM of agents first.
     """
-    # By default the program makes the account (components/identity.py).
-    account = config.service_account or f"{PROJECT_NAME}@{config.project}.iam.gserviceaccount.com"
     names = []
     for vm in _by_size(config):
         if vm.name not in last.machine_types:
             continue
+        account = config.account_of(vm.name)
         if (
             vm.machine.name != last.machine_types[vm.name]
             or account != last.accounts.get(vm.name, account)

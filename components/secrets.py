@@ -22,7 +22,7 @@ class FleetSecretsArgs:
     tokens: Mapping[str, str]
     # Where the secrets are kept.
     region: pulumi.Input[str]
-    # Address of the VMs' service account.
+    # Address of the rendezvous' service account.
     account: pulumi.Input[str]
     labels: dict[str, str]
 

@@ -92,6 +92,7 @@ def rendezvous_spec(
             "rendezvous": rendezvous.reference(),
         },
         "subnet": config.subnet_cidr,
+        "uploadCopies": config.copies_leave_the_vm,
     }
     if config.tokens:
         found["endpoints"] = found["endpoints"] | {"secrets": config.secrets_endpoint}

@@ -76,7 +76,10 @@ def test_nobody_is_granted_anything_by_default() -> None:
     members = {
         inputs["member"] for type_ in (PROJECT, BUCKET) for inputs in plain.of(type_).values()
     }
-    assert members == {"serviceAccount:pilot-fleet@project.iam.gserviceaccount.com"}
+    assert members == {
+        f"serviceAccount:{account}@project.iam.gserviceaccount.com"
+        for account in ("pilot-fleet", "pilot-fleet-rendezvous")
+    }
 
 
 def test_the_document_names_every_granted_role(fleet: Recorder) -> None:

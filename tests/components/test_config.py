@@ -154,6 +154,9 @@ def test_tight_settings_are_warnings() -> None:
     assert any("roll.watchSeconds is 19" in warning for warning in quick)
     enough = parse(changed(roll={"watchSeconds": 20})).warnings()
     assert not any("roll.watchSeconds" in warning for warning in enough)
+    shared = changed(serviceAccount="vms@project-1.iam.gserviceaccount.com")
+    assert any("copies of the registry stay" in warning for warning in parse(shared).warnings())
+    assert not any("copies of the registry" in warning for warning in parse(seed()).warnings())
     public = changed(rendezvous=seed()["rendezvous"] | {"public": True})
     assert any("rendezvous.public" in warning for warning in parse(public).warnings())
     assert not any(

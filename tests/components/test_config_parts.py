@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.components.fleet import changed, parse, problems
+from tests.components.fleet import changed, parse, problems, seed
 
 WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     (
@@ -35,6 +35,25 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
         changed(serviceAccount="123-compute@developer.gserviceaccount.com"),
         "pilot-fleet:serviceAccount",
         "a default account",
+    ),
+    (
+        "the rendezvous' default account",
+        changed(
+            rendezvous=seed()["rendezvous"]
+            | {"serviceAccount": "123-compute@developer.gserviceaccount.com"}
+        ),
+        "pilot-fleet:rendezvous.serviceAccount",
+        "a default account",
+    ),
+    (
+        "one account for swarm and copies",
+        changed(
+            rendezvous=seed()["rendezvous"]
+            | {"serviceAccount": "vms@project-1.iam.gserviceaccount.com"},
+            serviceAccount="vms@project-1.iam.gserviceaccount.com",
+        ),
+        "pilot-fleet:rendezvous.serviceAccount",
+        "is also the swarm's account",
     ),
     ("bad range", changed(subnetCidr="10.10.0.0/33"), "pilot-fleet:subnetCidr", "IPv4 range"),
     ("host bits", changed(subnetCidr="10.10.0.1/20"), "pilot-fleet:subnetCidr", "IPv4 range"),

@@ -103,7 +103,11 @@ RUNNING = LastUpdate(
         "swarm-2": "n2d-highcpu-128",
         "swarm-3": "e2-standard-8",
     },
-    accounts=dict.fromkeys(VMS, "pilot-fleet@project-1.iam.gserviceaccount.com"),
+    accounts={
+        vm: f"pilot-fleet{'-rendezvous' if vm == 'pilot-rendezvous' else ''}"
+        "@project-1.iam.gserviceaccount.com"
+        for vm in VMS
+    },
 )
 
 
@@ -120,6 +124,11 @@ def test_only_stopping_vms_take_turns() -> None:
     assert stopping_vms(other, RUNNING) == everybody
     # Nobody is there to be stopped.
     assert stopping_vms(other, NEW) == []
+    # Until 2026-11 the rendezvous had the account of all.
+    before = replace(RUNNING, accounts=dict.fromkeys(VMS, RUNNING.accounts["swarm-1"]))
+    assert stopping_vms(config(), before) == ["pilot-rendezvous"]
+    own: dict[str, object] = {"serviceAccount": "own@project-1.iam.gserviceaccount.com"}
+    assert stopping_vms(config(own), RUNNING) == ["pilot-rendezvous"]
 
 
 DEBIAN = "debian-cloud/debian-12"
@@ -165,16 +174,16 @@ def test_a_machine_type_is_needed_where_a_vm_is_made_or_gets_another() -> None:
 def test_an_account_is_another_where_a_vm_that_is_there_has_not_got_it() -> None:
     values = changed(serviceAccount="other@project-1.iam.gserviceaccount.com")
     other = parse_fleet(values, project="project-1")
-    assert vms_with_new_account(other, RUNNING) == [
-        "swarm-3",
-        "swarm-1",
-        "swarm-2",
-        "pilot-rendezvous",
-    ]
-    assert vms_with_new_account(other, NEW) == []
-    assert vms_with_new_account(config(), RUNNING) == []
-    has = {**RUNNING.accounts, "swarm-3": values["serviceAccount"]}
-    assert vms_with_new_account(other, replace(RUNNING, accounts=has))[0] == "swarm-1"
+    account = values["serviceAccount"]
+    everybody = ["swarm-3", "swarm-1", "swarm-2", "pilot-rendezvous"]
+    assert vms_with_new_account(other, RUNNING, account) == everybody
+    assert vms_with_new_account(other, NEW, account) == []
+    assert vms_with_new_account(config(), RUNNING, None) == []
+    has = {**RUNNING.accounts, "swarm-3": account}
+    assert vms_with_new_account(other, replace(RUNNING, accounts=has), account)[0] == "swarm-1"
+    own = "own@project-1.iam.gserviceaccount.com"
+    both = config({"serviceAccount": own})
+    assert vms_with_new_account(both, RUNNING, own) == ["pilot-rendezvous"]
 
 
 IN_A = replace(RUNNING, zones=dict.fromkeys(VMS, "us-central1-a"))

@@ -46,7 +46,8 @@ def test_every_vm_has_its_required_properties(fleet: Recorder) -> None:
             "pilot-spec",
         }
         assert vm["metadata"]["enable-oslogin"] == "TRUE"
-        assert vm["serviceAccount"]["email"] == "pilot-fleet@project.iam.gserviceaccount.com"
+        account = "pilot-fleet-rendezvous" if "rendezvous" in vm["name"] else "pilot-fleet"
+        assert vm["serviceAccount"]["email"] == f"{account}@project.iam.gserviceaccount.com"
         assert all(vm["shieldedInstanceConfig"].values())
         assert vm["scheduling"]["onHostMaintenance"] == "MIGRATE"
         assert vm["allowStoppingForUpdate"] is True
@@ -100,6 +101,7 @@ def test_the_spec_is_the_contract(fleet: Recorder) -> None:
         "role": "rendezvous",
         "script": {"sha256": sha256, "afterSeconds": 360},
         "subnet": "10.10.0.0/20",
+        "uploadCopies": True,
     }
 
 
@@ -140,11 +142,56 @@ def test_snapshots_of_the_rendezvous(fleet: Recorder) -> None:
 def test_an_account_is_made_with_the_least_it_needs(fleet: Recorder) -> None:
     roles = {inputs["role"] for inputs in fleet.of("projects/iAMMember:IAMMember").values()}
     assert roles == {"roles/logging.logWriter", "roles/monitoring.metricWriter"}
-    (reader,) = fleet.of("storage/bucketIAMMember:BucketIAMMember").values()
-    assert reader["role"] == "roles/storage.objectViewer"
-    given = run_program(changed(serviceAccount="vms@project-1.iam.gserviceaccount.com"))
+    assert granted(fleet) == {
+        ("pilot-fleet@project", "roles/storage.objectViewer", ""),
+        ("pilot-fleet-rendezvous@project", "roles/storage.objectViewer", ""),
+        ("pilot-fleet-rendezvous@project", "roles/storage.objectUser", COPIES),
+    }
+
+
+COPIES = 'resource.name.startsWith("projects/_/buckets/project-1-pilot-fleet/objects/registry/")'
+VMS = "vms@project-1.iam.gserviceaccount.com"
+OWN = "rendezvous@project-1.iam.gserviceaccount.com"
+
+
+def granted(fleet: Recorder) -> set[tuple[str, str, str]]:
+    """Account, role and condition of each binding on the bucket."""
+    return {
+        (
+            each["member"].partition(":")[2].removesuffix(".iam.gserviceaccount.com"),
+            each["role"],
+            (each.get("condition") or {}).get("expression", ""),
+        )
+        for each in fleet.of("storage/bucketIAMMember:BucketIAMMember").values()
+    }
+
+
+def accounts_of(fleet: Recorder) -> dict[str, str]:
+    vms = fleet.of("compute/instance:Instance").values()
+    return {vm["name"]: vm["serviceAccount"]["email"] for vm in vms}
+
+
+def test_accounts_that_exist_are_used_and_the_swarms_never_writes() -> None:
+    given = run_program(rendezvous(serviceAccount=OWN) | {"serviceAccount": VMS})
     assert not given.of("serviceaccount/account:Account")
     assert not given.of("projects/iAMMember:IAMMember")
+    assert granted(given) == {
+        ("vms@project-1", "roles/storage.objectViewer", ""),
+        ("rendezvous@project-1", "roles/storage.objectViewer", ""),
+        ("rendezvous@project-1", "roles/storage.objectUser", COPIES),
+    }
+    accounts = accounts_of(given)
+    assert accounts.pop("pilot-rendezvous") == OWN
+    assert set(accounts.values()) == {VMS}
+    assert given.spec("pilot-rendezvous")["uploadCopies"] is True
+
+
+def test_one_account_for_all_keeps_the_copies_on_the_vm() -> None:
+    shared = run_program(changed(serviceAccount=VMS))
+    assert not shared.of("serviceaccount/account:Account")
+    assert granted(shared) == {("vms@project-1", "roles/storage.objectViewer", "")}
+    assert set(accounts_of(shared).values()) == {VMS}
+    assert shared.spec("pilot-rendezvous")["uploadCopies"] is False
 
 
 def rendezvous(**values: Any) -> dict[str, Any]:
@@ -194,6 +241,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "rendezvous.machineType": rendezvous(machineType="n2-standard-8"),
     "rendezvous.address": rendezvous(address="10.10.0.9"),
     "rendezvous.public": rendezvous(public=True),
+    "rendezvous.serviceAccount": rendezvous(serviceAccount=OWN),
     "rendezvous.diskGb": rendezvous(diskGb=50),
     "rendezvous.bootDiskGb": rendezvous(bootDiskGb=50),
     "rendezvous.image": rendezvous(image="debian-cloud/debian-13"),
@@ -309,7 +357,7 @@ def test_the_same_input_gives_the_same_bytes(fleet: Recorder) -> None:
         assert again.of(type_) == fleet.of(type_)
 
 
-def test_tokens_are_secrets_that_the_vms_alone_may_read() -> None:
+def test_tokens_are_secrets_that_the_rendezvous_alone_may_read() -> None:
     found = run_program(changed(tokens={"admin": "", "dashboard": "0123456789abcdef"}))
     secrets = found.of("secretmanager/secret:Secret")
     assert {one["secretId"] for one in secrets.values()} == {
@@ -323,7 +371,7 @@ def test_tokens_are_secrets_that_the_vms_alone_may_read() -> None:
     assert isinstance(version["secretData"], dict)
     assert version["secretData"]["value"] == "0123456789abcdef"
     readers = found.of("secretmanager/secretIamMember:SecretIamMember").values()
-    account = "serviceAccount:pilot-fleet@project.iam.gserviceaccount.com"
+    account = "serviceAccount:pilot-fleet-rendezvous@project.iam.gserviceaccount.com"
     assert [(one["role"], one["member"]) for one in readers] == [
         ("roles/secretmanager.secretAccessor", account)
     ] * 2

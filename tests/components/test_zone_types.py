@@ -159,6 +159,9 @@ def test_an_account_that_is_not_there_is_a_sentence(cloud: Serving) -> None:
     )
     make_account(cloud, EMAIL)
     assert accounts.problems(EMAIL, ["swarm-3"], accounts.look) == []
+    own, key = "own@cloud-project.iam.gserviceaccount.com", "rendezvous.serviceAccount"
+    (problem,) = accounts.problems(own, ["pilot-rendezvous"], accounts.look, key=key)
+    assert problem.startswith(f"pilot-fleet:{key}: there is no service account {own}")
 
 
 def test_an_account_that_nobody_gets_is_not_looked_up() -> None:

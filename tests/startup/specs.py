@@ -59,6 +59,7 @@ def rendezvous(**changes: Any) -> dict[str, Any]:
         "ports": {"registry": 9000, "beacon": 9001, "dashboard": 3000},
         "subnet": "10.10.0.0/20",
         "secrets": {"admin": "projects/p/secrets/pilot-admin/versions/latest"},
+        "uploadCopies": True,
         **changes,
     }
 

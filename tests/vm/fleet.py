@@ -96,6 +96,8 @@ class Fleet:
         self.tree = ROOT
         self.settings: dict[str, Any] = {}
         self.releases: dict[str, dict[str, str]] = {}
+        # The rendezvous' account, once the first stack file is written.
+        self._account: str | None = None
 
     def take(self, tree: Path) -> None:
         """From now on the program is that of `tree`."""
@@ -152,7 +154,13 @@ class Fleet:
         }
         # The plan asks for a GiB per 750 agents.
         memory = 1024 * math.ceil(sum(self.wanted.values()) / 750)
-        stack["config"]["pilot-fleet:rendezvous"]["machineType"] = f"e2-custom-2-{memory}"
+        rendezvous = stack["config"]["pilot-fleet:rendezvous"]
+        rendezvous["machineType"] = f"e2-custom-2-{memory}"
+        # That of the first `up`, or none: another account stops the VM.
+        if self._account is None:
+            self._account = rendezvous.get("serviceAccount", "")
+        rendezvous.pop("serviceAccount", None)
+        rendezvous |= {"serviceAccount": self._account} if self._account else {}
         return str(yaml.safe_dump(stack))
 
     def end(self) -> set[str]:

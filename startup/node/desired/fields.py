@@ -27,7 +27,7 @@ NUMBERS = {
     "ports.dashboard": (1, 65535),
 }
 
-FLAGS = ("roll.auto",)
+FLAGS = ("roll.auto", "uploadCopies")
 
 # The kind of text at a path; for each kind its pattern, and its name in messages.
 TEXTS = {

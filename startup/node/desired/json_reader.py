@@ -88,7 +88,10 @@ class Reader:
             return default
         return self.integer(key, *fields.NUMBERS[self._path + key])
 
-    def boolean(self, key: str) -> bool:
+    def boolean(self, key: str, *, default: bool | None = None) -> bool:
+        """`default`: for a field that is absent."""
+        if default is not None and key not in self._value:
+            return default
         value = self._take(key)
         if value is not _MISSING and not isinstance(value, bool):
             self.problem(key, f"must be true or false, is {kind_of(value)}")

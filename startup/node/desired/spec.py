@@ -113,6 +113,8 @@ class RendezvousSpec(Spec):
     """Purpose of a token (fields.TOKENS) -> name of its version in Secret Manager. Never the token
     itself."""
     secrets_endpoint: str
+    upload_copies: bool
+    """Whether the VM's account may write the registry's copies to the bucket."""
 
 
 def parse(text: str | bytes) -> SwarmSpec | RendezvousSpec:
@@ -215,6 +217,7 @@ def _build(top: Reader) -> SwarmSpec | RendezvousSpec:
             subnet=top.network("subnet"),
             secrets=_secrets(top.child("secrets", optional=True)),
             secrets_endpoint=endpoints.base_url("secrets", default=SECRETS_ENDPOINT),
+            upload_copies=top.boolean("uploadCopies", default=False),
         )
         if spec.registry_port == spec.dashboard_port and not ports.problems:
             ports.problem("dashboard", f"is {spec.dashboard_port}, the registry's port as well")

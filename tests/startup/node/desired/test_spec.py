@@ -303,7 +303,7 @@ def test_documents_that_are_no_spec(text: str | bytes, problem: str) -> None:
 
 
 # A program older than these fields has specs without them.
-OPTIONAL = {"secrets", "secrets.admin", "endpoints.secrets", "script.afterSeconds"}
+OPTIONAL = {"secrets", "secrets.admin", "endpoints.secrets", "script.afterSeconds", "uploadCopies"}
 
 
 def test_fields_that_an_older_program_lacks() -> None:
