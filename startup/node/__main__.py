@@ -27,7 +27,7 @@ TITLES = {"limits": "kernel limits"}
 # Seconds of /proc/uptime when the startup script began; without it no step is announced.
 STARTED_VARIABLE = "PILOT_STARTED"
 
-PEOPLE = ("drain", "undrain", "resume", "restart", "status", "bench")
+PEOPLE = ("drain", "undrain", "resume", "restart", "status", "agent", "bench")
 """Commands for people. `resume`, the word for `undrain` until 2026-11, works and is not shown."""
 
 USAGE = """usage: pilot-node COMMAND
@@ -35,6 +35,7 @@ USAGE = """usage: pilot-node COMMAND
   undrain           end `drain`: start the agents again
   restart           start all agents anew, a window's worth at a time
   status            what this VM says of itself
+  agent PORT        unit, process, user and files of one agent
   bench -- COMMAND  run COMMAND in the slice of benchmarks, which memory pressure freezes
 The first three give an order; pilot-node carries it out, also when your session ends.
 

@@ -1,4 +1,4 @@
-"""Commands for people on the VM: drain, undrain, restart, status.
+"""Commands for people on the VM: drain, undrain, restart, status, agent.
 
 A command writes an order (/run/pilot/orders.json), which the service carries out. The command then
 watches the agents. So a session that ends changes nothing.
@@ -11,14 +11,16 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from .desired import orders
 from .desired.json_reader import SpecError
 from .desired.spec import ROLE_SWARM, SwarmSpec, parse
-from .machine import cgroup, files
+from .machine import agent_units, files
 from .machine.paths import Paths
+from .swarm import variants
 
 # Seconds between two looks at the agents.
 LOOK = 1.0
@@ -44,6 +46,9 @@ def main(paths: Paths, arguments: list[str]) -> int:
     """Run the command. 0 when it is done, 1 when it cannot be, 130 when interrupted."""
     command, *rest = arguments
     try:
+        if command == "agent":
+            print("\n".join(_agent(paths, rest)))
+            return 0
         if rest:
             raise AskError(f"{command}: takes no argument, was given {' '.join(rest)!r}")
         if command == "status":
@@ -129,16 +134,18 @@ def watch(
 
 def look(paths: Paths) -> AgentsSeen:
     """The agents as the file system shows them."""
-    running = {}
-    base = cgroup.cgroup(paths)
-    for port in cgroup.processes(paths):
-        try:
-            running[port] = (base / cgroup.UNIT.format(port)).stat().st_ino if base else 0
-        except FileNotFoundError:
+    running, ready = {}, set()
+    base = agent_units.base(paths)
+    for port in agent_units.processes(paths):
+        layout = agent_units.layout_of(paths, port)
+        if base is None or layout is None:
             # It ended between the two looks.
             continue
-    ready = frozenset(port for port in running if paths.socket(port).is_socket())
-    return AgentsSeen(running=running, ready=ready)
+        with suppress(FileNotFoundError):
+            running[port] = (base / layout.cgroup(port)).stat().st_ino
+        if layout.socket(paths, port).is_socket():
+            ready.add(port)
+    return AgentsSeen(running=running, ready=frozenset(ready))
 
 
 def _same(before: AgentsSeen, now: AgentsSeen) -> int:
@@ -188,6 +195,29 @@ def _silence(paths: Paths) -> float | None:
         return time.time() - paths.status.stat().st_mtime
     except FileNotFoundError:
         return None
+
+
+def _agent(paths: Paths, words: list[str]) -> list[str]:
+    """What people need to look at one agent: the names that a unit's instance hides."""
+    port = int(words[0]) if len(words) == 1 and words[0].isascii() and words[0].isdigit() else 0
+    ports, running = _spec(paths).ports, agent_units.layout_of(paths, port)
+    if port not in ports and running is None:
+        some = f"from {min(ports)} to {max(ports)}" if ports else "(this VM has none)"
+        raise AskError(f"agent: needs the port of an agent, {some}")
+    layout = running or agent_units.STARTED
+    processes = " ".join(map(str, agent_units.processes_of(paths, port)))
+    socket = layout.socket(paths, port)
+    variant = variants.read(paths).get(port, "")
+    version = variants.about(paths, variant).get("version", "not known") if variant else "not known"
+    return [
+        f"unit     {layout.unit(port)}",
+        f"runs     {f'as process {processes}' if running else 'no'}",
+        f"user     {layout.user(port)}",
+        f"home     {paths.home(port)}",
+        f"socket   {socket}{'' if socket.is_socket() else ', not there'}",
+        f"output   {paths.logs / str(port)}",
+        f"release  {version}",
+    ]
 
 
 def _status(paths: Paths) -> str:

@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
 
 from .base_loop import FAILURES, Loop, end_with_any_thread, roll_status
 from .desired.spec import Binary, SwarmSpec
@@ -38,8 +37,6 @@ from .swarm import goal, variants
 from .swarm.decide import Goal
 from .swarm.drain import SHUTDOWN_SECONDS, drain_for_shutdown
 from .swarm.supervisor import Keeper
-
-AGENT_UNIT: Final = "/etc/systemd/system/pilot-agent@.service"
 
 # Seconds between two looks at the sources. The loop also wakes when one says something.
 LOOK = 1.0
@@ -235,7 +232,8 @@ class SwarmLoop(Loop):
         return known
 
     def _unit(self) -> str:
-        return self.paths.at(AGENT_UNIT).read_text(encoding="utf-8")
+        # All unit files of a layout have one text.
+        return (self.paths.units / self.keeper.layout.templates[0]).read_text(encoding="utf-8")
 
     def _epoch(self, spec: SwarmSpec) -> str:
         """A hash of everything but the release that agents are started with."""

@@ -55,7 +55,8 @@ class Paths:
 
     @property
     def sockets(self) -> Path:
-        """The agents' sockets. The only directory of /run/pilot that agents write in."""
+        """The sockets of agents that share a user. The only directory of /run/pilot that agents
+        write in."""
         return self.run / "agents"
 
     @property
@@ -134,8 +135,9 @@ class Paths:
         """The message for a state disk that is not mounted: `therefore`, and what to do."""
         return f"{self.state} is not mounted: {therefore}; {AGAIN}"
 
-    def socket(self, port: int) -> Path:
-        return self.sockets / f"{port}.sock"
+    def home(self, port: int) -> Path:
+        """The agent's home, which holds its identity."""
+        return self.agents / str(port)
 
 
 def paths_of(environment: Mapping[str, str]) -> Paths:

@@ -1,23 +1,48 @@
-"""The user pilot, which agents and the rendezvous run as."""
+"""The users that agents and the rendezvous run as, and what belongs to them."""
 
 from __future__ import annotations
 
 import os
 import stat
+import subprocess
 from pathlib import Path
 
 from . import files
 
-# By number: the state disk outlives the boot disk and its /etc/passwd.
-UID = 610
+# The user pilot and its group. By number: the state disk outlives the boot disk's /etc/passwd.
+UID = GID = 610
 # The mode of a directory in which the user pilot makes files and removes only its own.
 _SHARED = 0o1770
+# Seconds for a home: it has a few files, unless its agent fills it.
+_TREE_S = 10.0
 
 
-def own(path: Path) -> None:
-    """chown `path` to the user pilot. Does nothing unless root (tests)."""
+def own(path: Path, owner: int = UID) -> None:
+    """chown `path` to `owner`, and to the agents' group. Does nothing unless root (tests)."""
     if os.geteuid() == 0:
-        os.chown(path, UID, UID)
+        os.chown(path, owner, GID)
+
+
+def own_tree(path: Path, owner: int) -> None:
+    """Give the directory `path` and all below it to `owner`, where it is another's. Raises OSError.
+
+    An agent made what is in it, and others of the same user may change it meanwhile: no link is
+    followed (`-execdir`), and a file with a second name, which may be in another agent's home, is
+    left alone. By find: a tree may be deeper than Python can go.
+    """
+    if os.geteuid() != 0 or path.lstat().st_uid == owner:
+        return
+    # From below: where this ends early, the directory itself still shows that it is not done.
+    command = ["find", f"./{path.name}", "-xdev", "-depth", "(", "-type", "d", "-o", "-links", "1"]
+    command += [")", "-execdir", "chown", "--no-dereference", f"{owner}:{GID}", "--", "{}", "+"]
+    try:
+        done = subprocess.run(
+            command, cwd=path.parent, capture_output=True, text=True, timeout=_TREE_S, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise OSError(f"{path} was not given to user {owner} within {_TREE_S:.0f} s") from error
+    if done.returncode:
+        raise OSError(f"{path} could not be given to user {owner}: {done.stderr.strip()[:200]}")
 
 
 def share(path: Path) -> None:
@@ -27,8 +52,8 @@ def share(path: Path) -> None:
     try:
         # Only what differs: the registry must be readable from a read-only disk as well.
         found = os.fstat(handle)
-        if os.geteuid() == 0 and (found.st_uid, found.st_gid) != (0, UID):
-            os.fchown(handle, 0, UID)
+        if os.geteuid() == 0 and (found.st_uid, found.st_gid) != (0, GID):
+            os.fchown(handle, 0, GID)
         if stat.S_IMODE(found.st_mode) != _SHARED:
             os.fchmod(handle, _SHARED)
     except OSError as error:

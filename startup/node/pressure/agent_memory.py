@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ..machine import cgroup
+from ..machine import agent_units
 from ..machine.paths import Paths
 from .leak_detection import Held
 
@@ -59,7 +59,7 @@ def private_bytes(paths: Paths, ports: Sequence[int]) -> float | None:
     found = [
         measured.private
         for port in spread(ports, BATCH_AGENTS)
-        if (measured := measure(paths, cgroup.processes_of(paths, port))) is not None
+        if (measured := measure(paths, agent_units.processes_of(paths, port))) is not None
     ]
     return sum(found) / len(found) if found else None
 

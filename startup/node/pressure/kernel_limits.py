@@ -166,7 +166,7 @@ def _with_children(folder: Path, *, deep: bool) -> Iterator[Path]:
     with os.scandir(folder) as entries:
         for entry in entries:
             # Agents' tasks count in the slice: an agent has no limit of its own.
-            if not entry.name.startswith("pilot-agent@") and entry.is_dir(follow_symlinks=False):
+            if not entry.name.startswith("pilot-agent") and entry.is_dir(follow_symlinks=False):
                 yield Path(entry.path)
 
 

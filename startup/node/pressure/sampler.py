@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
-from ..machine import cgroup, proc
+from ..machine import agent_units, proc
 from ..machine.paths import Paths
 from . import agent_ipc, kernel_limits, leak_detection
 from .agent_ipc import Info, IpcError
@@ -187,7 +187,7 @@ class Walk:
 
     def step(self) -> None:
         """One look at some agents and, where it is time, at all of them. Raises OSError."""
-        running = cgroup.processes(self.paths)
+        running = agent_units.processes(self.paths)
         connections, asked = self._connections(running)
         measured = [
             found.pss
@@ -258,7 +258,7 @@ class Walk:
         key = (port, process)
         if key not in self._ids and self.clock() < deadline:
             try:
-                self._ids[key] = self.ask(self.paths.socket(port)).node_id
+                self._ids[key] = self.ask(agent_units.socket_of(self.paths, port)).node_id
             except IpcError:
                 return None
         return self._ids.get(key)
@@ -276,7 +276,7 @@ class Walk:
             if self.clock() >= deadline:
                 break
             try:
-                found.append(self.ask(self.paths.socket(port)).connections)
+                found.append(self.ask(agent_units.socket_of(self.paths, port)).connections)
             except IpcError:
                 # It starts, stops, or hangs.
                 continue

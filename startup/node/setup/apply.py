@@ -40,6 +40,8 @@ def apply_units(paths: Paths, spec: SwarmSpec | RendezvousSpec, say: Say) -> Non
     """Write the unit files of the spec's role. Raises LimitsError, OSError, SubprocessError."""
     changed = _write(paths, units.unit_files(kernel.machine(paths), spec), "", "daemon-reload")
     changed += _write_nsswitch(paths, say)
+    if isinstance(spec, SwarmSpec) and (unused := units.remove_unused(paths)):
+        say(f"removed, as no agent runs by it: {', '.join(unused)}")
     say(f"written {', '.join(changed) or 'nothing'}")
 
 

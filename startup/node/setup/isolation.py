@@ -1,4 +1,4 @@
-"""Closes journald, D-Bus, shared memory and the metadata server to the agents' user.
+"""Closes journald, D-Bus, shared memory and the metadata server to the agents' group.
 
 Agents are not trusted. Files are closed by POSIX ACL, once per boot: each boot makes them anew. The
 metadata server, which gives anybody the VM's service account, is closed by a BPF program on the
@@ -15,10 +15,10 @@ from os import setxattr
 from pathlib import Path
 from typing import Final
 
-from ..machine.cgroup import SLICE, cgroup
+from ..machine.agent_units import SLICE, base
 from ..machine.errors import NotReadyError
 from ..machine.paths import Paths
-from ..machine.user import UID
+from ..machine.user import GID
 from . import egress_filter
 
 # Path -> the permissions that agents keep, as in a mode. journald takes 4,096 streams: an agent
@@ -45,7 +45,7 @@ _REFUSING: Final = egress_filter.refusing(METADATA)
 _SECONDS: Final = 30.0
 # acl(5) as the kernel takes it: a version, then tag, permissions and ID of each entry.
 _VERSION: Final = struct.pack("<I", 2)
-_OWNER, _USER, _GROUP, _MASK, _OTHER = 1, 2, 4, 16, 32
+_OWNER, _GROUP, _NAMED_GROUP, _MASK, _OTHER = 1, 4, 8, 16, 32
 _NOBODY: Final = 0xFFFFFFFF
 
 
@@ -65,13 +65,13 @@ def close(paths: Paths, say: Callable[[str], None]) -> None:
 
 
 def _acl(path: Path, left: int) -> bytes:
-    """An ACL: the mode of `path`, and `left` for the agents' user. Raises OSError."""
+    """An ACL: the mode of `path`, and `left` for the agents' group. Raises OSError."""
     mode = stat.S_IMODE(path.lstat().st_mode)
     owner, group, other = mode >> 6 & 7, mode >> 3 & 7, mode & 7
     entries = (
         (_OWNER, owner, _NOBODY),
-        (_USER, left, UID),
         (_GROUP, group, _NOBODY),
+        (_NAMED_GROUP, left, GID),
         (_MASK, group, _NOBODY),
         (_OTHER, other, _NOBODY),
     )
@@ -87,7 +87,7 @@ def shut_metadata(paths: Paths) -> None:
     kernel. A routing rule would not do: a socket that is bound to a device passes it.
     """
     try:
-        slice_ = cgroup(paths) or _begun(paths)
+        slice_ = base(paths) or _begun(paths)
         if not egress_filter.is_on(slice_, _REFUSING):
             egress_filter.put_on(slice_, _REFUSING)
     except (OSError, subprocess.SubprocessError) as error:
@@ -102,7 +102,7 @@ def _begun(paths: Paths) -> Path:
     """Start the agents' slice, which has no cgroup before its first agent; that cgroup."""
     command = ["systemctl", "start", SLICE]
     subprocess.run(command, check=True, stdin=subprocess.DEVNULL, timeout=_SECONDS)
-    found = cgroup(paths)
+    found = base(paths)
     if found is None:
         raise FileNotFoundError(f"`{' '.join(command)}` made no cgroup")
     return found

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..desired.spec import ROLE_RENDEZVOUS, ROLE_SWARM, RendezvousSpec, SwarmSpec
-from ..machine import files
+from ..machine import agent_units, files
+from ..machine.agent_units import LAYOUTS, STARTED
 from ..machine.paths import Paths
 from . import limits
 from .limits import KernelFacts
@@ -64,7 +65,6 @@ def unit_files(machine: KernelFacts, spec: SwarmSpec | RendezvousSpec) -> dict[s
         "pilot-node.service": {"stop_seconds": _STOP_SECONDS[spec.role]},
     }
     if isinstance(spec, SwarmSpec):
-        units["pilot-agent@.service"] = {}
         tasks_max = str(limits.SYSTEM_TASKS // 2)
         units["pilotbench.slice"] = {"memory_max": memory_max, "tasks_max": tasks_max}
     else:
@@ -73,7 +73,20 @@ def unit_files(machine: KernelFacts, spec: SwarmSpec | RendezvousSpec) -> dict[s
         }
     found = {f"/etc/systemd/system/{name}": _filled(name, v) for name, v in units.items()}
     found["/etc/systemd/system/user-.slice.d/60-pilot.conf"] = _filled("user-.slice.conf", {})
+    if isinstance(spec, SwarmSpec):
+        agent = _filled("pilot-agent@.service", {})
+        found |= {f"/etc/systemd/system/{name}": agent for name in STARTED.templates}
     return found
+
+
+def remove_unused(paths: Paths) -> list[str]:
+    """Remove the agents' unit files of another layout, once no agent runs in it; their paths."""
+    used = set(agent_units.running(paths).values()) | {STARTED}
+    unused = [name for each in LAYOUTS if each not in used for name in each.templates]
+    found = [path for name in unused if (path := paths.units / name).exists()]
+    for path in found:
+        path.unlink()
+    return [str(path) for path in found]
 
 
 def limit_files() -> dict[str, str]:

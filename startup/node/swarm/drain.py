@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from ..machine.cgroup import processes, processes_of
+from ..machine.agent_units import processes, processes_of
 from ..machine.paths import Paths
 from .supervisor import TICK
 

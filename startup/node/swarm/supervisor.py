@@ -18,11 +18,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
-from ..machine.cgroup import UNIT, cgroup, is_stopped, numbered, numbers
+from ..machine.agent_units import LAYOUTS, SHARED, STARTED, Layout, is_stopped, layout_of, number
+from ..machine.agent_units import running as find_running
 from ..machine.errors import NotReadyError
 from ..machine.paths import Paths
 from ..machine.systemd import Systemd
-from ..machine.user import own
+from ..machine.user import own, own_tree
 from . import variants
 from .decide import Decision, Goal, Observed, SwarmState, Trouble, decide, without
 from .start_window import Window
@@ -88,6 +89,8 @@ class Keeper:
     clock: Callable[[], float] = time.monotonic
     processor: Callable[[], float] = time.thread_time
     """Seconds of CPU that this thread has used."""
+    layout: Layout = STARTED
+    """How agents are started. Those that run otherwise are adopted and stopped all the same."""
     explain: Callable[[str], str] = str
     """Adds to a failure's text which kernel limit was hit, if one was."""
     memory: SwarmState = field(default_factory=SwarmState)
@@ -98,8 +101,12 @@ class Keeper:
     """When all agents were looked at last."""
     _logs_cut_at: float = float("-inf")
     """When the logs were cut last."""
+    _layouts: dict[int, Layout] = field(default_factory=dict)
+    """How the agent of each port runs, as last seen, or is being started."""
     _inodes: Mapping[int, int] = field(default_factory=dict)
-    """The inode of each port's socket, as last seen."""
+    """The inode of each socket in the shared directory, as last seen."""
+    _own_sockets: frozenset[int] = frozenset()
+    """The ports with a socket in their homes, as last seen."""
     _stopped: frozenset[int] = frozenset()
     """Ports whose process is stopped (SIGSTOP)."""
     _turn: int = 0
@@ -204,7 +211,7 @@ class Keeper:
                 self._sweep()
             running = self._running()
             self._stopped = self._find_stopped(running)
-            sockets = self._sockets() - self._stopped
+            sockets = self._sockets(running) - self._stopped
             seen = Observed(now=now, running=running, sockets=sockets)
         else:
             seen = self._look_at({*memory.starting, *memory.stopping}, self._seen, now)
@@ -223,35 +230,53 @@ class Keeper:
     def _look_at(self, ports: Iterable[int], before: Observed, now: float) -> Observed:
         """`before`, with a fresh look at `ports` only."""
         running, sockets = set(before.running), set(before.sockets)
-        base = cgroup(self.paths)
         for port in ports:
-            there = base is not None and (base / UNIT.format(port)).is_dir()
-            (running.add if there else running.discard)(port)
-            there = _is_socket(self.paths.socket(port))
+            layout = layout_of(self.paths, port)
+            if layout is None:
+                running.discard(port)
+                sockets.discard(port)
+                continue
+            running.add(port)
+            self._layouts[port] = layout
+            there = _is_socket(layout.socket(self.paths, port))
             (sockets.add if there else sockets.discard)(port)
         return Observed(now=now, running=frozenset(running), sockets=frozenset(sockets))
 
     def _running(self) -> frozenset[int]:
-        base = cgroup(self.paths)
-        return numbers(base, "pilot-agent@", ".service") if base else frozenset()
-
-    def _sockets(self) -> frozenset[int]:
-        """The ports that have a socket. An entry with the inode of a socket seen before is not
-        looked at again: this would take most of an idle pilot-node's time."""
-        known, found = self._inodes, {}
-        for port, inode in numbered(self.paths.sockets, "", ".sock"):
-            if known.get(port) == inode or _is_socket(self.paths.socket(port)):
-                found[port] = inode
-        self._inodes = found
+        found = find_running(self.paths)
+        self._layouts |= found
         return frozenset(found)
+
+    def _sockets(self, running: frozenset[int]) -> frozenset[int]:
+        """The ports of `running` that have their socket. Most are known from earlier looks, and
+        looking at each anew would take most of an idle pilot-node's time."""
+        shared = {port for port in running if self._layouts[port] is SHARED}
+        if shared or self._inodes:
+            # One that has the inode of a socket seen before is that socket.
+            known, found = self._inodes, {}
+            for entry in os.scandir(self.paths.sockets):
+                port, inode = number(entry.name, "", ".sock"), entry.inode()
+                if port in shared and (known.get(port) == inode or _is_socket(Path(entry.path))):
+                    found[port] = inode
+            self._inodes = found
+        # In its own home only the agent itself can remove it: all are seen again in TURNS looks.
+        self._own_sockets = frozenset(
+            port
+            for port in running - shared
+            if (port in self._own_sockets and port % TURNS != self._turn)
+            or _is_socket(self._layouts[port].socket(self.paths, port))
+        )
+        return self._own_sockets | self._inodes.keys()
 
     def _find_stopped(self, running: frozenset[int]) -> frozenset[int]:
         """The ports whose process is stopped: it keeps its socket and answers nobody. Any agent can
-        send SIGSTOP to any other, as all have one user. Found within TURNS looks, and then looked
-        at each time."""
+        send SIGSTOP to another of its user. Found within TURNS looks, and then looked at each
+        time."""
         self._turn = (self._turn + 1) % TURNS
         due = {port for port in running if port % TURNS == self._turn or port in self._stopped}
-        return frozenset(port for port in due if is_stopped(self.paths, port))
+        return frozenset(
+            port for port in due if self._layouts[port] is SHARED and is_stopped(self.paths, port)
+        )
 
     def _forget(self, seen: Observed) -> None:
         """Forget the variant of agents that are gone and not wanted, so that it can be removed."""
@@ -259,13 +284,18 @@ class Keeper:
         for port in variant.keys() - self.goal.variants.keys() - seen.running:
             variants.forget(self.paths, port)
             del variant[port]
+            self._layouts.pop(port, None)
         self.memory = replace(self.memory, variant=variant)
 
+    def _unit(self, port: int) -> str:
+        """The unit in which the agent runs, or ran last."""
+        return self._layouts.get(port, self.layout).unit(port)
+
     def _ended(self, ports: Sequence[int]) -> dict[int, str]:
-        states = self.systemd.states([UNIT.format(port) for port in ports])
+        states = self.systemd.states([self._unit(port) for port in ports])
         ended = {}
         for port in ports:
-            state = states.get(UNIT.format(port))
+            state = states.get(self._unit(port))
             if state and state.ended:
                 said = f"ended ({state.result}, status {state.exit_status})"
                 if last := _last_line(self.paths.logs / str(port)):
@@ -275,10 +305,12 @@ class Keeper:
 
     def _act(self, decision: Decision) -> None:
         if decision.stop:
-            self.systemd.stop([UNIT.format(port) for port in decision.stop])
+            self.systemd.stop([self._unit(port) for port in decision.stop])
             self._stops += len(decision.stop)
         if decision.start:
-            self.systemd.start([UNIT.format(port) for port in decision.start])
+            # The layout is known before: where the call fails, it may be started all the same.
+            self._layouts |= dict.fromkeys(decision.start, self.layout)
+            self.systemd.start([self.layout.unit(port) for port in decision.start])
             self._starts += len(decision.start)
 
     def _prepare(self, decision: Decision) -> dict[int, str]:
@@ -304,12 +336,13 @@ class Keeper:
 
     def _clear(self, port: int) -> None:
         """Remove a stale socket, which SIGKILL leaves: it would look like a ready agent."""
-        path = self.paths.socket(port)
-        try:
-            path.unlink(missing_ok=True)
-        except IsADirectoryError:
-            # Another agent made it, and it can be deep: one rename moves it away.
-            path.rename(path.with_name(f"{path.name}.{secrets.token_hex(8)}"))
+        for layout in LAYOUTS:
+            path = layout.socket(self.paths, port)
+            try:
+                path.unlink(missing_ok=True)
+            except IsADirectoryError:
+                # An agent made it, and it can be deep: one rename moves it away.
+                path.rename(path.with_name(f"{path.name}.{secrets.token_hex(8)}"))
 
     def _sweep(self) -> None:
         """Where the directory of the sockets is nearly full, remove all entries that are no agent's
@@ -340,12 +373,14 @@ class Keeper:
     def _home(self, port: int) -> None:
         # No fsync: the daemon syncs its identity and then the home before it dials the registry,
         # and ext4 commits the making of the home before that.
-        home = self.paths.agents / str(port)
-        if not home.is_dir():
+        home, owner = self.paths.home(port), self.layout.user(port)
+        if home.is_dir():
+            own_tree(home, owner)
+        else:
             # Renamed when it is complete: a crash in between leaves no home that root owns.
             new = home.with_name(f".{port}.new")
             new.mkdir(mode=0o700, parents=True, exist_ok=True)
-            own(new)
+            own(new, owner)
             new.rename(home)
 
     def _cut_logs(self) -> None:

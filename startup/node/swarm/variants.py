@@ -43,7 +43,7 @@ def ensure(
 ) -> str:
     """Have the variant in /run, and return its ID.
 
-    `unit` is the text of pilot-agent@.service as systemd has it, `restart` the ID of the last
+    `unit` is the text of the agents' unit as systemd has it, `restart` the ID of the last
     ordered restart or "". Raises FinalError where the binary is not there, OSError with the path.
     """
     found = identify(sha256=binary.sha256, environment=environment, unit=unit, restart=restart)

@@ -12,7 +12,7 @@ import pytest
 from startup.node import __main__ as node
 from startup.node import local_orders
 from startup.node.desired import orders
-from startup.node.machine import cgroup
+from startup.node.machine.agent_units import LAYOUTS, Layout
 from startup.node.machine.paths import Paths
 from tests.startup import specs
 
@@ -22,8 +22,9 @@ PORTS = (10001, 10002, 10003)
 class Vm:
     """Three agents that are folders; `sleep` is what the service does meanwhile."""
 
-    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, root: Path, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
         self.paths = Paths(root=root)
+        self.layout = layout
         self.paths.sockets.mkdir(parents=True)
         self.paths.node_state.mkdir(parents=True)
         self.paths.spec.write_text(specs.text(specs.swarm(agents=3)), encoding="utf-8")
@@ -37,19 +38,21 @@ class Vm:
         """A new life for each, in a cgroup of its own."""
         for port in ports:
             self.down(port)
-            folder = self.base / cgroup.UNIT.format(port)
+            folder = self.base / self.layout.cgroup(port)
             folder.mkdir(parents=True)
             (folder / "cgroup.procs").write_text("77\n", encoding="ascii")
-            os.mknod(self.paths.socket(port), 0o140600)
+            socket = self.layout.socket(self.paths, port)
+            socket.parent.mkdir(parents=True, exist_ok=True)
+            os.mknod(socket, 0o140600)
 
     def down(self, *ports: int) -> None:
         for port in ports:
-            folder = self.base / cgroup.UNIT.format(port)
+            folder = self.base / self.layout.cgroup(port)
             if folder.exists():
                 self.life += 1
                 # Kept under another name: a file system gives the number of what is gone anew.
-                folder.rename(self.base / f".gone-{self.life}")
-            self.paths.socket(port).unlink(missing_ok=True)
+                folder.rename(folder.with_name(f".gone-{self.life}"))
+            self.layout.socket(self.paths, port).unlink(missing_ok=True)
 
     def sleep(self, seconds: float) -> None:
         assert self.steps, "it waits for something that does not come"
@@ -59,9 +62,9 @@ class Vm:
         return orders.parse(self.paths.orders.read_bytes(), "swarm")
 
 
-@pytest.fixture
-def vm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Vm:
-    return Vm(tmp_path, monkeypatch)
+@pytest.fixture(params=LAYOUTS, ids=["shared", "own"])
+def vm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Vm:
+    return Vm(tmp_path, request.param, monkeypatch)
 
 
 def test_drain_and_undrain(vm: Vm, capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,3 +185,26 @@ def test_the_status(vm: Vm, capsys: pytest.CaptureFixture[str]) -> None:
     vm.paths.status.write_text('{"phase": "whole", "schema": 1}', encoding="utf-8")
     assert local_orders.main(vm.paths, ["status"]) == 0
     assert json.loads(capsys.readouterr().out)["phase"] == "whole"
+
+
+def test_one_agent_is_found_by_its_port(vm: Vm, capsys: pytest.CaptureFixture[str]) -> None:
+    assert local_orders.main(vm.paths, ["agent", "10002"]) == 0
+    said = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert said["unit"] == vm.layout.unit(10002)
+    assert said["runs"] == "as process 77"
+    assert said["user"] == str(vm.layout.user(10002))
+    assert said["socket"] == str(vm.layout.socket(vm.paths, 10002))
+    vm.down(10002)
+    assert local_orders.main(vm.paths, ["agent", "10002"]) == 0
+    out = capsys.readouterr().out
+    assert "runs     no\n" in out
+    assert ", not there\n" in out
+
+
+@pytest.mark.parametrize("words", [[], ["10004"], ["x"], ["10001", "10002"], ["-1"]])
+def test_another_port_is_no_agent(
+    vm: Vm, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert local_orders.main(vm.paths, ["agent", *words]) == 1
+    said = "pilot-node: agent: needs the port of an agent, from 10001 to 10003\n"
+    assert capsys.readouterr().err == said

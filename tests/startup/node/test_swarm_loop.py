@@ -364,7 +364,7 @@ def test_a_release_that_exits_takes_one_batch_and_stays_rejected(vm: Service) ->
     vm.stop()
     for port in range(10001, 10007):
         vm.pid1.kill(port)
-        vm.paths.socket(port).unlink(missing_ok=True)
+        vm.pid1.socket(port).unlink(missing_ok=True)
         (vm.paths.chosen / str(port)).unlink(missing_ok=True)
     starts = len(vm.pid1.started)
     vm.start()

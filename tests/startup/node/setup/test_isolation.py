@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from startup.node.machine.agent_units import LAYOUTS
 from startup.node.machine.errors import NotReadyError
 from startup.node.machine.paths import Paths
-from startup.node.machine.user import UID
+from startup.node.machine.user import GID, UID
 from startup.node.setup import isolation
 from tests.components.fleet import ROOT
 from tests.startup.conftest import Vm
@@ -31,9 +32,9 @@ SOCKETS = (
 )
 TRY = """
 import os, socket, sys
-root, user, *sockets = sys.argv[1:]
+root, user, group, *sockets = sys.argv[1:]
 os.chdir(root)
-os.setgroups([]); os.setgid(int(user)); os.setuid(int(user))
+os.setgroups([]); os.setgid(int(group)); os.setuid(int(user))
 def can(what):
     try:
         what()
@@ -81,9 +82,9 @@ def test_closed_to_agents_and_to_nobody_else(paths: Paths) -> None:
         pytest.skip(f"no ACLs on the file system of {paths.root}")
     assert said == []
 
-    def seen(user: int) -> list[str]:
+    def seen(user: int, group: int) -> list[str]:
         done = subprocess.run(
-            [sys.executable, "-IS", "-c", TRY, str(paths.root), str(user), *SOCKETS],
+            [sys.executable, "-IS", "-c", TRY, str(paths.root), str(user), str(group), *SOCKETS],
             capture_output=True,
             text=True,
             check=False,
@@ -91,8 +92,10 @@ def test_closed_to_agents_and_to_nobody_else(paths: Paths) -> None:
         assert done.stderr == ""
         return done.stdout.split()
 
-    assert seen(UID) == ["False"] * (len(SOCKETS) + 1) + ["True", "False"] * 2
-    assert seen(UID + 1) == ["True"] * (len(SOCKETS) + 5)
+    for layout in LAYOUTS:
+        closed = ["False"] * (len(SOCKETS) + 1) + ["True", "False"] * 2
+        assert seen(layout.user(10001), GID) == closed
+    assert seen(UID + 1, GID + 1) == ["True"] * (len(SOCKETS) + 5)
     assert (paths.root / "dev/shm").stat().st_mode & 0o7777 == 0o1777
     assert (paths.root / "run/systemd/notify").stat().st_mode & 0o7777 == 0o666
 

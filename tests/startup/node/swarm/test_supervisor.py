@@ -17,13 +17,22 @@ from types import SimpleNamespace
 
 import pytest
 
-from startup.node.machine import cgroup, errors
+from startup.node.machine import agent_units, errors
+from startup.node.machine.agent_units import LAYOUTS, OWN, SHARED, Layout
 from startup.node.machine.paths import Paths
 from startup.node.machine.systemd import SystemdError, UnitState
+from startup.node.machine.user import GID
 from startup.node.swarm import supervisor, variants
 from startup.node.swarm.decide import START_DEADLINE, STEADY, Goal, SwarmState
 from startup.node.swarm.drain import SHUTDOWN_SECONDS, drain_for_shutdown
 from startup.node.swarm.supervisor import ASKED, LOG_BYTES, LOOK, TURNS, Keeper
+
+
+def named(unit: str) -> tuple[int, Layout]:
+    """The port and the layout of a unit's name."""
+    port = int(unit.partition("@")[2].removesuffix(".service"))
+    (layout,) = (each for each in LAYOUTS if each.unit(port) == unit)
+    return port, layout
 
 
 class Pid1:
@@ -46,18 +55,20 @@ class Pid1:
         self.goes_down = False
         # What each port was started as.
         self.ran: dict[int, list[str]] = {}
+        self.layouts: dict[int, Layout] = {}
 
     def start(self, units: Sequence[str]) -> None:
         if self.broken:
             raise SystemdError("systemctl start: Connection refused")
         for unit in units:
-            port = int(unit.removeprefix("pilot-agent@").removesuffix(".service"))
-            assert not self.paths.socket(port).exists(), "started beside a stale socket"
+            port, layout = named(unit)
+            assert not any(each.socket(self.paths, port).exists() for each in LAYOUTS), "stale"
             assert (self.paths.agents / str(port)).is_dir()
             chosen = self.paths.chosen / str(port)
             self.ran.setdefault(port, []).append(chosen.readlink().name)
-            assert not (self.slice / unit).exists(), "started twice"
+            assert agent_units.layout_of(self.paths, port) is None, "started twice"
             self.pending.append(port)
+            self.layouts[port] = layout
             self.started.append(port)
         self.most = max(self.most, len(self.pending))
         if self.mute == "start":
@@ -65,10 +76,11 @@ class Pid1:
 
     def stop(self, units: Sequence[str]) -> None:
         for unit in units:
-            port = int(unit.removeprefix("pilot-agent@").removesuffix(".service"))
+            port, layout = named(unit)
+            assert layout is self.layouts[port], "a unit that does not run"
             self.kill(port)
-            if self.paths.socket(port).is_socket():
-                self.paths.socket(port).unlink()
+            if self.socket(port).is_socket():
+                self.socket(port).unlink()
         if self.mute == "stop":
             raise SystemdError("systemctl stop: no answer in 40 s")
 
@@ -86,21 +98,27 @@ class Pid1:
     def kill(self, port: int) -> None:
         """As SIGKILL does: the socket stays."""
         self.pending = [p for p in self.pending if p != port]
-        unit = self.slice / cgroup.UNIT.format(port)
-        if unit.exists():
-            shutil.rmtree(unit)
+        if self.unit(port).exists():
+            shutil.rmtree(self.unit(port))
+
+    def unit(self, port: int) -> Path:
+        """The cgroup that its agent has, had last, or would have."""
+        return self.slice / self.layouts.get(port, agent_units.STARTED).cgroup(port)
+
+    def socket(self, port: int) -> Path:
+        return self.layouts.get(port, agent_units.STARTED).socket(self.paths, port)
 
     def settle(self) -> None:
         """Started agents get ready, or fail, as `behave` says."""
         for port in list(self.pending):
-            unit = cgroup.UNIT.format(port)
+            unit = self.layouts[port].unit(port)
             self.dead.pop(unit, None)
             outcome = self.behave(port)
             if outcome == "ready":
-                (self.slice / unit).mkdir(parents=True, exist_ok=True)
-                os.mknod(self.paths.socket(port), stat.S_IFSOCK | 0o600)
+                self.unit(port).mkdir(parents=True, exist_ok=True)
+                os.mknod(self.socket(port), stat.S_IFSOCK | 0o600)
             elif outcome == "hangs":
-                (self.slice / unit).mkdir(parents=True, exist_ok=True)
+                self.unit(port).mkdir(parents=True, exist_ok=True)
                 continue
             else:
                 self.dead[unit] = UnitState(
@@ -108,7 +126,7 @@ class Pid1:
                 )
                 continue
             self.pending.remove(port)
-        self.pending = [p for p in self.pending if cgroup.UNIT.format(p) not in self.dead]
+        self.pending = [p for p in self.pending if self.layouts[p].unit(p) not in self.dead]
 
 
 OLD, NEW = "0" * 16, "f" * 16
@@ -121,7 +139,7 @@ def goal(count: int, variant: str = OLD) -> Goal:
 class World:
     """A keeper, its systemd, and a clock that a round moves."""
 
-    def __init__(self, root: Path, count: int) -> None:
+    def __init__(self, root: Path, count: int, layout: Layout = agent_units.STARTED) -> None:
         self.paths = Paths(root=root)
         self.paths.sockets.mkdir(parents=True)
         self.paths.logs.mkdir()
@@ -140,6 +158,7 @@ class World:
         self.keeper = Keeper(
             paths=self.paths,
             goal=goal(count),
+            layout=layout,
             systemd=self.pid1,
             say=self.said.append,
             mounted=lambda path: self.mounted,
@@ -170,15 +189,18 @@ class World:
             self.pid1.settle()
 
     def running(self) -> set[int]:
-        return {
-            int(path.name.removeprefix("pilot-agent@").removesuffix(".service"))
-            for path in self.pid1.slice.glob("*")
-        }
+        return set(agent_units.running(self.paths))
+
+
+@pytest.fixture(params=LAYOUTS, ids=["shared", "own"])
+def world(tmp_path: Path, request: pytest.FixtureRequest) -> World:
+    return World(tmp_path, 40, request.param)
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path, 40)
+def shared(tmp_path: Path) -> World:
+    """Where all agents are one user."""
+    return World(tmp_path, 40, SHARED)
 
 
 def test_all_come_up_within_the_window(world: World) -> None:
@@ -225,7 +247,7 @@ def test_systemd_is_asked_at_once_about_a_death_while_starts_are_silent(world: W
     world.answers = 2.0
     before = world.pid1.calls
     world.until(lambda: world.pid1.calls > before, limit=20)
-    unit = cgroup.UNIT.format(10007)
+    unit = world.keeper.layout.unit(10007)
     world.pid1.dead[unit] = UnitState(active="failed", job=False, result="signal", exit_status="9")
     world.pid1.kill(10007)
     world.until(lambda: any("10007: ended (signal" in each for each in world.said), limit=LOOK + 1)
@@ -262,11 +284,83 @@ def test_another_keeper_finds_them_and_leaves_them_alone(world: World) -> None:
     assert world.pid1.started == started
 
 
+@pytest.mark.parametrize("before", LAYOUTS, ids=["from shared", "from own"])
+def test_the_other_layout_is_adopted_and_left_a_window_at_a_time(
+    tmp_path: Path, before: Layout
+) -> None:
+    """As in an update, and on the way back: pilot-node is another, and so is the agents' unit."""
+    world = World(tmp_path, 40, before)
+    world.until(lambda: len(world.keeper.view().ready) == 40)
+    started = list(world.pid1.started)
+    (after,) = (each for each in LAYOUTS if each is not before)
+
+    def another_keeper(wanted: Goal) -> None:
+        world.keeper = Keeper(
+            paths=world.paths,
+            goal=wanted,
+            layout=after,
+            systemd=world.pid1,
+            say=world.said.append,
+            mounted=lambda _: True,
+            clock=lambda: world.now,
+        )
+
+    another_keeper(goal(40))
+    world.until(lambda: world.now > 100)
+    assert world.pid1.started == started
+    # One that dies comes back as it is wanted, in the new layout.
+    world.pid1.kill(10007)
+    world.until(lambda: world.pid1.started != started, limit=10)
+    world.until(lambda: len(world.keeper.view().ready) == 40)
+    assert agent_units.layout_of(world.paths, 10007) is after
+    # The unit is part of a variant, so a new one restarts all others.
+    world.pid1.most = 0
+    another_keeper(goal(40, NEW))
+    whole = dict.fromkeys(range(10001, 10041), after)
+    world.until(lambda: agent_units.running(world.paths) == whole)
+    assert world.pid1.most <= 15
+    for port in world.running():
+        other = before.socket(world.paths, port)
+        assert not other.exists(), "the socket of the layout before"
+    world.keeper.goal = goal(0)
+    world.until(lambda: not world.running())
+
+
+def test_the_socket_of_an_agent_that_removed_it_is_missed(tmp_path: Path) -> None:
+    world = World(tmp_path, 40, OWN)
+    world.until(lambda: len(world.keeper.view().ready) == 40)
+    world.pid1.socket(10007).unlink()
+    world.until(lambda: 10007 not in world.keeper.view().ready, limit=TURNS * LOOK + LOOK)
+    world.until(lambda: 10007 in world.keeper.view().ready, limit=STEADY + 10)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["shared", "own"])
+def test_a_home_belongs_to_the_user_of_its_unit(tmp_path: Path, layout: Layout) -> None:
+    if os.geteuid():
+        pytest.skip("only root may give files away")
+    world = World(tmp_path, 2, layout)
+    home = world.paths.home(10001)
+    (home / "deep").mkdir(parents=True)
+    (home / "identity.json").write_text("{}", encoding="ascii")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("root's", encoding="ascii")
+    (home / "link").symlink_to(elsewhere)
+    (home / "second").hardlink_to(elsewhere)
+    os.chown(home, 12345, 12345)
+    world.until(lambda: len(world.keeper.view().ready) == 2)
+    for path in (home, home / "deep", home / "identity.json", home / "link"):
+        found = path.lstat()
+        assert (found.st_uid, found.st_gid) == (layout.user(10001), GID), path
+    assert elsewhere.stat().st_uid == 0
+    other = world.paths.home(10002).stat()
+    assert (other.st_uid, other.st_gid, other.st_mode & 0o777) == (layout.user(10002), GID, 0o700)
+
+
 def test_a_killed_agent_comes_back_though_its_socket_stayed(world: World) -> None:
     world.until(lambda: len(world.running()) == 40)
     world.until(lambda: world.now > 100)
     world.pid1.kill(10007)
-    assert world.paths.socket(10007).exists()
+    assert world.pid1.socket(10007).exists()
     world.until(lambda: 10007 in world.running(), limit=10)
     assert world.pid1.started.count(10007) == 2
     assert "agent 10007: died; starting it again" in world.said
@@ -306,11 +400,11 @@ def a_link(path: Path) -> None:
 
 
 @pytest.fixture
-def deep(world: World) -> Iterator[Path]:
+def deep(shared: World) -> Iterator[Path]:
     """A tree beside the sockets that is deeper than Python's own rmtree goes. It does not outlive
     the test: pytest, which cleans up after itself with that, would fail in runs to come."""
-    path = world.paths.sockets / "deep"
-    folder = os.open(world.paths.sockets, os.O_RDONLY)
+    path = shared.paths.sockets / "deep"
+    folder = os.open(shared.paths.sockets, os.O_RDONLY)
     for _ in range(1100):
         os.mkdir("deep", dir_fd=folder)
         below = os.open("deep", os.O_RDONLY, dir_fd=folder)
@@ -322,27 +416,27 @@ def deep(world: World) -> Iterator[Path]:
 
 
 def test_a_full_directory_of_sockets_is_swept(
-    world: World, deep: Path, monkeypatch: pytest.MonkeyPatch
+    shared: World, deep: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An agent can use up its inodes, and what it leaves would keep others from a socket."""
-    world.until(lambda: len(world.keeper.view().ready) == 40)
-    kept = sorted(path.name for path in world.paths.sockets.iterdir() if path != deep)
-    outside = world.paths.at("/outside")
+    shared.until(lambda: len(shared.keeper.view().ready) == 40)
+    kept = sorted(path.name for path in shared.paths.sockets.iterdir() if path != deep)
+    outside = shared.paths.at("/outside")
     a_directory(outside)
-    (world.paths.sockets / "-r").touch()
-    (world.paths.sockets / "a\nb").touch()
-    (world.paths.sockets / "10999.sock").touch()
-    (world.paths.sockets / "link").symlink_to(outside)
+    (shared.paths.sockets / "-r").touch()
+    (shared.paths.sockets / "a\nb").touch()
+    (shared.paths.sockets / "10999.sock").touch()
+    (shared.paths.sockets / "link").symlink_to(outside)
     room = SimpleNamespace(f_files=1000, f_favail=100)
     monkeypatch.setattr(os, "statvfs", lambda _: room)
-    world.until(lambda: world.now > 100)
-    assert len(list(world.paths.sockets.iterdir())) == 40 + 5
+    shared.until(lambda: shared.now > 100)
+    assert len(list(shared.paths.sockets.iterdir())) == 40 + 5
     room.f_favail = 99
-    world.until(lambda: world.now > 200)
-    assert sorted(path.name for path in world.paths.sockets.iterdir()) == kept
+    shared.until(lambda: shared.now > 200)
+    assert sorted(path.name for path in shared.paths.sockets.iterdir()) == kept
     assert (outside / "kept").is_dir()
-    said = [line for line in world.said if "is full" in line]
-    assert said == [f"{world.paths.sockets} is full: 5 entries that are no agent's removed"]
+    said = [line for line in shared.said if "is full" in line]
+    assert said == [f"{shared.paths.sockets} is full: 5 entries that are no agent's removed"]
 
 
 @pytest.mark.parametrize("plant", [a_directory, a_file, a_link])
@@ -351,7 +445,7 @@ def test_another_file_than_a_socket_is_no_readiness(
 ) -> None:
     world.behave = lambda port: "hangs" if port == 10003 else "ready"
     world.until(lambda: len(world.running()) == 40)
-    plant(world.paths.socket(10003))
+    plant(world.pid1.socket(10003))
     world.until(lambda: world.now > START_DEADLINE)
     assert any(line.startswith("agent 10003: no socket after") for line in world.said)
 
@@ -370,22 +464,22 @@ def test_one_port_that_cannot_be_prepared_holds_up_nobody(world: World) -> None:
     assert world.pid1.most <= 15
 
 
-def test_a_directory_in_a_sockets_place_is_moved_out_of_the_way(world: World) -> None:
+def test_a_directory_in_a_sockets_place_is_moved_out_of_the_way(shared: World) -> None:
     """The directory of the sockets is the agents' own: one can do this to another."""
-    path = world.paths.socket(10001)
+    path = shared.pid1.socket(10001)
     a_directory(path)
-    world.until(lambda: len(world.running()) == 40)
-    assert not any("10001" in line for line in world.said)
+    shared.until(lambda: len(shared.running()) == 40)
+    assert not any("10001" in line for line in shared.said)
     beside = [each for each in path.parent.iterdir() if each.name.startswith("10001.sock.")]
     assert [(each / "kept").is_dir() for each in beside] == [True]
 
 
 @pytest.mark.parametrize("name", ["010001.sock", "+10001.sock", "1_0001.sock"])
-def test_only_its_own_name_is_a_sockets(world: World, name: str) -> None:
-    world.until(lambda: len(world.running()) == 40)
-    (world.paths.sockets / name).touch()
-    world.paths.socket(10001).unlink()
-    assert cgroup.numbers(world.paths.sockets, "", ".sock") == set(range(10002, 10041))
+def test_only_its_own_name_is_a_sockets(shared: World, name: str) -> None:
+    shared.until(lambda: len(shared.running()) == 40)
+    (shared.paths.sockets / name).touch()
+    shared.pid1.socket(10001).unlink()
+    shared.until(lambda: shared.keeper.view().ready == set(range(10002, 10041)), limit=10)
 
 
 def test_those_that_hang_are_stopped_and_tried_again(world: World) -> None:
@@ -582,7 +676,7 @@ def test_a_failure_is_explained(world: World) -> None:
 def test_those_that_die_are_asked_about(world: World) -> None:
     world.until(lambda: len(world.keeper.view().up_since) == 40)
     for port in range(10001, 10041):
-        unit = cgroup.UNIT.format(port)
+        unit = world.keeper.layout.unit(port)
         world.pid1.dead[unit] = UnitState(
             active="failed", job=False, result="signal", exit_status="9"
         )
@@ -599,8 +693,9 @@ def test_those_that_die_are_asked_about(world: World) -> None:
 class Shutdown:
     """A slice whose agents end two looks after their SIGTERM; the clock moves with each look."""
 
-    def __init__(self, paths: Paths, count: int) -> None:
+    def __init__(self, paths: Paths, count: int, layout: Layout = agent_units.STARTED) -> None:
         self.paths = paths
+        self.layout = layout
         self.base = paths.at("/sys/fs/cgroup/pilot.slice")
         self.said: list[str] = []
         self.now = 0.0
@@ -609,7 +704,7 @@ class Shutdown:
         self.most = 0
         self.deaf: set[int] = set()
         for port in range(10001, 10001 + count):
-            folder = self.base / cgroup.UNIT.format(port)
+            folder = self.base / self.layout.cgroup(port)
             folder.mkdir(parents=True)
             (folder / "cgroup.procs").write_text(f"{port * 10}\n", encoding="ascii")
 
@@ -625,7 +720,7 @@ class Shutdown:
             self.dying[process] -= 1
             if self.dying[process] <= 0 and process not in self.deaf:
                 del self.dying[process]
-                folder = self.base / cgroup.UNIT.format(process // 10)
+                folder = self.base / self.layout.cgroup(process // 10)
                 (folder / "cgroup.procs").unlink()
                 folder.rmdir()
 
@@ -641,8 +736,9 @@ class Shutdown:
         )
 
 
-def test_a_power_off_ends_the_agents_a_window_at_a_time(tmp_path: Path) -> None:
-    system = Shutdown(Paths(root=tmp_path), 100)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["shared", "own"])
+def test_a_power_off_ends_the_agents_a_window_at_a_time(tmp_path: Path, layout: Layout) -> None:
+    system = Shutdown(Paths(root=tmp_path), 100, layout)
     left = system.drain(15)
     assert (left, system.most) == (0, 15)
     assert len(set(system.told)) == len(system.told) == 100
@@ -666,18 +762,18 @@ def test_a_power_off_ends_thousands_though_some_ignore_it(
     system = Shutdown(Paths(root=tmp_path), 5000)
     system.deaf = {port * 10 for port in range(10001, 10016)}
     lists, looks = list[int](), list[int]()
-    numbers, members = cgroup.numbers, cgroup._members
+    running, members = agent_units.running, agent_units._members
 
-    def listed(folder: Path, before: str, after: str) -> frozenset[int]:
+    def listed(paths: Paths) -> dict[int, Layout]:
         lists.append(1)
-        return numbers(folder, before, after)
+        return running(paths)
 
     def looked(folder: Path) -> list[int]:
         looks.append(1)
         return members(folder)
 
-    monkeypatch.setattr(cgroup, "numbers", listed)
-    monkeypatch.setattr(cgroup, "_members", looked)
+    monkeypatch.setattr(agent_units, "running", listed)
+    monkeypatch.setattr(agent_units, "_members", looked)
     left = system.drain(15, 40)
     assert left == 15
     assert len(set(system.told)) == len(system.told) == 5000
@@ -706,7 +802,7 @@ def test_a_power_off_without_agents_is_quick_and_quiet(tmp_path: Path) -> None:
 
 def process(world: World, port: int, state: str, children: str = "") -> None:
     """/proc of an agent's process, and of one that it started."""
-    unit = world.pid1.slice / cgroup.UNIT.format(port)
+    unit = world.pid1.unit(port)
     (unit / "cgroup.procs").write_text(f"9{port}\n{port}\n" if children else f"{port}\n")
     for number, what, start in ((port, state, 500), (90000 + port, children, 900)):
         folder = world.paths.at(f"/proc/{number}")
@@ -715,34 +811,36 @@ def process(world: World, port: int, state: str, children: str = "") -> None:
         (folder / "stat").write_text(f"{number} (a) T b) {what or 'S'} {rest} {start} 1\n")
 
 
-def test_one_that_a_neighbour_stopped_is_started_again(world: World) -> None:
-    world.until(lambda: len(world.keeper.view().ready) == 40)
+def test_one_that_a_neighbour_stopped_is_started_again(shared: World) -> None:
+    shared.until(lambda: len(shared.keeper.view().ready) == 40)
     for port in range(10001, 10041):
-        process(world, port, "S")
-    process(world, 10007, "T")
+        process(shared, port, "S")
+    process(shared, 10007, "T")
     # One that is traced, one whose child is stopped.
-    process(world, 10008, "t")
-    process(world, 10009, "S", children="T")
-    world.until(lambda: 10007 not in world.keeper.view().ready, limit=TURNS * LOOK + LOOK)
-    begun = list(world.pid1.started)
-    world.until(lambda: 10007 in world.keeper.view().ready, limit=STEADY + 10)
-    assert world.pid1.started == [*begun, 10007]
-    world.until(lambda: world.now > 2 * TURNS * LOOK)
-    assert world.pid1.started == [*begun, 10007]
+    process(shared, 10008, "t")
+    process(shared, 10009, "S", children="T")
+    shared.until(lambda: 10007 not in shared.keeper.view().ready, limit=TURNS * LOOK + LOOK)
+    begun = list(shared.pid1.started)
+    shared.until(lambda: 10007 in shared.keeper.view().ready, limit=STEADY + 10)
+    assert shared.pid1.started == [*begun, 10007]
+    shared.until(lambda: shared.now > 2 * TURNS * LOOK)
+    assert shared.pid1.started == [*begun, 10007]
 
 
-def test_one_that_goes_on_in_time_is_left_alone(world: World) -> None:
-    world.until(lambda: len(world.keeper.view().ready) == 40)
-    process(world, 10007, "T")
-    world.until(lambda: 10007 not in world.keeper.view().ready)
-    process(world, 10007, "S")
-    world.until(lambda: 10007 in world.keeper.view().ready, limit=2 * LOOK)
-    assert world.pid1.started.count(10007) == 1
+def test_one_that_goes_on_in_time_is_left_alone(shared: World) -> None:
+    shared.until(lambda: len(shared.keeper.view().ready) == 40)
+    process(shared, 10007, "T")
+    shared.until(lambda: 10007 not in shared.keeper.view().ready)
+    process(shared, 10007, "S")
+    shared.until(lambda: 10007 in shared.keeper.view().ready, limit=2 * LOOK)
+    assert shared.pid1.started.count(10007) == 1
 
 
-def test_an_idle_vm_looks_at_no_socket_twice(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    world.until(lambda: len(world.running()) == 40)
-    world.until(lambda: world.now > 100)
+def test_an_idle_vm_looks_at_no_socket_twice(
+    shared: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared.until(lambda: len(shared.running()) == 40)
+    shared.until(lambda: shared.now > 100)
     seen: list[str] = []
     lstat = Path.lstat
 
@@ -751,13 +849,13 @@ def test_an_idle_vm_looks_at_no_socket_twice(world: World, monkeypatch: pytest.M
         return lstat(path)
 
     monkeypatch.setattr(Path, "lstat", counted)
-    world.until(lambda: world.now > 200)
+    shared.until(lambda: shared.now > 200)
     assert [name for name in seen if name.endswith(".sock")] == []
     # What takes a socket's name is another file, and no socket.
-    path = world.paths.socket(10007)
+    path = shared.pid1.socket(10007)
     path.with_name("beside").touch()
     path.with_name("beside").replace(path)
-    world.until(lambda: 10007 not in world.keeper.view().ready, limit=10)
+    shared.until(lambda: 10007 not in shared.keeper.view().ready, limit=10)
 
 
 def test_the_log_of_an_earlier_process_is_cut_at_a_start(world: World) -> None:

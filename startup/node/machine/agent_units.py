@@ -1,0 +1,170 @@
+"""How agents run as units: name, slice, user and socket of each.
+
+There are two layouts. In SHARED all agents are the user pilot in pilot.slice, with their sockets in
+one directory. In OWN each agent is a user of its own, in one of a few slices below pilot.slice, and
+its socket is in its home. During an update, and on the way back, agents of both run side by side,
+so both are found, adopted and stopped. New ones are started in the layout STARTED.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+from .paths import Paths
+from .user import UID
+
+SLICE: Final = "pilot.slice"
+# Slices below pilot.slice. PID 1 asks all members of a slice for each one that starts (systemd's
+# issue 17590): of 5,000 agents 250 instead of all.
+SLICES: Final = 20
+_PREFIX, _SUFFIX = "pilot-agent", ".service"
+# What the unit's `--reuid 19000%i` is: 1,900,000,000 and the port. Above what containers and
+# subordinate ids use. Of a port of four digits it is 190,000,000 and the port.
+_USERS: Final = "19000"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """One of the two."""
+
+    own: bool
+    """Whether each agent has a user of its own."""
+
+    def template(self, port: int) -> str:
+        """The unit's name before the `@`: with its slice's number, since a template's slice cannot
+        follow from its instance."""
+        return f"{_PREFIX}-{port % SLICES:02d}" if self.own else _PREFIX
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """Names of all unit files."""
+        ports = range(SLICES if self.own else 1)
+        return tuple(f"{self.template(port)}@{_SUFFIX}" for port in ports)
+
+    def unit(self, port: int) -> str:
+        return f"{self.template(port)}@{port}{_SUFFIX}"
+
+    def cgroup(self, port: int) -> str:
+        """The agent's cgroup, below that of pilot.slice."""
+        unit = self.unit(port)
+        return f"pilot-{port % SLICES:02d}.slice/{unit}" if self.own else unit
+
+    def user(self, port: int) -> int:
+        return int(f"{_USERS}{port}") if self.own else UID
+
+    def socket(self, paths: Paths, port: int) -> Path:
+        return paths.home(port) / "daemon.sock" if self.own else paths.sockets / f"{port}.sock"
+
+
+SHARED: Final = Layout(own=False)
+OWN: Final = Layout(own=True)
+LAYOUTS: Final = (SHARED, OWN)
+# How this version starts agents: the unit files that it carries.
+STARTED: Final = SHARED
+
+
+def base(paths: Paths) -> Path | None:
+    """The cgroup of pilot.slice in cgroup v2, or in v1 where a container has its host's."""
+    for root in ("/sys/fs/cgroup", "/sys/fs/cgroup/systemd"):
+        if (found := paths.at(root) / SLICE).is_dir():
+            return found
+    return None
+
+
+def running(paths: Paths) -> dict[int, Layout]:
+    """Port -> the layout in which its agent runs. Read from the cgroups: systemd is not asked."""
+    found: dict[int, Layout] = {}
+    if (top := base(paths)) is not None:
+        for name in _names(top):
+            if (port := _port(name, SHARED)) is not None:
+                found[port] = SHARED
+            elif name.startswith("pilot-") and name.endswith(".slice"):
+                for below in _names(top / name):
+                    if (port := _port(f"{name}/{below}", OWN)) is not None:
+                        found[port] = OWN
+    return found
+
+
+def layout_of(paths: Paths, port: int) -> Layout | None:
+    """The layout in which the agent `port` runs, None where it does not."""
+    top = base(paths)
+    return next(
+        (each for each in LAYOUTS if top is not None and (top / each.cgroup(port)).is_dir()), None
+    )
+
+
+def processes(paths: Paths) -> dict[int, list[int]]:
+    """Port -> process IDs of its agent, for agents that have any."""
+    top = base(paths)
+    if top is None:
+        return {}
+    return {
+        port: found
+        for port, layout in running(paths).items()
+        if (found := _members(top / layout.cgroup(port)))
+    }
+
+
+def processes_of(paths: Paths, port: int) -> list[int]:
+    """Process IDs of the agent `port`."""
+    top, layout = base(paths), layout_of(paths, port)
+    return _members(top / layout.cgroup(port)) if top and layout else []
+
+
+def socket_of(paths: Paths, port: int) -> Path:
+    """The socket of the agent `port`, that runs."""
+    return (layout_of(paths, port) or STARTED).socket(paths, port)
+
+
+def is_stopped(paths: Paths, port: int) -> bool:
+    """Whether the agent's oldest process is stopped: state T of proc(5)."""
+    found = []
+    for process in processes_of(paths, port):
+        with suppress(OSError, ValueError, LookupError):
+            text = paths.at(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
+            # After the name, which may hold anything, the 1st field is the state, the 20th the
+            # start.
+            fields = text.rpartition(")")[2].split()
+            found.append((int(fields[19]), fields[0]))
+    return bool(found) and min(found)[1] == "T"
+
+
+def number(name: str, before: str, after: str) -> int | None:
+    """The number between `before` and `after` in `name`, None where there is none."""
+    if not (name.startswith(before) and name.endswith(after)):
+        return None
+    text = name[len(before) : len(name) - len(after)]
+    # Not 010001: an agent may make such a file beside the sockets.
+    good = text.isascii() and text.isdigit() and str(int(text)) == text
+    return int(text) if good else None
+
+
+# Thousands of names every two seconds, and nobody but root can make others.
+@cache
+def _port(path: str, layout: Layout) -> int | None:
+    """The port of the agent whose cgroup is `path`, None where that is no agent's."""
+    before, at, _ = path.partition("@")
+    port = number(path, before + at, _SUFFIX) if at else None
+    return port if port is not None and layout.cgroup(port) == path else None
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return [entry.name for entry in entries]
+    except FileNotFoundError:
+        # The cgroup of a slice ends with its last agent.
+        return []
+
+
+def _members(folder: Path) -> list[int]:
+    """Process IDs in a cgroup, none where it is gone."""
+    try:
+        return [int(line) for line in (folder / "cgroup.procs").read_text("ascii").split()]
+    except OSError:
+        return []
