@@ -4,7 +4,8 @@
     python -m lab status   what is there
     python -m lab down     end it and leave nothing
 
-LAB_DRIVER is `qemu` (the default; no root needed) or `container` (root; native speed).
+LAB_DRIVER is `container` (native speed; the default where this is root and they work) or `qemu`
+(guests with a kernel of their own; no root needed).
 PILOT_RENDEZVOUS is the path of a real rendezvous binary; without it a stand-in is built, which
 says in its log and on its page that it is one. Every step may be repeated after an interruption:
 Ctrl-C waits for what is under way, a second one cuts it off.
@@ -16,46 +17,25 @@ import os
 import shutil
 import signal
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import IO
 
 from components.config import FleetConfig
 from lab.fleet import agents, checkout, cloud, operator_context, sessions, stack
 from lab.fleet.errors import DemoError
+from lab.fleet.phases import Phases
 from lab.machines.driver import MachineError
 
 _RENDEZVOUS = checkout.ROOT / "artifacts" / "lab" / "pilot-rendezvous"
 
 
-@dataclass
-class Phases:
-    """Prints each phase, and at the end how many seconds each took."""
-
-    took: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        print(f"· {name} …", flush=True)
-        start = time.monotonic()
-        try:
-            yield
-        finally:
-            self.took[name] = time.monotonic() - start
-
-    def report(self) -> str:
-        width = max(map(len, self.took))
-        lines = [f"  {name:<{width}}  {seconds:6.1f} s" for name, seconds in self.took.items()]
-        return "\n".join([*lines, f"  {'in all':<{width}}  {sum(self.took.values()):6.1f} s"])
-
-
 def up() -> None:
     """Boots the fleet and waits until every agent is online."""
-    wanted, config = cloud.driver(), checkout.fleet()
+    (wanted, why), config = cloud.choose_driver(), checkout.fleet()
     cloud.refuse_another(wanted)
+    print(f"· {why}", flush=True)
     checkout.STATE.mkdir(exist_ok=True)
     with (checkout.STATE / "demo.lock").open("a+") as mine:
         # Held until this process and its Pulumi have ended.
@@ -67,40 +47,40 @@ def up() -> None:
 
 
 def boot(config: FleetConfig, wanted: str, mine: IO[str]) -> None:
-    """Boots the fleet with a driver, phase by phase, and says how long each has taken."""
-    phases = Phases()
+    """Boots the fleet with a driver, phase by phase."""
+    phases = Phases(checkout.STATE / "up.log")
+    log = phases.log
     prepare = [sys.executable, "-m", "lab.cloud", "prepare", "--driver", wanted]
     # Quick checks come before builds of minutes.
     with phases("packages"):
-        sessions.run([*prepare, "--packages"])
+        sessions.run([*prepare, "--packages"], log=log)
     with phases("Pulumi"):
-        sessions.run([sys.executable, "tools/toolchain/toolchain.py", "ensure"])
+        sessions.run([sys.executable, "tools/toolchain/toolchain.py", "ensure"], log=log)
     with phases("image"):
-        sessions.run(prepare)
+        sessions.run(prepare, log=log)
     with phases("binaries"):
-        sessions.run([sys.executable, "tools/toolchain/toolchain.py", "artifacts"])
-        rendezvous()
+        sessions.run([sys.executable, "tools/toolchain/toolchain.py", "artifacts"], log=log)
+        rendezvous(log)
     with phases("the cloud"):
         cloud.serve(wanted)
     with phases("pulumi up"):
-        stack.carry_out(mine)
+        stack.carry_out(mine, log)
     with phases("VMs boot, agents register"):
         cloud.start_what_is_off(config)
-        agents.wait_for(config)
+        agents.wait_for(config, phases.say)
+    print(f"up after {phases.seconds():.0f} s")
     print(table(config))
-    print(phases.report())
-    port = agents.dashboard_port(config)
     shows = operator_context.make(config)
-    print(f"\nThe dashboard: http://127.0.0.1:{port}   `{shows}` shows the fleet.")
-    print("`make lab-down` ends it.")
+    print(f"\nThe dashboard: http://127.0.0.1:{agents.dashboard_port(config)}")
+    print(f"Next: `{shows}` shows the fleet as it moves. `make lab-down` ends it.")
 
 
-def rendezvous() -> None:
+def rendezvous(log: Path) -> None:
     """Puts the rendezvous binary where the lab's stack looks for it."""
     real = os.environ.get("PILOT_RENDEZVOUS")
     _RENDEZVOUS.parent.mkdir(parents=True, exist_ok=True)
     if real is None:
-        sessions.run([sys.executable, "-m", "lab.standin.build", str(_RENDEZVOUS)])
+        sessions.run([sys.executable, "-m", "lab.standin.build", str(_RENDEZVOUS)], log=log)
         print("  the rendezvous is a stand-in (PILOT_RENDEZVOUS names a real one)", flush=True)
         return
     if not Path(real).is_file():

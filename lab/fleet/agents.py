@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from http.client import HTTPException
 from typing import Any
 
@@ -16,19 +17,15 @@ from lab.fleet.errors import DemoError
 _PATIENCE_S = 900.0
 
 
-def wait_for(config: FleetConfig) -> None:
+def wait_for(config: FleetConfig, say: Callable[[str], None]) -> None:
     """Waits until every agent is online at the registry, and says how far it is."""
-    said = ""
     deadline = time.monotonic() + _PATIENCE_S
-    start = time.monotonic()
     while True:
         online = registered(config)
         now = f"{online or 0}/{config.agents} agents online"
         if online is None:
             now = "the registry does not answer yet"
-        if now != said:
-            print(f"  {time.monotonic() - start:5.0f} s  {now}", flush=True)
-            said = now
+        say(now)
         if online is not None and online >= config.agents:
             return
         if failed := failed_scripts(config):

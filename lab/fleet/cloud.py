@@ -15,30 +15,59 @@ from components.config import FleetConfig
 from lab.fleet import checkout
 from lab.fleet.errors import DemoError, until
 from lab.machines import processes
+from lab.machines.host import no_containers
 
 API = "http://127.0.0.1:8480"
-DRIVERS = ("qemu", "container")
+_MACHINES = {"qemu": "QEMU guests", "container": "containers"}
+"""By driver."""
 
 
-def driver() -> str:
-    """The driver that is asked for. DemoError for an unknown name."""
-    name = os.environ.get("LAB_DRIVER", DRIVERS[0])
-    if name not in DRIVERS:
-        raise DemoError(f"LAB_DRIVER is {name!r}: choose {' or '.join(DRIVERS)}")
-    return name
+def choose_driver() -> tuple[str, str]:
+    """The driver, and a line that says why that one. DemoError for an unknown name."""
+    asked = os.environ.get("LAB_DRIVER", "")
+    if asked and asked not in _MACHINES:
+        raise DemoError(f"LAB_DRIVER is {asked!r}: choose {' or '.join(_MACHINES)}")
+    here = "" if asked else _driver_here()
+    here = here if here in _MACHINES else ""
+    return judge_drivers(asked, here, "" if asked or here else no_containers())
+
+
+def judge_drivers(asked: str, here: str, no_container: str) -> tuple[str, str]:
+    """The driver and the reason: what was asked for, what the machines that are here have, or
+    containers unless `no_container` says why there can be none."""
+    chosen = asked or here or ("qemu" if no_container else "container")
+    if asked:
+        why = f"LAB_DRIVER={asked}"
+    elif here:
+        why = f"this lab's machines are; to change: `make lab-down`, then LAB_DRIVER={_other(here)}"
+    elif no_container:
+        why = no_container
+    else:
+        why = f"this is root, and they work here; LAB_DRIVER=qemu for {_MACHINES['qemu']}"
+    return chosen, f"{_MACHINES[chosen]}: {why}"
+
+
+def _other(driver: str) -> str:
+    return next(name for name in _MACHINES if name != driver)
+
+
+def _driver_here() -> str:
+    """The driver of the lab that is here: it serves, or its machines are left. "" for none."""
+    serves = lab_status() is not None
+    # Its machines outlive the cloud's process, and only that driver can end them.
+    if not serves and not any(checkout.STATE.glob("machines/*/machine.json")):
+        return ""
+    marker = checkout.STATE / "driver"
+    return marker.read_text().strip() if marker.exists() else "?"
 
 
 def refuse_another(wanted: str) -> None:
     """DemoError where a lab of another driver is here, or one of another checkout answers."""
-    serves = lab_status() is not None
-    marker = checkout.STATE / "driver"
-    runs = marker.read_text().strip() if marker.exists() else "?"
-    # Its machines outlive the cloud's process, and only that driver can end them.
-    machines = any(checkout.STATE.glob("machines/*/machine.json"))
-    if runs != wanted and (serves or machines):
+    here = _driver_here()
+    if here and here != wanted:
         raise DemoError(
-            f"a lab with the {runs} driver is here: `make lab-down` first, "
-            f"or `LAB_DRIVER={runs} make lab` to go on with it"
+            f"a lab with the {here} driver is here: `make lab-down` first, "
+            f"or `LAB_DRIVER={here} make lab` to go on with it"
         )
 
 

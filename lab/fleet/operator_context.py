@@ -21,14 +21,14 @@ _LIMIT_S = 60.0
 
 def make(config: FleetConfig) -> str:
     """Makes the context, and the current one where there is no other; the command that then shows
-    the fleet. A context of that name for another place is left as it is."""
+    the fleet as it moves. A context of that name for another place is left as it is."""
     place = ["--project", config.project, "--endpoint", cloud.API]
     if problem := _ask("add", NAME, *place)[1]:
         print(f"  no context for `pilot-fleet`: {problem}", flush=True)
-        return f".venv/bin/pilot-fleet {' '.join(place)} status"
+        return f".venv/bin/pilot-fleet {' '.join(place)} live"
     if _known().get("current") == NAME:
-        return ".venv/bin/pilot-fleet status"
-    return f".venv/bin/pilot-fleet --context {NAME} status"
+        return ".venv/bin/pilot-fleet live"
+    return f".venv/bin/pilot-fleet --context {NAME} live"
 
 
 def forget() -> None:

@@ -11,22 +11,35 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import IO
 
 from lab.fleet import checkout
 from lab.fleet.errors import DemoError, until
 from lab.machines import processes
 
+_LAST_LINES = 40
 
-def run(command: list[str], *, holding: IO[str] | None = None, **environment: str) -> None:
-    """Runs a command in the checkout; its output goes to the terminal.
+
+def run(
+    command: list[str],
+    *,
+    holding: IO[str] | None = None,
+    log: Path | None = None,
+    **environment: str,
+) -> None:
+    """Runs a command in the checkout; its output goes to the terminal, or to the end of `log`.
 
     The command also holds the file `holding` open, which names it while it runs. Ctrl-C asks it to
     end and waits for that; a second one cuts it off. What it has started ends with it.
     DemoError where it fails.
     """
+    output = None if log is None else log.open("ab")
+    before = 0 if output is None else output.tell()
     process = subprocess.Popen(
         command,
+        stdout=output,
+        stderr=output,
         cwd=checkout.ROOT,
         env={**os.environ, **environment},
         # It asks no question, and does not turn Ctrl-C of the terminal into a key.
@@ -57,8 +70,21 @@ def run(command: list[str], *, holding: IO[str] | None = None, **environment: st
         if holding is not None:
             holding.truncate(0)
         process.wait()
+        if output is not None:
+            output.close()
     if process.returncode:
-        raise DemoError(f"this failed (above is why): {' '.join(command[1:])}")
+        raise DemoError(_failed(command, log, before))
+
+
+def _failed(command: list[str], log: Path | None, before: int) -> str:
+    what = " ".join(command[1:])
+    if log is None:
+        return f"this failed (above is why): {what}"
+    with log.open("rb") as file:
+        file.seek(before)
+        said = file.read().decode(errors="replace").strip().splitlines()
+    last = "\n".join(f"    {line}" for line in said[-_LAST_LINES:])
+    return f"this failed: {what}\n{last}\nAll that it said: {log}"
 
 
 def _await_end(process: subprocess.Popen[bytes]) -> None:

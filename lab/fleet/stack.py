@@ -14,10 +14,11 @@ from lab.fleet import checkout, cloud, sessions
 from lab.fleet.errors import DemoError
 
 
-def carry_out(lock: IO[str]) -> None:
+def carry_out(lock: IO[str], log: Path) -> None:
     """Runs `pulumi up`, after the repair of what an earlier one left when it was cut off.
 
-    Pulumi holds `lock` too: if this process is killed, no second one runs beside it.
+    What they say is in `log`. Pulumi holds `lock` too: if this process is killed, no second one
+    runs beside it.
     """
     # A `pulumi up` that was killed leaves its lock behind; nobody else uses this backend.
     for left in (backend() / ".pulumi" / "locks").rglob("*.json"):
@@ -34,10 +35,11 @@ def carry_out(lock: IO[str]) -> None:
         sessions.run(
             [*toolchain, "exec", "--", *refresh, *unasked, "--clear-pending-creates"],
             holding=lock,
+            log=log,
             **environment,
         )
     try:
-        sessions.run([*toolchain, "up", checkout.STACK], holding=lock, **environment)
+        sessions.run([*toolchain, "up", checkout.STACK], holding=lock, log=log, **environment)
     except DemoError as error:
         raise DemoError(
             f"{error}\nWhere something exists already (409), a run that was cut off has made it: "

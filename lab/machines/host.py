@@ -40,6 +40,10 @@ _PLACES: Final = ("/usr/local/sbin", "/usr/sbin", "/sbin")  # often not on PATH
 # frees a seccomp filter is one.
 _WORKS: Final = 1000
 _STUCK_S: Final = 5.0
+# What a container of this lab needs of its kernel, and root in somebody else's container lacks.
+_ISOLATED: Final = ("unshare", "--mount", "--net", "--pid", "--fork", "sh", "-c")
+_TRIAL: Final = (*_ISOLATED, "mount -t tmpfs none /mnt && losetup --find")
+_TRIAL_S: Final = 10.0
 
 
 def no_containers(proc: Path = Path("/proc")) -> str:
@@ -54,6 +58,11 @@ def no_containers(proc: Path = Path("/proc")) -> str:
                 "this machine's kernel is stuck where it frees seccomp filters, and nothing that "
                 "has one starts any more: restart the machine (docs/GOTCHAS.md)"
             )
+    try:
+        subprocess.run(_TRIAL, check=True, capture_output=True, text=True, timeout=_TRIAL_S)
+    except (OSError, subprocess.SubprocessError) as error:
+        said = str(getattr(error, "stderr", "") or error).strip().splitlines()[-1]
+        return f"this machine lets root make no container ({said})"
     return ""
 
 

@@ -101,6 +101,8 @@ def test_vms_are_stopped_one_by_one_and_named_in_the_plan(
     assert (
         "stops swarm-1 and starts it again, to change machineType and serviceAccount" in plan.text
     )
+    assert "~  swarm-1           us-central1-a  e2-standard-16 → e2-standard-32  3,000" in plan.text
+    assert "\n       swarm-3           us-central1-a  e2-standard-8 " in plan.text
     assert machines.moves() == []
     done = project.up(policies=False).no_traceback()
     assert done.code == 0, done.text

@@ -6,10 +6,10 @@ import pytest
 
 from lab.cloud.server import serve
 from lab.fleet import checkout, cloud
-from lab.fleet.errors import DemoError
+from lab.fleet.errors import DemoError, until
 from lab.machines import processes
 from tests.lab.cloud.client import Client, vm
-from tests.lab.cloud.fake_drivers import Recorder
+from tests.lab.cloud.fake_drivers import PATIENCE, Recorder
 from tests.lab.fleet.conftest import Served
 from tests.lab.fleet.fleet import CONFIG, ZONE
 
@@ -62,7 +62,8 @@ def test_a_cloud_whose_start_is_interrupted_does_not_come_up_later(
     state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: object) -> None:
-        assert processes.having(f"--state\0{state}"), "it was not started"
+        # Its command line shows a moment after it has begun.
+        until(lambda: bool(processes.having(f"--state\0{state}")), PATIENCE, "it was not started")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cloud, "until", interrupted)

@@ -34,6 +34,7 @@ def test_machines_of_another_driver_are_named_before_anything_is_done(
 ) -> None:
     (state / "driver").write_text("container\n")
     monkeypatch.setattr(sessions, "run", lambda *_, **__: pytest.fail("something was done"))
+    monkeypatch.setenv("LAB_DRIVER", "qemu")
     if serving:
         monkeypatch.setattr(cloud, "lab_status", lambda: {"driver": "containers"})
     else:
@@ -43,8 +44,30 @@ def test_machines_of_another_driver_are_named_before_anything_is_done(
     said = capsys.readouterr().err
     assert "a lab with the container driver is here: `make lab-down` first" in said
     assert "LAB_DRIVER=container make lab" in said
-    monkeypatch.setenv("LAB_DRIVER", "container")
-    cloud.refuse_another(cloud.driver())
+    # What is asked for by name is not given up for what is there; nothing asked for goes on.
+    monkeypatch.setattr(cloud, "no_containers", lambda: "containers need root")
+    for asked in ("container", ""):
+        monkeypatch.setenv("LAB_DRIVER", asked)
+        driver, _ = cloud.choose_driver()
+        assert driver == "container"
+        cloud.refuse_another(driver)
+
+
+def test_the_driver_is_chosen_and_says_why(
+    state: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def chosen(asked: str, no_containers: str) -> tuple[str, str]:
+        monkeypatch.setenv("LAB_DRIVER", asked)
+        monkeypatch.setattr(cloud, "no_containers", lambda: no_containers)
+        return cloud.choose_driver()
+
+    root = "containers: this is root, and they work here; LAB_DRIVER=qemu for QEMU guests"
+    assert chosen("", "") == ("container", root)
+    assert chosen("", "containers need root") == ("qemu", "QEMU guests: containers need root")
+    assert chosen("qemu", "") == ("qemu", "QEMU guests: LAB_DRIVER=qemu")
+    monkeypatch.setenv("LAB_DRIVER", "kvm")
+    assert demo.main(["up"]) == 1
+    assert "LAB_DRIVER is 'kvm': choose qemu or container" in capsys.readouterr().err
 
 
 def test_a_lab_is_not_removed_from_under_a_make_lab_that_is_at_work(
@@ -60,6 +83,7 @@ def test_a_lab_is_not_removed_from_under_a_make_lab_that_is_at_work(
 
 
 def test_quick_checks_come_before_slow_builds(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAB_DRIVER", "qemu")
     done: list[str] = []
 
     def run(command: list[str], **_: object) -> None:

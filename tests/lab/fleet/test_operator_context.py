@@ -30,7 +30,7 @@ def written(file: Path, current: str, **contexts: dict[str, str]) -> None:
 def test_the_lab_is_the_current_context_where_there_is_no_other(file: Path) -> None:
     lab = {"project": "lab-project", "endpoint": URL}
     for _ in range(2):
-        assert operator_context.make(checkout.fleet()) == ".venv/bin/pilot-fleet status"
+        assert operator_context.make(checkout.fleet()) == ".venv/bin/pilot-fleet live"
         assert json.loads(file.read_text()) == {"current": "lab", "contexts": {"lab": lab}}
     operator_context.forget()
     assert not file.exists()
@@ -40,7 +40,7 @@ def test_the_lab_is_the_current_context_where_there_is_no_other(file: Path) -> N
 def test_it_does_not_take_the_place_of_the_current_one(file: Path, current: str) -> None:
     written(file, current, prod={"project": "p"})
     shows = operator_context.make(checkout.fleet())
-    assert shows == ".venv/bin/pilot-fleet --context lab status"
+    assert shows == ".venv/bin/pilot-fleet --context lab live"
     assert json.loads(file.read_text())["current"] == current
     operator_context.forget()
     assert json.loads(file.read_text()) == {
@@ -55,7 +55,7 @@ def test_a_context_of_that_name_for_another_place_is_left_alone(
     written(file, "lab", lab={"project": "ours", "endpoint": "https://lab.example"})
     before = file.read_text()
     shows = operator_context.make(checkout.fleet())
-    assert shows == f".venv/bin/pilot-fleet --project lab-project --endpoint {URL} status"
+    assert shows == f".venv/bin/pilot-fleet --project lab-project --endpoint {URL} live"
     assert "no context for `pilot-fleet`: there is a context lab" in capsys.readouterr().out
     operator_context.forget()
     assert file.read_text() == before

@@ -31,8 +31,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """What is run, and is not."""
     commands_run: list[list[str]] = []
 
-    def run(command: list[str], *, holding: IO[str] | None = None, **environment: str) -> None:
-        assert holding is not None
+    def run(command: list[str], *, holding: IO[str], log: Path, **environment: str) -> None:
         assert environment["PULUMI_BACKEND_URL"] == f"file://{stack.backend()}"
         commands_run.append(command[2:])
 
@@ -55,7 +54,7 @@ def test_a_half_made_resource_is_deleted_and_forgotten(
          "type": "deleting"},
     )  # fmt: skip
     with (tmp_path / "lock").open("w") as lock:
-        stack.carry_out(lock)
+        stack.carry_out(lock, state / "up.log")
     assert cloud.states(CONFIG) == {"swarm-1": "RUNNING"}
     assert [words[:4] for words in ran] == [["exec", "--", "pulumi", "refresh"], ["up", "lab"]]
     assert "--clear-pending-creates" in ran[0]
@@ -92,7 +91,7 @@ def test_after_an_orderly_end_nothing_is_looked_for(
     if there:
         write_pending(state)
     with (tmp_path / "lock").open("w") as lock:
-        stack.carry_out(lock)
+        stack.carry_out(lock, state / "up.log")
     assert ran == [["up", "lab"]]
 
 
@@ -113,7 +112,7 @@ def test_an_up_that_fails_says_what_ends_a_conflict(
         (tmp_path / "lock").open("w") as lock,
         pytest.raises(DemoError, match=r"this failed\n.*409.*`make lab-down`, then `make lab`"),
     ):
-        stack.carry_out(lock)
+        stack.carry_out(lock, state / "up.log")
 
 
 def test_a_path_that_is_no_state_is_told_in_a_sentence(state: Path) -> None:

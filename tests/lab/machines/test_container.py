@@ -28,9 +28,31 @@ def test_a_kernel_that_is_stuck_is_said(monkeypatch: pytest.MonkeyPatch, tmp_pat
             (tmp_path / f"{number}/wchan").write_text("0")
 
     monkeypatch.setattr("time.sleep", some_end)
+    monkeypatch.setattr(host, "_TRIAL", ("true",))
     assert host.no_containers(tmp_path) == ""
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert "need root" in host.no_containers(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("command", "why"),
+    [
+        (
+            ("sh", "-c", "echo 'unshare failed: Operation not permitted' >&2; exit 1"),
+            "not permitted",
+        ),
+        (("no-such-program",), "No such file"),
+        (("sh", "-c", "exit 1"), "exit status 1"),
+    ],
+)
+def test_root_that_may_make_no_containers_is_told_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: tuple[str, ...], why: str
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(host, "_TRIAL", command)
+    said = host.no_containers(tmp_path)
+    assert said.startswith("this machine lets root make no container (")
+    assert why in said
 
 
 def test_containers_need_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
