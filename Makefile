@@ -71,8 +71,8 @@ requirements: ## pin requirements*.in again, with hashes
 venv: ## set up .venv: the pinned requirements, and the command pilot-fleet
 	@$(TOOLCHAIN) venv
 
-toolchain: ## have a Pulumi: the installed one, or one built from source (minutes, once)
-	@$(TOOLCHAIN) ensure
+toolchain: ## have a Pulumi: the installed one, its own release, or one built from source (minutes)
+	@$(TOOLCHAIN) venv && $(TOOLCHAIN) ensure
 
 artifacts: ## fetch pilot-daemon into artifacts/
 	@$(TOOLCHAIN) artifacts

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
-from tools.toolchain import build, checkout, environment, versions
+from tools.toolchain import build, checkout, environment, official, versions
 from tools.toolchain.environment import Pulumi
 from tools.toolchain.failure import Failure
 from tools.toolchain.progress import say
@@ -23,9 +23,30 @@ LAB_BACKEND = ROOT / ".lab" / "pulumi"
 """`make lab` keeps the state of its stack here, whatever backend the user has chosen."""
 
 
+CHOICES = ("installed", "official", "source")
+
+
 def find_pulumi(*, tell: bool) -> Pulumi:
-    """The Pulumi to use, built from source if none is installed. Raises Failure."""
-    root = build.cache_root(os.environ)
+    """The Pulumi to use: the one that PILOT_TOOLCHAIN names, or the first that there is of one
+    that is installed, Pulumi's own release, and one built from source. Raises Failure.
+    """
+    root, choice = build.cache_root(os.environ), os.environ.get("PILOT_TOOLCHAIN", "")
+    if choice and choice not in CHOICES:
+        raise Failure(f"PILOT_TOOLCHAIN is {choice!r}: choose {', '.join(CHOICES)}.", status=2)
+    found = None
+    if choice in {"", "installed"}:
+        found = _installed(root, tell=tell, alone=choice == "installed")
+    if found is None and choice != "source":
+        found = _official(root, alone=choice == "official")
+    if found is None:
+        found = _built(root)
+    if tell and found.home is not None:
+        origin = "built from source" if found.built else "its own release"
+        say(f"Using Pulumi {found.version}, {origin} ({found.path}).")
+    return found
+
+
+def _installed(root: Path, *, tell: bool, alone: bool) -> Pulumi | None:
     # Ours on PATH does not count as installed: it needs our plugins.
     path = ":".join(
         folder
@@ -39,18 +60,45 @@ def find_pulumi(*, tell: bool) -> Pulumi:
         if tell and sentence:
             say(sentence)
         return Pulumi(version=answer, path=installed)
+    if alone:
+        raise Failure(f"{sentence or 'No Pulumi is installed.'} (PILOT_TOOLCHAIN=installed)")
     if sentence:
         say(sentence)
+    return None
+
+
+def _official(root: Path, *, alone: bool) -> Pulumi | None:
+    """Pulumi's own release. It is looked for only where no other is here yet, and then once: a
+    build follows where it does not come."""
+    version = official.sdk_version((ROOT / "requirements.txt").read_text(encoding="utf-8"))
+    folder = official.folder(root, version)
+    if not folder.exists():
+        if not alone and build.locate(root).complete():
+            return None
+        try:
+            official.fetch(root, version, ROOT / ".venv" / "bin" / "python")
+        except Failure as why:
+            if alone:
+                raise Failure(f"Pulumi's own release does not come: {why}.") from why
+            say(f"Pulumi's own release does not come ({why}), so one is built from source.")
+            return None
+    return Pulumi(
+        version=version,
+        path=str(folder / "bin" / "pulumi"),
+        bin=str(folder / "bin"),
+        home=str(folder / "home"),
+    )
+
+
+def _built(root: Path) -> Pulumi:
     built = build.ensure_built(root)
-    ours = Pulumi(
+    return Pulumi(
         version=versions.ENGINE_VERSION,
         path=str(built.bin() / "pulumi"),
         bin=str(built.bin()),
         home=str(built.home()),
+        built=True,
     )
-    if tell:
-        say(f"Using Pulumi {ours.version}, built from source ({ours.path}).")
-    return ours
 
 
 def _version_of_installed(path: str) -> str:

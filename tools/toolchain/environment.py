@@ -23,23 +23,22 @@ _PROJECT_BACKEND = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class Pulumi:
-    """The Pulumi in use: an installed one, or ours."""
+    """The Pulumi in use: an installed one, or one in our cache."""
 
     version: str
     path: str
     bin: str | None = None
-    """Ours only: the folder of its programs."""
+    """In our cache only: the folder of its programs."""
     home: str | None = None
-    """Ours only: PULUMI_HOME."""
-
-    @property
-    def ours(self) -> bool:
-        return self.home is not None
+    """In our cache only: PULUMI_HOME."""
+    built: bool = False
+    """From source."""
 
     @property
     def policy_pack(self) -> str:
-        """The policy pack as this engine takes it: our old language host starts no directory."""
-        return "policy/analyzer" if self.ours else "policy"
+        """The policy pack as this engine takes it: the old language host of the one that was built
+        starts no directory."""
+        return "policy/analyzer" if self.built else "policy"
 
 
 def judge_installed(path: str | None, answer: str) -> tuple[bool, str | None]:
@@ -51,13 +50,11 @@ def judge_installed(path: str | None, answer: str) -> tuple[bool, str | None]:
         return False, None
     version = versions.version_of(answer)
     if version is None:
-        return False, (
-            f"The Pulumi at {path} does not say its version, so one is built from source instead."
-        )
+        return False, (f"The Pulumi at {path} does not say its version, so it is not used.")
     if version < versions.MINIMUM:
         return False, (
             f"The Pulumi at {path} is {versions.dotted(version)}, older than "
-            f"{versions.dotted(versions.MINIMUM)}, so one is built from source instead."
+            f"{versions.dotted(versions.MINIMUM)}, so it is not used."
         )
     return True, f"Using the installed Pulumi {versions.dotted(version)} ({path}) and its plugins."
 

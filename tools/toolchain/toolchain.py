@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Pulumi for this checkout: the installed one, or one built from source where none is.
+"""Pulumi for this checkout: the installed one, Pulumi's own release, or one built from source.
 
-    toolchain.py ensure               build engine, language host and provider (minutes, once),
-                                      unless Pulumi 3.259 or newer is installed
+    toolchain.py ensure               have one: unless Pulumi 3.259 or newer is installed, fetch
+                                      Pulumi's release or, where it does not come, build engine,
+                                      language host and provider (minutes, once)
     toolchain.py env [--json]         print Pulumi's environment, for eval or for a program
     toolchain.py exec -- COMMAND…     run a command in that environment
     toolchain.py preview STACK […]    plan a stack with its policies (further arguments go to
@@ -12,6 +13,7 @@
     toolchain.py venv [--dev]         set up .venv: the pinned requirements, and pilot-fleet
     toolchain.py artifacts            fetch pilot-daemon into artifacts/
 
+PILOT_TOOLCHAIN is `installed`, `official` (Pulumi's release) or `source`, and decides by hand.
 State is kept in .state/ unless you have chosen a backend (PULUMI_BACKEND_URL, `pulumi login`,
 `backend:` in Pulumi.yaml), and PULUMI_CONFIG_PASSPHRASE is empty unless you have set it.
 """

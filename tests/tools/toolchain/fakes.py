@@ -78,6 +78,8 @@ class Machine:
             "XDG_CACHE_HOME": str(self.cache),
             "FAKE_LOG": str(self.folder / "log"),
             "FAKE_MODULES": str(self.folder / "modules"),
+            # Nobody: the tests fetch nothing, wherever they run.
+            "https_proxy": "http://127.0.0.1:9",
         }
 
     @property

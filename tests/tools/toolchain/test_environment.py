@@ -10,7 +10,10 @@ from tools.toolchain import environment
 from tools.toolchain.environment import Pulumi
 
 INSTALLED = Pulumi(version="v3.272.0", path="/usr/bin/pulumi")
-OURS = Pulumi(version="v3.259.0", path="/c/engine/bin/pulumi", bin="/c/e", home="/c/home")
+OURS = Pulumi(
+    version="v3.259.0", path="/c/engine/bin/pulumi", bin="/c/e", home="/c/home", built=True
+)
+OFFICIAL = Pulumi(version="3.272.0", path="/c/bin/pulumi", bin="/c/bin", home="/c/home")
 
 
 @pytest.mark.parametrize(
@@ -112,9 +115,9 @@ def test_a_backend_of_ones_own_stands() -> None:
     assert "PULUMI_BACKEND_URL" not in added(OURS, {"PATH": ""}, backend="gs://b")
 
 
-def test_the_policy_pack_is_an_executable_for_our_engine_only() -> None:
+def test_the_policy_pack_is_an_executable_for_the_built_engine_only() -> None:
     assert OURS.policy_pack == "policy/analyzer"
-    assert INSTALLED.policy_pack == "policy"
+    assert INSTALLED.policy_pack == OFFICIAL.policy_pack == "policy"
 
 
 STACK = "config:\n  gcp:project: p\n"

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from tests.tools.toolchain.fakes import ROOT
+from tools.toolchain import commands
 
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 
@@ -205,6 +206,15 @@ def test_workflows_may_do_little_and_run_pinned_actions(path: Path) -> None:
             action = step.get("uses")
             if action is not None:
                 assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", action)
+
+
+def test_ci_runs_all_tests_with_pulumis_release_and_with_the_one_that_is_built() -> None:
+    [path] = [path for path in WORKFLOWS if path.name == "checks.yml"]
+    job = yaml.safe_load(path.read_text())["jobs"]["toolchain"]
+    assert job["strategy"]["matrix"] == {"toolchain": ["official", "source"]}
+    assert set(job["strategy"]["matrix"]["toolchain"]) <= set(commands.CHOICES)
+    assert job["env"] == {"PILOT_TOOLCHAIN": "${{ matrix.toolchain }}"}
+    assert {"run": ".ci/run"} in job["steps"]
 
 
 def test_a_plan_of_ci_has_the_policies_settings() -> None:
