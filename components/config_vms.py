@@ -144,10 +144,11 @@ def read_rendezvous(
     image = read_image(node)
     disk_gb = node.integer("diskGb", 10, 65_536, 20)
     boot_disk_gb = node.integer("bootDiskGb", 10, 2_000, 20)
+    per_gib = node.integer("connectionsPerGb", 1, 50_000, capacity.CONNECTIONS_PER_GIB)
     if node.values:
         node.unknown_keys()
     if machine is not None:
-        fit = capacity.rendezvous_fit(machine, agents=agents)
+        fit = capacity.rendezvous_fit(machine, agents=agents, connections_per_gib=per_gib)
         if capacity.guest_mb(machine) <= fleet.reserve_mb:
             node.problem(
                 "machineType",
@@ -156,10 +157,11 @@ def read_rendezvous(
                 "leaves nothing of them",
             )
         elif fit.headroom < 0:
+            needed = capacity.rendezvous_memory_gb(agents, connections_per_gib=per_gib)
             node.problem(
                 "machineType",
                 f"{machine.name} carries {max(fit.fits, 0):,} agents, the fleet has {agents:,}: "
-                f"choose one with at least {capacity.rendezvous_memory_gb(agents)} GB of memory",
+                f"choose one with at least {needed} GB of memory",
             )
     else:
         machine = MachineType(name="", vcpus=1, memory_mb=1024)

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components import capacity
+from components import capacity, stack_file
 from components.machine_types import TABLE, MachineType, look_up
+from tests.components.fleet import ROOT, changed, parse, problems
 
 
 def machine(name: str) -> MachineType:
@@ -158,6 +159,25 @@ def test_each_limit_can_bind() -> None:
     rendezvous = capacity.rendezvous_fit(machine("n2-standard-4"), agents=9500)
     assert (rendezvous.binds.name, rendezvous.fits) == ("registry connections", 12_000)
     assert rendezvous.binds.demand == 38_000
+
+
+def test_the_fleet_of_fifty_thousand_fits_with_room_in_three_zones() -> None:
+    fifty = ROOT / "Pulumi.fifty.yaml"
+    fleet = stack_file.parse(fifty.read_text(), fifty.name)
+    assert fleet.agents == 50_000
+    assert len(fleet.zones) == 3
+    # Neither a VM nor a zone is named as tight.
+    assert fleet.warnings() == []
+
+
+def test_what_a_rendezvous_carries_can_be_planned_otherwise() -> None:
+    values = changed()
+    values["rendezvous"]["connectionsPerGb"] = 2_000
+    path = "pilot-fleet:rendezvous.machineType"
+    assert "carries 8,000 agents, the fleet has 9,500" in problems(values)[path]
+    assert "at least 19 GB of memory" in problems(values)[path]
+    values["rendezvous"]["connectionsPerGb"] = 6_000
+    assert parse(values).rendezvous.fit.fits == 24_000
 
 
 def test_fifty_thousand_agents_need_a_rendezvous_of_67_gb() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from components.config_checks import MAX_CONFIGURATION_BYTES
-from tests.components.fleet import SEED_FILE, changed, seed
+from tests.components.fleet import ROOT, SEED_FILE, changed, seed
 from tests.engine.project import Project
 
 pytestmark = pytest.mark.engine
@@ -60,6 +60,14 @@ def test_a_hundred_vms_with_fifty_thousand_agents(project: Project) -> None:
     assert refused.code != 0
     assert "carries 12,000 agents, the fleet has 50,000" in refused.text
     assert "at least 67 GB" in refused.text
+
+
+def test_the_fleet_of_fifty_thousand_is_planned_and_passes_the_policies(project: Project) -> None:
+    project.write((ROOT / "Pulumi.fifty.yaml").read_text())
+    answer = project.preview().no_traceback()
+    assert answer.code == 0, answer.text
+    assert 'us-central1-c: "3 VMs, lost with it: 16,700 of 50,000 agents (33%)"' in answer.text
+    assert "Policies:" in answer.text
 
 
 def test_more_configuration_than_fits_is_refused_well_below_where_it_breaks(
