@@ -41,7 +41,7 @@ def judge_drivers(asked: str, here: str, no_container: str) -> tuple[str, str]:
     elif here:
         why = f"this lab's machines are; to change: `make lab-down`, then LAB_DRIVER={_other(here)}"
     elif no_container:
-        why = no_container
+        why = f"{no_container}; LAB_DRIVER decides by hand"
     else:
         why = f"this is root, and they work here; LAB_DRIVER=qemu for {_MACHINES['qemu']}"
     return chosen, f"{_MACHINES[chosen]}: {why}"

@@ -63,7 +63,10 @@ def test_the_driver_is_chosen_and_says_why(
 
     root = "containers: this is root, and they work here; LAB_DRIVER=qemu for QEMU guests"
     assert chosen("", "") == ("container", root)
-    assert chosen("", "containers need root") == ("qemu", "QEMU guests: containers need root")
+    assert chosen("", "containers need root") == (
+        "qemu",
+        "QEMU guests: containers need root; LAB_DRIVER decides by hand",
+    )
     assert chosen("qemu", "") == ("qemu", "QEMU guests: LAB_DRIVER=qemu")
     monkeypatch.setenv("LAB_DRIVER", "kvm")
     assert demo.main(["up"]) == 1
