@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -165,10 +166,12 @@ def test_ci_runs_what_the_readme_calls_the_test_command() -> None:
 
 
 def actionlint(*arguments: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
+    # The one that is pinned, in the same venv.
+    shellcheck = Path(sys.executable).with_name("shellcheck")
     # With the Go that there is: another toolchain is not on every machine's way to be had.
     environ = {**os.environ, "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=readonly"}
     return subprocess.run(
-        ["go", "tool", "actionlint", "-no-color", *arguments],
+        ["go", "tool", "actionlint", "-no-color", "-shellcheck", str(shellcheck), *arguments],
         cwd=ROOT / "tools" / "toolchain" / "actionlint",
         env=environ,
         input=text,
@@ -188,6 +191,8 @@ def test_actionlint_finds_nothing_in_the_workflows() -> None:
     done = actionlint("-", text=broken)
     assert done.returncode == 1, done
     assert "runs-at" in done.stdout
+    broken = WORKFLOWS[0].read_text().replace('"$STACK"', "$STACK")
+    assert "SC2086" in actionlint("-", text=broken).stdout
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
