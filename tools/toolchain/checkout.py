@@ -154,7 +154,7 @@ def _has_exactly(venv: Path, requirements: str) -> bool:
     """Whether a venv was made here and has the pinned packages, whole, and no others."""
 
     def pins(text: str) -> set[str]:
-        found = re.findall(r"^([\w.-]+)==([^\s;]+)", text, re.MULTILINE)
+        found = re.findall(r"^([\w.-]+)(?:\[[^]]*\])?==([^\s;]+)", text, re.MULTILINE)
         names = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in found}
         return {f"{name}=={version}" for name, version in names.items() if name not in _OWN}
 

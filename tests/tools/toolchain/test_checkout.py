@@ -167,7 +167,7 @@ def test_a_checkout_that_moved_gets_a_new_venv(root: Path, pip: Pip) -> None:
 
 
 # Small wheels' worth of a venv that somebody else made.
-PINS = "one-thing==1.2.3 \\\n    --hash=sha256:00\nother.thing==4 --hash=sha256:11\n"
+PINS = "one-thing[extra]==1.2.3 \\\n    --hash=sha256:00\nother.thing==4 --hash=sha256:11\n"
 
 
 def foreign(root: Path, *installed: str, whole: bool = True) -> None:
