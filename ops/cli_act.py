@@ -156,15 +156,10 @@ def _take_up(
 def _carry_out(
     runner: "run.Runner", plan: "RestartPlan", generation: int, *, silence: bool
 ) -> None:
-    banner = f"{plan.kind} under way since {plan.at}, by {plan.by}"[: orders.BANNER_LIMIT]
     try:
-        runner.carry_out(plan, generation, banner=banner, silence=silence)
+        runner.carry_out(plan, generation, banner=run.banner(plan), silence=silence)
     except (KeyboardInterrupt, OutputError):
-        off = ", and a VM that was shut down stays off" if plan.kind == plans.REBOOT else ""
-        complain(
-            f"\ninterrupted. Drained VMs stay drained{off}: `ops {plan.kind} --resume` continues, "
-            f"`ops {plan.kind} --abandon` starts them again"
-        )
+        complain(f"\n{run.interrupted(plan)}")
         raise
     say(f"{plan.kind}: done")
 
@@ -207,8 +202,7 @@ def _roll_on(runner: "run.Runner", open_: "Sequence[rolls.VmRoll]") -> None:
     for each in _heard(open_):
         if each.state not in ("rolling", "watching"):
             say(f"{each.vm}: go on to {each.version}")
-            order = {"sha256": each.sha256, "verdict": "go", "id": orders.new_id("go")}
-            runner.orders.give(each.vm, {"roll": order})
+            runner.orders.give(each.vm, orders.roll_go(each.sha256))
         runner.wait([each.vm], _arrives(each.sha256), f"roll to {each.version}")
         say(f"{each.vm}: has {each.version}")
 
@@ -231,30 +225,31 @@ def _reject(runner: "run.Runner", open_: "Sequence[rolls.VmRoll]") -> None:
     open_ = _heard(open_)
     for each in open_:
         say(f"{each.vm}: reject {each.version}")
-        runner.orders.give(each.vm, {"roll": {"sha256": each.sha256, "verdict": "reject"}})
+        runner.orders.give(each.vm, orders.roll_reject(each.sha256))
     runner.wait([each.vm for each in open_], rolls.ended, "go back")
 
 
 @commands.command()
 def pause(ctx: typer.Context, limit: Limit = 60.0) -> None:
     """Freeze the benchmarks of all VMs until `unpause`."""
-    _benchmarks(ctx.obj, "pause", limit)
+    _benchmarks(ctx.obj, orders.PAUSE, limit)
 
 
 @commands.command()
 @commands.command("resume", hidden=True)  # its name until 2026-11
 def unpause(ctx: typer.Context, limit: Limit = 60.0) -> None:
     """End `pause`: benchmarks go on where memory allows."""
-    _benchmarks(ctx.obj, None, limit)
+    _benchmarks(ctx.obj, orders.UNPAUSE, limit)
 
 
-def _benchmarks(settings: GlobalOptions, word: str | None, limit: float) -> None:
+def _benchmarks(settings: GlobalOptions, changes: Mapping[str, object], limit: float) -> None:
     with _runner(settings, limit) as runner:
         names = [vm.name for vm in runner.look().swarm]
-        what = "pause benchmarks" if word else "let benchmarks go on"
-        runner.give_and_wait(names, {"benchmarks": word}, lambda seen: seen.heeds, what)
+        pauses = changes is orders.PAUSE
+        what = "pause benchmarks" if pauses else "let benchmarks go on"
+        runner.give_and_wait(names, changes, lambda seen: seen.heeds, what)
         say(f"{what}: {', '.join(names)}")
-        if word:
+        if pauses:
             return
         # On a VM, `resume` was the word for undrain: name what is still drained.
         for name, seen in runner.see(runner.look(), names).items():
@@ -275,7 +270,7 @@ def drain(ctx: typer.Context, *, vms: Annotated[list[str], typer.Argument(metava
         _tell_of_plan(runner)
         try:
             runner.give_and_wait(
-                names, {"hold": True}, lambda seen: seen.is_empty, "drain", _undrained
+                names, orders.DRAIN, lambda seen: seen.is_empty, "drain", _undrained
             )
         except KeyboardInterrupt:
             complain(f"\ninterrupted. The order stands: `ops undrain {' '.join(names)}` ends it")
@@ -290,7 +285,7 @@ def undrain(ctx: typer.Context, *, vms: Annotated[list[str], typer.Argument(meta
     with _runner(ctx.obj, limit) as runner:
         names = _chosen(runner.look(), vms, None)
         _tell_of_plan(runner)
-        runner.give_and_wait(names, {"hold": None}, _is_up, "start", _unfilled)
+        runner.give_and_wait(names, orders.UNDRAIN, _is_up, "start", _unfilled)
         say(f"whole: {', '.join(names)}")
 
 
@@ -314,14 +309,8 @@ def _held_itself(vm: str) -> str:
 
 
 def _tell_of_plan(runner: "run.Runner") -> None:
-    """Note an unfinished plan: it holds VMs, and starts them again."""
-    try:
-        plan, _ = runner.plan()
-    except OpsError as error:
-        complain(f"note: {error}")
-        return
-    if plan is not None and not plan.is_over:
-        complain(f"note: {run.unfinished(plan)}")
+    if note := runner.note_of_plan():
+        complain(note)
 
 
 # Shared by these commands
@@ -349,11 +338,7 @@ def _runner(settings: GlobalOptions, limit: float) -> "Iterator[run.Runner]":
     """A runner with a progress bar. SIGTERM and SIGHUP interrupt it like Ctrl-C."""
     cloud = settings.cloud()
     found = fleets.choose(fleets.instances(cloud), settings.fleet)
-    names = {each.spec.text("bucket") for each in found[1]} - {""}
-    if len(names) != 1:
-        raise OpsError(
-            f"the VMs' specs name {len(names)} buckets, not one: where should orders go?"
-        )
+    bucket = run.bucket(found[1])
 
     def interrupt(*_: object) -> NoReturn:
         raise KeyboardInterrupt
@@ -365,7 +350,7 @@ def _runner(settings: GlobalOptions, limit: float) -> "Iterator[run.Runner]":
     try:
         yield run.Runner(
             cloud=cloud,
-            orders=orders.OrdersBucket(cloud=cloud, bucket=names.pop(), by=settings.by),
+            orders=orders.OrdersBucket(cloud=cloud, bucket=bucket, by=settings.by),
             fleet=found[0],
             dashboard=settings.dashboard,
             say=say,

@@ -12,20 +12,24 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from ops.cli_options import GlobalOptions, Json, VmName
+from ops.cli_options import Every, GlobalOptions, Growth, Json, Threshold, VmName
 from ops.defaults import DASHBOARD_PORT, GROWTH, THRESHOLD
 from ops.errors import FINE, FOUND, OpsError, UsageError
 from ops.lazy import lazy
-from ops.terminal import draw, say, show
+from ops.terminal import draw, printable, say, show
 
 if TYPE_CHECKING:
     from ops import audit as audits
     from ops import fleet as fleets
-    from ops import holds, status, watch
-    from ops.fleet import Fleet, Vm
+    from ops import holds, looks, status, watch
+    from ops import live as screen
+    from ops.fleet import Vm
+    from ops.google import Cloud
+    from ops.looks import FleetLooks
 else:
     audits, fleets = lazy("ops.audit"), lazy("ops.fleet")
     holds, status, watch = lazy("ops.holds"), lazy("ops.status"), lazy("ops.watch")
+    looks, screen = lazy("ops.looks"), lazy("ops.live")
 
 commands = typer.Typer()
 _BACKLOG: Final = 16 * 1024  # bytes of the console that `logs` shows first
@@ -62,44 +66,56 @@ def top(ctx: typer.Context, vm: VmName, as_json: Json = False) -> None:
 def watch_(
     ctx: typer.Context,
     *,
-    every: Annotated[float, typer.Option(min=1, help="Seconds between two looks.")] = 60.0,
-    threshold: Annotated[
-        float,
-        typer.Option(min=0, max=1, help="Fraction of the declared agents that must be online."),
-    ] = THRESHOLD,
-    growth: Annotated[
-        float, typer.Option(min=0, help="Limit of the growth of a VM's agents, in MiB per hour.")
-    ] = GROWTH / 2**20,
+    every: Every = 60.0,
+    threshold: Threshold = THRESHOLD,
+    growth: Growth = GROWTH / 2**20,
     once: Annotated[
         bool, typer.Option("--once", help="Look once, for cron: exit 1 if there is an alert.")
     ] = False,
     as_json: Json = False,
 ) -> None:
     """Print a line when an alert begins or ends."""
-    settings, cloud = ctx.obj, ctx.obj.cloud()
-    limits = watch.Limits(online=threshold, growth=int(growth * 2**20))
-    before: Fleet | None = None
-    standing: dict[str, str] = {}
+    found = _looks(ctx.obj, ctx.obj.cloud(), threshold, growth)
     while True:
-        when = time.time()
-        try:
-            now = settings.look(cloud)
-        except OpsError as error:
-            if once:
-                raise
-            # Earlier alerts stand; not being able to look is one more.
-            found = {**standing, "ops/blind": str(error)}
-        else:
-            when = now.time
-            found = watch.alerts(now, limits) | watch.falls(before, now, limits, standing)
-            found |= holds.alerts(cloud, now)
-            before = now
-        for event in watch.events(standing, found, when):
+        look = found.next()
+        if once and look.error:
+            raise look.error
+        for event in look.events:
             print(event.json() if as_json else event.line(), flush=True)
-        standing = found
         if once:
-            raise typer.Exit(FOUND if found else FINE)
+            raise typer.Exit(FOUND if look.standing else FINE)
         time.sleep(every)
+
+
+@commands.command()
+def live(
+    ctx: typer.Context,
+    *,
+    every: Every = 10.0,
+    threshold: Threshold = THRESHOLD,
+    growth: Growth = GROWTH / 2**20,
+) -> None:
+    """Show the fleet on one screen, as it changes, until `q` or Ctrl-C. Keys give orders: each asks
+    first, and says what will happen."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise UsageError("live needs a terminal: `status` prints a table, `watch` a line per alert")
+    cloud = ctx.obj.cloud()
+    found = _looks(ctx.obj, cloud, threshold, growth)
+    # A wrong project or a missing right is a sentence, and no screen.
+    first = found.next()
+    if first.error:
+        raise first.error
+    raise typer.Exit(screen.run(ctx.obj, cloud, found, first, every))
+
+
+def _looks(
+    settings: GlobalOptions, cloud: "Cloud", threshold: float, growth: float
+) -> "FleetLooks":
+    return looks.FleetLooks(
+        lambda: settings.look(cloud),
+        lambda fleet: holds.alerts(cloud, fleet),
+        watch.Limits(online=threshold, growth=int(growth * 2**20)),
+    )
 
 
 @commands.command()
@@ -118,8 +134,7 @@ def logs(
     start = 0 if everything else -_BACKLOG
     while True:
         text, start = cloud.serial(instance.zone, vm, start)
-        # A console is untrusted text: no escape sequence in it may reach this terminal.
-        sys.stdout.write("".join(c if c.isprintable() or c in "\n\t" else "" for c in text))
+        sys.stdout.write(printable(text))
         sys.stdout.flush()
         if not follow:
             return

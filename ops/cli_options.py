@@ -42,14 +42,25 @@ class GlobalOptions:
     poll: float
 
     @cached_property
+    def _settled(self) -> tuple[FleetContext, str]:
+        given = contexts.FleetContext(**self.given)
+        if not (self.context or self.uses_current):
+            return given, ""
+        known = contexts.read(contexts.config_path(os.environ))
+        found = contexts.settle(given, known, self.context)
+        # The current context is set aside where something else is given.
+        return found, "" if found is given else self.context or known.current
+
+    @property
     def where(self) -> FleetContext:
         """Where the fleet is: the given options, then the context. Read when a command first asks,
         so that neither help nor `context` needs a sound file."""
-        given = contexts.FleetContext(**self.given)
-        if self.context or self.uses_current:
-            known = contexts.read(contexts.config_path(os.environ))
-            given = contexts.settle(given, known, self.context)
-        return given
+        return self._settled[0]
+
+    @property
+    def context_in_use(self) -> str:
+        """The name of the context that says where the fleet is; "" for none."""
+        return self._settled[1]
 
     @property
     def by(self) -> str:
@@ -87,6 +98,17 @@ class GlobalOptions:
         raise OpsError("; ".join((text, *project.unseen)))
 
 
+Every = Annotated[float, typer.Option("--every", min=1, help="Seconds between two looks.")]
+Threshold = Annotated[
+    float,
+    typer.Option(
+        "--threshold", min=0, max=1, help="Fraction of the declared agents that must be online."
+    ),
+]
+Growth = Annotated[
+    float,
+    typer.Option("--growth", min=0, help="Limit of the growth of a VM's agents, in MiB per hour."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Limit = Annotated[

@@ -26,6 +26,12 @@ _ATTEMPTS: Final = 5
 _ID = re.compile(r"[-0-9A-Za-z_.:]{1,64}")
 BANNER_LIMIT: Final = 200  # characters (docs/CONTRACT.md)
 
+# Changes of an order, for `OrdersBucket.give`.
+DRAIN: Final[Mapping[str, Any]] = MappingProxyType({"hold": True})
+UNDRAIN: Final[Mapping[str, Any]] = MappingProxyType({"hold": None})
+PAUSE: Final[Mapping[str, Any]] = MappingProxyType({"benchmarks": "pause"})
+UNPAUSE: Final[Mapping[str, Any]] = MappingProxyType({"benchmarks": None})
+
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
@@ -61,6 +67,16 @@ def new_id(what: str) -> str:
     found = f"{what}-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
     assert _ID.fullmatch(found)
     return found
+
+
+def roll_go(sha256: str) -> dict[str, Any]:
+    """The change by which the roll to a release begins, or tries again."""
+    return {"roll": {"sha256": sha256, "verdict": "go", "id": new_id("go")}}
+
+
+def roll_reject(sha256: str) -> dict[str, Any]:
+    """The change that ends the roll to a release."""
+    return {"roll": {"sha256": sha256, "verdict": "reject"}}
 
 
 def changed(before: Order, changes: Mapping[str, Any], *, by: str) -> bytes | None:

@@ -23,9 +23,9 @@ from ops.errors import (
     UnreachableError,
     UsageError,
 )
-from ops.fleet import Fleet, Vm
+from ops.fleet import Fleet, Instance, Vm
 from ops.google import Cloud
-from ops.orders import FOLDER, Order, OrdersBucket, name, new_id, now
+from ops.orders import BANNER_LIMIT, FOLDER, Order, OrdersBucket, name, new_id, now
 from ops.plan import Await, Give, Go, Power, RestartPlan, Totals, VmInPlan
 from ops.silence import Silence
 
@@ -147,6 +147,15 @@ class Runner:
         found = self.cloud.read(self.orders.bucket, plans.OBJECT)
         return plans.decode(found.data), found.generation
 
+    def note_of_plan(self) -> str:
+        """A note where a plan is unfinished, which holds VMs and starts them again; "" where none
+        is."""
+        try:
+            plan, _ = self.plan()
+        except OpsError as error:
+            return f"note: {error}"
+        return "" if plan is None or plan.is_over else f"note: {unfinished(plan)}"
+
     def keep(self, plan: RestartPlan, generation: int) -> int:
         """Write the plan to the bucket; its new generation. ClashError where somebody else has."""
         data, tried = plan.encode(), False
@@ -222,12 +231,12 @@ class Runner:
                 if not isinstance(move, Await):
                     return move
                 if nearest.saw(move.vm, move.left):
-                    self.say(_waiting(move))
+                    self.say(waiting(move))
                 if nearest.idle > self.limit:
                     there = any(vm.name == move.vm for vm in found.vms)
                     logs = f" and `ops logs {move.vm}` say" if there else " says"
                     raise UnfinishedError(
-                        f"{_waiting(move)}, without progress for {self.limit:.0f} s. Nothing is "
+                        f"{waiting(move)}, without progress for {self.limit:.0f} s. Nothing is "
                         f"lost: `ops status`{logs} why, `ops {plan.kind} --resume` continues "
                         f"(--without VM leaves one out), `ops {plan.kind} --abandon` starts again "
                         "what was stopped"
@@ -440,6 +449,30 @@ def unfinished(plan: RestartPlan) -> str:
     )
 
 
+def interrupted(plan: RestartPlan) -> str:
+    """A sentence: what an interrupted plan leaves."""
+    off = ", and a VM that was shut down stays off" if plan.kind == plans.REBOOT else ""
+    return (
+        f"interrupted. Drained VMs stay drained{off}: `ops {plan.kind} --resume` continues, "
+        f"`ops {plan.kind} --abandon` starts them again"
+    )
+
+
+def banner(plan: RestartPlan) -> str:
+    """What the dashboard says while a plan is carried out."""
+    return f"{plan.kind} under way since {plan.at}, by {plan.by}"[:BANNER_LIMIT]
+
+
+def bucket(vms: Iterable[Instance]) -> str:
+    """The bucket that takes the orders for these VMs. OpsError where there is not one."""
+    names = {each.spec.text("bucket") for each in vms} - {""}
+    if len(names) != 1:
+        raise OpsError(
+            f"the VMs' specs name {len(names)} buckets, not one: where should orders go?"
+        )
+    return names.pop()
+
+
 def new_plan(kind: str, vms: Iterable[str], *, by: str, **more: Any) -> RestartPlan:
     """A plan that has not begun."""
     step = plans.EACH if kind == plans.REBOOT else plans.DRAIN
@@ -448,6 +481,7 @@ def new_plan(kind: str, vms: Iterable[str], *, by: str, **more: Any) -> RestartP
     )
 
 
-def _waiting(move: Await) -> str:
+def waiting(move: Await) -> str:
+    """A sentence: what a plan waits for."""
     left = "" if move.left is None else f", {move.left:,} left"
     return f"{move.vm}: {move.what}{left}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
@@ -314,17 +314,24 @@ _COLUMNS: Final = (
 def render(seen: Picture) -> RenderableType:
     """The table."""
     known = (_number(seen.wanted), _number(seen.running), _number(seen.failed))
-    columns, lines = list(_COLUMNS), [_line(each) for each in seen.rows]
+    columns, lines = columns_and_lines(seen.rows)
     total = ["in all", "", "", *known, "", "", ""]
-    if len({each.zone for each in seen.rows}) > 1:
-        columns.insert(1, _ZONE)
+    if _ZONE in columns:
         total.insert(1, "")
-        lines = [
-            replace(line, cells=(line.cells[0], Text(each.zone), *line.cells[1:]))
-            for line, each in zip(lines, seen.rows, strict=True)
-        ]
     sheet = Sheet(columns=columns, lines=lines, total=[Text(each) for each in total])
     return Group(sheet, Text(), *map(Text, totals(seen)))
+
+
+def columns_and_lines(rows: Sequence[Row]) -> tuple[list[Column], list[Line]]:
+    """The table's columns, and a line per row."""
+    columns, lines = list(_COLUMNS), [_line(each) for each in rows]
+    if len({each.zone for each in rows}) > 1:
+        columns.insert(1, _ZONE)
+        lines = [
+            replace(line, cells=(line.cells[0], Text(each.zone), *line.cells[1:]))
+            for line, each in zip(lines, rows, strict=True)
+        ]
+    return columns, lines
 
 
 def _line(each: Row) -> Line:

@@ -100,6 +100,11 @@ def answers() -> Iterator[None]:
             raise out.wrong
 
 
+def printable(text: str) -> str:
+    """A console's text, which is untrusted: no escape sequence in it may reach this terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "" for c in text)
+
+
 def say(text: str) -> None:
     """Print a sentence to standard output."""
     _OUT.print(text, markup=False, soft_wrap=True)

@@ -42,7 +42,12 @@ class Event:
     def line(self) -> str:
         """The event in one line."""
         when = datetime.fromtimestamp(self.time, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        return f"{when} {'ALERT' if self.begins else 'over '} {self.key}: {self.text}"
+        return f"{when} {self.said}"
+
+    @property
+    def said(self) -> str:
+        """The line without its time."""
+        return f"{'ALERT' if self.begins else 'over '} {self.key}: {self.text}"
 
     def json(self) -> str:
         """The event as a line of JSON."""

@@ -141,7 +141,7 @@ def test_help_loads_what_it_shows_and_nothing_else() -> None:
     )
     assert done.returncode == 0, done.stderr
     loaded = set(json.loads(done.stdout.rpartition("loaded ")[2]))
-    assert not loaded & {"google", "grpc", "requests", "cryptography", "rich.progress"}
+    assert not loaded & {"google", "grpc", "requests", "cryptography", "rich.progress", "textual"}
     light = {f"ops.{name}" for name in _LIGHT} | {"ops.terminal"}
     assert {name for name in loaded if name.startswith("ops.")} == light
 

@@ -113,6 +113,9 @@ def test_the_alias_works_from_anywhere(tmp_path: Path, command: Path) -> None:
 
 def test_every_command_is_in_the_runbook() -> None:
     shown = {shlex.split(command)[0] for command, _ in commands()}
+    # It needs a terminal (tests/ops/test_live.py).
+    assert "```sh\nops live\n```" in RUNBOOK
+    shown.add("live")
     there = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     assert shown == {name for name, command in there.items() if not command.hidden}
 
