@@ -9,6 +9,7 @@ import ipaddress
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -17,6 +18,7 @@ from typing import Final
 from urllib.parse import parse_qs, urlsplit
 
 from . import NOTICE, VERSION
+from .beacon import Beacon
 from .log import Log
 from .registry import Registry
 from .state import address_of
@@ -96,6 +98,7 @@ class Dashboard:
         self,
         registry: Registry,
         wire: Wire,
+        beacon: Beacon,
         *,
         log: Log,
         snapshot: Callable[[], Awaitable[int]],
@@ -106,6 +109,7 @@ class Dashboard:
     ) -> None:
         self._registry = registry
         self._wire = wire
+        self._beacon = beacon
         self._log = log
         self._snapshot = snapshot
         self._turn = turn
@@ -189,10 +193,11 @@ class Dashboard:
         state = self._registry.state
         active = self._registry.active()
         since = time.time() - self._registry.stale
+        links = Counter(node for pair in state.trust_pairs for node in pair)
         answer: dict[str, object] = {
             "total_nodes": len(state.nodes),
             "active_nodes": active,
-            "total_trust_links": 0,
+            "total_trust_links": len(state.trust_pairs),
             "total_requests": state.total_requests,
             "unique_tags": 0,
             "networks": [
@@ -208,12 +213,20 @@ class Dashboard:
                     "address": address_of(node.id),
                     "online": node.last_seen >= since,
                     "tags": [],
-                    "trust_links": 0,
+                    "trust_links": links[node.id],
                 }
                 for node in state.nodes.values()
             ],
+            # The name of older ones and that of newer ones.
             "uptime_secs": self._uptime(),
+            "uptime_seconds": self._uptime(),
         }
+        # Absent where there are none, as in the real one's.
+        relayed = {
+            "relay_forwarded": self._beacon.forwarded,
+            "relay_not_found": self._beacon.not_found,
+        }
+        answer.update((name, count) for name, count in relayed.items() if count)
         if self._dashboard_token and not self._shown_token(request):
             del answer["networks"]
         return _answer(answer)

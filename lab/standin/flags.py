@@ -31,6 +31,7 @@ test knobs, also at run time (GET, POST /knobs on loopback):
   -refuse HOW                registrations: no, error, disconnect, hang (default no)
   -new-keys-per-minute N     per source address (default 10)
   -ignore-whitelist          limit new keys from whitelisted ranges as well
+  -plain-refusals            every refusal says "request failed", as the real one of February 2026
 """
 _UNITS: Final[Mapping[str, float]] = {
     "ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1, "m": 60, "h": 3600
@@ -122,7 +123,7 @@ def _truth(text: str) -> bool:
     raise ValueError(f'"{text}" is neither true nor false')
 
 
-_SWITCHES: Final = ("version", "ignore-whitelist")
+_SWITCHES: Final = ("version", "ignore-whitelist", "plain-refusals")
 _KNOBS: Final = {one.name for one in fields(Knobs)}
 
 
@@ -143,6 +144,7 @@ _READERS: Final[Mapping[str, Callable[[str], object]]] = {
     "refuse": lambda value: _choice(value, REFUSALS),
     "new-keys-per-minute": _count,
     "ignore-whitelist": _truth,
+    "plain-refusals": _truth,
 }
 
 

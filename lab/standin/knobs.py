@@ -25,6 +25,8 @@ class Knobs:
     """Per source address."""
     ignore_whitelist: bool = False
     """The whitelist file exempts no address."""
+    plain_refusals: bool = False
+    """No refusal gives its reason, as the real one of February 2026."""
     away: bool = False
     """The registry's port is closed and every connection is dropped."""
     padding: int = 0
@@ -61,7 +63,7 @@ def _problem(name: str, value: object) -> str | None:
         case "padding":
             fits = number and isinstance(value, int) and 0 <= value <= MOST_PADDING
             return None if fits else f"must be whole MiB, from 0 to {MOST_PADDING}"
-        case "ignore_whitelist" | "away" | "in_place":
+        case "ignore_whitelist" | "plain_refusals" | "away" | "in_place":
             return None if isinstance(value, bool) else "must be true or false"
         case _:
             return "there is no such knob"

@@ -1,4 +1,7 @@
-"""The registry's answers to every message of FACTS ("Wire"), on a State; no I/O."""
+"""The registry's answers to what a daemon asks to start and to live, on a State; no I/O.
+
+What it asks to reach another one is in peers.py.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,11 @@ from .ed25519 import KEY_BYTES, SIGNATURE_BYTES, Verifier
 from .knobs import Knobs
 from .limiter import Limiter
 from .log import Log
+from .peers import Message, Peers, RefusedError, number, text
 from .state import MAX_NODE, Node, State, address_of, decoded
 
-Message = Mapping[str, object]
-
+# All that the real one of February 2026 says of any refusal; later ones give most reasons.
+PLAIN: Final = "request failed"
 _POLICY: Final = {
     "type": "get_network_policy_ok",
     "network_id": 0,
@@ -23,10 +27,6 @@ _POLICY: Final = {
     "allowed_ports": [],
     "description": "",
 }
-
-
-class RefusedError(Exception):
-    """A request that is answered with an error; the text goes to the client."""
 
 
 def encoded(answer: Mapping[str, object]) -> bytes:
@@ -57,7 +57,8 @@ class Registry:
         self._log = log
         self._clock = clock
         self._heartbeat: tuple[int, bytes] = (0, b"")
-        self._answers: Mapping[str, Callable[[Message, str], bytes]] = {
+        self._peers = Peers(state, prove=self._prove, changed=self._changed, clock=clock)
+        self._answers: Mapping[str, Callable[[Message, str], bytes | dict[str, object]]] = {
             "register": self._register,
             "lookup": self._lookup,
             "heartbeat": self._heartbeat_of,
@@ -65,7 +66,7 @@ class Registry:
             "get_network_policy": self._policy,
             "list_networks": self._networks,
             "beacon_list": self._beacons,
-            "poll_handshakes": self._poll,
+            **self._peers.answers,
         }
 
     def answer(self, message: Message, source: str) -> bytes:
@@ -73,16 +74,20 @@ class Registry:
         self.state.total_requests += 1
         kind = message.get("type")
         answer = self._answers.get(kind) if isinstance(kind, str) else None
-        if answer is None:
-            self.requests["unknown"] += 1
-            return encoded({"type": "error", "error": f"unknown message type: {kind}"})
-        self.requests[str(kind)] += 1
+        self.requests["unknown" if answer is None else str(kind)] += 1
         try:
-            return answer(message, source)
+            if answer is None:
+                raise RefusedError(f"unknown message type: {kind}")
+            found = answer(message, source)
         except RefusedError as error:
             self.events["errors"] += 1
             self._log.debug("request refused", remote=source, type=kind, err=error)
-            return encoded({"type": "error", "error": str(error)})
+            return self.refusal(str(error))
+        return found if isinstance(found, bytes) else encoded(found)
+
+    def refusal(self, why: str) -> bytes:
+        """The answer to a request that is refused."""
+        return encoded({"type": "error", "error": PLAIN if self.knobs.plain_refusals else why})
 
     def active(self) -> int:
         """Nodes heard of within the stale threshold, connected or not."""
@@ -90,41 +95,43 @@ class Registry:
 
     def reap(self) -> None:
         """Remove nodes that have been silent for longer than the threshold."""
-        for node in self.state.reap(self._clock() - self.stale):
+        gone = self.state.reap(self._clock() - self.stale)
+        for node in gone:
             self.dirty = True
             self.events["reaped"] += 1
             self._log.info("stale node reaped", node_id=node.id, endpoint=node.address)
+        self._peers.forget([node.id for node in gone])
 
     # -- messages ---------------------------------------------------------------------------
 
     def _register(self, message: Message, source: str) -> bytes:
-        key = _text(message, "public_key")
+        key = text(message, "public_key")
         if not key:
             raise RefusedError("registration requires public_key")
         raw = decoded(key, KEY_BYTES)
         if raw is None:
             raise RefusedError("invalid public key: not 32 bytes in base64")
-        number = self.state.ids.get(key)
-        if number is None and not self.limiter.allow(
+        known = self.state.ids.get(key)
+        if known is None and not self.limiter.allow(
             source,
             self.knobs.new_keys_per_minute,
             ignore_whitelist=self.knobs.ignore_whitelist,
         ):
             self.events["rate_limited"] += 1
             raise RefusedError("rate limited: too many new keys from this address")
-        listen = _text(message, "listen_addr")
-        signature = _text(message, "signature")
+        listen = text(message, "listen_addr")
+        signature = text(message, "signature")
         proof = (f"register:{listen}:{key}", signature)
-        node = self.state.nodes.get(number) if number is not None else None
+        node = self.state.nodes.get(known) if known is not None else None
         # An unsigned registration is still taken (FACTS); a wrong signature never is.
         if signature and not self._proven(node, "register", raw, proof):
             raise RefusedError("registration signature verification failed")
-        owner, now = _text(message, "owner"), self._clock()
+        owner, now = text(message, "owner"), self._clock()
         endpoint = _endpoint(listen, source)
-        version, hostname = _text(message, "version"), _text(message, "hostname")
+        version, hostname = text(message, "version"), text(message, "hostname")
         if node is None:
             node = Node(
-                id=self._free_id(number, owner),
+                id=self._free_id(known, owner),
                 key=key,
                 owner=owner,
                 address=endpoint,
@@ -134,12 +141,12 @@ class Registry:
                 last_seen=now,
             )
             self.state.add(node)
-            self.events["registered_new" if number is None else "registered_back"] += 1
+            self.events["registered_new" if known is None else "registered_back"] += 1
             self._log.info(
                 "registered node",
                 node_id=node.id,
                 listen=endpoint,
-                mode="new_node" if number is None else "reclaimed_identity",
+                mode="new_node" if known is None else "reclaimed_identity",
             )
         else:
             node.seen(address=endpoint, version=version, hostname=hostname, now=now)
@@ -159,15 +166,15 @@ class Registry:
             }
         )
 
-    def _free_id(self, number: int | None, owner: str) -> int:
+    def _free_id(self, known: int | None, owner: str) -> int:
         """The id for a key that has no node: its own, its owner's if that is free, or a new one.
 
         One owner (the daemon's -email), one node: while it is here, another key of the same owner
         is refused, as in the public source of 2026 (older ones gave it the node, which then had
         two daemons). Agents of one fleet need an address each.
         """
-        if number is not None:
-            return number
+        if known is not None:
+            return known
         here = self.state.owners.get(owner) if owner else None
         if here is not None and here in self.state.nodes:
             self.events["owner_refused"] += 1
@@ -182,7 +189,7 @@ class Registry:
         return self.state.next_node
 
     def _lookup(self, message: Message, _: str) -> bytes:
-        node = self._node(message)
+        node = self._peers.node(message, "node_id")
         answer: dict[str, object] = {
             "type": "lookup_ok",
             "node_id": node.id,
@@ -198,8 +205,8 @@ class Registry:
         return encoded(answer)
 
     def _heartbeat_of(self, message: Message, _: str) -> bytes:
-        node = self._node(message)
-        self._authenticate(node, "heartbeat", message)
+        node = self._peers.node(message, "node_id")
+        self._prove(node, f"heartbeat:{node.id}", message)
         now = self._clock()
         node.last_seen = now
         second = int(now)
@@ -208,19 +215,15 @@ class Registry:
         return self._heartbeat[1]
 
     def _deregister(self, message: Message, _: str) -> bytes:
-        node = self.state.nodes.get(_number(message))
+        node = self.state.nodes.get(number(message, "node_id"))
         if node is not None:
-            self._authenticate(node, "deregister", message)
+            self._prove(node, f"deregister:{node.id}", message)
             del self.state.nodes[node.id]
+            self._peers.forget([node.id])
             self.dirty = True
             self.events["deregistered"] += 1
             self._log.info("deregistered node", node_id=node.id)
         return encoded({"type": "deregister_ok"})
-
-    def _poll(self, message: Message, _: str) -> bytes:
-        # There are no handshakes through this registry: every inbox is empty.
-        self._authenticate(self._node(message), "poll_handshakes", message)
-        return encoded({"type": "poll_handshakes_ok", "requests": [], "responses": []})
 
     def _policy(self, message: Message, _: str) -> bytes:
         network = message.get("network_id", 0)
@@ -242,22 +245,19 @@ class Registry:
 
     # -- signatures ------------------------------------------------------------------------
 
-    def _node(self, message: Message) -> Node:
-        number = _number(message)
-        node = self.state.nodes.get(number)
-        if node is None:
-            raise RefusedError(f"node {number}: node not found")
-        return node
-
-    def _authenticate(self, node: Node, kind: str, message: Message) -> None:
-        signature = _text(message, "signature")
+    def _prove(self, node: Node, words: str, message: Message) -> None:
+        """RefusedError unless the message has the node's signature over these words."""
+        signature = text(message, "signature")
         if not signature:
             raise RefusedError("signature required for authenticated node")
         raw = decoded(node.key, KEY_BYTES)
-        proof = (f"{kind}:{node.id}", signature)
+        proof, kind = (words, signature), words.partition(":")[0]
         if raw is None or not self._proven(node, kind, raw, proof):
             raise RefusedError("signature verification failed")
         _remember(node, kind, proof)
+
+    def _changed(self) -> None:
+        self.dirty = True
 
     def _proven(self, node: Node | None, kind: str, key: bytes, proof: tuple[str, str]) -> bool:
         """Whether this is the key's signature over this text.
@@ -279,19 +279,6 @@ def _remember(node: Node, kind: str, proof: tuple[str, str]) -> None:
     if node.proofs is None:
         node.proofs = {}
     node.proofs[kind] = proof
-
-
-def _text(message: Message, name: str) -> str:
-    value = message.get(name)
-    return value if isinstance(value, str) else ""
-
-
-def _number(message: Message) -> int:
-    """A node id; 0, which no node has, for anything else."""
-    value = message.get("node_id")
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return 0
-    return int(value) if 0 <= value <= MAX_NODE else 0
 
 
 def _endpoint(listen: str, source: str) -> str:

@@ -81,6 +81,7 @@ class Server:
             log=log,
             most=max(16, descriptors - RESERVED_DESCRIPTORS),
         )
+        self.beacon = Beacon(self._loop.time)
         self._descriptors = descriptors
         self._saving = asyncio.Lock()
         self._whitelist_seen: object = None
@@ -202,7 +203,7 @@ class Server:
         wanted = self._options.beacon
         try:
             transport, _ = await self._loop.create_datagram_endpoint(
-                Beacon, local_addr=(wanted.host or ANYWHERE, wanted.port)
+                lambda: self.beacon, local_addr=(wanted.host or ANYWHERE, wanted.port)
             )
         except OSError as error:
             raise CannotStartError(f"-beacon-addr {wanted}: {error.strerror or error}") from None
@@ -213,6 +214,7 @@ class Server:
         dashboard = Dashboard(
             self.registry,
             self.wire,
+            self.beacon,
             log=self._log,
             snapshot=self.save,
             turn=self.turn,
@@ -250,6 +252,7 @@ class Server:
     async def _sweep(self) -> None:
         self.wire.sweep()
         self.registry.limiter.sweep()
+        self.beacon.reap()
 
     async def _reread_whitelist(self) -> None:
         self._watch_whitelist()

@@ -1,7 +1,8 @@
 """The registered nodes, keys and ids, and their snapshot; no I/O.
 
 The snapshot has the field names of the real one's (public source, 2026), of what a fleet uses:
-`version, next_node, next_net, nodes, networks, pub_key_idx, total_requests, start_time, checksum`.
+`version, next_node, next_net, nodes, networks, trust_pairs, pub_key_idx, total_requests,
+start_time, checksum`.
 `checksum` is the last field: the SHA-256 of the document as it would be without it.
 """
 
@@ -12,6 +13,7 @@ import binascii
 import calendar
 import hashlib
 import json
+import re
 import time
 from typing import Final, TypeGuard
 
@@ -86,6 +88,10 @@ class Node:
         self.last_seen = now
         self._written = None
 
+    def rename(self, hostname: str) -> None:
+        self.hostname = hostname
+        self._written = None
+
     def written(self, last_seen: str) -> str:
         """`"ID": {…}` for the snapshot; what seldom changes is kept as text."""
         if self._written is None:
@@ -114,6 +120,8 @@ class State:
         # Kept when a node is gone, so that it comes back with its id and without a limit.
         self.ids: dict[str, int] = {}
         self.owners: dict[str, int] = {}
+        # Pairs of nodes that trust each other, the lower id first.
+        self.trust_pairs: set[tuple[int, int]] = set()
         self.next_node = 1
         self.total_requests = 0
         self.started = started
@@ -124,6 +132,15 @@ class State:
         if node.owner:
             self.owners[node.owner] = node.id
         self.next_node = max(self.next_node, node.id + 1)
+
+    def trust(self, one: int, other: int) -> None:
+        self.trust_pairs.add((min(one, other), max(one, other)))
+
+    def distrust(self, one: int, other: int) -> None:
+        self.trust_pairs.discard((min(one, other), max(one, other)))
+
+    def trusted(self, one: int, other: int) -> bool:
+        return (min(one, other), max(one, other)) in self.trust_pairs
 
     def active(self, since: float) -> int:
         """How many nodes were heard of at or after that time."""
@@ -143,12 +160,15 @@ class State:
         nodes = ",".join(node.written(stamps.of(node.last_seen)) for node in self.nodes.values())
         members = ",".join(map(str, self.nodes))
         ids = json.dumps(self.ids, separators=(",", ":"))
+        # Absent where there are none, as in the real one's.
+        pairs = json.dumps([f"{one}:{other}" for one, other in sorted(self.trust_pairs)])
+        trust = f'"trust_pairs":{pairs},' if self.trust_pairs else ""
         start = _rfc3339(int(self.started))
         more = f'"padding":"{" " * (padding << 20)}",' if padding else ""
         return (
             f'{{"version":{SNAPSHOT_VERSION},{more}"next_node":{self.next_node},"next_net":1,'
             f'"nodes":{{{nodes}}},"networks":{{"0":{{"id":0,"name":"backbone","join_rule":"open",'
-            f'"members":[{members}],"created":"{start}"}}}},"pub_key_idx":{ids},'
+            f'"members":[{members}],"created":"{start}"}}}},{trust}"pub_key_idx":{ids},'
             f'"total_requests":{self.total_requests},"start_time":"{start}"}}'
         ).encode()
 
@@ -199,6 +219,7 @@ def read_snapshot(content: bytes, *, started: float) -> State:
         if not _whole(node, 1):
             raise CorruptSnapshotError(f"pub_key_idx: {node!r} is no node id")
         state.ids[key] = node
+    _read_trust(state, document.get("trust_pairs", []))
     following = document.get("next_node", 1)
     if not _whole(following, 1):
         raise CorruptSnapshotError(f"next_node: {following!r} is no node id")
@@ -207,6 +228,16 @@ def read_snapshot(content: bytes, *, started: float) -> State:
     total = document.get("total_requests", 0)
     state.total_requests = total if _whole(total, 0) else 0
     return state
+
+
+def _read_trust(state: State, pairs: object) -> None:
+    if not isinstance(pairs, list):
+        raise CorruptSnapshotError("trust_pairs: must be a list")
+    for pair in pairs:
+        found = re.fullmatch(r"(\d{1,10}):(\d{1,10})", str(pair), re.ASCII)
+        if not found:
+            raise CorruptSnapshotError(f"trust_pairs: {pair!r} is no pair of node ids")
+        state.trust(int(found[1]), int(found[2]))
 
 
 def _check_sum(content: bytes, checksum: object) -> None:

@@ -16,7 +16,8 @@ from typing import Final
 from .knobs import OpenRegistrations
 from .limiter import REQUESTS_PER_SECOND, Bucket
 from .log import Log
-from .registry import Message, Registry, encoded
+from .peers import Message
+from .registry import Registry
 
 # As the real one: a longer frame is no JSON client ("PILT" is the magic of its binary wire).
 MAX_FRAME: Final = 64 * 1024
@@ -219,7 +220,7 @@ class Wire:
     def _registered(self, connection: Connection, message: Message) -> None:
         if self.registry.knobs.refuse == "error":
             self.registry.events["refused_by_knob"] += 1
-            answer = encoded({"type": "error", "error": "request failed (test knob: refuse)"})
+            answer = self.registry.refusal("request failed (test knob: refuse)")
         else:
             answer = self.registry.answer(message, connection.source)
         connection.waits = False

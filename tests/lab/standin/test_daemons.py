@@ -53,6 +53,7 @@ class Daemon:
         self.home = home
         self.email = email
         self.port = port
+        self.host = "127.0.0.1"
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -63,13 +64,13 @@ class Daemon:
     def log(self) -> str:
         return (self.home / "log").read_text()
 
-    def start(self, registry: str) -> None:
+    def start(self, registry: str, beacon: str = "127.0.0.1:9") -> None:
         self.home.mkdir(exist_ok=True)
         self.socket.unlink(missing_ok=True)
-        here = f"127.0.0.1:{self.port}"
+        here = f"{self.host}:{self.port}"
         command = [
             str(self.artifacts / "pilot-daemon"),
-            *("-registry", registry, "-beacon", "127.0.0.1:9"),
+            *("-registry", registry, "-beacon", beacon),
             *("-listen", here, "-endpoint", here, "-socket", str(self.socket)),
             *("-identity", str(self.home / "identity.json"), "-email", self.email),
             *("-telemetry-url", "", "-motd-feed-url", "", "-no-skillinject"),

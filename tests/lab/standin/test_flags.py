@@ -23,6 +23,7 @@ def test_without_flags_it_is_the_real_ones_defaults() -> None:
         "refuse": "no",
         "new_keys_per_minute": 10,
         "ignore_whitelist": False,
+        "plain_refusals": False,
         "away": False,
         "padding": 0,
         "in_place": False,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.standin.beacon import discovered
+from lab.standin.beacon import DISCOVERED, endpoint
 from tests.lab.standin.client import (
     PATIENCE,
     ROOT,
@@ -218,5 +218,5 @@ def test_the_beacon_tells_an_address_and_ignores_the_rest(running: Standin) -> N
         for data in (b"", b"\x05noise", b"\x01", b"\x01\0\0\0\7"):
             asker.sendto(data, (host, int(port)))
         own = asker.getsockname()
-        assert asker.recv(100) == discovered("127.0.0.1", own[1])
-    assert discovered("::ffff:10.0.0.1", 258) == b"\2\4\x0a\0\0\1\1\2"
+        assert asker.recv(100) == endpoint(DISCOVERED, "127.0.0.1", own[1])
+    assert endpoint(DISCOVERED, "::ffff:10.0.0.1", 258) == b"\2\4\x0a\0\0\1\1\2"

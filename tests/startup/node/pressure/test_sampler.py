@@ -55,9 +55,13 @@ class World:
         assert process.stdout is not None
         assert process.stdout.readline() == b"1\n"
         self.processes[port] = process
-        self.write(f"{SLICE}/pilot-agent@{port}.service/cgroup.procs", f"{process.pid}\n")
-        (self.root / f"proc/{process.pid}").symlink_to(f"/proc/{process.pid}")
+        self.holds(port, process.pid)
         return process.pid
+
+    def holds(self, port: int, process: int) -> None:
+        """The process is the agent of that port."""
+        self.write(f"{SLICE}/pilot-agent@{port}.service/cgroup.procs", f"{process}\n")
+        (self.root / f"proc/{process}").symlink_to(f"/proc/{process}")
 
     def close(self) -> None:
         for process in self.processes.values():
