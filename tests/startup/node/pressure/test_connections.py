@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lab.fleet.talk import Agent, wait_for_trust
+from startup.node.machine import agent_units
 from startup.node.pressure import leak_detection
 from startup.node.pressure.agent_ipc import Info, info
 from startup.node.pressure.sampler import Walk
@@ -56,8 +57,9 @@ def talkers(artifacts: Path, tmp_path: Path) -> Iterator[Talkers]:
             wait_for(daemon.ready, "its socket")
             assert daemon.process is not None
             world.holds(port, daemon.process.pid)
-            world.paths.sockets.mkdir(parents=True, exist_ok=True)
-            world.paths.socket(port).hardlink_to(daemon.socket)
+            there = agent_units.socket_of(world.paths, port)
+            there.parent.mkdir(parents=True, exist_ok=True)
+            there.hardlink_to(daemon.socket)
             agents.append((daemon, stack.enter_context(closing(Agent(str(daemon.socket))))))
         for (_, agent), node in zip(agents, (2, 1), strict=True):
             agent.ask_for_trust(node)
