@@ -27,6 +27,8 @@ from .rendezvous import banner, registry_copies, registry_file, runs, trials
 from .rendezvous.access_tokens import Tokens
 from .rendezvous.banner import Banner
 from .rendezvous.binary_features import BinaryFeatures
+from .rendezvous.bucket_copies import BucketCopies
+from .rendezvous.copies_bucket import CopiesBucket, Place
 from .rendezvous.descriptors import DescriptorLimit
 from .rendezvous.observer import Observer
 from .rendezvous.process import SystemdUnit, Unit
@@ -62,6 +64,7 @@ class RendezvousLoop(Loop):
     unit: Unit
     tokens: Callable[[], Tokens | None]
     """What Secret Manager said last, None before it said anything."""
+    bucket: BucketCopies
     stopping: bool = False
     """Whether the VM goes down."""
     observer: Observer = field(init=False)
@@ -75,7 +78,7 @@ class RendezvousLoop(Loop):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.observer = Observer(loop=self, unit=self.unit)
-        self.registry = RegistryKeeper(loop=self)
+        self.registry = RegistryKeeper(loop=self, bucket=self.bucket)
         self.token_keeper = TokenKeeper(loop=self)
         self.keeper = ProcessKeeper(
             loop=self,
@@ -112,6 +115,8 @@ class RendezvousLoop(Loop):
         finally:
             if self.observer.is_active and self.is_due("copy", COPY):
                 self.attempt(self.registry.copy)
+            if why := self.bucket.state.error:
+                self.fault(f"the registry's newest copy is not in the bucket: {why}")
 
     def _act(self, now: float) -> None:
         self.follower.ensure_state()
@@ -238,7 +243,7 @@ class RendezvousLoop(Loop):
             return "held" if self.observer.process.gone else "stopping"
         if judged.up is not None and self.observer.health.answers:
             return "serving"
-        failed = judged.failures or judged.is_mute(self.clock())
+        failed = judged.failures or judged.is_mute(self.clock()) or self.registry.waits
         return "failed" if failed else "starting"
 
     def facts(self, published: Published, *, started: float) -> RendezvousFacts:
@@ -295,6 +300,10 @@ class RendezvousLoop(Loop):
             newest_copy=copies[-1].time if copies else None,
             set_aside=aside,
             restored=registry_copies.restored(self.paths),
+            started_empty=registry_copies.started_empty(self.paths),
+            bucket_copies=self.bucket.state.copies,
+            bucket_newest=self.bucket.state.newest,
+            bucket_error=self.bucket.state.error,
             unsupported=self._unsupported(),
         )
 
@@ -319,18 +328,20 @@ def serve(paths: Paths, *, say: Callable[[str], None]) -> None:
     follower = Follower(paths=paths, known=known, say=say, wake=wake)
 
     tokens = token_source.TokenSource(follower, wake)
+    bucket = _bucket_copies(follower, wake)
     rendezvous = RendezvousLoop(
         paths=paths,
         follower=follower,
         unit=SystemdUnit(systemd),
         fetcher=release.Fetcher(opt=paths.opt, token=follower.server.token, say=say, wake=wake.set),
         tokens=tokens.latest,
+        bucket=bucket,
         say=say,
         kernel_log=KernelLog(paths=paths),
     )
     publisher = Publisher(paths=paths, put=follower.server.put_guest_attribute, say=say)
     exporter = Exporter(say=say)
-    for part in (follower, rendezvous.fetcher, publisher, exporter, tokens):
+    for part in (follower, rendezvous.fetcher, publisher, exporter, tokens, bucket):
         part.start()
     tell = partial(_tell, rendezvous, publisher, exporter, started)
     while not ended.is_set():
@@ -339,6 +350,7 @@ def serve(paths: Paths, *, say: Callable[[str], None]) -> None:
         wake.wait(pause)
     follower.stop()
     tokens.stop()
+    bucket.stop()
     try:
         rendezvous.stopping = systemd.stopping()
     except SystemdError as error:
@@ -348,6 +360,24 @@ def serve(paths: Paths, *, say: Callable[[str], None]) -> None:
         tell()
     publisher.close()
     exporter.close()
+
+
+def _bucket_copies(follower: Follower, wake: Wake) -> BucketCopies:
+    def uploads() -> bool:
+        known = follower.known.spec
+        return isinstance(known, RendezvousSpec) and known.upload_copies
+
+    def place() -> Place:
+        known = follower.known.spec
+        return Place(endpoint=known.storage, bucket=known.bucket, vm=known.name)
+
+    return BucketCopies(
+        follower.paths,
+        CopiesBucket(place=place, token=follower.server.token),
+        uploads=uploads,
+        say=follower.say,
+        wake=wake,
+    )
 
 
 def _tell(

@@ -278,6 +278,9 @@ def test_restored_and_set_aside_registry_files_are_shown(ops: Ops, simulated: Si
     found = ops("status", "--json")
     assert (found.code, found.json["restored"], found.json["set_aside"]) == (0, copy, [bad])
     assert f"restored from the copy {copy} at its last start" in ops("status").out
+    simulated.nodes[RENDEZVOUS].changes_of_registry = {"started_empty": True}
+    simulated.tick()
+    assert "its registry started EMPTY" in ops("status").out
 
 
 def test_a_token_unknown_to_the_binary_is_shown(ops: Ops, simulated: Simulated) -> None:

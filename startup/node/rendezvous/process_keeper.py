@@ -56,6 +56,11 @@ class ProcessKeeper:
             why = runs.difference(running, wanted)
             self._stop(why, standing, save=not rejected, then=wanted)
         else:
+            if process.active == "activating":
+                # systemd starts it again and again: it may be a copy that it needs.
+                self.registry.is_ready()
+            else:
+                self.registry.end_permit()
             self.descriptors.raise_to_spec(process.pid)
 
     def wanted(
@@ -91,6 +96,9 @@ class ProcessKeeper:
     def _start(self, wanted: Run, before: Run | None, standing: Standing) -> None:
         loop, paths, orders = self.loop, self.loop.paths, standing.orders
         now = loop.wall_clock()
+        cleans = orders.clean and orders.restart and self.registry.is_to_clean(orders.restart)
+        if not cleans and not self.registry.is_ready():
+            return
         self._take_up_trial(wanted, before, now)
         if (
             orders.clean

@@ -21,7 +21,19 @@ from typing import Final
 
 from ..machine import files
 from ..machine.paths import Paths
-from .registry_file import LOG, NAME, BadRegistryError, Summary, examine, opened, verify
+from ..machine.retry import FinalError
+from .next_node import raised
+from .registry_file import (
+    LOG,
+    MOST_PARSED,
+    NAME,
+    BadRegistryError,
+    Summary,
+    UnknownVersionError,
+    examine,
+    opened,
+    verify,
+)
 
 # Copies that are kept: the last half hour's (one per five minutes), then one per hour and one per
 # day. By number and not by age: a clock that jumps ahead would remove all of them.
@@ -76,6 +88,8 @@ class Start:
     """The bad file's new name, or ""."""
     why: str = ""
     """What was wrong with it."""
+    empty: bool = False
+    """Whether the registry starts empty."""
     nodes: int = 0
     """Nodes that the rendezvous will read."""
     keys: int = 0
@@ -87,18 +101,19 @@ def copies(paths: Paths, suffix: str = "") -> list[Copy]:
     found = []
     folder = paths.registry / "copies"
     for path in folder.iterdir() if folder.is_dir() else ():
-        match = _COPY.fullmatch(path.name.removesuffix(suffix))
-        if match and path.name.endswith(suffix):
+        if path.name.endswith(suffix):
             with suppress(OSError):
-                found.append(
-                    Copy(
-                        name=path.name,
-                        time=_seconds(match[1]),
-                        size=path.stat().st_size,
-                        keys=int(match[2]),
-                    )
-                )
+                copy = named(path.name.removesuffix(suffix), path.stat().st_size)
+                found += [replace(copy, name=path.name)] if copy else []
     return sorted(found, key=lambda copy: copy.name)
+
+
+def named(name: str, size: int) -> Copy | None:
+    """The copy of that name, None where it is not the name of one."""
+    match = _COPY.fullmatch(name)
+    if not match:
+        return None
+    return Copy(name=name, time=_seconds(match[1]), size=size, keys=int(match[2]))
 
 
 def best(found: Sequence[Copy]) -> list[Copy]:
@@ -134,7 +149,7 @@ def surplus(found: Sequence[Copy], room: int) -> list[Copy]:
 def take_copy(paths: Paths, now: float) -> Copy | None:
     """Copy the registry's file where it is good and differs from the newest copy; None where there
     is nothing to copy. Raises BadRegistryError (then nothing was copied), OSError."""
-    path, folder = paths.registry / NAME, _folder(paths)
+    path, folder = paths.registry / NAME, copies_folder(paths)
     known = copies(paths)
     for left in folder.glob(".new-*"):
         left.unlink()
@@ -174,14 +189,16 @@ def take_copy(paths: Paths, now: float) -> Copy | None:
     return next((copy for copy in found if copy.name == name), None)
 
 
-def prepare(paths: Paths, now: float, say: Callable[[str], None]) -> Start:
+def prepare(
+    paths: Paths, now: float, say: Callable[[str], None], *, may_be_empty: bool = True
+) -> Start:
     """Have a good registry file. Called before every start, as root.
 
     A bad file is set aside. A bad or missing one is replaced by the best copy that is still good.
-    Without a file and copies it is a first start. Raises OSError.
+    Without one the registry starts empty where it may. Raises FinalError, OSError.
     """
     path = paths.registry / NAME
-    _folder(paths)
+    copies_folder(paths)
     # Each is as large as the registry. None is in use: the rendezvous does not run.
     files.sweep(path, age=0)
     why = aside = ""
@@ -196,24 +213,35 @@ def prepare(paths: Paths, now: float, say: Callable[[str], None]) -> Start:
     for copy in best(copies(paths)):
         try:
             found = _restore(paths, copy)
+        except UnknownVersionError as error:
+            say(f"copy {copy.name}: {error}")
+            continue
         except BadRegistryError as error:
             say(f"copy {copy.name}: {error}: it is not used")
             folder = paths.registry / "copies"
             (folder / copy.name).replace(folder / f"{copy.name}{_BAD}")
             _bound(folder, _BAD, BAD_FILES)
             continue
+        set_log_aside(paths, "bad", now, say)
         say(f"{path}: {why or 'it is gone'}: {copy.name} put back, {found.keys} keys")
         return Start(
             restored=copy.name, set_aside=aside, why=why, nodes=found.nodes, keys=found.keys
         )
-    if why:
-        say(f"{path}: no good copy: the registry starts empty")
-    return Start(set_aside=aside, why=why)
+    if not may_be_empty:
+        raise FinalError(
+            f"{path}: {why or 'it is gone'}, and there is no good copy on the disk: pilot-node "
+            "looks in the bucket first"
+        )
+    say(f"{path}: no good copy: THE REGISTRY STARTS EMPTY")
+    return Start(set_aside=aside, why=why, empty=True)
 
 
 def prepare_store(paths: Paths, say: Callable[[str], None]) -> None:
-    """`prepare`, and its result in /run/pilot (`pilot-node store`). Raises OSError."""
-    found = prepare(paths, time.time(), say)
+    """`prepare`, and its result in /run/pilot (`pilot-node store`). Raises FinalError, OSError."""
+    permit = empty_permit(paths)
+    found = prepare(paths, time.time(), say, may_be_empty=permit.exists())
+    if not found.empty:
+        permit.unlink(missing_ok=True)
     files.write(paths.run / "store.json", json.dumps(asdict(found), sort_keys=True) + "\n")
 
 
@@ -225,6 +253,35 @@ def restored(paths: Paths) -> str:
         return ""
 
 
+def empty_permit(paths: Paths) -> Path:
+    """The file that allows a start with an empty registry: pilot-node makes it when it has found no
+    copy on the disk and in the bucket, or was ordered to set the registry aside. It goes when there
+    is a registry's file again."""
+    return paths.run / "registry-may-start-empty"
+
+
+def started_empty(paths: Paths) -> bool:
+    """Whether the last start was one with an empty registry."""
+    try:
+        return bool(json.loads((paths.run / "store.json").read_bytes())["empty"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+
+
+def cleaned_by(paths: Paths) -> str | None:
+    """The ordered restart at which the registry was last set aside, None where this disk knows of
+    none."""
+    try:
+        return (paths.node_state / "cleaned").read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        return None
+
+
+def remember_cleaned(paths: Paths, restart: str) -> None:
+    """Raises OSError."""
+    files.write(paths.node_state / "cleaned", restart + "\n", 0o600)
+
+
 def clean(paths: Paths, now: float, say: Callable[[str], None]) -> None:
     """Set the registry's file and its copies aside: the next start is a first one. Raises
     OSError."""
@@ -233,7 +290,7 @@ def clean(paths: Paths, now: float, say: Callable[[str], None]) -> None:
     if (paths.registry / NAME).exists():
         say(f"{paths.registry / NAME}: set aside as {set_aside(paths, NAME, 'clean', now)}")
     set_log_aside(paths, "clean", now, say)
-    folder = _folder(paths)
+    folder = copies_folder(paths)
     before = best(copies(paths, _CLEANED))
     new = best(copies(paths))
     # The best copy of now, then the best ones of last time: a second order must not remove them.
@@ -300,7 +357,8 @@ def sync_directory(path: Path) -> None:
 
 
 def _restore(paths: Paths, copy: Copy) -> Summary:
-    """Put `copy` in the place of the registry's file in one rename, with the same owner."""
+    """Put `copy`, its counter of IDs raised, in place of the registry's file in one rename, with
+    the same owner. Raises BadRegistryError, OSError."""
     owner = paths.registry.stat()
     handle, temporary = tempfile.mkstemp(prefix=f".{NAME}.", dir=paths.registry)
     try:
@@ -308,7 +366,11 @@ def _restore(paths: Paths, copy: Copy) -> Summary:
             os.fdopen(handle, "wb") as out,
             opened(paths.registry / "copies" / copy.name) as source,
         ):
-            summary = verify(source, out)
+            summary = verify(source, None)
+            if summary.size > MOST_PARSED:
+                raise BadRegistryError(f"{summary.size} bytes are too many to raise its counter")
+            source.seek(0)
+            out.write(raised(source.read(MOST_PARSED)))
             # The rendezvous must own it: in a sticky directory only the owner may replace it.
             if os.geteuid() == 0:
                 os.fchown(out.fileno(), owner.st_gid, owner.st_gid)
@@ -323,7 +385,7 @@ def _restore(paths: Paths, copy: Copy) -> Summary:
     return summary
 
 
-def _folder(paths: Paths) -> Path:
+def copies_folder(paths: Paths) -> Path:
     """The directory of the copies, root's only. One with another owner is renamed."""
     folder = paths.registry / "copies"
     with suppress(FileNotFoundError):

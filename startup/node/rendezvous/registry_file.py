@@ -26,7 +26,7 @@ LOG: Final = f"{NAME}.wal"
 MOST_BYTES: Final = 4 << 30
 MOST_PARSED: Final = 256 << 20
 _CHUNK: Final = 1 << 20
-_SEAL: Final = re.compile(rb',"checksum":"([0-9a-f]{64})"\}\s{0,4}\Z')
+SEAL: Final = re.compile(rb',"checksum":"([0-9a-f]{64})"\}\s{0,4}\Z')
 _SEAL_BYTES: Final = len(',"checksum":""}') + 64 + 4
 _VERSION: Final = re.compile(rb'\A\{"version":(\d{1,4})[,}]')
 _NODE: Final = b'"public_key":'
@@ -35,6 +35,22 @@ _KEYS: Final = b'"pub_key_idx":{'
 
 class BadRegistryError(Exception):
     """A registry file that must not be used. The text says why."""
+
+
+class UnknownVersionError(BadRegistryError):
+    """A whole file of a format that must not be put back unseen."""
+
+    def __init__(self, version: int) -> None:
+        super().__init__(
+            f"its format is version {version}, which this program does not know: its counter of "
+            "IDs cannot be raised, so it is put back by order only"
+        )
+
+
+def version_of(content: bytes) -> int:
+    """The version of a file's format, 0 where it names none."""
+    match = _VERSION.match(content[:64])
+    return int(match[1]) if match else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +99,7 @@ class Check:
             raise BadRegistryError("it is empty")
         if not self._head.strip(b"\0"):
             raise BadRegistryError("it holds zeros")
-        sealed = _SEAL.search(self._tail)
+        sealed = SEAL.search(self._tail)
         if sealed is None:
             version = _VERSION.match(self._head)
             if version and int(version[1]) == 1:
@@ -150,12 +166,11 @@ def parsed(data: bytes) -> Summary:
     # Only `drop` makes a tuple: the document.
     if not isinstance(found, tuple) or not {"next_node", "nodes"} & found[1]:
         raise BadRegistryError("it is no snapshot of a registry")
-    version = _VERSION.match(data[:64])
     return Summary(
         size=len(data),
         nodes=nodes,
         keys=max(found[0].get("pub_key_idx", 0), nodes),
-        version=int(version[1]) if version else 0,
+        version=version_of(data),
     )
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Final
 
-from ..machine import files
+from ..machine import console, files
 from ..machine.retry import FinalError, TemporaryError
-from . import registry_copies, registry_file, runs, trials
+from . import next_node, registry_copies, registry_file, runs, trials
+from .bucket_copies import BucketCopies
 from .context import LoopContext
 from .process import post
 
@@ -25,6 +26,11 @@ class RegistryKeeper:
     """Reads and copies the registry's file. The process itself writes it."""
 
     loop: LoopContext
+    bucket: BucketCopies
+    waits: bool = False
+    """Whether a start waits for a copy that is not to be had."""
+    _told: bool = False
+    """Whether the console was told of that."""
 
     def save(self, seconds: float = SNAPSHOT, *, active: bool) -> None:
         """Have the registry's file as new as can be, and a copy of it. The process, where it is
@@ -88,12 +94,76 @@ class RegistryKeeper:
     def clean(self, restart: str, now: float) -> bool:
         """Set the registry aside for the ordered restart `restart`, once. Whether it did so now.
         Raises OSError."""
-        record = self.loop.paths.node_state / "cleaned"
-        if _cleaned(record) == restart:
+        if not self.is_to_clean(restart):
             return False
         registry_copies.clean(self.loop.paths, now, self.loop.say)
-        files.write(record, restart + "\n", 0o600)
+        registry_copies.remember_cleaned(self.loop.paths, restart)
+        self._permit_empty("as ordered")
         return True
+
+    def is_to_clean(self, restart: str) -> bool:
+        """Whether the registry is still to be set aside for the ordered restart `restart`."""
+        return registry_copies.cleaned_by(self.loop.paths) != restart
+
+    def is_ready(self) -> bool:
+        """Whether a start finds a good registry file, or a good copy, or may begin empty. A copy is
+        searched in the bucket meanwhile; a bucket that does not answer is asked again and again.
+
+        The unit's own start must not: it is closed to the metadata server, and has no token.
+        """
+        paths, bucket = self.loop.paths, self.bucket
+        try:
+            good = registry_file.examine(paths.registry / registry_file.NAME) is not None
+        except registry_file.BadRegistryError:
+            good = False
+        if good or registry_copies.empty_permit(paths).exists():
+            self.started()
+            return True
+        bucket.search()
+        found = bucket.found
+        self.waits = found is not None and not (found.ready or found.empty)
+        if found is None:
+            return False
+        if found.empty:
+            self._permit_empty("there is no copy of it on the disk or in the bucket")
+        elif not found.ready and not self._has_copy():
+            self.loop.fault(
+                f"the registry's file is gone or bad, the disk has no good copy, and {found.why}. "
+                "It is not started empty: node IDs would be given twice. `ops restart --rendezvous "
+                "--clean` starts it empty all the same"
+            )
+            if not self._told:
+                self._told = True
+                console.tell(self.loop.paths, f"pilot: no registry: {found.why}")
+            return False
+        self.started()
+        return True
+
+    def end_permit(self) -> None:
+        """With its first file, a registry may not start empty any more. Raises OSError."""
+        if (self.loop.paths.registry / registry_file.NAME).exists():
+            registry_copies.empty_permit(self.loop.paths).unlink(missing_ok=True)
+
+    def started(self) -> None:
+        """No copy is needed any more."""
+        self.waits = self._told = False
+        self.bucket.end_search()
+
+    def _has_copy(self) -> bool:
+        """Whether the disk has a copy that can be put back. It is used while the bucket is away."""
+        for copy in registry_copies.copies(self.loop.paths):
+            with suppress(registry_file.BadRegistryError):
+                path = self.loop.paths.registry / "copies" / copy.name
+                found = registry_file.examine(path)
+                if found is not None and found.version in next_node.VERSIONS:
+                    return True
+        return False
+
+    def _permit_empty(self, why: str) -> None:
+        text = f"THE REGISTRY MAY START EMPTY: {why}"
+        self.loop.say(text)
+        console.tell(self.loop.paths, f"pilot: {text}")
+        files.write(registry_copies.empty_permit(self.loop.paths), "", 0o600)
 
     def mend(self, now: float) -> None:
         """Put the registry back as it was before a trial, where the trial lost part of it or wrote
@@ -114,13 +184,9 @@ class RegistryKeeper:
             if known is not None and (
                 found is None or found.keys < known.keys or found.version != known.version
             ):
-                registry_copies.put_back(paths, copy, now, say)
+                if known.version in next_node.VERSIONS:
+                    registry_copies.put_back(paths, copy, now, say)
+                else:
+                    unknown = registry_file.UnknownVersionError(known.version)
+                    self.loop.fault(f"copy {copy.name}: {unknown}")
             return
-
-
-def _cleaned(record: Path) -> str:
-    """The ordered restart at which the registry was last set aside."""
-    try:
-        return record.read_text(encoding="ascii").strip()
-    except FileNotFoundError:
-        return ""

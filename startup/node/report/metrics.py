@@ -225,6 +225,11 @@ def _registry(out: _Text, registry: Mapping[str, Any], now: float) -> None:
         _age(registry["newest_copy"], now),
     )
     out.one(
+        "pilot_registry_bucket_copy_age_seconds",
+        "Age of the newest copy in the bucket, in seconds.",
+        _age(registry["bucket"]["newest"], now),
+    )
+    out.one(
         "pilot_registry_set_aside",
         "Registry files that were set aside.",
         len(registry["set_aside"]),

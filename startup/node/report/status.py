@@ -114,6 +114,14 @@ class RegistryStatus:
     """Names of files, the newest last."""
     restored: str = ""
     """The copy that was put back at the last start, or ""."""
+    started_empty: bool = False
+    """Whether the last start was one without a registry."""
+    bucket_copies: int | None = None
+    """Copies in the bucket."""
+    bucket_newest: float | None = None
+    """When the newest of them was taken, in seconds since the epoch."""
+    bucket_error: str = ""
+    """Why the last copy is not in the bucket."""
     unsupported: Sequence[str] = ()
     """Declared features that the running binary does not know."""
 
@@ -386,6 +394,12 @@ def _rendezvous(common: Document, facts: RendezvousFacts) -> Document:
             "newest_copy": _time(registry.newest_copy),
             "set_aside": [clip(name) for name in registry.set_aside],
             "restored": clip(registry.restored),
+            "started_empty": registry.started_empty,
+            "bucket": {
+                "copies": registry.bucket_copies,
+                "newest": _time(registry.bucket_newest),
+                "error": clip(registry.bucket_error),
+            },
             "unsupported": [clip(name) for name in registry.unsupported],
         },
     }

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 from lab.machines import processes
 from lab.standin.build import archive
@@ -22,8 +22,12 @@ from startup.node.desired.orders import Orders, Standing
 from startup.node.desired.spec import RendezvousSpec, parse
 from startup.node.follower import Follower, Known
 from startup.node.machine.paths import Paths
+from startup.node.machine.polling import Wake
+from startup.node.machine.retry import FinalError, TemporaryError
 from startup.node.rendezvous import registry_copies, registry_file, runs
 from startup.node.rendezvous.access_tokens import Tokens
+from startup.node.rendezvous.bucket_copies import BucketCopies
+from startup.node.rendezvous.copies_bucket import CopiesBucket, Place, StoredCopy
 from startup.node.rendezvous.process import Health, Process, ask
 from startup.node.rendezvous_loop import RendezvousLoop
 from startup.node.report.status import OrdersStatus, Published, ScriptStatus, SpecStatus, document
@@ -57,6 +61,7 @@ class FakeUnit:
     restarts: int = 0
     starts: int = 0
     why: str = ""
+    refusals: int = 0
 
     def process(self) -> Process:
         child = self.child
@@ -67,8 +72,12 @@ class FakeUnit:
             if self.wanted:
                 self.restarts += 1
                 self._spawn()
+        if self.child is None and self.wanted and self.refusals:
+            # `store` has refused: systemd tries again.
+            self._spawn()
         if self.child is None:
-            return Process(why=self.why, restarts=self.restarts)
+            active = "activating" if self.wanted else "inactive"
+            return Process(active=active, why=self.why, restarts=self.restarts)
         active = "active" if self.wanted else "deactivating"
         return Process(active=active, pid=self.child.pid, restarts=self.restarts, why=self.why)
 
@@ -88,8 +97,18 @@ class FakeUnit:
         if self.child is not None:
             self.child.send_signal(signal.SIGTERM)
 
+    def kill(self) -> None:
+        assert self.child is not None
+        self.child.kill()
+        self.child.wait()
+
     def _spawn(self) -> None:
-        registry_copies.prepare_store(self.paths, print)
+        try:
+            registry_copies.prepare_store(self.paths, print)
+        except FinalError as error:
+            self.refusals += 1
+            self.why = str(error)
+            return
         unit = self.paths.units / "pilot-rendezvous.service"
         line = next(
             line.removeprefix("ExecStart=")
@@ -164,6 +183,52 @@ def files_of(paths: Paths, spec: RendezvousSpec) -> None:
     units.write_all(paths, units.unit_files(MACHINE, spec))
 
 
+@dataclass
+class MemoryBucket:
+    """The bucket's copies, in memory. `away`: why it does not answer."""
+
+    where: Place
+    held: dict[str, tuple[StoredCopy, bytes]] = field(default_factory=dict)
+    strange: int = 0
+    away: str = ""
+
+    def place(self) -> Place:
+        return self.where
+
+    def copies(self) -> tuple[list[StoredCopy], int]:
+        self._ask()
+        return [self.held[name][0] for name in sorted(self.held)], self.strange
+
+    def store(self, name: str, content: bytes, cleaned: str) -> None:
+        self._ask()
+        copy = registry_copies.named(name, len(content))
+        assert copy is not None
+        stored = StoredCopy(
+            copy=copy,
+            generation=1 + max((each[0].generation for each in self.held.values()), default=0),
+            bucket=self.where.bucket,
+            vm=self.where.vm,
+            sha256=hashlib.sha256(content).hexdigest(),
+            cleaned=cleaned,
+        )
+        self.held[name] = (stored, content)
+
+    def fetch(self, stored: StoredCopy, out: IO[bytes]) -> None:
+        self._ask()
+        content = self.held[stored.copy.name][1]
+        out.write(content)
+        if hashlib.sha256(content).hexdigest() != stored.sha256:
+            raise FinalError("its bytes are not those that its sha256 is of")
+
+    def remove(self, stored: StoredCopy) -> None:
+        self._ask()
+        del self.held[stored.copy.name]
+
+    def _ask(self) -> None:
+        if self.away:
+            raise TemporaryError(self.away)
+
+
 class Fleet:
     """One rendezvous VM that is a folder. Its clock runs a second a round, and slower while a
     process starts, which takes as long as it takes; but where it is `hurried`."""
@@ -203,6 +268,8 @@ class Fleet:
         self.follower = FakeFollower(
             paths=self.paths, known=Known(text="", spec=spec, script=spec.script)
         )
+        self.bucket = MemoryBucket(Place(endpoint="", bucket=spec.bucket, vm=spec.name))
+        self.wake = Wake()
         self.unit = FakeUnit(self.paths, folder / "log", lambda: self.spec)
         self.it = self.service()
 
@@ -214,7 +281,19 @@ class Fleet:
             unit=self.unit,
             fetcher=self.fetcher(),
             tokens=lambda: self.tokens,
+            bucket=self.bucket_copies(),
             say=self.said.append,
+            clock=lambda: self.now,
+        )
+
+    def bucket_copies(self) -> BucketCopies:
+        """Without a thread: `round` has it work."""
+        return BucketCopies(
+            self.paths,
+            cast(CopiesBucket, self.bucket),
+            uploads=lambda: self.spec.upload_copies,
+            say=self.said.append,
+            wake=self.wake,
             clock=lambda: self.now,
         )
 
@@ -247,6 +326,7 @@ class Fleet:
         return sha256
 
     def round(self) -> None:
+        self.it.bucket.step()
         self.it.round()
         starting = self.unit.child is not None and self.it.observer.judged.up is None
         self.now += 0.1 if starting and not self.hurried else 1

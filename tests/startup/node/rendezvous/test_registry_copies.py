@@ -18,6 +18,7 @@ import pytest
 from lab.standin.state import read_snapshot
 from startup.node.machine.paths import Paths
 from startup.node.rendezvous import registry_copies, registry_file
+from startup.node.rendezvous.next_node import SKIPPED, raised
 from startup.node.rendezvous.registry_copies import Copy
 from startup.node.rendezvous.registry_file import BadRegistryError
 from tests.lab.standin.client import Identity, standin, wait_for, whitelist
@@ -26,7 +27,7 @@ from tests.startup.node.rendezvous.registry import NOW, put, said, snapshot, uns
 
 def test_without_a_file_there_is_nothing_wrong(paths: Paths) -> None:
     assert registry_file.examine(paths.registry / registry_file.NAME) is None
-    assert registry_copies.prepare(paths, NOW, print) == registry_copies.Start()
+    assert registry_copies.prepare(paths, NOW, print) == registry_copies.Start(empty=True)
 
 
 def test_a_drained_fleet_is_no_registry_that_started_empty(paths: Paths) -> None:
@@ -42,7 +43,7 @@ def test_a_drained_fleet_is_no_registry_that_started_empty(paths: Paths) -> None
     path = put(paths, unsealed(96, gone=80)[:5000], at=NOW + 500)
     start = registry_copies.prepare(paths, NOW + 500, print)
     assert (start.restored, start.nodes, start.keys) == (newest.name, 16, 96)
-    assert json.loads(path.read_bytes())["next_node"] == 97
+    assert json.loads(path.read_bytes())["next_node"] == 97 + SKIPPED
 
 
 def test_a_copy_named_by_living_nodes_is_renamed(paths: Paths) -> None:
@@ -108,7 +109,7 @@ def test_no_start_from_a_file_that_is_not_whole(paths: Paths, nodes: int, rounds
             put(paths, bad)
         start = registry_copies.prepare(paths, NOW + 9 + number, lambda _: None)
         assert (start.restored, start.nodes) == (newest_copy, nodes), f"at {at}"
-        assert path.read_bytes() == good
+        assert path.read_bytes() == raised(good)
         if bad is None:
             assert not start.set_aside
         else:
@@ -354,7 +355,7 @@ def test_clean_begins_anew_and_keeps_the_old_files(paths: Paths) -> None:
     put(paths, content)
     (paths.registry / registry_file.LOG).write_bytes(b"log")
     registry_copies.clean(paths, NOW, print)
-    assert registry_copies.prepare(paths, NOW, print) == registry_copies.Start()
+    assert registry_copies.prepare(paths, NOW, print) == registry_copies.Start(empty=True)
     assert not (paths.registry / registry_file.NAME).exists()
     assert not (paths.registry / registry_file.LOG).exists()
     (kept,) = (paths.registry / "copies").glob("*.before-clean")

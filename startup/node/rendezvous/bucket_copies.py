@@ -1,0 +1,235 @@
+"""Keeps the registry's copies in the bucket: each good one is stored, old ones are removed, and one
+is fetched where the VM has none.
+
+It works in a thread of its own: a bucket that is away holds up nothing but the start of a registry
+that would be empty otherwise.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from ..machine.paths import Paths
+from ..machine.polling import Source, Wake
+from ..machine.retry import FinalError, TemporaryError
+from . import registry_copies, registry_file
+from .copies_bucket import CopiesBucket, Place, StoredCopy
+from .next_node import VERSIONS
+from .registry_copies import Copy, cleaned_by
+
+# Copies that stay in the bucket: the newest ones and one of each of the last days, and their bytes.
+NEWEST: Final = 24
+DAILY: Final = 14
+MOST_BYTES: Final = 4 << 30
+# Seconds between two looks at what there is to do; after a copy that could not be stored, and after
+# a search that found none.
+EVERY: Final = 1.0
+_STORE_AGAIN: Final = 60.0
+_SEARCH_AGAIN: Final = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a search for a copy to start from has come to."""
+
+    ready: bool = False
+    """A good copy is on the disk."""
+    empty: bool = False
+    """Nothing is there: the registry may start empty."""
+    why: str = ""
+    """Why neither."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InBucket:
+    """The copies in the bucket, as last seen. None where that is not known."""
+
+    copies: int | None = None
+    newest: float | None = None
+    """When it was taken, in seconds since the epoch."""
+    error: str = ""
+    """Why the last copy is not there."""
+
+
+class BucketCopies:
+    """The copies of `paths` in `bucket`. `uploads` tells whether this VM may write there."""
+
+    def __init__(
+        self,
+        paths: Paths,
+        bucket: CopiesBucket,
+        *,
+        uploads: Callable[[], bool],
+        say: Callable[[str], None],
+        wake: Wake,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.state = InBucket()
+        self.found: Found | None = None
+        """The result of the search, None before there is one."""
+        self._paths = paths
+        self._bucket = bucket
+        self._uploads = uploads
+        self._say = say
+        self._clock = clock
+        self._searching = False
+        self._stored = ""
+        self._store_at = self._search_at = float("-inf")
+        self._source: Source[bool] = Source("registry copies", self.step, wake=wake, every=EVERY)
+
+    def start(self) -> None:
+        self._source.start()
+
+    def stop(self) -> None:
+        self._source.stop()
+
+    def search(self) -> None:
+        """Begin to search for a copy to start from, or go on with that."""
+        if not self._searching:
+            self.found, self._search_at = None, float("-inf")
+            self._searching = True
+
+    def end_search(self) -> None:
+        self._searching, self.found = False, None
+
+    def step(self) -> bool:
+        """Search while that is asked for, else store the newest copy. The value is for the source,
+        which wakes the loop where it changes."""
+        now = self._clock()
+        if self._searching:
+            if now >= self._search_at:
+                try:
+                    self.found = self._search()
+                except (TemporaryError, FinalError, OSError) as error:
+                    self.found = Found(why=str(error))
+                self._search_at = now + _SEARCH_AGAIN
+            return self.found is not None
+        if self._uploads() and now >= self._store_at:
+            self._store()
+        return False
+
+    def _store(self) -> None:
+        """Store the newest copy where it is not there yet, and remove the surplus."""
+        newest = next(reversed(registry_copies.copies(self._paths)), None)
+        if newest is None or newest.name == self._stored:
+            return
+        try:
+            if newest.size > registry_file.MOST_PARSED:
+                raise FinalError(f"{newest.name}: {newest.size} bytes are too many for a restore")
+            place = self._bucket.place()
+            if not any(each.copy.name == newest.name for each in self._mine(place)):
+                path = self._paths.registry / "copies" / newest.name
+                with registry_file.opened(path) as source:
+                    content = source.read(registry_file.MOST_PARSED)
+                self._bucket.store(newest.name, content, cleaned_by(self._paths) or "")
+            kept = self._thin(self._mine(place))
+        except (TemporaryError, FinalError, OSError, registry_file.BadRegistryError) as error:
+            self._store_at = self._clock() + _STORE_AGAIN
+            self.state = replace(self.state, error=str(error))
+            return
+        self._stored = newest.name
+        self.state = InBucket(copies=len(kept), newest=kept[-1].copy.time if kept else None)
+
+    def _mine(self, place: Place) -> list[StoredCopy]:
+        return [each for each in self._bucket.copies()[0] if each.is_of(place)]
+
+    def _thin(self, mine: Sequence[StoredCopy]) -> list[StoredCopy]:
+        """Remove what need not stay of `mine`, oldest first; what stays."""
+        gone = {copy.name for copy in surplus([each.copy for each in mine])}
+        for each in mine:
+            if each.copy.name in gone:
+                self._bucket.remove(each)
+        return [each for each in mine if each.copy.name not in gone]
+
+    def _search(self) -> Found:
+        place = self._bucket.place()
+        stored, others = self._bucket.copies()
+        mine = usable(stored, place, cleaned_by(self._paths))
+        # An earlier registry's were set aside by order: they are no reason to wait.
+        strange = others + sum(not each.is_of(place) for each in stored)
+        bad: list[str] = []
+        by_name = {each.copy.name: each for each in mine}
+        here = {copy.name: copy for copy in registry_copies.copies(self._paths)}
+        every = sorted({**{n: s.copy for n, s in by_name.items()}, **here}.values(), key=_name)
+        for copy in registry_copies.best(every):
+            try:
+                if copy.name in here:
+                    self._examine(self._paths.registry / "copies" / copy.name)
+                else:
+                    self._fetch(by_name[copy.name])
+            except (registry_file.BadRegistryError, FinalError) as error:
+                bad.append(f"{copy.name}: {error}")
+            else:
+                return Found(ready=True)
+        if mine or strange:
+            what = "; ".join(bad[-2:]) or f"{strange} objects of another fleet or VM, or no copies"
+            return Found(why=f"{place}: no good copy of this VM's registry ({what})")
+        return Found(empty=True)
+
+    def _fetch(self, stored: StoredCopy) -> None:
+        """Have a copy of the bucket on the disk, beside those that were taken here."""
+        folder = registry_copies.copies_folder(self._paths)
+        handle, temporary = tempfile.mkstemp(prefix=".new-", dir=folder)
+        try:
+            with os.fdopen(handle, "wb") as out:
+                self._bucket.fetch(stored, out)
+                out.flush()
+                os.fsync(out.fileno())
+            self._examine(Path(temporary))
+            if stored.cleaned:
+                registry_copies.remember_cleaned(self._paths, stored.cleaned)
+            Path(temporary).replace(folder / stored.copy.name)
+        finally:
+            with suppress(OSError):
+                Path(temporary).unlink(missing_ok=True)
+        registry_copies.sync_directory(folder)
+        self._say(f"{stored.copy.name}: fetched from {self._bucket.place()}")
+
+    @staticmethod
+    def _examine(path: Path) -> None:
+        """Raises BadRegistryError where the copy at `path` cannot be put back."""
+        found = registry_file.examine(path)
+        if found is None:
+            raise registry_file.BadRegistryError("it is gone")
+        if found.version not in VERSIONS:
+            raise registry_file.UnknownVersionError(found.version)
+
+
+def usable(stored: Sequence[StoredCopy], place: Place, cleaned: str | None) -> list[StoredCopy]:
+    """The copies of this VM's registry since it was last set aside by order: `cleaned`, None on a
+    disk that does not know, where the newest copy tells."""
+    mine = [each for each in stored if each.is_of(place)]
+    if cleaned is None and mine:
+        # By the bucket's clock: this VM's may have been wrong.
+        cleaned = max(mine, key=lambda each: each.generation).cleaned
+    return [each for each in mine if each.cleaned == cleaned]
+
+
+def surplus(found: Sequence[Copy]) -> list[Copy]:
+    """The copies (oldest first) that need not stay in the bucket."""
+    keep = {copy.name for copy in found[-NEWEST:]}
+    days: dict[int, str] = {}
+    for copy in found:
+        days[int(copy.time // 86400)] = copy.name
+    keep |= {days[day] for day in sorted(days)[-DAILY:]}
+    preferred = [copy.name for copy in registry_copies.best(found)[: registry_copies.PINNED]]
+    keep |= set(preferred)
+    used = sum(copy.size for copy in found if copy.name in keep)
+    for copy in found:
+        if used <= MOST_BYTES:
+            break
+        if copy.name in keep and copy.name not in (found[-1].name, *preferred[:1]):
+            keep.discard(copy.name)
+            used -= copy.size
+    return [copy for copy in found if copy.name not in keep]
+
+
+def _name(copy: Copy) -> str:
+    return copy.name

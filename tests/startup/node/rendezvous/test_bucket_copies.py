@@ -1,0 +1,258 @@
+"""A registry that is lost with its disk, and the copies in the bucket."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from lab.standin.state import sealed
+from startup.node.rendezvous import bucket_copies, registry_copies, registry_file
+from startup.node.rendezvous.bucket_copies import surplus, usable
+from startup.node.rendezvous.copies_bucket import Place, StoredCopy
+from startup.node.rendezvous.next_node import SKIPPED
+from startup.node.rendezvous.registry_copies import Copy, named
+from tests.lab.standin.client import Client, Identity
+from tests.startup.node.rendezvous.fleet import Fleet
+from tests.startup.node.rendezvous.registry import NOW, snapshot
+
+AGENTS = [Identity(owner=f"agent-{number}@x.invalid") for number in range(30)]
+PLACE = Place(endpoint="", bucket="box", vm="vm")
+
+
+def stored(name: str) -> StoredCopy:
+    copy = named(name, 10)
+    assert copy is not None
+    return StoredCopy(copy=copy, generation=1, bucket="box", vm="vm", sha256="ab" * 32, cleaned="")
+
+
+def register(fleet: Fleet, count: int, first: int = 0) -> dict[str, int]:
+    """Agents that keep their keys."""
+    with Client(("127.0.0.1", fleet.ports[0])) as client:
+        agents = AGENTS[first : first + count]
+        return {each.key: int(client.ask(each.register())["node_id"]) for each in agents}
+
+
+def test_which_copies_are_this_registrys() -> None:
+    first, second, third = (stored(f"20261130T11000{n}Z-5.json") for n in range(3))
+    # The VM's clock was set back before.
+    after = replace(second, cleaned="id-1", generation=2)
+    assert usable([first, second], PLACE, None) == [first, second]
+    # A new disk does not know that the registry was set aside by order; the newest copy does.
+    assert usable([first, after, third], PLACE, None) == [after]
+    assert usable([first, second], PLACE, "id-1") == []
+    others = [replace(first, vm="x"), replace(first, bucket="x"), replace(first, sha256="")]
+    assert usable(others, PLACE, None) == []
+
+
+def copy_at(seconds: float, keys: int = 100, size: int = 10) -> Copy:
+    return Copy(name=f"{int(seconds):010}-{keys}", time=seconds, size=size, keys=keys)
+
+
+def test_the_newest_and_one_a_day_stay() -> None:
+    # Every five minutes for thirty days.
+    found = [copy_at(NOW + 300 * number) for number in range(30 * 288)]
+    gone = {each.name for each in surplus(found)}
+    kept = [each for each in found if each.name not in gone]
+    assert kept[-bucket_copies.NEWEST :] == found[-bucket_copies.NEWEST :]
+    days = [int(each.time // 86400) for each in kept]
+    assert len(set(days)) == bucket_copies.DAILY
+    assert len(kept) == bucket_copies.NEWEST + bucket_copies.DAILY - 1
+
+
+def test_their_bytes_are_bounded_and_a_registry_that_shrank_pushes_none_out() -> None:
+    large = [copy_at(NOW + 86400 * number, size=1 << 29) for number in range(14)]
+    kept = len(large) - len(surplus(large))
+    assert kept * (1 << 29) == bucket_copies.MOST_BYTES
+    whole, small = copy_at(NOW, keys=100), [copy_at(NOW + 86400 + n, keys=3) for n in range(99)]
+    assert whole not in surplus([whole, *small])
+
+
+def lost(fleet: Fleet) -> None:
+    """A new VM with an empty disk."""
+    fleet.unit.end()
+    for folder in (fleet.paths.registry, fleet.paths.node_state):
+        shutil.rmtree(folder)
+    for name in ("rendezvous-run.json", "rendezvous-answered", "store.json"):
+        (fleet.paths.run / name).unlink(missing_ok=True)
+    fleet.paths.registry.mkdir()
+    (fleet.paths.registry / "rate-limit-whitelist.json").write_text("[]")
+    fleet.it = fleet.service()
+
+
+def kept_in_the_bucket(fleet: Fleet, keys: int) -> None:
+    fleet.it.keeper.save()
+    fleet.until(
+        lambda: any(each[0].copy.keys == keys for each in fleet.bucket.held.values()),
+        f"a copy of {keys} keys in the bucket",
+    )
+
+
+def serve_with(fleet: Fleet, agents: int) -> dict[str, int]:
+    fleet.until(fleet.serving, "serving")
+    ids = register(fleet, agents)
+    kept_in_the_bucket(fleet, agents)
+    return ids
+
+
+def waiting(fleet: Fleet) -> str:
+    """What it says while it waits, a while later."""
+    fleet.until(lambda: fleet.it.phase() == "failed", "that it waits")
+    for _ in range(20):
+        fleet.round()
+    assert fleet.unit.starts == 0 or fleet.unit.child is None
+    assert fleet.it.last_error is not None
+    return fleet.it.last_error.text
+
+
+def test_a_new_fleet_starts_empty_and_says_so(fleet: Fleet) -> None:
+    console = fleet.paths.at("/dev/console")
+    console.parent.mkdir()
+    console.touch()
+    fleet.until(fleet.serving, "serving")
+    assert fleet.status()["registry"]["started_empty"] is True
+    why = "THE REGISTRY MAY START EMPTY: there is no copy of it on the disk or in the bucket"
+    assert why in fleet.said
+    assert console.read_bytes() == f"pilot: {why}\r\n".encode()
+    # Until there is a file.
+    permit = registry_copies.empty_permit(fleet.paths)
+    assert permit.exists()
+    fleet.it.keeper.save()
+    fleet.round()
+    assert not permit.exists()
+
+
+def test_an_empty_disk_gets_the_newest_copy_and_no_id_is_given_twice(fleet: Fleet) -> None:
+    ids = serve_with(fleet, 20)
+    told = fleet.status()["registry"]["bucket"]
+    assert (told["copies"], told["error"]) == (len(fleet.bucket.held), "")
+    assert told["newest"]
+    # Registered after the last copy: lost with the disk.
+    (late,) = register(fleet, 1, first=20).values()
+    lost(fleet)
+    fleet.until(fleet.serving, "serving from the bucket")
+    assert register(fleet, 20) == ids
+    told = fleet.status()["registry"]
+    assert told["restored"] in fleet.bucket.held
+    assert told["started_empty"] is False
+    (new,) = register(fleet, 1, first=29).values()
+    assert new > late + SKIPPED - 100
+    assert new not in ids.values()
+
+
+def test_a_bucket_that_is_away_is_waited_for(fleet: Fleet) -> None:
+    ids = serve_with(fleet, 5)
+    lost(fleet)
+    fleet.bucket.away = "gs://box: timed out"
+    assert "gs://box: timed out. It is not started empty" in waiting(fleet)
+    fleet.bucket.away = ""
+    fleet.until(fleet.serving, "serving from the bucket")
+    assert register(fleet, 5) == ids
+
+
+def test_a_bucket_that_is_away_holds_up_nothing_where_the_disk_has_a_copy(fleet: Fleet) -> None:
+    ids = serve_with(fleet, 5)
+    fleet.bucket.away = "gs://box: timed out"
+    fleet.unit.end()
+    (fleet.paths.registry / registry_file.NAME).write_bytes(b"{")
+    fleet.it = fleet.service()
+    fleet.until(fleet.serving, "serving from the disk's copy")
+    assert register(fleet, 5) == ids
+    register(fleet, 1, first=5)
+    fleet.it.keeper.save()
+    fleet.until(
+        lambda: bool(fleet.status()["registry"]["bucket"]["error"]), "that it is not stored"
+    )
+    assert fleet.serving()
+
+
+@pytest.mark.parametrize("harm", ["truncated", "of another fleet", "no copies"])
+def test_only_bad_copies_are_no_reason_to_start_empty_but_an_order_is(
+    fleet: Fleet, harm: str
+) -> None:
+    serve_with(fleet, 5)
+    for name, (each, content) in fleet.bucket.held.items():
+        if harm == "truncated":
+            fleet.bucket.held[name] = (each, content[:-20])
+        else:
+            fleet.bucket.held[name] = (replace(each, vm="another"), content)
+    if harm == "no copies":
+        fleet.bucket.held.clear()
+        fleet.bucket.strange = 1
+    lost(fleet)
+    assert "no good copy of this VM's registry" in waiting(fleet)
+    fleet.follower.order(restart="r1", clean=True)
+    fleet.until(fleet.serving, "an empty registry")
+    told = fleet.status()["registry"]
+    assert (told["started_empty"], told["total"]) == (True, 0)
+    assert any("THE REGISTRY MAY START EMPTY: as ordered" in line for line in fleet.said)
+
+
+def test_a_copy_that_is_newer_but_smaller_or_bad_is_passed_over(fleet: Fleet) -> None:
+    ids = serve_with(fleet, 9)
+    good = next(reversed(fleet.bucket.held.values()))
+    fleet.bucket.store("20990101T000000Z-2.json", snapshot(2), "")
+    fleet.bucket.store("20990101T000001Z-9.json", good[1], "")
+    each, content = fleet.bucket.held["20990101T000001Z-9.json"]
+    fleet.bucket.held["20990101T000001Z-9.json"] = (each, content[:-1])
+    lost(fleet)
+    fleet.until(fleet.serving, "serving from the bucket")
+    assert register(fleet, 9) == ids
+
+
+def test_what_an_order_set_aside_does_not_come_back_from_the_bucket(fleet: Fleet) -> None:
+    serve_with(fleet, 9)
+    fleet.follower.order(restart="r1", clean=True)
+    fleet.until(lambda: fleet.unit.starts == 2 and fleet.serving(), "an empty registry")
+    fleet.follower.order()
+    # Lost before there is a copy of the new one: it may be empty, as ordered.
+    fleet.unit.end()
+    shutil.rmtree(fleet.paths.registry / "copies")
+    (fleet.paths.registry / registry_file.NAME).unlink(missing_ok=True)
+    fleet.it = fleet.service()
+    fleet.until(fleet.serving, "an empty registry again")
+    assert fleet.health().total == 0
+    ids = register(fleet, 3)
+    kept_in_the_bucket(fleet, 3)
+    lost(fleet)
+    fleet.until(fleet.serving, "serving from the bucket")
+    assert register(fleet, 3) == ids
+    assert registry_copies.cleaned_by(fleet.paths) == "r1"
+
+
+def test_a_file_that_goes_bad_while_systemd_starts_it_again(fleet: Fleet) -> None:
+    """No copy is on the disk any more: `store` refuses, and pilot-node fetches one meanwhile."""
+    ids = serve_with(fleet, 5)
+    shutil.rmtree(fleet.paths.registry / "copies")
+    (fleet.paths.registry / registry_file.NAME).write_bytes(b"{")
+    fleet.unit.kill()
+    fleet.until(lambda: fleet.unit.refusals > 0, "a start that is refused")
+    fleet.until(fleet.serving, "serving from the bucket")
+    assert register(fleet, 5) == ids
+
+
+def test_a_format_that_is_not_known_is_not_put_back(fleet: Fleet) -> None:
+    serve_with(fleet, 5)
+    held = fleet.bucket.held
+    for name, (_, content) in list(held.items()):
+        document = {**json.loads(content), "version": 2}
+        del document["checksum"]
+        text = json.dumps(document, separators=(",", ":")).encode()
+        fleet.bucket.store(name, sealed(text), "")
+    lost(fleet)
+    assert "its format is version 2" in waiting(fleet)
+
+
+def test_one_without_the_right_to_write_stores_nothing(fleet: Fleet) -> None:
+    fleet.follower.declare(upload_copies=False)
+    fleet.until(fleet.serving, "serving")
+    register(fleet, 3)
+    fleet.it.keeper.save()
+    for _ in range(5):
+        fleet.round()
+    assert fleet.bucket.held == {}
+    told = fleet.status()["registry"]
+    assert told["copies"] == 1
+    assert told["bucket"] == {"copies": None, "newest": None, "error": ""}
