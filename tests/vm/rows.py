@@ -22,6 +22,7 @@ from typing import Any
 from lab.machines import processes
 from tests.vm.fleet import BOOT_ID, DASHBOARD, RENDEZVOUS, STORE, Fleet, Measured
 from tests.vm.kernel_limits import pid_walls, pid_walls_of_a_container
+from tests.vm.lost_registry import disk_is_empty
 
 RUNNER = "google_metadata_script_runner startup"
 # Seconds within which the registry's dashboard, or an sshd that is up, has to answer.
@@ -762,6 +763,7 @@ CONTAINER = (
     # So many that some are left to start when the windows have become narrow.
     Row("flood", "the registry is flooded", registry_flooded, 1, 1, few=40),
     Row("empty", "the registry is empty", registry_starts_empty, 1, 1),
+    Row("disk", "the registry is lost", disk_is_empty, 1, 3),
     # Its short form is a guest's: `walls`.
     Row("crowd", "the PID walls", pid_walls_of_a_container, 0, 1),
 )

@@ -294,6 +294,31 @@ def test_a_new_boot_disk_keeps_identities_and_a_bucket_away_only_delays(fleet: F
     assert fleet.stats() == (13, 13)
 
 
+def test_a_swarm_vms_account_writes_nothing_to_the_bucket(fleet: Fleet) -> None:
+    storage = fleet.declared("swarm-1")["endpoints"]["storage"]
+    token = (
+        "curl -fsS -H 'Metadata-Flavor: Google' http://169.254.169.254/computeMetadata/v1/"
+        "instance/service-accounts/default/token | python3 -c"
+        " 'import json,sys; print(json.load(sys.stdin)[\"access_token\"])'"
+    )
+    release = fleet.declared("swarm-1")["release"]["daemon"]["object"]
+    for vm, name, status in (
+        ("swarm-1", "registry/20990101T000000Z-1.json", "403"),
+        ("swarm-1", f"orders/{RENDEZVOUS}.json", "403"),
+        ("swarm-1", release, "403"),
+        (RENDEZVOUS, f"orders/{RENDEZVOUS}.json", "403"),
+        (RENDEZVOUS, release, "403"),
+        (RENDEZVOUS, "registry/test.txt", "200"),
+    ):
+        url = f"{storage}/upload/storage/v1/b/{fleet.bucket}/o?uploadType=media&name={quote(name)}"
+        told = fleet.run(
+            vm,
+            f"curl -sS -o /dev/null -w '%{{http_code}}' -H \"Authorization: Bearer $({token})\""
+            f" --data-binary x '{url}'",
+        )
+        assert told == status, (vm, name, told)
+
+
 def test_the_cloud_is_what_the_program_says(fleet: Fleet) -> None:
     again = fleet.project.up("--expect-no-changes").no_traceback()
     assert again.code == 0, again.text

@@ -158,7 +158,7 @@ class BucketCopies:
         by_name = {each.copy.name: each for each in mine}
         here = {copy.name: copy for copy in registry_copies.copies(self._paths)}
         every = sorted({**{n: s.copy for n, s in by_name.items()}, **here}.values(), key=_name)
-        for copy in registry_copies.best(every):
+        for copy in registry_copies.in_order(every):
             try:
                 if copy.name in here:
                     self._examine(self._paths.registry / "copies" / copy.name)

@@ -12,7 +12,7 @@ import re
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -124,6 +124,16 @@ def best(found: Sequence[Copy]) -> list[Copy]:
     return [*reversed(whole), *(copy for copy in reversed(found) if copy not in whole)]
 
 
+def in_order(found: Sequence[Copy]) -> Iterator[Copy]:
+    """The copies as they should be tried, until one is good: what a bad one's name says of its keys
+    does not count for the others."""
+    left = list(found)
+    while left:
+        copy = best(left)[0]
+        left.remove(copy)
+        yield copy
+
+
 def surplus(found: Sequence[Copy], room: int) -> list[Copy]:
     """The copies (oldest first) to remove: there are too many, or more than `room` bytes."""
     keep: set[str] = {copy.name for copy in found[-NEWEST:]}
@@ -210,7 +220,7 @@ def prepare(
         say(f"{path}: {why}: set aside as {aside}")
     if summary is not None:
         return Start(nodes=summary.nodes, keys=summary.keys)
-    for copy in best(copies(paths)):
+    for copy in in_order(copies(paths)):
         try:
             found = _restore(paths, copy)
         except UnknownVersionError as error:

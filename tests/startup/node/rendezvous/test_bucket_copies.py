@@ -194,9 +194,11 @@ def test_a_copy_that_is_newer_but_smaller_or_bad_is_passed_over(fleet: Fleet) ->
     ids = serve_with(fleet, 9)
     good = next(reversed(fleet.bucket.held.values()))
     fleet.bucket.store("20990101T000000Z-2.json", snapshot(2), "")
-    fleet.bucket.store("20990101T000001Z-9.json", good[1], "")
-    each, content = fleet.bucket.held["20990101T000001Z-9.json"]
-    fleet.bucket.held["20990101T000001Z-9.json"] = (each, content[:-1])
+    # One that is bad, and says that the good one is small.
+    name = "20990101T000001Z-9999.json"
+    fleet.bucket.store(name, good[1], "")
+    each, content = fleet.bucket.held[name]
+    fleet.bucket.held[name] = (each, content[:-1])
     lost(fleet)
     fleet.until(fleet.serving, "serving from the bucket")
     assert register(fleet, 9) == ids
