@@ -54,6 +54,14 @@ def restart(
             help="With --rendezvous: start with an empty registry; the old one is set aside.",
         ),
     ] = False,
+    restore: Annotated[
+        str,
+        typer.Option(
+            metavar="COPY",
+            help="With --rendezvous: start with this copy of the registry; the present one is set "
+            "aside.",
+        ),
+    ] = "",
     confirm: Annotated[
         str, typer.Option(metavar="FLEET", help="The fleet's name, which --clean else asks for.")
     ] = "",
@@ -71,6 +79,8 @@ def restart(
     """
     if clean and not rendezvous:
         raise UsageError("--clean empties the registry's store: it needs --rendezvous")
+    if restore and (clean or not rendezvous):
+        raise UsageError("--restore needs --rendezvous, and is not for --clean")
     given = {"--rendezvous": rendezvous, "--confirm": confirm, "--insist": insist}
     _check(resume=resume, abandon=abandon, without=without, given=given)
     with _runner(ctx.obj, limit) as runner:
@@ -87,7 +97,9 @@ def restart(
         agents = sum(found.vm(vm).wanted for vm in vms)
         registry = " and the registry" if name else ""
         ask(f"Restart {agents:,} agents on {', '.join(vms)}{registry}?", yes=yes)
-        plan = run.new_plan(plans.RESTART, vms, by=ctx.obj.by, rendezvous=name, clean=clean)
+        plan = run.new_plan(
+            plans.RESTART, vms, by=ctx.obj.by, rendezvous=name, clean=clean, restore=restore
+        )
         generation = runner.begin(plan, found, insist=insist)
         _carry_out(runner, plan, generation, silence=silence)
 

@@ -44,6 +44,8 @@ class RestartPlan:
     """The VM of the rendezvous, where it is restarted too."""
     clean: bool = False
     """Start the rendezvous with an empty registry."""
+    restore: str = ""
+    """Start the rendezvous with this copy of its registry."""
     step: str = DRAIN
     boots: Mapping[str, str] = field(default_factory=dict)
     """VM -> its boot ID before its reboot."""
@@ -244,12 +246,18 @@ def _restart_rendezvous(plan: RestartPlan, seen: Mapping[str, VmInPlan], _: Tota
     one = seen[plan.rendezvous]
     if one.order.doc.text("restart") != plan.id:
         # pilot-node saves the registry before it stops.
-        changes = {"restart": plan.id, "clean": True if plan.clean else None}
+        changes = {
+            "restart": plan.id,
+            "clean": True if plan.clean else None,
+            "restore": plan.restore or None,
+        }
         return Give(vm=plan.rendezvous, changes=changes, why="restart")
     if not (one.is_whole and one.vm.status.text("orders.restart") == plan.id):
         return Await(vm=plan.rendezvous, what="restarts its registry")
     if one.order.doc.flag("clean"):
         return Give(vm=plan.rendezvous, changes={"clean": None}, why="was cleaned once")
+    if one.order.doc.text("restore"):
+        return Give(vm=plan.rendezvous, changes={"restore": None}, why="was restored once")
     return Go(plan=replace(plan, step=START), why="the registry serves")
 
 

@@ -328,7 +328,7 @@ class Runner:
         found = self._release(plan, plan.vms)
         if plan.rendezvous and self.orders.read(plan.rendezvous).doc.text("restart") == plan.id:
             # A restart that has not begun must not begin, least of all with an empty registry.
-            self._give(plan.rendezvous, {"restart": None, "clean": None})
+            self._give(plan.rendezvous, {"restart": None, "clean": None, "restore": None})
         self.keep(replace(plan, step=plans.DONE), generation)
         silence = Silence(cloud=self.cloud, fleet=self.fleet)
         self._sound(silence, plan.silences, found.rendezvous)

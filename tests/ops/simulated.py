@@ -79,6 +79,8 @@ class Node:
     """By `pilot-node drain` on it."""
     restart: str = ""
     cleaned: int = 0
+    put_back: str = ""
+    """The copy of the registry that was ordered back."""
     pausing: bool = False
     banner: str = ""
     release: str = OLD
@@ -99,6 +101,7 @@ class Node:
         if found.restart and found.restart != self.restart:
             self.restart, self.running, self.away = found.restart, 0, 2
             self.cleaned += found.clean
+            self.put_back = found.restore or self.put_back
         if found.roll and found.roll.sha256 == self.roll.sha256:
             self._rule(found.roll.verdict)
         self.holds = found.hold or self.held_here

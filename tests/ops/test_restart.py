@@ -63,6 +63,17 @@ def test_clean_is_ordered_once_and_removed(simulated: Simulated) -> None:
     assert "clean" not in simulated.order(RENDEZVOUS)
 
 
+def test_a_copy_is_ordered_back_once(ops: Ops, simulated: Simulated) -> None:
+    copy = "20261130T110000Z-95.json"
+    assert ops("restart", "--yes", "--restore", copy).code == 2
+    with simulated.running():
+        done = ops("restart", "--yes", "--rendezvous", "--restore", copy)
+    assert done.code == 0, done
+    assert simulated.nodes[RENDEZVOUS].put_back == copy
+    assert simulated.nodes[RENDEZVOUS].cleaned == 0
+    assert "restore" not in simulated.order(RENDEZVOUS)
+
+
 @pytest.mark.parametrize("moment", [0, 3, 6, 9, 12, 14, 18])
 def test_an_interrupted_restart_continues_from_any_step_and_machine(
     simulated: Simulated, moment: int

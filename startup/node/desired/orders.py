@@ -27,6 +27,7 @@ GO: Final = "go"
 REJECT: Final = "reject"
 
 _ID = re.compile(r"[-0-9A-Za-z_.:]{1,64}")
+_COPY = re.compile(r"\d{8}T\d{6}Z-\d{1,9}\.json")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _VERDICT = re.compile("go|reject")
 _BENCHMARKS = re.compile("run|pause")
@@ -54,6 +55,8 @@ class Orders:
     hold: bool = False
     restart: str = ""
     clean: bool = False
+    restore: str = ""
+    """The copy of the registry to put back."""
     roll: ReleaseVerdict | None = None
     pause_benchmarks: bool = False
     banner: str = ""
@@ -74,6 +77,7 @@ def parse(text: str | bytes, role: str) -> Orders:
         hold="hold" in there and top.boolean("hold"),
         restart=top.string("restart", _ID, _ID.pattern) if "restart" in there else "",
         clean="clean" in there and top.boolean("clean"),
+        restore=top.string("restore", _COPY, "a copy's name") if "restore" in there else "",
         roll=_verdict(top.child("roll")) if "roll" in there else None,
         pause_benchmarks=(
             "benchmarks" in there
@@ -85,7 +89,9 @@ def parse(text: str | bytes, role: str) -> Orders:
         _text(top, name, _WORDS)
     if found.clean and "restart" not in there:
         top.problem("clean", "goes with a restart only: give it one")
-    for name in ("clean", "banner"):
+    if found.restore and (found.clean or "restart" not in there):
+        top.problem("restore", "goes with a restart, and not with clean")
+    for name in ("clean", "restore", "banner"):
         if role == ROLE_SWARM and name in there:
             top.problem(name, "is for the rendezvous only")
     if role == ROLE_RENDEZVOUS and "benchmarks" in there:

@@ -79,7 +79,7 @@ class BucketCopies:
         self._uploads = uploads
         self._say = say
         self._clock = clock
-        self._searching = False
+        self._searching, self._name = False, ""
         self._stored = ""
         self._store_at = self._search_at = float("-inf")
         self._source: Source[bool] = Source("registry copies", self.step, wake=wake, every=EVERY)
@@ -90,11 +90,11 @@ class BucketCopies:
     def stop(self) -> None:
         self._source.stop()
 
-    def search(self) -> None:
-        """Begin to search for a copy to start from, or go on with that."""
-        if not self._searching:
+    def search(self, name: str = "") -> None:
+        """Begin to search for a copy to start from, or go on with that. `name`: for this one."""
+        if not self._searching or self._name != name:
             self.found, self._search_at = None, float("-inf")
-            self._searching = True
+            self._searching, self._name = True, name
 
     def end_search(self) -> None:
         self._searching, self.found = False, None
@@ -106,7 +106,7 @@ class BucketCopies:
         if self._searching:
             if now >= self._search_at:
                 try:
-                    self.found = self._search()
+                    self.found = self._search_named() if self._name else self._search()
                 except (TemporaryError, FinalError, OSError) as error:
                     self.found = Found(why=str(error))
                 self._search_at = now + _SEARCH_AGAIN
@@ -173,7 +173,16 @@ class BucketCopies:
             return Found(why=f"{place}: no good copy of this VM's registry ({what})")
         return Found(empty=True)
 
-    def _fetch(self, stored: StoredCopy) -> None:
+    def _search_named(self) -> Found:
+        """For a copy that an order names, of whatever fleet and format."""
+        stored, _ = self._bucket.copies()
+        for each in stored:
+            if each.copy.name == self._name:
+                self._fetch(each, by_order=True)
+                return Found(ready=True)
+        return Found(why=f"{self._bucket.place()}: there is no copy {self._name}")
+
+    def _fetch(self, stored: StoredCopy, *, by_order: bool = False) -> None:
         """Have a copy of the bucket on the disk, beside those that were taken here."""
         folder = registry_copies.copies_folder(self._paths)
         handle, temporary = tempfile.mkstemp(prefix=".new-", dir=folder)
@@ -182,8 +191,9 @@ class BucketCopies:
                 self._bucket.fetch(stored, out)
                 out.flush()
                 os.fsync(out.fileno())
-            self._examine(Path(temporary))
-            if stored.cleaned:
+            if not by_order:
+                self._examine(Path(temporary))
+            if stored.cleaned and not by_order:
                 registry_copies.remember_cleaned(self._paths, stored.cleaned)
             Path(temporary).replace(folder / stored.copy.name)
         finally:

@@ -96,16 +96,18 @@ class ProcessKeeper:
     def _start(self, wanted: Run, before: Run | None, standing: Standing) -> None:
         loop, paths, orders = self.loop, self.loop.paths, standing.orders
         now = loop.wall_clock()
-        cleans = orders.clean and orders.restart and self.registry.is_to_clean(orders.restart)
-        if not cleans and not self.registry.is_ready():
+        ordered = orders.restart if orders.clean or orders.restore else ""
+        is_due = bool(ordered) and self.registry.is_to_clean(ordered)
+        if is_due and orders.restore and not self.registry.has(orders.restore):
+            return
+        if not is_due and not self.registry.is_ready():
             return
         self._take_up_trial(wanted, before, now)
-        if (
-            orders.clean
-            and orders.restart
-            and self.registry.clean(orders.restart, now)
-            and trials.is_on_trial(wanted, loop.roll)
-        ):
+        if is_due and orders.restore:
+            self.registry.restore(ordered, orders.restore, now)
+        elif is_due:
+            self.registry.clean(ordered, now)
+        if is_due and trials.is_on_trial(wanted, loop.roll):
             trials.begin(paths, wanted)
         access_tokens.write(paths.rendezvous_config, self.tokens.config)
         files.write(paths.rendezvous_environment, runs.environment(paths, loop.spec), 0o600)

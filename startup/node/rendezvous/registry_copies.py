@@ -322,6 +322,21 @@ def put_back(paths: Paths, copy: Copy, now: float, say: Callable[[str], None]) -
     say(f"{path}: {copy.name} put back, {copy.keys} keys")
 
 
+def put_back_by_order(paths: Paths, name: str, now: float, say: Callable[[str], None]) -> None:
+    """Replace the registry by the copy `name`, which may be of a format that is not known, and set
+    it aside with all its copies. Raises BadRegistryError, OSError."""
+    folder = copies_folder(paths)
+    # `clean` keeps the best copies only.
+    kept = folder / ".ordered"
+    kept.unlink(missing_ok=True)
+    kept.hardlink_to(folder / name)
+    examine(kept)
+    clean(paths, now, say)
+    _restore(paths, Copy(name=kept.name, time=now, size=0, keys=0), by_order=True)
+    kept.unlink()
+    say(f"{paths.registry / NAME}: {name} put back, as ordered")
+
+
 def set_log_aside(paths: Paths, kind: str, now: float, say: Callable[[str], None]) -> None:
     """Set the log aside where it is not empty: the next start replays nothing. Raises OSError."""
     path = paths.registry / LOG
@@ -366,7 +381,7 @@ def sync_directory(path: Path) -> None:
         os.close(handle)
 
 
-def _restore(paths: Paths, copy: Copy) -> Summary:
+def _restore(paths: Paths, copy: Copy, *, by_order: bool = False) -> Summary:
     """Put `copy`, its counter of IDs raised, in place of the registry's file in one rename, with
     the same owner. Raises BadRegistryError, OSError."""
     owner = paths.registry.stat()
@@ -380,7 +395,13 @@ def _restore(paths: Paths, copy: Copy) -> Summary:
             if summary.size > MOST_PARSED:
                 raise BadRegistryError(f"{summary.size} bytes are too many to raise its counter")
             source.seek(0)
-            out.write(raised(source.read(MOST_PARSED)))
+            content = source.read(MOST_PARSED)
+            try:
+                content = raised(content)
+            except UnknownVersionError:
+                if not by_order:
+                    raise
+            out.write(content)
             # The rendezvous must own it: in a sticky directory only the owner may replace it.
             if os.geteuid() == 0:
                 os.fchown(out.fileno(), owner.st_gid, owner.st_gid)

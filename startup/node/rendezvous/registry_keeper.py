@@ -101,6 +101,24 @@ class RegistryKeeper:
         self._permit_empty("as ordered")
         return True
 
+    def restore(self, restart: str, name: str, now: float) -> None:
+        """Put the copy `name` back, and set the registry aside, for the ordered restart `restart`.
+        Raises BadRegistryError, OSError."""
+        paths = self.loop.paths
+        registry_copies.put_back_by_order(paths, name, now, self.loop.say)
+        registry_copies.remember_cleaned(paths, restart)
+        self.started()
+
+    def has(self, name: str) -> bool:
+        """Whether the copy `name` is on the disk. It is fetched from the bucket meanwhile."""
+        if (self.loop.paths.registry / "copies" / name).exists():
+            return True
+        self.bucket.search(name)
+        found = self.bucket.found
+        if found is not None and not found.ready:
+            self.loop.fault(f"the copy {name} that is ordered is not on the disk, and {found.why}")
+        return False
+
     def is_to_clean(self, restart: str) -> bool:
         """Whether the registry is still to be set aside for the ordered restart `restart`."""
         return registry_copies.cleaned_by(self.loop.paths) != restart
@@ -130,7 +148,7 @@ class RegistryKeeper:
             self.loop.fault(
                 f"the registry's file is gone or bad, the disk has no good copy, and {found.why}. "
                 "It is not started empty: node IDs would be given twice. `ops restart --rendezvous "
-                "--clean` starts it empty all the same"
+                "--clean --insist` starts it empty all the same"
             )
             if not self._told:
                 self._told = True

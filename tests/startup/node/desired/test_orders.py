@@ -63,6 +63,15 @@ def test_all_problems_at_once() -> None:
     assert problems({"schema": 1, "clean": True}, "rendezvous") == [
         "clean: goes with a restart only: give it one"
     ]
+    copy = "20261130T110000Z-95.json"
+    found = parse(json.dumps({"schema": 1, "restart": "r", "restore": copy}), "rendezvous")
+    assert found.restore == copy
+    with_a_restart = ["restore: goes with a restart, and not with clean"]
+    assert problems({"schema": 1, "restore": copy}, "rendezvous") == with_a_restart
+    both = {"schema": 1, "restart": "r", "clean": True, "restore": copy}
+    assert problems(both, "rendezvous") == with_a_restart
+    elsewhere = {"schema": 1, "restart": "r", "restore": "../registry.json"}
+    assert problems(elsewhere, "rendezvous")[0].startswith("restore: must be a copy's name")
     assert problems({"schema": 1, "banner": "a\nb"}, "rendezvous")[0].startswith("banner: ")
     assert problems({"schema": 2, "hold": True})[0].startswith("schema: is 2")
 

@@ -247,6 +247,55 @@ def test_a_format_that_is_not_known_is_not_put_back(fleet: Fleet) -> None:
     assert "its format is version 2" in waiting(fleet)
 
 
+@pytest.mark.parametrize("there", ["on the disk", "in the bucket"])
+def test_a_copy_is_put_back_by_order_once(fleet: Fleet, there: str) -> None:
+    ids = serve_with(fleet, 5)
+    (first,) = fleet.bucket.held
+    register(fleet, 3, first=5)
+    fleet.now += 400
+    kept_in_the_bucket(fleet, 8)
+    if there == "in the bucket":
+        (fleet.paths.registry / "copies" / first).unlink()
+    fleet.follower.order(restart="r1", restore=first)
+    fleet.until(lambda: fleet.unit.starts == 2 and fleet.serving(), "serving again")
+    assert fleet.health().total == 5
+    assert register(fleet, 5) == ids
+    (new,) = register(fleet, 1, first=6).values()
+    assert new > SKIPPED
+    # What it replaced does not come back by itself.
+    kept_in_the_bucket(fleet, 6)
+    # As `ops` does when it is carried out.
+    fleet.follower.order()
+    lost(fleet)
+    fleet.until(fleet.serving, "serving from the bucket")
+    assert fleet.health().total == 6
+
+
+def test_a_format_that_is_not_known_is_put_back_by_order_as_it_is(fleet: Fleet) -> None:
+    serve_with(fleet, 5)
+    (name,) = fleet.bucket.held
+    newer = sealed(b'{"version":2,"next_node":7,"nodes":{}}')
+    fleet.bucket.store(name, newer, "")
+    registry_copies.copies_folder(fleet.paths)
+    (fleet.paths.registry / "copies" / name).write_bytes(newer)
+    fleet.unit.end()
+    fleet.it = fleet.service()
+    registry_copies.put_back_by_order(fleet.paths, name, NOW, fleet.said.append)
+    assert (fleet.paths.registry / registry_file.NAME).read_bytes() == newer
+
+
+def test_a_copy_that_is_ordered_and_not_there_is_said(fleet: Fleet) -> None:
+    serve_with(fleet, 5)
+    fleet.follower.order(restart="r1", restore="20200101T000000Z-5.json")
+    fleet.until(
+        lambda: any("there is no copy 20200101T000000Z-5.json" in line for line in fleet.said),
+        "that it is not there",
+    )
+    fleet.follower.order(restart="r2")
+    fleet.until(fleet.serving, "serving as before")
+    assert fleet.health().total == 5
+
+
 def test_one_without_the_right_to_write_stores_nothing(fleet: Fleet) -> None:
     fleet.follower.declare(upload_copies=False)
     fleet.until(fleet.serving, "serving")
