@@ -96,6 +96,8 @@ def rendezvous(**changes: Any) -> RendezvousFacts:
             store_time=NOW - 4,
             copies=12,
             newest_copy=NOW - 290,
+            bucket_copies=30,
+            bucket_newest=NOW - 285,
         ),
         "memory_total": 16 << 30,
         "memory_available": 12 << 30,

@@ -189,6 +189,7 @@ def test_the_rendezvous() -> None:
     assert found["pilot_registry_online"] == 9500
     assert found["pilot_registry_store_age_seconds"] == 4
     assert found["pilot_registry_copy_age_seconds"] == 290
+    assert found["pilot_registry_bucket_copy_age_seconds"] == 285
     assert "pilot_window_size" not in found
 
 
