@@ -74,8 +74,10 @@ def test_agents_live_in_their_slice_with_its_limits(fleet: Fleet) -> None:
     }
     memory = int(fleet.run(VM, "sed -n 's/^MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo"))
     group = "/sys/fs/cgroup/pilot.slice"
-    limits = fleet.run(VM, f"cat {group}/pids.max {group}/memory.max")
-    assert limits.split() == ["max", str((memory << 10) - (RESERVE_MB << 20))]
+    limits = fleet.run(VM, f"cat {group}/pids.max {group}/memory.max {group}/cpu.weight")
+    assert limits.split() == ["max", str((memory << 10) - (RESERVE_MB << 20)), "100"]
+    # One group of the scheduler's for all, and no controller for each.
+    assert fleet.run(VM, f"cat {group}/cgroup.subtree_control") == ""
     assert fleet.run(VM, "systemctl show -P TasksMax pilot.slice") == "infinity"
     agent = fleet.run(VM, "grep 'open files' /proc/$(pgrep -ox pilot-daemon)/limits")
     assert agent.split()[3:5] == ["4096", "4096"]

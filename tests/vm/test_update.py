@@ -8,6 +8,7 @@ its text, with their number here: `Restarts-agents: 50` (or PILOT_UPDATE_RESTART
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import time
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from tests.components.fleet import ROOT
 from tests.vm.conftest import Boot
 from tests.vm.fleet import CLOUD, RENDEZVOUS, Fleet, said
 from tests.vm.rows import EXITS
-from tests.vm.update import NO_COMMIT, Looks, carried_over, has_the_script
+from tests.vm.update import NO_COMMIT, Looks, Told, carried_over, has_the_script
 
 pytestmark = pytest.mark.engine
 
@@ -108,6 +109,118 @@ def test_nobody_notices_the_way_forward(fleet: Fleet, before: Path | None, commi
     # That nobody notices who of the two commits gives orders is looked at as well.
     operated = partial(operated_by, fleet, before)
     carried_over(fleet, ROOT, commit, window=WINDOW, after=operated)
+
+
+# Runs on a VM as an agent, in its slice: what it can do to itself and to its neighbour.
+_AS_AN_AGENT = r"""
+import json, os, signal, socket, sys, urllib.request
+from pathlib import Path
+
+mine, other = sys.argv[1:3]
+can = {}
+
+
+def attempt(what, do):
+    try:
+        do()
+        can[what] = True
+    except OSError:
+        can[what] = False
+
+
+def swap(path):
+    path.rename(path.with_name("d"))
+    path.with_name("d").rename(path)
+
+
+def connect(path):
+    with socket.socket(socket.AF_UNIX) as peer:
+        peer.connect(path)
+
+
+for who, port, pid in (("own", mine, sys.argv[3]), ("other's", other, sys.argv[4])):
+    home = Path("/var/lib/pilot/agents", port)
+    attempt(f"{who} identity", lambda: (home / "identity.json").read_bytes())
+    attempt(f"{who} socket", lambda: connect(str(home / "daemon.sock")))
+    attempt(f"{who} socket's place", lambda: swap(home / "daemon.sock"))
+    attempt(f"{who} process", lambda: os.kill(int(pid), 0))
+    # The kernel asks here what it asks of one who wants to trace it.
+    attempt(f"{who} memory", lambda: open(f"/proc/{pid}/mem", "rb").close())
+address = "http://169.254.169.254/computeMetadata/v1/instance/name"
+asked = urllib.request.Request(address, headers={"Metadata-Flavor": "Google"})
+attempt("metadata", lambda: urllib.request.urlopen(asked, timeout=3))
+attempt("journald", lambda: connect("/run/systemd/journal/stdout"))
+attempt("D-Bus", lambda: connect("/run/dbus/system_bus_socket"))
+attempt("shared memory", lambda: Path("/dev/shm/x").write_text("x"))
+print(json.dumps(can))
+"""
+_OWN_UNIT = "pilot-agent-[0-9]*@*.service"
+_SHARED_UNIT = "pilot-agent@*.service"
+
+
+def with_own_users(fleet: Fleet) -> None:
+    """The program, as the next release starts agents."""
+    file = fleet.project.folder / "startup" / "node" / "machine" / "agent_units.py"
+    text, line = file.read_text(), "STARTED: Final = SHARED\n"
+    assert text.count(line) == 1
+    file.write_text(text.replace(line, "STARTED: Final = OWN\n"))
+
+
+def all_run_as(fleet: Fleet, unit: str) -> None:
+    for vm, count in WANTED.items():
+        listed = f"systemctl list-units --plain --no-legend --state=running '{unit}' | wc -l"
+        fleet.until_there(vm, f"[ $({listed}) -eq {count} ]", f"{count} agents run as {unit}")
+        fleet.whole(vm)
+
+
+def neighbours_are_strangers(fleet: Fleet) -> None:
+    """Agents of two users: what one can do to the other, and what a running one may."""
+    vm, ports = "swarm-1", (10001, 10002)
+    processes = fleet.processes(vm)
+    mine, other = (processes[port][0] for port in ports)
+    for port, pid in zip(ports, (mine, other), strict=True):
+        status = dict(
+            line.split(":\t", 1) for line in fleet.run(vm, f"cat /proc/{pid}/status").splitlines()
+        )
+        assert status["Uid"].split() == [str(1_900_000_000 + port)] * 4
+        assert status["Gid"].split() == ["610"] * 4
+        assert status["Groups"].strip() == ""
+        assert {int(status[name], 16) for name in ("CapPrm", "CapEff", "CapBnd", "CapAmb")} == {0}
+        assert status["NoNewPrivs"] == "1"
+    user = "unshare --setgid 610 --setuid 1900010001"
+    words = ["python3", "-c", _AS_AN_AGENT, *map(str, (*ports, mine, other))]
+    unit = "systemd-run --quiet --pipe --wait --collect --slice=pilot-01.slice"
+    can = json.loads(fleet.run(vm, f"{unit} {user} {shlex.join(words)}".replace("%", "%%")))
+    assert {what for what, done in can.items() if done} == {
+        *("own identity", "own socket", "own socket's place", "own process"),
+        # A daemon may be traced by its own user alone.
+        "own memory",
+    }
+
+
+def test_agents_get_users_of_their_own_and_the_way_back_is_open(fleet: Fleet) -> None:
+    """What the next release does, by this one's pilot-node: it knows both."""
+    told, ids = Told(agents=sum(WANTED.values())), fleet.identities()
+    carried_over(
+        fleet,
+        ROOT,
+        "",
+        window=WINDOW,
+        changed=lambda: with_own_users(fleet),
+        after=lambda: all_run_as(fleet, _OWN_UNIT),
+        told=told,
+    )
+    neighbours_are_strangers(fleet)
+    assert "unit     pilot-agent-01@10001.service" in fleet.run("swarm-1", "pilot-node agent 10001")
+    carried_over(
+        fleet,
+        ROOT,
+        "",
+        window=WINDOW,
+        after=lambda: all_run_as(fleet, _SHARED_UNIT),
+        told=told,
+    )
+    assert fleet.identities() == ids
 
 
 def break_limits(fleet: Fleet) -> None:

@@ -65,7 +65,7 @@ def look():
     for name, pid, words, started, groups in processes():
         if name == "pilot-daemon" and b"-listen" in words[:-1]:
             port = words[words.index(b"-listen") + 1].decode().lstrip(":")
-            ready = (RUN / "agents" / (port + ".sock")).exists()
+            ready = Path(words[words.index(b"-socket") + 1].decode()).exists()
             agents.append([int(port), f"{pid}/{started}", links.get(port, ""), ready])
             units.update(re.findall(r"/([^/@]+)@[0-9]+\.service$", groups, re.MULTILINE))
     if sys.argv[1] == "rendezvous":
@@ -268,12 +268,16 @@ def carried_over(
     window: int,
     looks: Looks | None = None,
     after: Callable[[], None] = lambda: None,
+    changed: Callable[[], None] = lambda: None,
+    told: Told | None = None,
 ) -> None:
     """`up` of the program in `tree`: nobody notices. `commit`: the one before, whether it is the
-    one to come from or to go back to; those since say what they restart. `looks`: those of what
-    was done before, which is judged too; `after` is done and looked at when all have the script."""
+    one to come from or to go back to; those since say what they restart, or `told` does. `looks`:
+    those of what was done before, which is judged too; `after` is done and looked at when all have
+    the script. `changed` changes the tree's copy before."""
     looks = looks or Looks(fleet)
     fleet.take(tree)
+    changed()
     fleet.update(fleet.wanted)
     late: list[str] = []
     with said("until all VMs have the new script"):
@@ -292,7 +296,8 @@ def carried_over(
     for each in restarts(taken):
         measured(str(each))
     measured(f"{len(taken)} looks, {len(restarts(taken))} kinds of restarts")
-    found = problems(taken, wanted=fleet.wanted, window=window, told=told_since(commit))
+    told = told or told_since(commit)
+    found = problems(taken, wanted=fleet.wanted, window=window, told=told)
     assert not found + late, "\n".join(found + late)
 
 

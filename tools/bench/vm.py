@@ -48,6 +48,7 @@ _REGION = f"{_CLOUD}/regions/us-central1"
 _INSTANCE = f"/compute/v1/{_ZONE}/instances/{NAME}"
 # Connections of an agent to the registry, which is one process here (docs/FACTS.md).
 _CONNECTIONS_PER_AGENT = 4
+_ACCOUNT = "fleet-vms@lab-project.iam.gserviceaccount.com"
 _PATIENCE_S = 120.0
 
 
@@ -116,6 +117,8 @@ class BenchVm:
         do("POST", f"/compute/v1/{_REGION}/subnetworks", subnet)
         bucket, spec = self._spec(1)
         do("POST", "/storage/v1/b?project=lab-project", {"name": bucket})
+        reader = {"role": "roles/storage.objectViewer", "members": [f"serviceAccount:{_ACCOUNT}"]}
+        do("PUT", f"/storage/v1/b/{bucket}/iam", {"bindings": [reader]})
         self._api.upload(bucket, str(self._daemon.object), DAEMON.read_bytes())
         project = self._api.get(f"/compute/v1/{_CLOUD}")["commonInstanceMetadata"]
         script = {
@@ -137,7 +140,7 @@ class BenchVm:
                 },
             ],
             "networkInterfaces": [{"subnetwork": f"{_REGION}/subnetworks/fleet"}],
-            "serviceAccounts": [{"email": "fleet-vms@lab-project.iam.gserviceaccount.com"}],
+            "serviceAccounts": [{"email": _ACCOUNT}],
             "metadata": {"items": _items(metadata(spec))},
         }
         do("POST", _INSTANCE.removesuffix(f"/{NAME}"), instance)
@@ -169,7 +172,7 @@ class BenchVm:
         # In groups: thousands of seccomp filters that end at once can hang a kernel.
         self.run(
             "systemctl stop pilot-node.service;"
-            " systemctl list-units --plain --no-legend 'pilot-agent@*' | cut -d ' ' -f 1"
+            " systemctl list-units --plain --no-legend 'pilot-agent*@*' | cut -d ' ' -f 1"
             " | xargs -r -n 50 systemctl stop || true"
         )
         self.until(lambda: not self.processes("pilot-daemon"), "the end of all agents")

@@ -28,9 +28,9 @@ _PREFIX, _SUFFIX = "pilot-agent", ".service"
 _USERS: Final = "19000"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Layout:
-    """One of the two."""
+    """One of the two, compared by identity."""
 
     own: bool
     """Whether each agent has a user of its own."""
@@ -41,8 +41,13 @@ class Layout:
         return f"{_PREFIX}-{port % SLICES:02d}" if self.own else _PREFIX
 
     @property
+    def source(self) -> str:
+        """The file in `units/` whose text all its unit files have."""
+        return f"{_PREFIX}-NN@{_SUFFIX}" if self.own else f"{_PREFIX}@{_SUFFIX}"
+
+    @property
     def templates(self) -> tuple[str, ...]:
-        """Names of all unit files."""
+        """Names of its unit files."""
         ports = range(SLICES if self.own else 1)
         return tuple(f"{self.template(port)}@{_SUFFIX}" for port in ports)
 
@@ -64,7 +69,7 @@ class Layout:
 SHARED: Final = Layout(own=False)
 OWN: Final = Layout(own=True)
 LAYOUTS: Final = (SHARED, OWN)
-# How this version starts agents: the unit files that it carries.
+# How this version starts agents.
 STARTED: Final = SHARED
 
 

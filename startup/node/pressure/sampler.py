@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -187,12 +187,13 @@ class Walk:
 
     def step(self) -> None:
         """One look at some agents and, where it is time, at all of them. Raises OSError."""
-        running = agent_units.processes(self.paths)
-        connections, asked = self._connections(running)
+        ports = list(agent_units.running(self.paths))
+        connections, asked = self._connections(ports)
         measured = [
             found.pss
-            for port in spread(list(running), PSS_AGENTS)
-            if (found := measure(self.paths, running[port])) is not None
+            for port in spread(ports, PSS_AGENTS)
+            if (processes := agent_units.processes_of(self.paths, port))
+            and (found := measure(self.paths, processes)) is not None
         ]
         self.latest = replace(
             self.latest,
@@ -203,7 +204,8 @@ class Walk:
         now = self.clock()
         if now - self._all_at >= ALL:
             self._all_at = now
-            self._look_at_all(running, now)
+            # One file for each of thousands: only where all are looked at.
+            self._look_at_all(agent_units.processes(self.paths), now)
 
     def _look_at_all(self, running: Mapping[int, Sequence[int]], now: float) -> None:
         uptime = proc.uptime(self.paths)
@@ -263,7 +265,7 @@ class Walk:
                 return None
         return self._ids.get(key)
 
-    def _connections(self, running: Mapping[int, Sequence[int]]) -> tuple[float | None, int]:
+    def _connections(self, running: Collection[int]) -> tuple[float | None, int]:
         """`_mean` of the agents that answered, and how many did."""
         # Keep the same agents while nine tenths of them run. While few run, ask all.
         kept = [port for port in self._panel if port in running]

@@ -74,8 +74,10 @@ def unit_files(machine: KernelFacts, spec: SwarmSpec | RendezvousSpec) -> dict[s
     found = {f"/etc/systemd/system/{name}": _filled(name, v) for name, v in units.items()}
     found["/etc/systemd/system/user-.slice.d/60-pilot.conf"] = _filled("user-.slice.conf", {})
     if isinstance(spec, SwarmSpec):
-        agent = _filled("pilot-agent@.service", {})
+        agent = _filled(STARTED.source, {})
         found |= {f"/etc/systemd/system/{name}": agent for name in STARTED.templates}
+        slices = "/etc/systemd/system/pilot-.slice.d/60-pilot.conf"
+        found[slices] = _filled("pilot-.slice.conf", {})
     return found
 
 

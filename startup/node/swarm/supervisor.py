@@ -41,8 +41,7 @@ BUSY = 0.25
 # Seconds between two questions to systemd about silent starts, at least and at most. BUSY limits
 # their share of time as well. ASK_MOST is less than decide.PROBE.
 ASK, ASK_MOST = 1.0, 5.0
-# Seconds between two looks at the sizes of the agents' logs. Every LOOK, thousands of stat() took
-# more CPU than the rest of an idle pilot-node.
+# Seconds between two looks at the size of the agents' logs.
 CUT = 10.0
 # The sockets' directory is swept where less than this part of its inodes is free.
 _FREE = 0.1
@@ -100,7 +99,9 @@ class Keeper:
     _looked_at_all: float = 0.0
     """When all agents were looked at last."""
     _logs_cut_at: float = float("-inf")
-    """When the logs were cut last."""
+    """When the logs' sizes were looked at last."""
+    _logs_used: int = -LOG_BYTES
+    """Bytes on the logs' file system after each of them was looked at last."""
     _layouts: dict[int, Layout] = field(default_factory=dict)
     """How the agent of each port runs, as last seen, or is being started."""
     _inodes: Mapping[int, int] = field(default_factory=dict)
@@ -384,15 +385,22 @@ class Keeper:
             new.rename(home)
 
     def _cut_logs(self) -> None:
-        if self.paths.logs.is_dir():
-            for entry in os.scandir(self.paths.logs):
-                if not entry.is_file(follow_symlinks=False):
-                    continue
-                # Logs are opened for appending and go on after a cut. Blocks count as well:
-                # fallocate() can take them beyond the end of an empty file.
-                found = entry.stat(follow_symlinks=False)
-                if max(found.st_size, found.st_blocks * 512) > LOG_BYTES:
-                    os.truncate(entry.path, 0)
+        if not self.paths.logs.is_dir():
+            return
+        # None can have outgrown its size before all together have grown by as much: thousands of
+        # stat() took a fifth of an idle pilot-node's time.
+        if (used := _used(self.paths.logs)) - self._logs_used < LOG_BYTES:
+            self._logs_used = min(used, self._logs_used)
+            return
+        for entry in os.scandir(self.paths.logs):
+            if not entry.is_file(follow_symlinks=False):
+                continue
+            # Logs are opened for appending and go on after a cut. Blocks count as well:
+            # fallocate() can take them beyond the end of an empty file.
+            found = entry.stat(follow_symlinks=False)
+            if max(found.st_size, found.st_blocks * 512) > LOG_BYTES:
+                os.truncate(entry.path, 0)
+        self._logs_used = _used(self.paths.logs)
 
     def _report(self, seen: Observed) -> None:
         wanted = len(self.goal.variants)
@@ -406,6 +414,12 @@ class Keeper:
 def _rest(took: float) -> float:
     """Seconds of pause after work that took `took` seconds, so that it takes BUSY of the time."""
     return took * (1 - BUSY) / BUSY
+
+
+def _used(folder: Path) -> int:
+    """Bytes that are taken on the file system of `folder`, a tmpfs of its own."""
+    found = os.statvfs(folder)
+    return (found.f_blocks - found.f_bfree) * found.f_frsize
 
 
 def _is_socket(path: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -252,13 +253,13 @@ def test_the_same_ones_are_asked_each_time(world: World) -> None:
     assert one.latest.connections == 2.0
     # Two of them are gone, and others are there.
     for port in first[:2]:
-        (world.root / f"{SLICE}/pilot-agent@{port}.service/cgroup.procs").write_text("")
+        shutil.rmtree(world.root / f"{SLICE}/pilot-agent@{port}.service")
     asked.clear()
     one.step()
     assert asked == first[2:]
     # Half of them: others are chosen.
-    for port in first[:16]:
-        (world.root / f"{SLICE}/pilot-agent@{port}.service/cgroup.procs").write_text("")
+    for port in first[2:16]:
+        shutil.rmtree(world.root / f"{SLICE}/pilot-agent@{port}.service")
     asked.clear()
     one.step()
     assert len(asked) == pressure.ASKED

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from components.startup import STARTUP_DIR
 from startup.node.desired.spec import RendezvousSpec, SwarmSpec, parse
 from startup.node.machine import files, user
+from startup.node.machine.agent_units import OWN, SHARED
 from startup.node.machine.paths import Paths
 from startup.node.pressure import benchmarks
 from startup.node.rendezvous_loop import LAST_SNAPSHOT
@@ -61,8 +62,10 @@ def test_the_numbers_of_this_vm() -> None:
     assert directives("pilot.slice") == {
         "Description": "Pilot agents",
         "RequiresMountsFor": "/var/lib/pilot /run/pilot/agents /run/pilot/log",
+        "RefuseManualStop": "yes",
         "TasksMax": "infinity",
         "MemoryMax": str((4096 - 1000) << 20),
+        "CPUWeight": "100",
         # No IPAddressDeny: each unit below would pay for it (isolation.py does it for all of them).
     }
     # Both addresses of the metadata server.
@@ -118,6 +121,28 @@ def test_an_agent_as_design_says() -> None:
         assert flag in command
 
 
+def test_an_agent_with_a_user_of_its_own() -> None:
+    """Only what is its layout's differs from the shared one."""
+    text = (units.TEMPLATES / OWN.source).read_text(encoding="utf-8")
+    own = dict(re.findall("^([A-Z][A-Za-z]+)=(.*)$", text, re.MULTILINE))
+    shared = directives(SHARED.templates[0])
+    assert own.pop("Slice") == "pilot-%j.slice"
+    assert "User" not in own
+    # For setpriv and unshare; the daemon has none (tests/vm reads it of a running one).
+    assert own.pop("CapabilityBoundingSet") == "CAP_SETUID CAP_SETGID CAP_SETPCAP"
+    assert own.pop("AmbientCapabilities") == "CAP_SETUID CAP_SETGID"
+    assert int(own.pop("LimitNPROC")) >= 64
+    user = "/usr/bin/setpriv --bounding-set=-all /usr/bin/unshare --setgid 610 --setuid 19000%i "
+    command = own.pop("ExecStart")
+    old, new = (str(each.socket(Paths(), 10345)).replace("10345", "%i") for each in (SHARED, OWN))
+    assert command == user + shared.pop("ExecStart").replace(old, new)
+    # The number is that to which pilot-node gives the home.
+    assert user.replace("%i", "10345").split()[-1] == str(OWN.user(10345))
+    for name in ("User", "Slice", "CapabilityBoundingSet", "LimitNPROC"):
+        del shared[name]
+    assert own == shared
+
+
 def test_every_variable_of_a_unit_is_in_its_environment() -> None:
     agent = units.agent_environment(swarm(), "10.10.0.7")
     registry = units.rendezvous_environment(MACHINE, rendezvous())
@@ -167,6 +192,7 @@ def test_every_role_has_its_units() -> None:
         f"{UNITS}/{name}"
         for name in (
             "pilot.slice",
+            "pilot-.slice.d/60-pilot.conf",
             "pilot-agent@.service",
             "pilot-node.service",
             "pilotbench.slice",
@@ -192,11 +218,14 @@ def test_systemd_takes_every_unit(tmp_path: Path) -> None:
     units.write_all(paths, all_units())
     for path in ("run/pilot/variant/10001/pilot-daemon", "opt/pilot/current/pilot-rendezvous"):
         files.write(root / path, "#!/bin/true\n", 0o755)
-    for path in ("usr/local/sbin/pilot-node", "usr/bin/env"):
+    for path in ("usr/local/sbin/pilot-node", "usr/bin/env", "usr/bin/setpriv"):
         files.write(root / path, "#!/bin/true\n", 0o755)
     # The system's own targets, which the units hang on.
     shutil.copytree("/lib/systemd/system", root / "usr/lib/systemd/system", symlinks=True)
+    own = (units.TEMPLATES / OWN.source).read_text(encoding="utf-8")
+    units.write_all(paths, {f"{UNITS}/{OWN.templates[1]}": own})
     names = ["pilot.slice", "pilotbench.slice", "pilot-agent@10001.service", "pilot-node.service"]
+    names.append(OWN.unit(10001))
     for name in [*names, "pilot-rendezvous.service"]:
         done = subprocess.run(
             ["systemd-analyze", "verify", "--man=no", f"--root={root}", name],

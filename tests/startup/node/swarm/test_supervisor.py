@@ -427,7 +427,7 @@ def test_a_full_directory_of_sockets_is_swept(
     (shared.paths.sockets / "a\nb").touch()
     (shared.paths.sockets / "10999.sock").touch()
     (shared.paths.sockets / "link").symlink_to(outside)
-    room = SimpleNamespace(f_files=1000, f_favail=100)
+    room = SimpleNamespace(f_files=1000, f_favail=100, f_blocks=0, f_bfree=0, f_frsize=4096)
     monkeypatch.setattr(os, "statvfs", lambda _: room)
     shared.until(lambda: shared.now > 100)
     assert len(list(shared.paths.sockets.iterdir())) == 40 + 5
@@ -872,6 +872,24 @@ def test_logs_are_cut(world: World) -> None:
     assert (world.paths.logs / "10042").stat().st_size == LOG_BYTES
     (world.paths.logs / "10041").write_bytes(b"x" * (LOG_BYTES + 1))
     world.until(lambda: (world.paths.logs / "10041").stat().st_size == 0, limit=20)
+
+
+def test_logs_are_looked_at_only_where_they_may_have_outgrown(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = 10 * LOG_BYTES
+    monkeypatch.setattr(supervisor, "_used", lambda _: used)
+    world.until(lambda: len(world.keeper.view().ready) == 40)
+    world.until(lambda: world.now > 100)
+    path = world.paths.logs / "10041"
+    path.write_bytes(b"x" * (LOG_BYTES + 1))
+    used -= LOG_BYTES
+    world.until(lambda: world.now > 150)
+    used += LOG_BYTES - 1
+    world.until(lambda: world.now > 200)
+    assert path.stat().st_size
+    used += 1
+    world.until(lambda: path.stat().st_size == 0, limit=20)
 
 
 def test_an_empty_log_that_holds_blocks_is_cut(world: World) -> None:
