@@ -336,6 +336,7 @@ PANELS = (
         queries={
             "store": "max(pilot_registry_store_age_seconds)",
             "copy": "max(pilot_registry_copy_age_seconds)",
+            "copy in the bucket": "max(pilot_registry_bucket_copy_age_seconds)",
         },
     ),
     Panel(
