@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO
 
 from components.config import FleetConfig
-from lab.fleet import agents, checkout, cloud, operator_context, sessions, stack
+from lab.fleet import agents, checkout, cloud, operator_context, pings, sessions, stack
 from lab.fleet.errors import DemoError
 from lab.fleet.phases import Phases
 from lab.machines.driver import MachineError
@@ -68,8 +68,11 @@ def boot(config: FleetConfig, wanted: str, mine: IO[str]) -> None:
     with phases("VMs boot, agents register"):
         cloud.start_what_is_off(config)
         agents.wait_for(config, phases.say)
+    with phases("one agent pings another"):
+        ping = pings.report(config, wanted)
     print(f"up after {phases.seconds():.0f} s")
     print(table(config))
+    print(f"  {ping}")
     shows = operator_context.make(config)
     print(f"\nThe dashboard: http://127.0.0.1:{agents.dashboard_port(config)}")
     print(f"Next: `{shows}` shows the fleet as it moves. `make lab-down` ends it.")

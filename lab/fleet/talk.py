@@ -18,6 +18,7 @@ import json
 import socket
 import sys
 import time
+from contextlib import closing
 from typing import Any
 
 _DIAL, _DIALLED, _SEND, _RECEIVED, _CLOSE, _ERROR = 0x03, 0x04, 0x06, 0x07, 0x08, 0x0A
@@ -130,19 +131,25 @@ def ping(agent: Agent, node: int) -> tuple[float, str]:
 
 
 def main(arguments: list[str]) -> int:
-    path, what, *rest = arguments
+    """Runs the command line; 0, 1 with a sentence on stderr, or 2 for one that cannot be used."""
+    path, what, *rest = arguments if len(arguments) > 1 else ("", "")
+    if (what, len(rest)) not in (("node", 0), ("trust", 2), ("ping", 1)) or not all(
+        word.isdigit() for word in rest
+    ):
+        print(__doc__, file=sys.stderr)
+        return 2
+    numbers = [int(word) for word in rest]
     try:
-        agent = Agent(path)
-        if what == "node":
-            print(agent.info()["node_id"])
-        elif what == "trust":
-            agent.ask_for_trust(int(rest[0]))
-            if float(rest[1]):
-                wait_for_trust(agent, int(rest[0]), float(rest[1]))
-        else:
-            took, way = ping(agent, int(rest[0]))
-            print(f"{took:.1f} {way}")
-    except (TalkError, OSError) as error:
+        with closing(Agent(path)) as agent:
+            if what == "node":
+                print(agent.info()["node_id"])
+            elif what == "trust":
+                agent.ask_for_trust(numbers[0])
+                wait_for_trust(agent, *numbers)
+            else:
+                took, way = ping(agent, *numbers)
+                print(f"{took:.1f} {way}")
+    except (TalkError, OSError, OverflowError) as error:
         print(f"{path}: {error}", file=sys.stderr)
         return 1
     return 0
