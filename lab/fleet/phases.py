@@ -64,5 +64,6 @@ class Phases:
     def _last_line(self, before: int) -> str:
         with self.log.open("rb") as file:
             file.seek(max(before, self.log.stat().st_size - _TAIL_BYTES))
-            lines = file.read().decode(errors="replace").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+            lines = [line.strip() for line in file.read().decode(errors="replace").split("\n")]
+        # `@ updating....` is how Pulumi waits: what it waits for is above.
+        return next((line for line in reversed(lines) if line and line[0] != "@"), "")

@@ -55,7 +55,9 @@ def test_the_moving_line_has_what_the_command_said_last(tmp_path: Path) -> None:
         pass
     with made("pulumi up"), made.log.open("a") as log:
         log.write(
-            "creating\n" + "x" * phases._TAIL_BYTES + "\nswarm-1-vm created (12s) and much more\n\n"
+            "creating\n"
+            + "x" * phases._TAIL_BYTES
+            + "\nswarm-1-vm created (12s) and much more\n@ updating...\n\n"
         )
     assert "· pulumi up … 0 s  swarm-1-vm created (…" in out.getvalue()
     assert "of the step before" not in out.getvalue()
