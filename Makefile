@@ -53,6 +53,8 @@ bench: _dev toolchain artifacts ## measure plans, units, starts and a VM of 4,50
 	@echo "· what it costs that a plan asks Google first"
 	@$(BIN)/python -m tools.bench.refresh
 	@$(BIN)/python -m tools.bench.status
+	@echo "· what live costs beside watch"
+	@$(BIN)/python -m tools.bench.live
 	@echo "· what the help of pilot-fleet costs"
 	@$(BIN)/python -m tools.bench.help_time
 	@echo "· what each directive of the agents' unit costs"

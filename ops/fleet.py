@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Final
 
 from ops.defaults import DASHBOARD_PORT
@@ -62,7 +63,7 @@ class Instance:
         """Whether it runs."""
         return self.state == "RUNNING"
 
-    @property
+    @cached_property
     def spec(self) -> Doc:
         """Its spec; an empty document where that cannot be read."""
         try:

@@ -16,9 +16,7 @@ from ops.errors import TryLaterError
 from ops.fleet import Fleet, Vm, age
 from ops.looks import FleetLook
 from ops.status import Row
-from ops.table import Column
 
-_BAR: Final = Column(name="agents")
 _LEAST_BAR, _MOST_BAR = 8, 40
 _LEVELS: Final = "▁▂▃▄▅▆▇█"
 _MOST_ORDERS: Final = 4
@@ -79,14 +77,27 @@ class LiveState:
         return age(self.history[-1][0] - first)
 
 
+Parts = tuple[tuple[str, str], ...]
+"""(text, style)"""
+
+
+@dataclass(frozen=True)
+class GridLine:
+    """A line of the table. It becomes a text of rich's only where it is on the screen."""
+
+    parts: Parts
+
+    def __rich__(self) -> Text:
+        return Text.assemble(*self.parts)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Grid:
     """The table of the VMs, as wide as there is room."""
 
-    columns: tuple[tuple[str, Text], ...]
-    """(name, heading)"""
-    rows: Mapping[str, tuple[Text, ...]]
-    """VM -> a cell per column."""
+    heading: GridLine
+    rows: Mapping[str, GridLine]
+    """By VM."""
 
 
 def grid(fleet: Fleet, width: int, *, stale: bool = False) -> Grid:
@@ -96,58 +107,54 @@ def grid(fleet: Fleet, width: int, *, stale: bool = False) -> Grid:
     columns, lines = status.columns_and_lines(rows)
     gap = 2 if width > 100 else 1
     wide = [
-        max(len(column.name), *(line.cells[at].cell_len for line in lines)) + gap
+        max(len(column.name), *(len(line.cells[at]) for line in lines))
         for at, column in enumerate(columns)
     ]
     shown = list(range(len(columns)))
     for at in sorted((at for at in shown if columns[at].spare), key=lambda at: -columns[at].spare):
-        if sum(wide[each] for each in shown) + _LEAST_BAR + gap <= width:
+        if sum(wide[each] + gap for each in shown) + _LEAST_BAR + gap <= width:
             break
         shown.remove(at)
-    room = min(_MOST_BAR, max(_LEAST_BAR, width - sum(wide[at] for at in shown) - gap))
+    room = width - sum(wide[at] + gap for at in shown) - gap
+    room = min(_MOST_BAR, max(_LEAST_BAR, room))
     # After the state, which it explains.
-    place = [column.name for column in columns].index("state") + 1
-    place = sum(at < place for at in shown)
+    place = sum(at <= [each.name for each in columns].index("state") for at in shown)
+    space = " " * gap
 
-    def cells(texts: Sequence[Text], bar_: Text) -> tuple[Text, ...]:
-        made = []
+    def line(texts: Sequence[Text], drawn: Parts) -> GridLine:
+        found: list[Parts] = []
         for at in shown:
-            text = texts[at].copy()
-            text.align("right" if columns[at].is_number else "left", wide[at] - gap)
-            text.pad_right(gap)
-            made.append(text)
-        bar_.align("left", room)
-        bar_.pad_right(gap)
-        return (*made[:place], bar_, *made[place:])
+            plain, style = texts[at].plain, str(texts[at].style)
+            pad = plain.rjust if columns[at].is_number else plain.ljust
+            found.append(((pad(wide[at]) + space, style),))
+        filled = " " * (room - sum(len(text) for text, _ in drawn)) + space
+        found.insert(place, (*drawn, (filled, "")))
+        return GridLine(tuple(part for parts in found for part in parts))
 
-    heading = cells([Text(column.name) for column in columns], Text(_BAR.name))
-    names = [columns[at].name for at in shown]
-    found: dict[str, tuple[Text, ...]] = {}
-    for vm, row, line in zip(fleet.vms, rows, lines, strict=True):
-        one = cells(line.cells, bar(row, room))
-        if stale or not vm.speaks:
-            one = tuple(Text(cell.plain, style="dim") for cell in one)
-        found[vm.name] = one
-    names.insert(place, _BAR.name)
-    return Grid(columns=tuple(zip(names, heading, strict=True)), rows=found)
+    def grey(one: GridLine) -> GridLine:
+        return GridLine((("".join(text for text, _ in one.parts), "dim"),))
+
+    made = {}
+    for vm, row, each in zip(fleet.vms, rows, lines, strict=True):
+        one = line(each.cells, bar(row, room))
+        made[vm.name] = grey(one) if stale or not vm.speaks else one
+    heading = line([Text(column.name) for column in columns], (("agents", ""),))
+    return Grid(heading=heading, rows=made)
 
 
-def bar(row: Row, width: int) -> Text:
+def bar(row: Row, width: int) -> Parts:
     """The agents of a VM: █ running, ▒ starting, ! failed, · none. Whoever there is has a cell."""
     if not row.wanted:
-        return Text()
+        return ()
     if row.running is None:
-        return Text("?" * width)
+        return (("?" * width, ""),)
     parts = ((row.running, "█", "green"), (row.starting, "▒", "cyan"), (row.failed, "!", "red"))
     most = max(row.wanted, sum(count or 0 for count, _, _ in parts))
     sizes = [max(count * width // most, 1) if count else 0 for count, _, _ in parts]
     # Small parts are rounded up at the cost of the largest.
     sizes[sizes.index(max(sizes))] -= max(0, sum(sizes) - width)
-    made = Text()
-    for size, (_, sign, style) in zip(sizes, parts, strict=True):
-        made.append(sign * size, style=style)
-    made.append("·" * (width - sum(sizes)))
-    return made
+    drawn = [(sign * size, style) for size, (_, sign, style) in zip(sizes, parts, strict=True)]
+    return (*drawn, ("·" * (width - sum(sizes)), ""))
 
 
 def spark(values: Sequence[int | None], most: int, width: int, height: int) -> Text:
@@ -184,8 +191,9 @@ def _orders(fleet: Fleet, standing: Mapping[str, str]) -> Iterator[str]:
             yield f"{vm.name}: {standing.get(f'{vm.name}/held', 'it is held by an order')}"
     if paused := paused_vms(fleet):
         yield f"benchmarks are paused on {', '.join(paused)}"
-    for each in rolls.rolls(fleet):
-        if each.state in ("waiting", "rolling", "watching", "halted"):
+    for vm in fleet.vms:
+        if vm.speaks and vm.status.text("roll.state") not in ("", "none"):
+            each = rolls.roll(vm)
             done = f", {each.done:,} of {each.of:,}" if each.of and each.done is not None else ""
             why = f" ({each.reason})" if each.reason else ""
             yield f"{each.vm}: roll to {each.version} {each.state}{done}{why}"
