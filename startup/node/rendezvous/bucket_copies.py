@@ -168,7 +168,8 @@ class BucketCopies:
                 bad.append(f"{copy.name}: {error}")
             else:
                 return Found(ready=True)
-        if mine or strange:
+        if mine or strange or bad:
+            # There was a registry: a snapshot of its disk may have it, or what is bad be mended.
             what = "; ".join(bad[-2:]) or f"{strange} objects of another fleet or VM, or no copies"
             return Found(why=f"{place}: no good copy of this VM's registry ({what})")
         return Found(empty=True)

@@ -168,7 +168,7 @@ def test_a_bucket_that_is_away_holds_up_nothing_where_the_disk_has_a_copy(fleet:
     assert fleet.serving()
 
 
-@pytest.mark.parametrize("harm", ["truncated", "of another fleet", "no copies"])
+@pytest.mark.parametrize("harm", ["truncated", "of another fleet", "no copies", "on the disk"])
 def test_only_bad_copies_are_no_reason_to_start_empty_but_an_order_is(
     fleet: Fleet, harm: str
 ) -> None:
@@ -181,7 +181,13 @@ def test_only_bad_copies_are_no_reason_to_start_empty_but_an_order_is(
     if harm == "no copies":
         fleet.bucket.held.clear()
         fleet.bucket.strange = 1
+    spoilt = [each.name for each in registry_copies.copies(fleet.paths)]
     lost(fleet)
+    if harm == "on the disk":
+        fleet.bucket.held.clear()
+        folder = registry_copies.copies_folder(fleet.paths)
+        for name in spoilt:
+            (folder / name).write_bytes(b"{")
     assert "no good copy of this VM's registry" in waiting(fleet)
     fleet.follower.order(restart="r1", clean=True)
     fleet.until(fleet.serving, "an empty registry")
