@@ -68,8 +68,9 @@ def test_the_marks_for_the_policy_pack_and_the_runner() -> None:
 
 
 def test_it_fits_with_room_to_grow() -> None:
-    # 151 KB of 256 KiB (November 2026).
-    assert len(render().text.encode()) < startup.LIMIT_BYTES * 5 // 8
+    # 168 KB of 256 KiB (2026-11-30; 151 before the registry's copies went to the bucket and agents
+    # had two layouts).
+    assert len(render().text.encode()) < startup.LIMIT_BYTES * 11 // 16
 
 
 def test_no_placeholder_is_left() -> None:
