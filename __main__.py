@@ -13,7 +13,7 @@ if __name__ == "__main__":  # Under Pulumi; tests run it under another name.
 allowed_scripts: list[str] = []
 guard.register(allowed_scripts)
 
-from components import fleet, last_update, outputs, stack_file
+from components import fleet, last_update, outputs, rendezvous_zone, stack_file
 from components.config_parse import from_pulumi
 
 ROOT = Path(__file__).resolve().parent
@@ -22,7 +22,11 @@ engine_values = pulumi.runtime.get_config_env()
 config = from_pulumi(stack_file.problems_of(ROOT, pulumi.get_stack(), engine_values))
 allowed_scripts += config.allowed_scripts
 last = last_update.read()
-for warning in (*config.warnings(), *outputs.disk_type_warnings(config, last.machine_types)):
+for warning in (
+    *config.warnings(),
+    *outputs.disk_type_warnings(config, last.machine_types),
+    *rendezvous_zone.warnings(config, last),
+):
     pulumi.log.warn(warning)
 
 if pulumi.runtime.is_dry_run() and (table := outputs.fit_changes(config, last)):

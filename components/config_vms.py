@@ -130,7 +130,7 @@ def read_rendezvous(
         "address",
         ipaddress.IPv4Address,
         "an IPv4 address",
-        subnet.network_address + RESERVED_HEAD,
+        _default_address(subnet, zone, fleet.zone),
     )
     last = subnet.broadcast_address - RESERVED_TAIL
     if not subnet.network_address + RESERVED_HEAD <= address <= last:
@@ -178,6 +178,19 @@ def read_rendezvous(
         boot_disk_gb=boot_disk_gb,
         fit=fit,
     )
+
+
+def _default_address(subnet: ipaddress.IPv4Network, zone: str, home: str) -> ipaddress.IPv4Address:
+    """The rendezvous' internal address in `zone`: the subnet's first in the fleet's zone, `home`.
+
+    A rendezvous of another zone has another one, since the first stays with the VM that it takes
+    over from. They are counted by the zone's letter from the subnet's end, where Google gives none
+    to VMs before the rest is taken.
+    """
+    letter = ord(zone[-1:] or "a") - ord("a")
+    if zone == home or not 0 <= letter < min(26, subnet.num_addresses - RESERVED_HEAD):
+        return subnet.network_address + RESERVED_HEAD
+    return subnet.broadcast_address - RESERVED_TAIL - letter
 
 
 def read_release(node: MapReader, inherited: ReleaseConfig | None) -> ReleaseConfig:

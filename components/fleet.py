@@ -7,7 +7,16 @@ from pathlib import Path
 import pulumi
 import pulumi_gcp as gcp
 
-from components import accounts, images, last_update, outputs, spec, startup, zone_types
+from components import (
+    accounts,
+    images,
+    last_update,
+    outputs,
+    rendezvous_zone,
+    spec,
+    startup,
+    zone_types,
+)
 from components.access import FleetAccess, FleetAccessArgs
 from components.bucket import FleetBucket, FleetBucketArgs, read_binary
 from components.config import FleetConfig
@@ -66,7 +75,9 @@ def declare(
     ):
         stopped = last_update.vms_with_new_account(config, last, account)
         missing += accounts.problems(account, stopped, accounts.look, key=key)
+    missing += map(str, rendezvous_zone.problems(config, last))
     last_update.require_possible(config, last, sizes, missing)
+    in_zone = rendezvous_zone.zone_resources(config, last)
 
     def labels(role: str) -> dict[str, str]:
         """Labels by which people and `ops` find the fleet's resources."""
@@ -84,6 +95,8 @@ def declare(
             nat=config.nat,
             labels=labels(spec.ROLE_RENDEZVOUS),
             protect=config.protect,
+            suffix=in_zone.suffix,
+            kept_addresses=in_zone.kept_addresses,
         ),
     )
     bucket = FleetBucket(
@@ -125,10 +138,50 @@ def declare(
     # A first boot needs its script, release and tokens, and the right to read them.
     after_needed = pulumi.ResourceOptions(depends_on=[*needed, project_script])
 
+    def declare_rendezvous(after: gcp.compute.Instance | None) -> Rendezvous:
+        return Rendezvous(
+            config.rendezvous.name,
+            RendezvousArgs(
+                vm=VmArgs(
+                    vm_name=config.rendezvous.name,
+                    zone=config.rendezvous.zone,
+                    machine_type=config.rendezvous.machine.name,
+                    image=config.image,
+                    own_image=config.rendezvous.image,
+                    boot_disk_gb=config.rendezvous.boot_disk_gb,
+                    disk_gb=config.rendezvous.disk_gb,
+                    hyperdisk=config.rendezvous.machine.hyperdisk,
+                    migrates=config.rendezvous.machine.migrates,
+                    subnet_id=network.subnet_id,
+                    service_account=identity.rendezvous_email,
+                    metadata=spec.metadata(
+                        spec.rendezvous_spec(
+                            config, rendezvous=rendezvous_binary, script_sha256=script.sha256
+                        )
+                    ),
+                    labels=labels(spec.ROLE_RENDEZVOUS),
+                    tag=TAG_RENDEZVOUS,
+                    protect=config.protect,
+                    internal_address=network.internal_address,
+                    external_address=network.external_address,
+                    after=after,
+                    suffix=in_zone.suffix,
+                ),
+                region=config.region,
+                snapshots=config.snapshots,
+                kept_disks=in_zone.kept_disks,
+            ),
+            after_needed,
+        )
+
     # VMs that this update stops take turns: each depends on the one before. Other VMs do not wait
     # (docs/DECISIONS.md).
     stopping = last_update.stopping_vms(config, last)
     previous: gcp.compute.Instance | None = None
+    # A rendezvous that moves is there before the agents are told.
+    moved = (
+        declare_rendezvous(None) if last_update.rendezvous_moves(config.rendezvous, last) else None
+    )
     vms: list[Rendezvous | SwarmVm] = []
     for vm in sorted(config.swarm, key=lambda each: (each.agents, each.name)):
         swarm_vm = SwarmVm(
@@ -153,46 +206,19 @@ def declare(
                 labels=labels(spec.ROLE_SWARM),
                 tag=TAG_SWARM,
                 protect=config.protect,
-                after=previous if vm.name in stopping else None,
+                after=previous
+                if vm.name in stopping
+                else None
+                if moved is None
+                else moved.instance,
             ),
             after_needed,
         )
         vms.append(swarm_vm)
         if vm.name in stopping:
             previous = swarm_vm.instance
-    rendezvous = Rendezvous(
-        config.rendezvous.name,
-        RendezvousArgs(
-            vm=VmArgs(
-                vm_name=config.rendezvous.name,
-                zone=config.rendezvous.zone,
-                machine_type=config.rendezvous.machine.name,
-                image=config.image,
-                own_image=config.rendezvous.image,
-                boot_disk_gb=config.rendezvous.boot_disk_gb,
-                disk_gb=config.rendezvous.disk_gb,
-                hyperdisk=config.rendezvous.machine.hyperdisk,
-                migrates=config.rendezvous.machine.migrates,
-                subnet_id=network.subnet_id,
-                service_account=identity.rendezvous_email,
-                metadata=spec.metadata(
-                    spec.rendezvous_spec(
-                        config, rendezvous=rendezvous_binary, script_sha256=script.sha256
-                    )
-                ),
-                labels=labels(spec.ROLE_RENDEZVOUS),
-                tag=TAG_RENDEZVOUS,
-                protect=config.protect,
-                internal_address=network.internal_address,
-                external_address=network.external_address,
-                after=previous if config.rendezvous.name in stopping else None,
-            ),
-            region=config.region,
-            snapshots=config.snapshots,
-        ),
-        after_needed,
-    )
-    vms.append(rendezvous)
+    is_stopped = config.rendezvous.name in stopping
+    vms.append(moved or declare_rendezvous(previous if is_stopped else None))
     FleetMonitoring(
         NAME,
         FleetMonitoringArgs(

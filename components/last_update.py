@@ -1,11 +1,12 @@
 """Reads the stack's last state, and compares the configuration with it before anything is declared.
 
-It refuses what no update can do (a smaller disk, a VM that changes zone), and tells which VMs an
-update makes or stops.
+It refuses what no update can do (a smaller disk, a swarm VM that changes zone), and tells which VMs
+an update makes or stops. rendezvous_zone.py has the rendezvous that changes zone.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,6 +26,7 @@ from components.zone_types import NeededMachineType
 
 _INSTANCE = "gcp:compute/instance:Instance"
 _DISK = "gcp:compute/disk:Disk"
+_ADDRESS = "gcp:compute/address:Address"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,14 @@ class LastUpdate:
     accounts: Mapping[str, str] = field(default_factory=dict)
     # Zone of the state disk, by VM; of the VM where the disk is not recorded.
     zones: Mapping[str, str] = field(default_factory=dict)
+    # Zone of each disk but boot disks, by its name.
+    disk_zones: Mapping[str, str] = field(default_factory=dict)
+    # IP address, by the name of the resource.
+    addresses: Mapping[str, str] = field(default_factory=dict)
+    # The rendezvous' zone; None where the last update recorded none.
+    rendezvous_zone: str | None = None
+    # VMs whose spec had them store the registry's copies in the bucket.
+    storing_copies: frozenset[str] = frozenset()
     # The fleet's image; None where the last update recorded none.
     image: str | None = None
     # What fits, by VM: the stack's output `vms`.
@@ -70,11 +80,13 @@ def require_possible(
 
 
 def moving_vms(config: FleetConfig, last: LastUpdate) -> list[Problem]:
-    """VMs that would leave their zone: one problem for those that leave one zone for another."""
-    moves: dict[tuple[str, str], dict[str, RendezvousConfig | SwarmVmConfig]] = {}
+    """Swarm VMs that would leave their zone: one problem for those that leave one for another."""
+    moves: dict[tuple[str, str], dict[str, SwarmVmConfig]] = {}
     staying = set()
     for path, vm in _vms(config):
         zone = last.zones.get(vm.name)
+        if isinstance(vm, RendezvousConfig):
+            continue
         if zone == vm.zone:
             staying.add(vm.zone)
         elif zone is not None:
@@ -88,23 +100,15 @@ def moving_vms(config: FleetConfig, last: LastUpdate) -> list[Problem]:
     return problems
 
 
-def _must_stay(vms: Sequence[RendezvousConfig | SwarmVmConfig], old: str, new: str) -> str:
+def _must_stay(vms: Sequence[SwarmVmConfig], old: str, new: str) -> str:
     names = ", ".join(vm.name for vm in vms)
     subject, each = (f"{names} is", "it") if len(vms) == 1 else (f"{names} are", "each")
-    lost, advice = [], [f"Keep `zone: {old}`, the fleet's or on the line of each"]
-    if any(isinstance(vm, SwarmVmConfig) for vm in vms):
-        lost.append("the agents' identities")
-        advice.append(
-            f"For agents in {new}, add a VM of another name there and remove the old one when it "
-            "is drained"
-        )
-    if any(isinstance(vm, RendezvousConfig) for vm in vms):
-        lost.append("the registry")
-        advice.append("The rendezvous cannot be moved yet")
     return (
         f"{subject} in {old}, and no update moves a VM to {new}: a disk cannot leave its zone, so "
-        f"{each} would get an empty one and lose {' and '.join(lost)}. "
-        f'{". ".join(advice)} (docs/PRODUCTION.md, "Zones")'
+        f"{each} would get an empty one and lose the agents' identities. "
+        f"Keep `zone: {old}`, the fleet's or on the line of each. For agents in {new}, add a VM of "
+        "another name there and remove the old one when it is drained "
+        '(docs/PRODUCTION.md, "Zones")'
     )
 
 
@@ -113,6 +117,9 @@ def shrinking_disks(config: FleetConfig, last: LastUpdate) -> list[Problem]:
     problems = []
     for path, vm in _vms(config):
         disk = f"{vm.name}{STATE_DISK_SUFFIX}"
+        if isinstance(vm, RendezvousConfig) and rendezvous_moves(vm, last):
+            # A new one is made.
+            disk = ""
         current_gb = last.disk_gb.get(disk, 0)
         if vm.disk_gb < current_gb:
             message = (
@@ -190,6 +197,9 @@ def stopping_vms(config: FleetConfig, last: LastUpdate) -> list[str]:
     for vm in _by_size(config):
         if vm.name not in last.machine_types:
             continue
+        if isinstance(vm, RendezvousConfig) and rendezvous_moves(vm, last):
+            # Another one is made. The old one goes when all else is done.
+            continue
         account = config.account_of(vm.name)
         if (
             vm.machine.name != last.machine_types[vm.name]
@@ -209,9 +219,17 @@ def _vms(config: FleetConfig) -> list[tuple[str, RendezvousConfig | SwarmVmConfi
     return [("rendezvous", config.rendezvous), *swarm]
 
 
+def rendezvous_moves(rendezvous: RendezvousConfig, last: LastUpdate) -> bool:
+    """Whether this update makes the rendezvous again in another zone."""
+    home = last.rendezvous_zone or last.zones.get(rendezvous.name)
+    return home not in (None, rendezvous.zone)
+
+
 def _is_made(vm: RendezvousConfig | SwarmVmConfig, last: LastUpdate) -> bool:
-    """Whether this update makes the VM: it is new, or gets an image of its own."""
+    """Whether this update makes the VM: it is new, moves, or gets an image of its own."""
     if vm.name not in last.devices:
+        return True
+    if isinstance(vm, RendezvousConfig) and rendezvous_moves(vm, last):
         return True
     return vm.image is not None and boot_device(vm.image) != last.devices[vm.name]
 
@@ -225,13 +243,15 @@ def read() -> LastUpdate:
     if not outputs:
         return LastUpdate(boot_gb={}, disk_gb={}, devices={})
     resources = _ask("readStackResourceOutputs", stackName=stack)
+    home = outputs.get("rendezvousZone")
     last = from_resources(
         [
             (each["type"], each["outputs"])
             for urn, each in resources.items()
             # A stack may hold other resources.
             if "::pilot:fleet:" in urn
-        ]
+        ],
+        rendezvous_zone=home if isinstance(home, str) else None,
     )
     image, fits = outputs.get("image"), outputs.get("vms")
     return replace(
@@ -241,13 +261,17 @@ def read() -> LastUpdate:
     )
 
 
-def from_resources(resources: Iterable[tuple[str, Mapping[str, Any]]]) -> LastUpdate:
+def from_resources(
+    resources: Iterable[tuple[str, Mapping[str, Any]]], *, rendezvous_zone: str | None = None
+) -> LastUpdate:
     """Collect the recorded values of `resources`, each (type, outputs).
 
-    Missing parts are left out: a provider that cannot read a disk records nothing of it.
+    Missing parts are left out: a provider that cannot read a disk records nothing of it. Of two
+    VMs of one name, one was left in a zone that did not answer: that in `rendezvous_zone` counts.
     """
     found = list(resources)
     vms = [outputs for type_, outputs in found if type_ == _INSTANCE]
+    vms.sort(key=lambda vm: _zone(vm) == rendezvous_zone)
     disks = [outputs for type_, outputs in found if type_ == _DISK]
     boots = {vm["name"]: vm.get("bootDisk") or {} for vm in vms}
     sizes = {name: (boot.get("initializeParams") or {}).get("size") for name, boot in boots.items()}
@@ -267,7 +291,26 @@ def from_resources(resources: Iterable[tuple[str, Mapping[str, Any]]]) -> LastUp
         accounts={name: email for name, email in accounts.items() if email},
         # Some answers of Google's have a URL for a zone.
         zones={name: zone.rpartition("/")[2] for name, zone in zones.items() if zone},
+        disk_zones={disk["name"]: zone for disk in disks if (zone := _zone(disk))},
+        addresses={
+            outputs["name"]: outputs["address"]
+            for type_, outputs in found
+            if type_ == _ADDRESS and outputs.get("address")
+        },
+        rendezvous_zone=rendezvous_zone,
+        storing_copies=frozenset(vm["name"] for vm in vms if _stores_copies(vm)),
     )
+
+
+def _stores_copies(vm: Mapping[str, Any]) -> bool:
+    try:
+        return json.loads((vm.get("metadata") or {})["pilot-spec"]).get("uploadCopies") is True
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return False
+
+
+def _zone(outputs: Mapping[str, Any]) -> str:
+    return str(outputs.get("zone") or "").rpartition("/")[2]
 
 
 def _ask(function: str, **arguments: str) -> dict[str, Any]:

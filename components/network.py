@@ -30,6 +30,10 @@ class FleetNetworkArgs:
     nat: bool
     labels: dict[str, str]
     protect: bool
+    # Ends the addresses' names, "" in the rendezvous' first zone.
+    suffix: str = ""
+    # Names of addresses that the rendezvous left behind in other zones.
+    kept_addresses: tuple[str, ...] = ()
 
 
 class FleetNetwork(pulumi.ComponentResource):
@@ -64,8 +68,8 @@ class FleetNetwork(pulumi.ComponentResource):
             opts=child,
         )
         internal = gcp.compute.Address(
-            f"{name}-registry-internal",
-            name=f"{name}-registry-internal",
+            f"{name}-registry-internal{args.suffix}",
+            name=f"{name}-registry-internal{args.suffix}",
             address_type="INTERNAL",
             address=args.rendezvous_address,
             subnetwork=subnet.id,
@@ -75,8 +79,8 @@ class FleetNetwork(pulumi.ComponentResource):
         )
         external = (
             gcp.compute.Address(
-                f"{name}-registry-external",
-                name=f"{name}-registry-external",
+                f"{name}-registry-external{args.suffix}",
+                name=f"{name}-registry-external{args.suffix}",
                 address_type="EXTERNAL",
                 region=args.region,
                 labels=args.labels,
@@ -85,6 +89,18 @@ class FleetNetwork(pulumi.ComponentResource):
             if args.public
             else None
         )
+
+        for address in args.kept_addresses:
+            # As it is: only its name is known here.
+            gcp.compute.Address(
+                address,
+                name=address,
+                opts=pulumi.ResourceOptions(
+                    parent=self,
+                    protect=True,
+                    ignore_changes=["address", "addressType", "subnetwork", "region", "labels"],
+                ),
+            )
 
         def allow(
             rule: str, protocol: str, ports: str, sources: list[pulumi.Input[str]], tags: list[str]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pulumi
@@ -9,6 +10,7 @@ import pulumi_gcp as gcp
 
 from components import vm
 from components.config import Snapshots
+from components.vm import KeptDisk
 
 # A quiet hour in the Americas; each schedule starts within the hour that it names (UTC).
 _SNAPSHOT_START = "08:00"
@@ -21,6 +23,8 @@ class RendezvousArgs:
     vm: vm.VmArgs
     region: pulumi.Input[str]
     snapshots: Snapshots
+    # What it left behind in other zones.
+    kept_disks: Sequence[KeptDisk] = ()
 
 
 class Rendezvous(pulumi.ComponentResource):
@@ -86,12 +90,14 @@ class Rendezvous(pulumi.ComponentResource):
                 ),
             )
             gcp.compute.DiskResourcePolicyAttachment(
-                f"{name}-{kind}-attachment",
+                f"{name}-{kind}-attachment{args.vm.suffix}",
                 name=policy.name,
                 disk=disk.name,
                 zone=args.vm.zone,
                 opts=child,
             )
+        for kept in args.kept_disks:
+            vm.kept_disk(name, args.vm.vm_name, kept, child)
         instance = vm.instance(name, args.vm, disk, child)
         self.instance = instance
         self.instance_id = instance.instance_id

@@ -19,6 +19,14 @@ _SCOPES = ["https://www.googleapis.com/auth/cloud-platform"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class KeptDisk:
+    """The state disk that a VM left behind in a zone, by the suffix of its names."""
+
+    suffix: str
+    zone: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class VmArgs:
     """Arguments of `state_disk` and `instance`. Disk sizes in GB."""
 
@@ -46,6 +54,8 @@ class VmArgs:
     external_address: pulumi.Input[str] | None = None
     # The VM that must be done before this one, where VMs are stopped in turn.
     after: gcp.compute.Instance | None = None
+    # Ends the names of resources that are another's in each zone, "" in the rendezvous' first one.
+    suffix: str = ""
 
 
 def _disk_type(args: VmArgs) -> str:
@@ -66,8 +76,8 @@ def boot_device(image: str) -> str:
 def state_disk(name: str, args: VmArgs, opts: pulumi.ResourceOptions) -> gcp.compute.Disk:
     """The disk that outlives the VM: identities of agents, or the registry's store."""
     return gcp.compute.Disk(
-        f"{name}-disk",
-        name=f"{args.vm_name}{STATE_DISK_SUFFIX}",
+        f"{name}-disk{args.suffix}",
+        name=f"{args.vm_name}{STATE_DISK_SUFFIX}{args.suffix}",
         zone=args.zone,
         size=args.disk_gb,
         type=_disk_type(args),
@@ -80,12 +90,28 @@ def state_disk(name: str, args: VmArgs, opts: pulumi.ResourceOptions) -> gcp.com
     )
 
 
+def kept_disk(name: str, vm_name: str, kept: KeptDisk, opts: pulumi.ResourceOptions) -> None:
+    """The state disk of a VM that has left its zone: declared as it is, so that no update deletes
+    what it holds."""
+    gcp.compute.Disk(
+        f"{name}-disk{kept.suffix}",
+        name=f"{vm_name}{STATE_DISK_SUFFIX}{kept.suffix}",
+        zone=kept.zone,
+        opts=pulumi.ResourceOptions.merge(
+            opts,
+            pulumi.ResourceOptions(
+                protect=True, ignore_changes=["size", "type", "labels", "snapshot"]
+            ),
+        ),
+    )
+
+
 def instance(
     name: str, args: VmArgs, disk: gcp.compute.Disk, opts: pulumi.ResourceOptions
 ) -> gcp.compute.Instance:
     """The VM. A change of its metadata or machine type happens in place, never by replacement."""
     return gcp.compute.Instance(
-        f"{name}-vm",
+        f"{name}-vm{args.suffix}",
         name=args.vm_name,
         zone=args.zone,
         machine_type=args.machine_type,
@@ -143,7 +169,7 @@ def instance(
                 # replaced VM still gets the declared one (docs/GOTCHAS.md).
                 ignore_changes=["bootDisk.initializeParams.image"],
                 depends_on=[] if args.after is None else [args.after],
-                hooks=power.hooks(name),
+                hooks=power.hooks(f"{name}{args.suffix}"),
             ),
         ),
     )

@@ -150,7 +150,7 @@ def dashboard(
     """Open a tunnel to the dashboard through IAP, until interrupted."""
     cloud = ctx.obj.cloud()
     _, found = fleets.choose(fleets.instances(cloud), ctx.obj.fleet)
-    rendezvous = next((each for each in found if each.role == fleets.RENDEZVOUS), None)
+    rendezvous = fleets.newest_rendezvous(found)
     if rendezvous is None:
         raise OpsError("the fleet has no rendezvous")
     if cloud.place.is_here:

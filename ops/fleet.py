@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -130,7 +130,7 @@ class Fleet:
     @property
     def rendezvous(self) -> Vm | None:
         """The VM of the rendezvous."""
-        return next((vm for vm in self.vms if vm.instance.role == RENDEZVOUS), None)
+        return _rendezvous(self.vms)
 
     @property
     def wanted(self) -> int:
@@ -295,7 +295,7 @@ def read(
     now = time.time()
     heard = (_heard(instance, text, now) for instance, text in zip(found, texts, strict=True))
     vms = tuple(sorted(heard, key=lambda vm: (vm.is_swarm, vm.name)))
-    rendezvous = next((vm for vm in vms if vm.instance.role == RENDEZVOUS), None)
+    rendezvous = _rendezvous(vms)
     return Fleet(
         name=name,
         project=cloud.place.project,
@@ -333,6 +333,18 @@ def registry(cloud: Cloud, rendezvous: Vm | None, dashboard: str) -> RegistryCou
     except OpsError:
         return told
     return replace(told, networks=found.networks, networks_source=found.networks_source)
+
+
+def newest_rendezvous(found: Iterable[Instance]) -> Instance | None:
+    """The instance of the rendezvous. While it moves to another zone there are two, and after a
+    zone that did not answer too: the one that was started last."""
+    mine = [each for each in found if each.role == RENDEZVOUS]
+    return max(mine, key=lambda each: each.started or 0.0, default=None)
+
+
+def _rendezvous(vms: Sequence[Vm]) -> Vm | None:
+    newest = newest_rendezvous(vm.instance for vm in vms)
+    return next((vm for vm in vms if vm.instance is newest), None)
 
 
 def _told(rendezvous: Vm | None) -> RegistryCounts:

@@ -208,22 +208,20 @@ def test_a_vm_that_is_there_keeps_its_zone() -> None:
         require_possible(config(zone="us-central1-b"), IN_A, {})
 
 
-def test_the_rendezvous_keeps_its_zone() -> None:
-    (problem,) = moving_vms(config({"zone": "us-central1-b"}), IN_A)
-    assert problem.path == "pilot-fleet:rendezvous.zone"
-    assert "lose the registry. " in problem.message
-    assert "The rendezvous cannot be moved yet" in problem.message
-    assert "identities" not in problem.message
+def test_a_rendezvous_that_moves_is_made_and_stops_nothing() -> None:
+    moved = config({"zone": "us-central1-b", "machineType": "n2-standard-8", "bootDiskGb": 10})
+    assert moving_vms(moved, IN_A) == []
+    assert stopping_vms(moved, IN_A) == []
+    assert shrinking_disks(moved, replace(IN_A, boot_gb=THERE.boot_gb)) == []
+    assert set(needed_machine_types(moved, IN_A)) == {"pilot-fleet:rendezvous.machineType"}
+    assert needed_images(moved, IN_A) == {"pilot-fleet:image"}
 
 
 def test_another_zone_of_the_fleet_is_one_problem() -> None:
     values = changed(zone="europe-west1-b")
     (problem,) = moving_vms(parse_fleet(values, project="project-1"), IN_A)
     assert problem.path == "pilot-fleet:zone"
-    assert problem.message.startswith(f"{', '.join(VMS)} are in us-central1-a, and no update moves")
-    assert "each would get an empty one and lose the agents' identities and the registry" in (
-        problem.message
-    )
+    assert problem.message.startswith("swarm-1, swarm-2, swarm-3 are in us-central1-a, and no")
 
 
 def test_a_line_that_loses_its_zone_is_named_and_not_the_fleets() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ __all__ = ["cloud", "project"]
 
 pytestmark = pytest.mark.engine
 
-OTHER = "us-central1-b"
+ZONE, OTHER = "us-central1-a", "us-central1-b"
 
 
 def fleet(*zones: str | None, **more: Any) -> dict[str, Any]:
@@ -62,3 +63,53 @@ def test_a_fleet_in_two_zones(project: Project, cloud: Serving) -> None:
         "swarm-4-disk",
     }
     assert set(steps.values()) <= {"create", "update"}
+
+
+def test_the_rendezvous_moves_to_another_zone(project: Project, cloud: Serving) -> None:
+    def zone(name: str) -> dict[str, str]:
+        values = fleet(None, None, None)
+        values["rendezvous"]["zone"] = name
+        return values
+
+    def addresses() -> dict[str, str]:
+        listed = call(cloud, f"projects/{CLOUD}/regions/us-central1/addresses")
+        return {each["name"]: each["address"] for each in listed.get("items", [])}
+
+    project.configure(fleet(None, None, None))
+    made = project.up().no_traceback()
+    assert made.code == 0, made.text
+    first = addresses()
+
+    project.configure(zone(OTHER))
+    planned = project.preview().no_traceback()
+    assert planned.code == 0, planned.text
+    assert "the rendezvous moves to us-central1-b: a new VM with the address" in planned.text
+    moved = project.up("--skip-preview").no_traceback()
+    assert moved.code == 0, moved.text
+    assert names(cloud, OTHER, "instances") == {"pilot-rendezvous"}
+    assert names(cloud, OTHER, "disks") >= {f"pilot-rendezvous-state-{OTHER}"}
+    # The old VM is gone, its disk and address are not.
+    assert names(cloud, ZONE, "instances") == {"swarm-1", "swarm-2", "swarm-3"}
+    assert "pilot-rendezvous-state" in names(cloud, ZONE, "disks")
+    assert addresses() == first | {f"pilot-fleet-registry-internal-{OTHER}": "10.10.15.252"}
+    # The next update changes nothing, and the agents know where the registry is.
+    assert project.steps("--refresh") == {}
+    (swarm,) = (
+        each
+        for each in call(cloud, f"projects/{CLOUD}/zones/{ZONE}/instances")["items"]
+        if each["name"] == "swarm-1"
+    )
+    items = {each["key"]: each["value"] for each in swarm["metadata"]["items"]}
+    assert json.loads(items["pilot-spec"])["registry"] == "10.10.15.252:9000"
+
+    # Back to a disk with the registry of then: not by a change of one line.
+    project.configure(zone(ZONE))
+    refused = project.preview().no_traceback()
+    assert refused.code != 0
+    assert "still has the disk pilot-rendezvous-state from before" in refused.text
+    # A third zone is free; and what was let go is not declared again.
+    project.configure(zone("us-central1-f"))
+    steps = project.steps()
+    assert steps[f"pilot-rendezvous-vm-{OTHER}"] == "delete"
+    assert steps["pilot-rendezvous-vm-us-central1-f"] == "create"
+    assert not {name for name, step in steps.items() if "state" in name and step == "delete"}

@@ -10,6 +10,7 @@ import pytest
 
 from lab.cloud.server import serve
 from ops import plan as plans
+from ops.fleet import Instance, newest_rendezvous
 from tests.lab.cloud.client import COMPUTE
 from tests.ops.conftest import AGENTS, Ops
 from tests.ops.runners import SWARM, begin, carry_out, runner
@@ -117,3 +118,22 @@ def test_the_audit_names_a_vm_in_another_zone_than_declared(
     (found,) = ops("audit", "--json", "--declared", str(file)).json["findings"]
     assert (found["rule"], found["where"]) == ("zone-differs", f"zones/{OTHER}/instances/swarm-3")
     assert found["what"] == "the VM of that name is declared in us-central1-f"
+
+
+def test_of_two_rendezvous_the_one_that_started_last_counts() -> None:
+    """While it moves to another zone, and where the old zone does not answer."""
+    old, new = (
+        Instance(
+            name="pilot-rendezvous",
+            zone=f"us-central1-{letter}",
+            state="RUNNING",
+            machine="n2-standard-4",
+            labels={"pilot-fleet": "swarm", "pilot-role": "rendezvous"},
+            metadata={},
+            started=started,
+        )
+        for letter, started in (("a", 100.0), ("b", 200.0))
+    )
+    for order in ((old, new), (new, old)):
+        assert newest_rendezvous(order) is new
+    assert newest_rendezvous(()) is None
