@@ -7,6 +7,7 @@ a thread of its own, which sees the fleet by the same looks.
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import threading
 import time
@@ -302,6 +303,8 @@ def run(
     app = LiveApp(
         first=first, every=every, look=looks.next, desk=desk, context=settings.context_in_use
     )
+    # What is loaded by now stays: no collection of a look's garbage needs to walk it.
+    gc.freeze()
     code = app.run()
     desk.end()
     if desk.interrupted:

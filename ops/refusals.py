@@ -282,7 +282,9 @@ def _denied(found: Refusal) -> str:
 
 def one_line(text: str) -> str:
     """Untrusted text as one line, without escape sequences for a terminal."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else " " for c in text)
+    return " ".join(text.split())
 
 
 def _line(text: str, limit: int = 300) -> str:

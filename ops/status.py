@@ -139,7 +139,7 @@ def row(vm: Vm) -> Row:
     status, speaks = vm.status, vm.speaks
     total = status.number("memory.total")
     left = status.number("memory.available") if speaks else None
-    notes = tuple(notes_of(vm))
+    serious = tuple(_serious(vm)) if speaks else ()
     phase = status.text("phase") or "unknown"
     if not vm.instance.is_on:
         phase = "off"
@@ -165,8 +165,8 @@ def row(vm: Vm) -> Row:
         disk_device=status.number("disk.device"),
         disk_size=status.number("disk.size"),
         disk_free=status.number("disk.free") if speaks else None,
-        is_well=speaks and phase in _WELL and not any(_serious(vm)),
-        notes=notes,
+        is_well=speaks and phase in _WELL and not serious,
+        notes=tuple(_notes(vm, serious)),
     )
 
 
@@ -175,13 +175,13 @@ def _release(vm: Vm) -> str:
     return vm.status.text("release.version") or vm.instance.spec.text("release.version")
 
 
-def notes_of(vm: Vm) -> Iterator[str]:
+def _notes(vm: Vm, serious: Sequence[str]) -> Iterator[str]:
     """Sentences about a VM, the worst first."""
     if vm.problem:
         yield vm.problem
     if not vm.speaks:
         return
-    yield from _serious(vm)
+    yield from serious
     yield from _ordinary(vm)
     if text := vm.status.text("last_error.text"):
         when = vm.status.when("last_error.time")

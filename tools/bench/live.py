@@ -102,6 +102,10 @@ def _measure(
         before, requests = meter.cpu(pid), len(made.asked)
         wait(3 + looks)
         spent, asked = meter.cpu(pid) - before, len(made.asked) - requests
+        # Ended amid its requests, it would leave the lab half a connection.
+        last = -1
+        while last != (last := len(made.asked)):
+            time.sleep(0.5)
     return LookCost(requests=asked / looks, processor=spent / looks)
 
 
