@@ -38,3 +38,5 @@ for key, value in outputs.from_config(config).items():
     pulumi.export(key, value)
 pulumi.export("externalAddress", network.external_address)
 pulumi.export("bucket", bucket.bucket_name)
+# Read by the next update.
+pulumi.export("rendezvousLeft", rendezvous_zone.left_zones(config, last))

@@ -76,6 +76,9 @@ def declare(
         stopped = last_update.vms_with_new_account(config, last, account)
         missing += accounts.problems(account, stopped, accounts.look, key=key)
     missing += map(str, rendezvous_zone.problems(config, last))
+    missing += rendezvous_zone.copies_problems(
+        config, last, rendezvous_zone.newest_copy, dry_run=dry_run
+    )
     last_update.require_possible(config, last, sizes, missing)
     in_zone = rendezvous_zone.zone_resources(config, last)
 

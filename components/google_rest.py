@@ -37,6 +37,11 @@ _APIS: Final[Mapping[str, tuple[str, str, str]]] = {
         "GOOGLE_IAM_CUSTOM_ENDPOINT",
         "https://iam.googleapis.com/v1/",
     ),
+    "storage": (
+        "storageCustomEndpoint",
+        "GOOGLE_STORAGE_CUSTOM_ENDPOINT",
+        "https://storage.googleapis.com/storage/v1/",
+    ),
 }
 
 
@@ -53,7 +58,7 @@ class GoogleError(Exception):
 
 
 class Google:
-    """One of Google's APIs (`compute`, `iam`). Raises GoogleError without credentials."""
+    """One of Google's APIs (`_APIS`). Raises GoogleError without credentials."""
 
     def __init__(self, api: str) -> None:
         key, variable, googles = _APIS[api]

@@ -6,7 +6,6 @@ an update makes or stops. rendezvous_zone.py has the rendezvous that changes zon
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -49,10 +48,10 @@ class LastUpdate:
     disk_zones: Mapping[str, str] = field(default_factory=dict)
     # IP address, by the name of the resource.
     addresses: Mapping[str, str] = field(default_factory=dict)
-    # The rendezvous' zone; None where the last update recorded none.
-    rendezvous_zone: str | None = None
-    # VMs whose spec had them store the registry's copies in the bucket.
-    storing_copies: frozenset[str] = frozenset()
+    # Zones of each instance, by VM: two where one was left in a zone that did not answer.
+    instance_zones: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    # Zones that the rendezvous has left, where its disks are kept.
+    left_zones: frozenset[str] = frozenset()
     # The fleet's image; None where the last update recorded none.
     image: str | None = None
     # What fits, by VM: the stack's output `vms`.
@@ -221,8 +220,11 @@ def _vms(config: FleetConfig) -> list[tuple[str, RendezvousConfig | SwarmVmConfi
 
 def rendezvous_moves(rendezvous: RendezvousConfig, last: LastUpdate) -> bool:
     """Whether this update makes the rendezvous again in another zone."""
-    home = last.rendezvous_zone or last.zones.get(rendezvous.name)
-    return home not in (None, rendezvous.zone)
+    # By what is there, not by what an update that failed was about to do.
+    there = last.instance_zones.get(rendezvous.name) or {
+        zone for zone in (last.zones.get(rendezvous.name),) if zone
+    }
+    return bool(there) and rendezvous.zone not in there
 
 
 def _is_made(vm: RendezvousConfig | SwarmVmConfig, last: LastUpdate) -> bool:
@@ -243,7 +245,7 @@ def read() -> LastUpdate:
     if not outputs:
         return LastUpdate(boot_gb={}, disk_gb={}, devices={})
     resources = _ask("readStackResourceOutputs", stackName=stack)
-    home = outputs.get("rendezvousZone")
+    left = outputs.get("rendezvousLeft")
     last = from_resources(
         [
             (each["type"], each["outputs"])
@@ -251,7 +253,7 @@ def read() -> LastUpdate:
             # A stack may hold other resources.
             if "::pilot:fleet:" in urn
         ],
-        rendezvous_zone=home if isinstance(home, str) else None,
+        left_zones=frozenset(map(str, left)) if isinstance(left, list) else frozenset(),
     )
     image, fits = outputs.get("image"), outputs.get("vms")
     return replace(
@@ -262,16 +264,18 @@ def read() -> LastUpdate:
 
 
 def from_resources(
-    resources: Iterable[tuple[str, Mapping[str, Any]]], *, rendezvous_zone: str | None = None
+    resources: Iterable[tuple[str, Mapping[str, Any]]],
+    *,
+    left_zones: frozenset[str] = frozenset(),
 ) -> LastUpdate:
     """Collect the recorded values of `resources`, each (type, outputs).
 
     Missing parts are left out: a provider that cannot read a disk records nothing of it. Of two
-    VMs of one name, one was left in a zone that did not answer: that in `rendezvous_zone` counts.
+    VMs of one name, one was left in a zone that did not answer: the other one counts.
     """
     found = list(resources)
     vms = [outputs for type_, outputs in found if type_ == _INSTANCE]
-    vms.sort(key=lambda vm: _zone(vm) == rendezvous_zone)
+    vms.sort(key=lambda vm: _zone(vm) not in left_zones)
     disks = [outputs for type_, outputs in found if type_ == _DISK]
     boots = {vm["name"]: vm.get("bootDisk") or {} for vm in vms}
     sizes = {name: (boot.get("initializeParams") or {}).get("size") for name, boot in boots.items()}
@@ -297,16 +301,12 @@ def from_resources(
             for type_, outputs in found
             if type_ == _ADDRESS and outputs.get("address")
         },
-        rendezvous_zone=rendezvous_zone,
-        storing_copies=frozenset(vm["name"] for vm in vms if _stores_copies(vm)),
+        instance_zones={
+            name: frozenset(_zone(vm) for vm in vms if vm["name"] == name and _zone(vm))
+            for name in {vm["name"] for vm in vms}
+        },
+        left_zones=left_zones,
     )
-
-
-def _stores_copies(vm: Mapping[str, Any]) -> bool:
-    try:
-        return json.loads((vm.get("metadata") or {})["pilot-spec"]).get("uploadCopies") is True
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return False
 
 
 def _zone(outputs: Mapping[str, Any]) -> str:

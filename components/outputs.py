@@ -51,7 +51,6 @@ def from_config(config: FleetConfig) -> dict[str, Any]:
         "zones": {zone: _lost_with(loss, of=config.agents) for zone, loss in config.zones.items()},
         # Read by the next update (components/last_update.py).
         "image": config.image,
-        "rendezvousZone": rendezvous.zone,
         "vcpus": capacity.vcpus_by_family(machines),
     }
 

@@ -7,10 +7,20 @@ the registry as it was. docs/PRODUCTION.md says how they are let go.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+
+import pulumi
 
 from components.config import PROJECT_NAME, STATE_DISK_SUFFIX, FleetConfig
 from components.config_reader import Problem
+from components.google_rest import (
+    NO_CREDENTIALS,
+    Google,
+    GoogleError,
+    NotLookedUpError,
+    no_credentials,
+)
 from components.last_update import LastUpdate, rendezvous_moves
 from components.vm import KeptDisk
 
@@ -33,7 +43,9 @@ def zone_resources(config: FleetConfig, last: LastUpdate) -> ZoneResources:
     zone = config.rendezvous.zone
     disks = _disks(config, last)
     here = [suffix for suffix, its in disks.items() if its == zone]
-    suffix = here[0] if here else f"-{zone}" if disks else ""
+    # A disk that was lost is not recorded; its address is.
+    is_others = bool(disks) or any(name.endswith(f"-{zone}") for name in last.addresses)
+    suffix = here[0] if here else f"-{zone}" if is_others else ""
     return ZoneResources(
         suffix=suffix,
         kept_disks=tuple(
@@ -48,13 +60,19 @@ def zone_resources(config: FleetConfig, last: LastUpdate) -> ZoneResources:
     )
 
 
+def left_zones(config: FleetConfig, last: LastUpdate) -> list[str]:
+    """Zones with a disk that the rendezvous left behind."""
+    return sorted({kept.zone for kept in zone_resources(config, last).kept_disks})
+
+
 def problems(config: FleetConfig, last: LastUpdate) -> list[Problem]:
     """Why the rendezvous cannot be in the configuration's zone, at its address."""
     rendezvous, found = config.rendezvous, list[Problem]()
-    disks = _disks(config, last)
-    if rendezvous_moves(rendezvous, last) and rendezvous.zone in disks.values():
-        kept = next(suffix for suffix, zone in disks.items() if zone == rendezvous.zone)
-        disk = f"{rendezvous.name}{STATE_DISK_SUFFIX}{kept}"
+    there = last.instance_zones.get(rendezvous.name, frozenset())
+    kept = [s for s, zone in _disks(config, last).items() if zone == rendezvous.zone]
+    # A VM of an update that failed is there, and the only one.
+    if rendezvous.zone in last.left_zones and there != {rendezvous.zone} and kept:
+        disk = f"{rendezvous.name}{STATE_DISK_SUFFIX}{kept[0]}"
         found.append(
             Problem(
                 path=f"{PROJECT_NAME}:rendezvous.zone",
@@ -62,18 +80,6 @@ def problems(config: FleetConfig, last: LastUpdate) -> list[Problem]:
                     f"{rendezvous.zone} still has the disk {disk} from before the rendezvous left "
                     "it, with the registry as it was then. Choose a third zone, or let the disk go "
                     'first (docs/PRODUCTION.md, "Zones")'
-                ),
-            )
-        )
-    if rendezvous_moves(rendezvous, last) and rendezvous.name not in last.storing_copies:
-        found.append(
-            Problem(
-                path=f"{PROJECT_NAME}:rendezvous.zone",
-                message=(
-                    "the rendezvous has stored no copies of its registry in the bucket, so it "
-                    f"would be empty in {rendezvous.zone}: carry out everything else first, with "
-                    "the zone as it was, and wait until `ops status` shows its copies "
-                    '(docs/PRODUCTION.md, "Zones")'
                 ),
             )
         )
@@ -95,6 +101,45 @@ def problems(config: FleetConfig, last: LastUpdate) -> list[Problem]:
             )
         found.append(Problem(path=f"{PROJECT_NAME}:rendezvous.address", message=message))
     return found
+
+
+def copies_problems(
+    config: FleetConfig, last: LastUpdate, look: Callable[[str], str], *, dry_run: bool
+) -> list[str]:
+    """Why the new VM of a rendezvous that moves would find no registry. `look` gives the newest
+    copy in a bucket, "" where there is none."""
+    if not rendezvous_moves(config.rendezvous, last):
+        return []
+    path = f"{PROJECT_NAME}:rendezvous.zone"
+    try:
+        newest = look(config.bucket)
+    except NotLookedUpError as error:
+        message = f"{path}: the registry's copies in {config.bucket} cannot be seen: {error}"
+        if dry_run:
+            pulumi.log.warn(message)
+            return []
+        return [f"{message}. Nothing was changed"]
+    if newest:
+        pulumi.log.info(f"the newest copy of the registry in the bucket is {newest}")
+        return []
+    missing = (
+        f"{path}: {config.bucket} has no copy of the registry, so it would be empty in "
+        f"{config.rendezvous.zone}. Keep the zone until `ops status --json` counts copies there "
+        '(registry.bucket; docs/PRODUCTION.md, "Zones"). Nothing was changed'
+    )
+    return [missing]
+
+
+def newest_copy(bucket: str) -> str:
+    """The newest copy of the registry in the bucket, by name, which begins with its time; "" where
+    there is none. Raises NotLookedUpError."""
+    if no_credentials():
+        raise NotLookedUpError(NO_CREDENTIALS)
+    try:
+        listed = Google("storage").get(f"b/{bucket}/o?prefix=registry/")
+    except GoogleError as error:
+        raise NotLookedUpError(str(error)) from None
+    return max((str(each["name"]) for each in listed.get("items", ())), default="")
 
 
 def warnings(config: FleetConfig, last: LastUpdate) -> list[str]:

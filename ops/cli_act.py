@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations` here: typer would evaluate each text twice, for help too.
 
+import re
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -37,6 +38,8 @@ else:
     progress_bar, rolls, run = lazy("ops.progress_bar"), lazy("ops.rolls"), lazy("ops.run")
 
 commands = typer.Typer()
+# As a VM takes it (docs/CONTRACT.md, "Orders").
+_COPY: Final = re.compile(r"\d{8}T\d{6}Z-\d{1,9}\.json")
 _ENDS: Final = (signal.SIGTERM, signal.SIGHUP)
 
 
@@ -81,6 +84,11 @@ def restart(
         raise UsageError("--clean empties the registry's store: it needs --rendezvous")
     if restore and (clean or not rendezvous):
         raise UsageError("--restore needs --rendezvous, and is not for --clean")
+    if restore and not _COPY.fullmatch(restore):
+        raise UsageError(
+            f"--restore: {restore!r} is no name of a copy: TIME-KEYS.json, as in the bucket's "
+            "folder registry/ (20261130T120000Z-9500.json)"
+        )
     given = {"--rendezvous": rendezvous, "--confirm": confirm, "--insist": insist}
     _check(resume=resume, abandon=abandon, without=without, given=given)
     with _runner(ctx.obj, limit) as runner:

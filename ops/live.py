@@ -195,10 +195,11 @@ class LiveApp(App[int]):
 
     def _read_console(self, name: str) -> None:
         """Read a VM's console in a thread."""
-        vm = self.state.fleet.vm(name)
 
         def read() -> None:
             try:
+                # It may be gone since its screen was opened.
+                vm = self.state.fleet.vm(name)
                 text, _ = self.desk.cloud.serial(vm.instance.zone, name, -_CONSOLE)
             except OpsError as error:
                 text = str(error)

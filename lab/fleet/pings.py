@@ -7,6 +7,7 @@ login, and the lab logs in to no VM: there is no ping then, and the output says 
 
 from __future__ import annotations
 
+import stat
 import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -67,15 +68,19 @@ def agent_on(config: FleetConfig, vm: str) -> Reached:
     root = Path(f"/proc/{first}/root")
     for pattern in _SOCKETS:
         for found in sorted(root.glob(pattern)):
-            user = str(found.stat().st_uid)
+            # The VM's root and its agents are not trusted: no link, and nobody's but an agent's.
+            there = found.lstat()
+            if not stat.S_ISSOCK(there.st_mode) or there.st_uid == 0:
+                continue
+            user = str(there.st_uid)
             inside = f"/{found.relative_to(root)}"
             port = found.stem if found.stem.isdigit() else found.parent.name
-            enter = ["nsenter", "--target", str(first), "--mount", "--root"]
-            user_only = ["setpriv", "--reuid", user, "--regid", user, "--clear-groups"]
+            # In all that the VM is in, and the user first: the programs are the VM's own.
+            enter = ["nsenter", "--target", str(first), "--all", "--root"]
             return Reached(
                 name=f"{vm}'s agent on port {port}",
                 socket=inside,
-                as_its_user=[*enter, "--", *user_only],
+                as_its_user=[*enter, f"--setuid={user}", f"--setgid={there.st_gid}", "--"],
             )
     raise NoPingError(f"{vm} runs no agent")
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pulumi
+import pytest
+
 from components.config import FleetConfig
 from components.config_parse import parse_fleet
-from components.last_update import LastUpdate, from_resources
-from components.rendezvous_zone import problems, warnings, zone_resources
+from components.google_rest import NotLookedUpError
+from components.last_update import LastUpdate, from_resources, rendezvous_moves
+from components.rendezvous_zone import copies_problems, problems, warnings, zone_resources
 from components.vm import KeptDisk
 from tests.components.fleet import changed
 
@@ -18,14 +22,14 @@ FIRST = replace(
     zones={"pilot-rendezvous": A},
     disk_zones={"pilot-rendezvous-state": A, "swarm-1-state": A},
     addresses={"pilot-fleet-registry-internal": "10.10.0.2"},
-    rendezvous_zone=A,
-    storing_copies=frozenset({"pilot-rendezvous"}),
+    instance_zones={"pilot-rendezvous": frozenset({A})},
 )
 SECOND = replace(
     FIRST,
     disk_zones={**FIRST.disk_zones, f"pilot-rendezvous-state-{B}": B},
     addresses={**FIRST.addresses, f"pilot-fleet-registry-internal-{B}": "10.10.15.252"},
-    rendezvous_zone=B,
+    instance_zones={"pilot-rendezvous": frozenset({B})},
+    left_zones=frozenset({A}),
 )
 
 
@@ -102,7 +106,7 @@ def test_an_address_belongs_to_its_zone() -> None:
     # Another address in the same zone; so has a fleet whose zone was named before it had one.
     (other,) = problems(config(address="10.10.0.9"), FIRST)
     assert "name `address: 10.10.0.2`" in other.message
-    named = replace(FIRST, disk_zones={"pilot-rendezvous-state": B}, rendezvous_zone=None, zones={})
+    named = replace(FIRST, disk_zones={"pilot-rendezvous-state": B}, instance_zones={}, zones={})
     (other,) = problems(config(B), named)
     assert "name `address: 10.10.0.2`" in other.message
     assert zone_resources(config(B), named).suffix == ""
@@ -113,7 +117,7 @@ def test_an_old_vm_that_could_not_be_deleted_says_nothing() -> None:
     old = {"name": "pilot-rendezvous", "zone": A, "machineType": "old"}
     new = {"name": "pilot-rendezvous", "zone": B, "machineType": "new"}
     for order in ([old, new], [new, old]):
-        found = from_resources([(instance, each) for each in order], rendezvous_zone=B)
+        found = from_resources([(instance, each) for each in order], left_zones=frozenset({A}))
         assert found.machine_types == {"pilot-rendezvous": "new"}
 
 
@@ -127,21 +131,55 @@ def test_the_fleet_s_own_zone_moves_the_rendezvous_as_its_line_does() -> None:
     assert "name another one that is free" in problem.message
 
 
-def test_no_move_without_copies_in_the_bucket() -> None:
-    (problem,) = problems(config(B), replace(FIRST, storing_copies=frozenset()))
-    assert problem.path == "pilot-fleet:rendezvous.zone"
-    assert "has stored no copies of its registry in the bucket" in problem.message
-    assert not problems(config(), replace(FIRST, storing_copies=frozenset()))
+def test_an_update_that_failed_half_way_can_be_repeated_and_taken_back() -> None:
+    """The old VM is there. The new disk and address may be, and the outputs may say so."""
+    disk = {"disk_zones": SECOND.disk_zones, "addresses": SECOND.addresses}
+    for last in (
+        replace(FIRST, left_zones=frozenset({A})),
+        replace(FIRST, **disk),  # type: ignore[arg-type]
+        replace(FIRST, **disk, left_zones=frozenset({A})),  # type: ignore[arg-type]
+    ):
+        assert not problems(config(B), last)
+        assert rendezvous_moves(config(B).rendezvous, last)
+        assert zone_resources(config(B), last).suffix == f"-{B}"
+        assert not problems(config(), last)
+        assert not rendezvous_moves(config().rendezvous, last)
+    # Both VMs are there: the old one's zone did not answer.
+    both = replace(SECOND, instance_zones={"pilot-rendezvous": frozenset({A, B})})
+    assert not problems(config(B), both)
+    assert not rendezvous_moves(config(B).rendezvous, both)
+    assert len(problems(config(), both)) == 1
 
 
-def test_whether_copies_were_stored_is_read_from_the_recorded_spec() -> None:
-    instance = "gcp:compute/instance:Instance"
-    specs = {"a": '{"uploadCopies":true}', "b": '{"uploadCopies":false}', "c": "[]", "d": "{"}
-    found = from_resources(
-        [
-            *((instance, {"name": n, "metadata": {"pilot-spec": s}}) for n, s in specs.items()),
-            (instance, {"name": "e", "metadata": None}),
-            (instance, {"name": "f"}),
-        ]
+def test_a_disk_that_was_lost_after_a_move_keeps_its_name() -> None:
+    lost = replace(
+        SECOND,
+        disk_zones={},
+        left_zones=frozenset(),
+        addresses={f"pilot-fleet-registry-internal-{B}": "10.10.15.252"},
     )
-    assert found.storing_copies == {"a"}
+    assert zone_resources(config(B), lost).suffix == f"-{B}"
+    assert not problems(config(B), lost)
+
+
+def test_no_move_without_copies_in_the_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(pulumi.log, "info", said.append)
+    monkeypatch.setattr(pulumi.log, "warn", said.append)
+
+    def none(bucket: str) -> str:
+        raise NotLookedUpError("nobody answers")
+
+    def found(newest: str, zone: str = B, *, dry_run: bool = False) -> list[str]:
+        return copies_problems(config(zone), FIRST, lambda _: newest, dry_run=dry_run)
+
+    (problem,) = found("")
+    assert "has no copy of the registry, so it would be empty in us-central1-b" in problem
+    assert found("", dry_run=True) == [problem]
+    assert found("", A) == []
+    assert found("registry/20261130T120000Z-9500.json") == []
+    assert said.pop().endswith("registry/20261130T120000Z-9500.json")
+    (problem,) = copies_problems(config(B), FIRST, none, dry_run=False)
+    assert problem.endswith("cannot be seen: nobody answers. Nothing was changed")
+    assert copies_problems(config(B), FIRST, none, dry_run=True) == []
+    assert said.pop().endswith("nobody answers")

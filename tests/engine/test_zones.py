@@ -11,6 +11,7 @@ from lab.cloud.server import Serving
 from tests.components.fleet import changed
 from tests.engine.project import Project
 from tests.engine.test_update import CLOUD, FLEET, call, cloud, project
+from tests.lab.cloud.client import Client
 
 __all__ = ["cloud", "project"]
 
@@ -84,6 +85,12 @@ def test_the_rendezvous_moves_to_another_zone(project: Project, cloud: Serving) 
     first = addresses()
 
     project.configure(zone(OTHER))
+    empty = project.preview().no_traceback()
+    assert empty.code != 0
+    assert "has no copy of the registry, so it would be empty in us-central1-b" in empty.text
+    client = Client(cloud.url)
+    (bucket,) = client.get(f"/storage/v1/b?project={CLOUD}")["items"]
+    client.upload(bucket["name"], "registry/20261130T120000Z-9500.json", b"{}")
     planned = project.preview().no_traceback()
     assert planned.code == 0, planned.text
     assert "the rendezvous moves to us-central1-b: a new VM with the address" in planned.text

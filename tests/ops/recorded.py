@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 from xml.etree import ElementTree
@@ -167,9 +168,10 @@ def drive(
     return app.return_value
 
 
-async def until(pilot: Pilot[int], holds: Callable[[], bool]) -> None:
-    """Wait until something holds, 20 s at most."""
-    for _ in range(2000):
+async def until(pilot: Pilot[int], holds: Callable[[], bool], seconds: float = 20) -> None:
+    """Wait until something holds."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
         await pilot.pause(0.01)
         if holds():
             return

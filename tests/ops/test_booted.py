@@ -11,11 +11,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from textual.pilot import Pilot
 
 from lab.machines.processes import ending
+from ops import fleet as fleets
+from ops import holds
 from ops.cli import main
+from ops.cloud_address import CloudAddress
+from ops.google import Cloud
+from ops.looks import FleetLooks
+from ops.watch import Limits
 from tests.components.fleet import ROOT
 from tests.ops.conftest import Said
+from tests.ops.recorded import drive, live, screen
+from tests.ops.recorded import until as until_shown
 from tests.vm.conftest import Boot
 from tests.vm.fleet import CLOUD, RENDEZVOUS, Fleet
 
@@ -158,6 +167,44 @@ def test_a_ghost_is_found_twice(fleet: Fleet, ops: Run) -> None:
     finally:
         fleet.set_metadata("swarm-1", items)
     until(fleet, ops, 0, "status")
+
+
+def test_live_from_a_drain_to_a_ghost(fleet: Fleet) -> None:
+    """What an operator sees and does on its screen, with real agents."""
+    url = fleet.serving.url
+    at = Cloud(CloudAddress(project=CLOUD, compute=url, storage=url, monitoring=url))
+    source = FleetLooks(lambda: fleets.read(at), lambda seen: holds.alerts(at, seen), Limits())
+    app = live(source, at=at, every=1.0)
+
+    def row(vm: str) -> str:
+        return next((line for line in screen(app) if line.startswith(vm)), "")
+
+    async def comes(pilot: Pilot[int], what: Callable[[], bool]) -> None:
+        # A status is published every five seconds at most, and agents take their time.
+        await until_shown(pilot, what, 120)
+
+    async def steps(pilot: Pilot[int]) -> None:
+        await comes(pilot, lambda: "95 of 95 online" in screen(app)[0])
+        await pilot.press("down")
+        await pilot.press("d")
+        await comes(pilot, lambda: any("Drain swarm-1" in line for line in screen(app)))
+        await pilot.press("y")
+        await comes(pilot, lambda: "held" in row("swarm-1"))
+        assert fleet.running("swarm-1") == 0
+        await pilot.press("u", "y")
+        await comes(pilot, lambda: "whole" in row("swarm-1"))
+        fleet.act("swarm-3", "stop")
+        await comes(pilot, lambda: "off" in row("swarm-3"))
+        items = fleet.metadata("swarm-2")
+        fleet.set_metadata("swarm-2", items | {_HIDING: "#!/bin/sh\n"})
+        ghost = "ALERT swarm-2/ghost"
+        await comes(pilot, lambda: any(ghost in line for line in screen(app)))
+        fleet.set_metadata("swarm-2", items)
+        fleet.act("swarm-3", "start")
+        await comes(pilot, lambda: "whole" in row("swarm-3"))
+        await pilot.press("q")
+
+    assert drive(app, steps, (160, 50)) == 0
 
 
 def test_a_registry_that_is_down(fleet: Fleet, ops: Run) -> None:

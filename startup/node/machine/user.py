@@ -27,14 +27,24 @@ def own_tree(path: Path, owner: int) -> None:
     """Give the directory `path` and all below it to `owner`, where it is another's. Raises OSError.
 
     An agent made what is in it, and others of the same user may change it meanwhile: no link is
-    followed (`-execdir`), and a file with a second name, which may be in another agent's home, is
-    left alone. By find: a tree may be deeper than Python can go.
+    followed (`-execdir`), and nothing is done where a file has a second name, which may be in
+    another agent's home. By find: a tree may be deeper than Python can go.
     """
     if os.geteuid() != 0 or path.lstat().st_uid == owner:
         return
+    others = ["!", "-uid", str(owner)]
+    if twice := _find(path, [*others, "-type", "f", "-links", "+1", "-print", "-quit"], owner):
+        raise OSError(
+            f"{path.parent / twice} has a second name, so it is not given to user {owner}: copy it "
+            "over itself"
+        )
     # From below: where this ends early, the directory itself still shows that it is not done.
-    command = ["find", f"./{path.name}", "-xdev", "-depth", "(", "-type", "d", "-o", "-links", "1"]
-    command += [")", "-execdir", "chown", "--no-dereference", f"{owner}:{GID}", "--", "{}", "+"]
+    does = ["-execdir", "chown", "--no-dereference", f"{owner}:{GID}", "--", "{}", "+"]
+    _find(path, [*others, *does], owner)
+
+
+def _find(path: Path, words: list[str], owner: int) -> str:
+    command = ["find", f"./{path.name}", "-xdev", "-depth", *words]
     try:
         done = subprocess.run(
             command, cwd=path.parent, capture_output=True, text=True, timeout=_TREE_S, check=False
@@ -43,6 +53,7 @@ def own_tree(path: Path, owner: int) -> None:
         raise OSError(f"{path} was not given to user {owner} within {_TREE_S:.0f} s") from error
     if done.returncode:
         raise OSError(f"{path} could not be given to user {owner}: {done.stderr.strip()[:200]}")
+    return done.stdout.strip()
 
 
 def share(path: Path) -> None:

@@ -154,6 +154,8 @@ class BucketCopies:
         mine = usable(stored, place, cleaned_by(self._paths))
         # An earlier registry's were set aside by order: they are no reason to wait.
         strange = others + sum(not each.is_of(place) for each in stored)
+        # What was bad and set aside was there all the same.
+        strange += registry_copies.set_aside_as_bad(self._paths)
         bad: list[str] = []
         by_name = {each.copy.name: each for each in mine}
         here = {copy.name: copy for copy in registry_copies.copies(self._paths)}

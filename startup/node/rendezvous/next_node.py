@@ -41,7 +41,7 @@ def raised(content: bytes) -> bytes:
     fields = _fields(text)
     following, begin, end = fields.get("next_node", (0, len(text) - 1, len(text) - 1))
     nodes, keys = (fields.get(name, ((), 0, 0))[0] for name in ("nodes", "pub_key_idx"))
-    if not isinstance(following, int):
+    if type(following) is not int:
         raise BadRegistryError("its next_node is no number")
     highest = max(following, *_ids(nodes, "nodes"), *_ids(keys, "pub_key_idx"), 0)
     if highest + SKIPPED > MOST:
@@ -99,7 +99,11 @@ def _ids(value: Any, where: str) -> Iterable[int]:
         return
     if not isinstance(value, list | tuple):
         raise BadRegistryError(f"its {where} is no object")
-    for name, number in value:
+    for each in value:
+        # An element of a list is no pair of a name and a number.
+        if not (isinstance(each, tuple) and len(each) == 2 and type(each[1]) is int):
+            raise BadRegistryError(f"its {where} is no object of numbers")
+        name, number = each
         yield number
         if where == "nodes" and re.fullmatch("[0-9]{1,10}", name):
             yield int(name)

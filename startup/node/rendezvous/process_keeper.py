@@ -51,6 +51,8 @@ class ProcessKeeper:
             if not self.tokens.is_worth_waiting_for(now):
                 self._start(wanted, running, standing)
         elif running != wanted and not process.job:
+            if not self._has_what_is_ordered(standing):
+                return
             # A rejected release may have read nothing: its file is not worth a copy.
             rejected = running is not None and trials.is_rejected(running, self.loop.roll)
             why = runs.difference(running, wanted)
@@ -60,6 +62,8 @@ class ProcessKeeper:
                 # systemd starts it again and again: it may be a copy that it needs.
                 self.registry.is_ready()
             else:
+                # It has what it needs: a search that goes on would keep copies from being stored.
+                self.registry.started()
                 self.registry.end_permit()
             self.descriptors.raise_to_spec(process.pid)
 
@@ -92,6 +96,13 @@ class ProcessKeeper:
         text = standing.orders.banner or banner.RESTARTING
         loop.attempt(partial(self.show_banner, text))
         self.observer.unit.stop()
+
+    def _has_what_is_ordered(self, standing: Standing) -> bool:
+        """Whether the copy that a restart is to put back is on the disk. The registry goes on until
+        it is: a name may be wrong, and the bucket away."""
+        orders = standing.orders
+        is_due = bool(orders.restore) and self.registry.is_to_clean(orders.restart)
+        return not is_due or self.registry.has(orders.restore)
 
     def _start(self, wanted: Run, before: Run | None, standing: Standing) -> None:
         loop, paths, orders = self.loop, self.loop.paths, standing.orders

@@ -13,7 +13,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -278,6 +278,13 @@ def started_empty(paths: Paths) -> bool:
         return False
 
 
+def set_aside_as_bad(paths: Paths) -> int:
+    """How many files of the registry and copies were set aside as damaged. An ordered `clean` needs
+    none of them: it permits the start by itself."""
+    files_ = paths.registry.glob(f"{NAME}.bad-*")
+    return sum(1 for _ in files_) + sum(1 for _ in (paths.registry / "copies").glob("*.bad"))
+
+
 def cleaned_by(paths: Paths) -> str | None:
     """The ordered restart at which the registry was last set aside, None where this disk knows of
     none."""
@@ -330,9 +337,11 @@ def put_back_by_order(paths: Paths, name: str, now: float, say: Callable[[str], 
     kept = folder / ".ordered"
     kept.unlink(missing_ok=True)
     kept.hardlink_to(folder / name)
-    examine(kept)
-    clean(paths, now, say)
-    _restore(paths, Copy(name=kept.name, time=now, size=0, keys=0), by_order=True)
+    # First what can fail: a disk that is full, a counter that cannot be raised.
+    with _prepared(paths, kept.name, by_order=True) as (prepared, _):
+        clean(paths, now, say)
+        prepared.replace(paths.registry / NAME)
+    sync_directory(paths.registry)
     kept.unlink()
     say(f"{paths.registry / NAME}: {name} put back, as ordered")
 
@@ -381,15 +390,25 @@ def sync_directory(path: Path) -> None:
         os.close(handle)
 
 
-def _restore(paths: Paths, copy: Copy, *, by_order: bool = False) -> Summary:
+def _restore(paths: Paths, copy: Copy) -> Summary:
     """Put `copy`, its counter of IDs raised, in place of the registry's file in one rename, with
     the same owner. Raises BadRegistryError, OSError."""
+    with _prepared(paths, copy.name) as (prepared, summary):
+        prepared.replace(paths.registry / NAME)
+    sync_directory(paths.registry)
+    return summary
+
+
+@contextmanager
+def _prepared(paths: Paths, name: str, *, by_order: bool = False) -> Iterator[tuple[Path, Summary]]:
+    """The copy `name`, its counter of IDs raised, as a file beside the registry's own, which is
+    removed where it is not renamed. Raises BadRegistryError, OSError."""
     owner = paths.registry.stat()
     handle, temporary = tempfile.mkstemp(prefix=f".{NAME}.", dir=paths.registry)
     try:
         with (
             os.fdopen(handle, "wb") as out,
-            opened(paths.registry / "copies" / copy.name) as source,
+            opened(paths.registry / "copies" / name) as source,
         ):
             summary = verify(source, None)
             if summary.size > MOST_PARSED:
@@ -407,13 +426,11 @@ def _restore(paths: Paths, copy: Copy, *, by_order: bool = False) -> Summary:
                 os.fchown(out.fileno(), owner.st_gid, owner.st_gid)
             out.flush()
             os.fsync(out.fileno())
-        Path(temporary).replace(paths.registry / NAME)
+        yield Path(temporary), summary
     except OSError as error:
         raise OSError(error.errno, files.explained(error), str(paths.registry)) from error
     finally:
         Path(temporary).unlink(missing_ok=True)
-    sync_directory(paths.registry)
-    return summary
 
 
 def copies_folder(paths: Paths) -> Path:

@@ -30,19 +30,23 @@ def test_where_there_is_none_it_says_why(state: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(processes, "first_in", lambda _: os.getpid())
     monkeypatch.setattr(pings, "_SOCKETS", (f"{state.relative_to('/')}/*.sock",))
     assert pings.report(CONFIG, "container") == "no ping: swarm-1 runs no agent"
+    # No socket, or root's: not an agent's.
+    (state / "10000.sock").touch()
+    if os.geteuid() == 0:
+        os.mknod(state / "09999.sock", 0o140600)
+        assert pings.report(CONFIG, "container") == "no ping: swarm-1 runs no agent"
     # The first one, by whichever layout.
+    user = 610 if os.geteuid() == 0 else os.geteuid()
     for port in (10002, 10001):
-        (state / f"{port}.sock").touch()
+        os.mknod(state / f"{port}.sock", 0o140600)
+        os.chown(state / f"{port}.sock", user, -1)
     found = pings.agent_on(CONFIG, "swarm-1")
     assert (found.name, found.socket) == (
         "swarm-1's agent on port 10001",
         str(state / "10001.sock"),
     )
     assert found.as_its_user[:3] == ["nsenter", "--target", str(os.getpid())]
-    assert found.as_its_user[-5:] == [
-        *("--reuid", str(os.geteuid()), "--regid", str(os.geteuid())),
-        "--clear-groups",
-    ]
+    assert found.as_its_user[3:6] == ["--all", "--root", f"--setuid={user}"]
 
 
 @pytest.mark.parametrize(

@@ -241,6 +241,30 @@ def test_a_file_that_goes_bad_while_systemd_starts_it_again(fleet: Fleet) -> Non
     assert register(fleet, 5) == ids
 
 
+def test_copies_are_stored_again_after_a_crash_that_healed_itself(fleet: Fleet) -> None:
+    """While systemd starts it again a copy may be searched for; that must end with the start."""
+    ids = serve_with(fleet, 5)
+    fleet.it.keeper.registry.bucket.search()
+    fleet.round()
+    register(fleet, 3, first=5)
+    fleet.now += 400
+    kept_in_the_bucket(fleet, 8)
+    assert register(fleet, 5) == ids
+
+
+def test_a_registry_of_which_all_was_bad_and_set_aside_does_not_start_empty(fleet: Fleet) -> None:
+    """Nothing of it is in the bucket; systemd's own start has renamed what was bad."""
+    serve_with(fleet, 5)
+    lost(fleet)
+    fleet.bucket.held.clear()
+    (fleet.paths.registry / f"{registry_file.NAME}.bad-20261130T120000Z").write_bytes(b"{")
+    assert "no good copy of this VM's registry" in waiting(fleet)
+    lost(fleet)
+    folder = registry_copies.copies_folder(fleet.paths)
+    (folder / "20261130T120000Z-5.json.bad").write_bytes(b"{")
+    assert "no good copy of this VM's registry" in waiting(fleet)
+
+
 def test_a_format_that_is_not_known_is_not_put_back(fleet: Fleet) -> None:
     serve_with(fleet, 5)
     held = fleet.bucket.held
@@ -290,6 +314,20 @@ def test_a_format_that_is_not_known_is_put_back_by_order_as_it_is(fleet: Fleet) 
     assert (fleet.paths.registry / registry_file.NAME).read_bytes() == newer
 
 
+def test_a_copy_that_cannot_be_put_back_costs_no_other(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve_with(fleet, 5)
+    (name,) = fleet.bucket.held
+    fleet.unit.end()
+    monkeypatch.setattr(registry_copies, "MOST_PARSED", 10)
+    with pytest.raises(registry_file.BadRegistryError, match="too many"):
+        registry_copies.put_back_by_order(fleet.paths, name, NOW, fleet.said.append)
+    assert (fleet.paths.registry / "copies" / name).exists()
+    assert (fleet.paths.registry / registry_file.NAME).exists()
+    assert not list(fleet.paths.registry.glob(f".{registry_file.NAME}.*"))
+
+
 def test_a_copy_that_is_ordered_and_not_there_is_said(fleet: Fleet) -> None:
     serve_with(fleet, 5)
     fleet.follower.order(restart="r1", restore="20200101T000000Z-5.json")
@@ -297,6 +335,9 @@ def test_a_copy_that_is_ordered_and_not_there_is_said(fleet: Fleet) -> None:
         lambda: any("there is no copy 20200101T000000Z-5.json" in line for line in fleet.said),
         "that it is not there",
     )
+    # A name may be wrong: the registry goes on meanwhile.
+    assert fleet.serving()
+    assert fleet.unit.starts == 1
     fleet.follower.order(restart="r2")
     fleet.until(fleet.serving, "serving as before")
     assert fleet.health().total == 5

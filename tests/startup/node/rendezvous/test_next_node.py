@@ -70,6 +70,20 @@ def test_the_highest_id_counts(content: bytes, highest: int) -> None:
     assert {**after, "next_node": 0} == {**json.loads(content), "next_node": 0}
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"next_node":1,"nodes":[1,2]}',
+        b'{"next_node":1,"pub_key_idx":["a"]}',
+        b'{"next_node":1,"nodes":[[1,2,3]]}',
+        b'{"next_node":true,"nodes":{}}',
+    ],
+)
+def test_what_is_no_registry_is_refused(content: bytes) -> None:
+    with pytest.raises(BadRegistryError):
+        raised(content)
+
+
 def test_every_restore_raises_it_again() -> None:
     assert json.loads(raised(raised(sealed_after(5, 3))))["next_node"] == 6 + 2 * SKIPPED
 
