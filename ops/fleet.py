@@ -339,7 +339,9 @@ def newest_rendezvous(found: Iterable[Instance]) -> Instance | None:
     """The instance of the rendezvous. While it moves to another zone there are two, and after a
     zone that did not answer too: the one that was started last."""
     mine = [each for each in found if each.role == RENDEZVOUS]
-    return max(mine, key=lambda each: each.started or 0.0, default=None)
+    # A swarm VM whose metadata were changed by hand is labelled as what it is.
+    labelled = [each for each in mine if each.labels.get("pilot-role") == RENDEZVOUS]
+    return max(labelled or mine, key=lambda each: each.started or 0.0, default=None)
 
 
 def _rendezvous(vms: Sequence[Vm]) -> Vm | None:

@@ -117,6 +117,7 @@ import json, os, signal, socket, sys, urllib.request
 from pathlib import Path
 
 mine, other = sys.argv[1:3]
+ours, theirs = map(int, sys.argv[3:5])
 can = {}
 
 
@@ -138,12 +139,12 @@ def connect(path):
         peer.connect(path)
 
 
-for who, port, pid in (("own", mine, sys.argv[3]), ("other's", other, sys.argv[4])):
+for who, port, pid in (("own", mine, ours), ("other's", other, theirs)):
     home = Path("/var/lib/pilot/agents", port)
     attempt(f"{who} identity", lambda: (home / "identity.json").read_bytes())
     attempt(f"{who} socket", lambda: connect(str(home / "daemon.sock")))
     attempt(f"{who} socket's place", lambda: swap(home / "daemon.sock"))
-    attempt(f"{who} process", lambda: os.kill(int(pid), 0))
+    attempt(f"{who} process", lambda: os.kill(pid, 0))
     # The kernel asks here what it asks of one who wants to trace it.
     attempt(f"{who} memory", lambda: open(f"/proc/{pid}/mem", "rb").close())
 address = "http://169.254.169.254/computeMetadata/v1/instance/name"
