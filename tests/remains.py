@@ -108,15 +108,17 @@ def _let_go(item: pytest.Item) -> None:
     finalizers.pytest_runtest_teardown(item)
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    if error is None:
-        return
-    yield error
-    yield from _chain(error.__cause__)
-    yield from _chain(error.__context__)
-    if isinstance(error, BaseExceptionGroup):
-        for each in error.exceptions:
-            yield from _chain(each)
+def _chain(error: BaseException | None) -> list[BaseException]:
+    """An exception and all that it came of, each once: they may be each other's cause."""
+    found, ahead = list[BaseException](), [error]
+    while ahead:
+        each = ahead.pop()
+        if each is None or any(each is one for one in found):
+            continue
+        found.append(each)
+        ahead += [each.__cause__, each.__context__]
+        ahead += each.exceptions if isinstance(each, BaseExceptionGroup) else ()
+    return found
 
 
 def _is_a_librarys(thread: threading.Thread) -> bool:

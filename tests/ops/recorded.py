@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import time
@@ -23,6 +22,7 @@ from ops.registry_counts import RegistryCounts
 from ops.watch import Limits
 from startup.node.pressure.sampler import Heavy, Sample
 from startup.node.report.status import OrdersStatus, RollStatus, document, encode
+from tests.conftest import run_async
 from tests.ops.simulated import NEW, rendezvous_spec, swarm_spec
 from tests.startup import facts
 
@@ -164,7 +164,7 @@ def drive(
             await pilot.pause()
             await steps(pilot)
 
-    asyncio.run(go())
+    run_async(go())
     return app.return_value
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,15 @@ Run = Callable[..., Said]
 def fleet(booted: Boot) -> Iterator[Fleet]:
     with booted("container", WANTED, 240) as made:
         yield made
+
+
+@pytest.fixture
+def place(fleet: Fleet) -> Iterator[Cloud]:
+    url = fleet.serving.url
+    made = Cloud(CloudAddress(project=CLOUD, compute=url, storage=url, monitoring=url))
+    yield made
+    # Its connections each keep a thread of the lab, which waits for them at its end.
+    vars(made).clear()
 
 
 @pytest.fixture
@@ -169,12 +179,10 @@ def test_a_ghost_is_found_twice(fleet: Fleet, ops: Run) -> None:
     until(fleet, ops, 0, "status")
 
 
-def test_live_from_a_drain_to_a_ghost(fleet: Fleet) -> None:
+def test_live_from_a_drain_to_a_ghost(fleet: Fleet, place: Cloud) -> None:
     """What an operator sees and does on its screen, with real agents."""
-    url = fleet.serving.url
-    at = Cloud(CloudAddress(project=CLOUD, compute=url, storage=url, monitoring=url))
-    source = FleetLooks(lambda: fleets.read(at), lambda seen: holds.alerts(at, seen), Limits())
-    app = live(source, at=at, every=1.0)
+    alerts, limits = partial(holds.alerts, place), Limits()
+    app = live(FleetLooks(lambda: fleets.read(place), alerts, limits), at=place, every=1.0)
 
     def row(vm: str) -> str:
         return next((line for line in screen(app) if line.startswith(vm)), "")
