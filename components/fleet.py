@@ -180,11 +180,11 @@ def declare(
     # VMs that this update stops take turns: each depends on the one before. Other VMs do not wait
     # (docs/DECISIONS.md).
     stopping = last_update.stopping_vms(config, last)
-    previous: gcp.compute.Instance | None = None
+    moves = last_update.rendezvous_moves(config.rendezvous, last)
+    moved = declare_rendezvous(None) if moves else None
     # A rendezvous that moves is there before the agents are told.
-    moved = (
-        declare_rendezvous(None) if last_update.rendezvous_moves(config.rendezvous, last) else None
-    )
+    first = moved.instance if moved else None
+    previous = first
     vms: list[Rendezvous | SwarmVm] = []
     for vm in sorted(config.swarm, key=lambda each: (each.agents, each.name)):
         swarm_vm = SwarmVm(
@@ -209,11 +209,7 @@ def declare(
                 labels=labels(spec.ROLE_SWARM),
                 tag=TAG_SWARM,
                 protect=config.protect,
-                after=previous
-                if vm.name in stopping
-                else None
-                if moved is None
-                else moved.instance,
+                after=previous if vm.name in stopping else first,
             ),
             after_needed,
         )

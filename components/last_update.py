@@ -115,10 +115,7 @@ def shrinking_disks(config: FleetConfig, last: LastUpdate) -> list[Problem]:
     """Disks that would become smaller, which Google does not do."""
     problems = []
     for path, vm in _vms(config):
-        disk = f"{vm.name}{STATE_DISK_SUFFIX}"
-        if isinstance(vm, RendezvousConfig) and rendezvous_moves(vm, last):
-            # A new one is made.
-            disk = ""
+        disk = _state_disk(vm, last)
         current_gb = last.disk_gb.get(disk, 0)
         if vm.disk_gb < current_gb:
             message = (
@@ -135,6 +132,15 @@ def shrinking_disks(config: FleetConfig, last: LastUpdate) -> list[Problem]:
             )
             problems.append(Problem(path=f"{PROJECT_NAME}:{path}.bootDiskGb", message=message))
     return problems
+
+
+def _state_disk(vm: RendezvousConfig | SwarmVmConfig, last: LastUpdate) -> str:
+    """Name of the VM's state disk. Of a rendezvous that has moved it ends in its zone, and the
+    disk with the plain name is the one that it left."""
+    plain = f"{vm.name}{STATE_DISK_SUFFIX}"
+    if isinstance(vm, RendezvousConfig) and last.disk_zones.get(plain, vm.zone) != vm.zone:
+        return f"{plain}-{vm.zone}"
+    return plain
 
 
 def disks_below_image(
@@ -281,11 +287,13 @@ def from_resources(
     sizes = {name: (boot.get("initializeParams") or {}).get("size") for name, boot in boots.items()}
     accounts = {vm["name"]: (vm.get("serviceAccount") or {}).get("email") for vm in vms}
     zones = {vm["name"]: vm.get("zone") for vm in vms}
-    # The disk decides: a VM is made anew beside it, but its content is nowhere else.
+    # The disk decides: a VM is made anew beside it, but its content is nowhere else. Of two of one
+    # VM, one was left behind: the other one counts.
+    disks.sort(key=lambda disk: _zone(disk) not in left_zones)
     zones |= {
-        disk["name"].removesuffix(STATE_DISK_SUFFIX): disk["zone"]
+        disk["name"].removesuffix(f"-{zone}").removesuffix(STATE_DISK_SUFFIX): zone
         for disk in disks
-        if disk.get("zone")
+        if (zone := _zone(disk))
     }
     return LastUpdate(
         boot_gb={name: int(size) for name, size in sizes.items() if size},

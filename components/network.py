@@ -95,10 +95,11 @@ class FleetNetwork(pulumi.ComponentResource):
             gcp.compute.Address(
                 address,
                 name=address,
-                opts=pulumi.ResourceOptions(
-                    parent=self,
-                    protect=True,
-                    ignore_changes=["address", "addressType", "subnetwork", "region", "labels"],
+                opts=pulumi.ResourceOptions.merge(
+                    kept,
+                    pulumi.ResourceOptions(
+                        ignore_changes=["address", "addressType", "subnetwork", "region", "labels"]
+                    ),
                 ),
             )
 

@@ -97,7 +97,7 @@ class Rendezvous(pulumi.ComponentResource):
                 opts=child,
             )
         for kept in args.kept_disks:
-            vm.kept_disk(name, args.vm.vm_name, kept, child)
+            vm.kept_disk(name, args.vm, kept, child)
         instance = vm.instance(name, args.vm, disk, child)
         self.instance = instance
         self.instance_id = instance.instance_id

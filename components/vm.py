@@ -90,17 +90,17 @@ def state_disk(name: str, args: VmArgs, opts: pulumi.ResourceOptions) -> gcp.com
     )
 
 
-def kept_disk(name: str, vm_name: str, kept: KeptDisk, opts: pulumi.ResourceOptions) -> None:
+def kept_disk(name: str, args: VmArgs, kept: KeptDisk, opts: pulumi.ResourceOptions) -> None:
     """The state disk of a VM that has left its zone: declared as it is, so that no update deletes
     what it holds."""
     gcp.compute.Disk(
         f"{name}-disk{kept.suffix}",
-        name=f"{vm_name}{STATE_DISK_SUFFIX}{kept.suffix}",
+        name=f"{args.vm_name}{STATE_DISK_SUFFIX}{kept.suffix}",
         zone=kept.zone,
         opts=pulumi.ResourceOptions.merge(
             opts,
             pulumi.ResourceOptions(
-                protect=True, ignore_changes=["size", "type", "labels", "snapshot"]
+                protect=args.protect, ignore_changes=["size", "type", "labels", "snapshot"]
             ),
         ),
     )

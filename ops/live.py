@@ -304,7 +304,7 @@ def run(
     app = LiveApp(
         first=first, every=every, look=looks.next, desk=desk, context=settings.context_in_use
     )
-    # What is loaded by now stays: no collection of a look's garbage needs to walk it.
+    # The garbage collector need not walk the loaded modules after each look: they stay loaded.
     gc.freeze()
     code = app.run()
     desk.end()

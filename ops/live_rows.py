@@ -166,7 +166,7 @@ def spark(values: Sequence[int | None], most: int, width: int, height: int) -> T
         signs = []
         for value in shown:
             level = 0 if value is None else round(min(1.0, value / max(most, 1)) * steps)
-            # What is known has a sign, were it 0.
+            # A known value of 0 gets the lowest sign. Only an unknown one leaves a gap.
             level = max(level, 0 if value is None else 1) - below
             signs.append(" " if level <= 0 else _LEVELS[min(level, len(_LEVELS)) - 1])
         lines.append("".join(signs).rjust(width))

@@ -17,7 +17,7 @@ _PER_SECOND = 4
 
 
 class Phases:
-    """One line that moves on a terminal, one line a step elsewhere.
+    """One line that moves on a terminal, one line per step elsewhere.
 
     `log` is the file that the steps' commands write to: its last line is part of the moving one.
     """

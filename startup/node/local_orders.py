@@ -143,8 +143,8 @@ def look(paths: Paths) -> AgentsSeen:
             continue
         with suppress(FileNotFoundError):
             running[port] = (base / layout.cgroup(port)).stat().st_ino
-        if layout.socket(paths, port).is_socket():
-            ready.add(port)
+            if layout.socket(paths, port).is_socket():
+                ready.add(port)
     return AgentsSeen(running=running, ready=frozenset(ready))
 
 

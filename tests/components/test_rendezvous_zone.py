@@ -10,7 +10,13 @@ import pytest
 from components.config import FleetConfig
 from components.config_parse import parse_fleet
 from components.google_rest import NotLookedUpError
-from components.last_update import LastUpdate, from_resources, rendezvous_moves
+from components.last_update import (
+    LastUpdate,
+    from_resources,
+    rendezvous_moves,
+    shrinking_disks,
+)
+from components.outputs import fit_changes, from_config
 from components.rendezvous_zone import copies_problems, problems, warnings, zone_resources
 from components.vm import KeptDisk
 from tests.components.fleet import changed
@@ -183,3 +189,24 @@ def test_no_move_without_copies_in_the_bucket(monkeypatch: pytest.MonkeyPatch) -
     assert problem.endswith("cannot be seen: nobody answers. Nothing was changed")
     assert copies_problems(config(B), FIRST, none, dry_run=True) == []
     assert said.pop().endswith("nobody answers")
+
+
+def recorded(*disks: tuple[str, str, int], left: frozenset[str]) -> LastUpdate:
+    """The state with these disks of the rendezvous, each name, zone and GB, and its VM in B."""
+    instance, disk = "gcp:compute/instance:Instance", "gcp:compute/disk:Disk"
+    vm = {"name": "pilot-rendezvous", "zone": B, "machineType": "n2-standard-4"}
+    found = [(disk, {"name": name, "zone": zone, "size": gb}) for name, zone, gb in disks]
+    return from_resources([(instance, vm), *found], left_zones=left)
+
+
+def test_after_a_move_only_the_disk_of_its_zone_counts() -> None:
+    """The old disk is recorded as well. It tells neither the zone of the VM nor its disk's size."""
+    plain, other = ("pilot-rendezvous-state", A, 40), (f"pilot-rendezvous-state-{B}", B, 20)
+    for disks in ((plain, other), (other, plain)):
+        last = recorded(*disks, left=frozenset({A}))
+        assert last.zones == {"pilot-rendezvous": B}
+        assert shrinking_disks(config(B, diskGb=20), last) == []
+        (problem,) = shrinking_disks(config(B, diskGb=15), last)
+        assert f"less than the 20 GB of the disk pilot-rendezvous-state-{B}" in problem.message
+        table = fit_changes(config(B), replace(last, fits=from_config(config(B))["vms"]))
+        assert "→" not in next(line for line in table.splitlines() if "pilot-rendezvous" in line)

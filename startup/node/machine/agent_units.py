@@ -23,8 +23,8 @@ SLICE: Final = "pilot.slice"
 # issue 17590): of 5,000 agents 250 instead of all.
 SLICES: Final = 20
 _PREFIX, _SUFFIX = "pilot-agent", ".service"
-# What the unit's `--reuid 19000%i` is: 1,900,000,000 and the port. Above what containers and
-# subordinate ids use. Of a port of four digits it is 190,000,000 and the port.
+# As the unit's `--setuid 19000%i`: 1,900,000,000 and the port, above what containers and
+# subordinate ids use. For a port of four digits it is 190,000,000 and the port.
 _USERS: Final = "19000"
 
 

@@ -44,7 +44,8 @@ def test_machines_of_another_driver_are_named_before_anything_is_done(
     said = capsys.readouterr().err
     assert "a lab with the container driver is here: `make lab-down` first" in said
     assert "LAB_DRIVER=container make lab" in said
-    # What is asked for by name is not given up for what is there; nothing asked for goes on.
+    # The lab that is here keeps its driver, with or without a name, although containers would not
+    # be chosen now.
     monkeypatch.setattr(cloud, "no_containers", lambda: "containers need root")
     for asked in ("container", ""):
         monkeypatch.setenv("LAB_DRIVER", asked)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -208,3 +209,19 @@ def test_another_port_is_no_agent(
     assert local_orders.main(vm.paths, ["agent", *words]) == 1
     said = "pilot-node: agent: needs the port of an agent, from 10001 to 10003\n"
     assert capsys.readouterr().err == said
+
+
+def test_an_agent_that_ends_while_it_is_looked_at_is_not_ready(
+    vm: Vm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stat = Path.stat
+    gone = vm.base / vm.layout.cgroup(10002)
+
+    def ended(path: Path, **how: bool) -> os.stat_result:
+        if path == gone and not sys._getframe(1).f_code.co_name.startswith("is_"):
+            raise FileNotFoundError(path)
+        return stat(path, **how)
+
+    monkeypatch.setattr(Path, "stat", ended)
+    seen = local_orders.look(vm.paths)
+    assert set(seen.running) == seen.ready == {10001, 10003}

@@ -107,7 +107,7 @@ def test_it_is_fetched_once_with_its_provider(
     assert os.access(Path(found.home).parent / versions.PROVIDER.output, os.X_OK)
     assert Path(found.path).parent.name == "bin"
     assert list(cache.glob("scratch-*")) == []
-    # What was chosen by hand is not given up for it.
+    # A choice by hand wins over the fetched release.
     monkeypatch.setenv("PILOT_TOOLCHAIN", "source")
     assert commands.find_pulumi(tell=False).built
 
