@@ -2,7 +2,8 @@
 
 docs/CONTRACT.md, "Metrics", lists the metrics. components/monitoring.py declares alerts and
 dashboard in Cloud Monitoring. prometheus_rules.yml and grafana_dashboard.json hold the same for
-Prometheus and Grafana; tests/components/monitoring compares them.
+Prometheus and Grafana; tests/components/monitoring compares them. The rule AgentsGrow alone has no
+counterpart here: a threshold cannot ask for a slope.
 """
 
 from __future__ import annotations
@@ -288,7 +289,11 @@ PANELS = (
     Panel(
         title="Growth of the agents' memory per hour",
         unit="By",
-        queries=_by_vm("pilot_memory_growth_bytes_per_hour"),
+        queries={
+            **_by_vm("pilot_memory_growth_bytes_per_hour"),
+            "{{vm}}, mean of a day": "sum by (vm) (deriv(pilot_agent_grown_bytes[1d])) * 3600"
+            ' * sum by (vm) (pilot_agents{state="running"})',
+        },
     ),
     Panel(title="Agents above their limit", unit="1", queries=_by_vm("pilot_agents_over_limit")),
     Panel(title="Connections per agent", unit="1", queries=_by_vm("pilot_agent_connections_mean")),

@@ -90,6 +90,8 @@ class Sample:
     """The largest of these."""
     growth: float | None = None
     """Bytes per hour, of all agents."""
+    grown: float | None = None
+    """Bytes that the mean agent has grown by since pilot-node started."""
     leak: str = ""
     """A sentence, "" where memory does not leak."""
     asked: int = 0
@@ -123,6 +125,7 @@ class _Walked:
     over: int | None = None
     top: Sequence[Heavy] = ()
     growth: float | None = None
+    grown: float | None = None
     leak: str = ""
     asked: int = 0
     connections: float | None = None
@@ -224,7 +227,12 @@ class Walk:
         verdict = leak_detection.judge(self._history, self.planning.connection)
         over, top = self._heavy(running, seen)
         self.latest = replace(
-            self.latest, over=over, top=top, growth=verdict.growth, leak=verdict.leak
+            self.latest,
+            over=over,
+            top=top,
+            growth=verdict.growth,
+            grown=self._history.grown,
+            leak=verdict.leak,
         )
 
     def _heavy(
@@ -360,6 +368,7 @@ class Sampler:
             over=walked.over,
             top=walked.top,
             growth=walked.growth,
+            grown=walked.grown,
             leak=walked.leak,
             asked=walked.asked,
             connections=walked.connections,

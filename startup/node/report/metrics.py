@@ -183,6 +183,12 @@ def _swarm(out: _Text, document: Document) -> None:
         "Growth of all agents' memory, in bytes per hour.",
         memory["growth"],
     )
+    out.one(
+        "pilot_agent_grown_bytes",
+        "What the mean agent has grown by since pilot-node started, in bytes; no start or stop of "
+        "an agent is a step in it.",
+        memory["grown"],
+    )
     out.one("pilot_memory_leak", "1 while agents leak memory.", int(bool(memory["leak"])))
     out.one(
         "pilot_agent_connections_mean",

@@ -365,6 +365,7 @@ def _swarm(common: Document, facts: SwarmFacts) -> Document:
                 for one in sample.top[:_TOP]
             ],
             "growth": _whole(sample.growth),
+            "grown": _whole(sample.grown),
             "leak": clip(sample.leak),
         },
         "connections": {

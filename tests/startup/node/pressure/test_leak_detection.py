@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -75,6 +76,12 @@ def history(
     return found
 
 
+def grown(**how: Any) -> float:
+    found = history(**how).grown
+    assert found is not None
+    return found
+
+
 def an_hour(bytes_an_hour: float) -> Callable[[float], float]:
     return lambda age: age / HOUR * bytes_an_hour
 
@@ -113,12 +120,14 @@ def test_it_ends_when_it_ends() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_kilobyte_an_hour_takes_a_day(seed: int) -> None:
-    slow = an_hour(1000)
-    assert judge(history(hours=6, leak=slow, seed=seed), CONNECTION).leak == ""
-    verdict = judge(history(hours=24, leak=slow, seed=seed), CONNECTION)
-    assert "each agent grows by" in verdict.leak
-    assert "24 h" in verdict.leak
+def test_a_kilobyte_an_hour_is_in_the_curve_of_a_day(seed: int) -> None:
+    """The alert AgentsGrow finds it there; no verdict does."""
+    assert judge(history(hours=24, leak=an_hour(1000), seed=seed), CONNECTION).leak == ""
+    # The ends of the curve are as far off as the mean of 300 heaps that move by NOISE is.
+    off = 4 * NOISE * math.sqrt(2 / 300)
+    assert grown(hours=24, leak=an_hour(1000), seed=seed) == pytest.approx(24e3, abs=off)
+    assert grown(hours=24, leak=an_hour(10000), seed=seed) == pytest.approx(240e3, abs=off)
+    assert History().grown is None
 
 
 def test_more_connections_explain_it() -> None:
@@ -142,57 +151,27 @@ def test_noise_in_the_connections_explains_nothing() -> None:
     assert judge(found, CONNECTION).leak
 
 
-def test_a_day_and_its_night() -> None:
-    """Traffic comes and goes once a day, and memory with it: no leak; on top of it, one is seen."""
-
-    def traffic(at: float) -> float:
-        return 2 + math.sin(at / 86400 * 2 * math.pi)
-
-    assert judge(history(hours=24, cost=3e5, connections=traffic), CONNECTION).leak == ""
-    leaking = history(hours=24, cost=3e5, connections=traffic, leak=an_hour(3000))
-    assert "each agent grows" in judge(leaking, CONNECTION).leak
-
-
-def test_one_step_is_no_slope() -> None:
-    def step(age: float) -> float:
-        return 40_000.0 if age > 86400 + 12 * HOUR else 0.0
-
-    assert judge(history(hours=24, leak=step), CONNECTION).leak == ""
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_restarts_make_no_leak_and_hide_none(seed: int) -> None:
     """A twentieth of the agents an hour starts anew, smaller than it ended: in a day, everyone."""
     assert judge(history(hours=24, restarts=0.05, seed=seed), CONNECTION).leak == ""
-    leaking = history(hours=24, restarts=0.05, leak=an_hour(8000), seed=seed)
-    assert "each agent grows" in judge(leaking, CONNECTION).leak
+    leaking = grown(hours=24, restarts=0.05, leak=an_hour(8000), seed=seed)
+    assert leaking - grown(hours=24, restarts=0.05, seed=seed) == pytest.approx(24 * 8e3, rel=0.1)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_one_roll_makes_no_leak_and_hides_none(seed: int) -> None:
-    """In the middle of the day all start anew within one look."""
-
-    def rolled(leak: float) -> History:
-        first = history(hours=12, leak=an_hour(leak), seed=seed)
-        found = first
-        rng = random.Random(seed)
-        for step in range(1, int(12 * HOUR / LOOK)):
-            age = step * LOOK
-            held = {
-                port: Held(
-                    since=(port, 1),
-                    age=age,
-                    bytes=int(1e6 + rng.gauss(0, NOISE) + leak * age / HOUR),
-                )
-                for port in range(300)
-            }
-            found = leak_detection.seen(
-                found, Look(at=12 * HOUR + age, agents=held, connections=1.0)
-            )
-        return found
-
-    assert judge(rolled(0), CONNECTION).leak == ""
-    assert "each agent grows" in judge(rolled(4000), CONNECTION).leak
+def test_one_roll_makes_no_step() -> None:
+    """In the middle all start anew within one look, at half of their size."""
+    found = history(hours=1)
+    before = found.grown
+    assert before is not None
+    for step in range(1, int(HOUR / LOOK)):
+        held = {
+            port: Held(since=(port, 1), age=step * LOOK, bytes=int(0.75e6)) for port in range(300)
+        }
+        found = leak_detection.seen(
+            found, Look(at=HOUR + step * LOOK, agents=held, connections=1.0)
+        )
+    assert found.grown == before
 
 
 def test_all_of_them_restarted_at_once() -> None:
@@ -221,9 +200,9 @@ def test_no_agent_at_all() -> None:
     assert judge(history(hours=2, agents=0), CONNECTION) == LeakVerdict()
 
 
-def test_a_history_is_a_day_at_most() -> None:
-    found = history(hours=30, agents=2)
-    assert len(found.points) == 24 * HOUR / LOOK + 1
+def test_a_history_is_an_hour_at_most() -> None:
+    found = history(hours=3, agents=2)
+    assert len(found.points) == HOUR / LOOK + 1
 
 
 @given(
@@ -237,17 +216,6 @@ def test_a_line_is_found_again(slope: float, start: float, xs: list[float]) -> N
     assert line.slope == pytest.approx(slope, rel=1e-3, abs=1e-2)
 
 
-def test_two_causes_are_told_apart() -> None:
-    rng = random.Random(5)
-    xs = [float(x) for x in range(100)]
-    zs = [rng.random() for _ in xs]
-    line = fit(xs, [3 * x + 500 * z + 7 for x, z in zip(xs, zs, strict=True)], zs)
-    assert line is not None
-    assert line.slope == pytest.approx(3)
-
-
 def test_no_line() -> None:
     assert fit([1, 2, 3], [1, 2, 3]) is None
     assert fit([5, 5, 5, 5], [1, 2, 3, 4]) is None
-    # Both follow time: which of them memory follows cannot be told.
-    assert fit([1, 2, 3, 4, 5], [1, 2, 3, 4, 5], [2, 4, 6, 8, 10]) is None

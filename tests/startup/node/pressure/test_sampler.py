@@ -146,7 +146,7 @@ def test_no_agents(tmp_path: Path) -> None:
     world = World(tmp_path)
     one = walk(world, answers)
     one.step()
-    assert one.latest == pressure._Walked(over=0, top=[])
+    assert one.latest == pressure._Walked(over=0, top=[], grown=0.0)
     (tmp_path / SLICE).rmdir()
     one = walk(world, answers)
     one.step()

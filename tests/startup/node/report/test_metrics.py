@@ -90,6 +90,7 @@ FULL = Sample(
     agent_limit=20 << 20,
     over=2,
     growth=-5.5,
+    grown=700.4,
     leak="leaks",
     asked=8,
     connections=1.25,
@@ -117,6 +118,7 @@ def test_a_swarm_vm() -> None:
     assert found[f"pilot_release_info 1.18.0 {OLD}"] == 1
     assert found["pilot_memory_slice_bytes"] == 1 << 30
     assert found["pilot_memory_growth_bytes_per_hour"] == -6
+    assert found["pilot_agent_grown_bytes"] == 700
     assert found["pilot_memory_leak"] == 1
     assert found["pilot_bench_frozen"] == 1
     assert found["pilot_agent_connections_mean"] == 1.25
