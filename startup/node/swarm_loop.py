@@ -172,7 +172,6 @@ class SwarmLoop(Loop):
                 up_since=view.up_since,
                 failures={port: each.failures for port, each in view.trouble.items()},
                 why={port: each.why for port, each in view.trouble.items()},
-                failed_on={p: self._release_of(each.variant) for p, each in view.trouble.items()},
                 calm=not moving and all(port in resting for port in self.ports),
                 private=self._private(state, spec),
                 kernel=self.kernel_log.lines() if self.kernel_log else (),

@@ -84,11 +84,6 @@ class RollState:
     """The release of the first `done` ports while the state is ROLLING or WATCHING."""
     state: str = NONE
     done: int = 0
-    exempt: frozenset[int] = frozenset()
-    """Ports that failed before they got `target`: their failures do not count."""
-    culprits: frozenset[int] = frozenset()
-    """The few ports for which `target` was rejected. Once they have failed with `accepted` as
-    well, `target` is tried again and they are exempt."""
     reason: str = ""
     rejected: tuple[Rejected, ...] = ()
     spent: tuple[str, ...] = ()
@@ -136,9 +131,6 @@ def _read(path: Path) -> RollState:
         target=_release(known["target"]),
         state=str(known["state"]),
         done=int(known["done"]),
-        exempt=frozenset(map(int, known["exempt"])),
-        # Older versions wrote no culprits.
-        culprits=frozenset(map(int, known.get("culprits", ()))),
         reason=str(known["reason"]),
         rejected=tuple(files.record(Rejected, each) for each in known["rejected"]),
         spent=tuple(map(str, known["spent"])),
@@ -148,8 +140,9 @@ def _read(path: Path) -> RollState:
 def remember(paths: Paths, state: RollState) -> None:
     """Write `state` for `recall`, twice: one file may be damaged. Raises OSError."""
     known = asdict(replace(state, watch=None))
-    known |= {"exempt": sorted(state.exempt), "culprits": sorted(state.culprits)}
     del known["watch"]
+    # For the way back: versions until 2026-11 do not read a document without it.
+    known["exempt"] = []
     text = json.dumps(known, indent=1, sort_keys=True) + "\n"
     for name in _NAMES:
         files.write(paths.node_state / name, text, 0o600)

@@ -26,9 +26,11 @@ from .roll_state import (
     RollState,
 )
 
-# One agent in fifty, and at least one, may fail once (the registry, the kernel). More failures, or
-# a second one of the same agent, are the release's fault.
+# One agent in fifty, and at least one, may fail once (the registry, the kernel). One in fifty may
+# fail again and again: it is ill with any release. More is the release's fault.
 _TOLERATED = 50
+# Failures in a row that are "again and again".
+_AGAIN = 2
 # Seconds that failed agents get to come up where the registry may be the reason: all of them failed
 # with one of these words. Any longer, and a bad release keeps them down.
 _GRACE = 60.0
@@ -78,8 +80,6 @@ class RollObserved:
     failures: Mapping[int, int] = field(default_factory=dict)
     """In a row, of each port that failed."""
     why: Mapping[int, str] = field(default_factory=dict)
-    failed_on: Mapping[int, str] = field(default_factory=dict)
-    """The release that each of them failed with last."""
     calm: bool = True
     """Nothing starts or stops, and no start waits for the registry."""
     private: float | None = None
@@ -159,35 +159,7 @@ def _set_target(state: RollState, seen: RollObserved, said: list[str]) -> RollSt
             state=WAITING,
             rejected=tuple(r for r in state.rejected if r is not rejected),
         )
-    return _halted(state, seen, accepted, rejected, said)
-
-
-def _halted(
-    state: RollState, seen: RollObserved, accepted: Release, rejected: Rejected, said: list[str]
-) -> RollState:
-    """The target was rejected. It stays so unless its culprits fail with the accepted release."""
-    target, verdict, culprits = seen.target, seen.verdict, state.culprits
-    if culprits and all(seen.failed_on.get(port) == accepted.sha256 for port in culprits):
-        said.append(
-            f"roll: {target} is tried again: agent {min(culprits)}, for which it was rejected, "
-            f"fails with {accepted} as well"
-        )
-        # A GO verdict may be used again: the trial said nothing about the release.
-        spent = tuple(each for each in state.spent if not verdict or each != _key(verdict))
-        return replace(
-            _without_roll(state),
-            target=target,
-            state=WAITING,
-            culprits=culprits,
-            rejected=tuple(r for r in state.rejected if r is not rejected),
-            spent=spent,
-        )
-    if any(port in seen.ready and port not in seen.failures for port in culprits):
-        # A culprit works with the accepted release, so the target is to blame.
-        culprits = frozenset()
-    return replace(
-        _without_roll(state), target=target, state=HALTED, reason=rejected.reason, culprits=culprits
-    )
+    return replace(_without_roll(state), target=target, state=HALTED, reason=rejected.reason)
 
 
 def _run_by_most(seen: RollObserved) -> str:
@@ -202,8 +174,6 @@ def _without_roll(state: RollState) -> RollState:
         state,
         state=NONE,
         done=0,
-        exempt=frozenset(),
-        culprits=frozenset(),
         reason="",
         watch=None,
     )
@@ -266,19 +236,13 @@ def _is_lost(accepted: Release, seen: RollObserved) -> bool:
 def _batch(state: RollState, seen: RollObserved, said: list[str]) -> RollState:
     """The next batch gets the release."""
     done = min(state.done + seen.settings.batch, len(seen.ports))
-    tried = seen.ports[:done]
-    suspect = {*tried[state.done :], *state.exempt, *seen.failures}
-    ill = frozenset(port for port in tried if port in suspect and port not in seen.ready)
-    ill |= state.culprits.intersection(tried)
     said.append(f"roll: {done} of {len(seen.ports)} agents get {seen.target}")
     return replace(
         state,
         state=ROLLING,
         done=done,
-        # Where most failed before, the others are too few to judge by.
-        exempt=ill if len(ill) * 2 < len(tried) else frozenset(),
         reason="",
-        watch=_new_watch(seen, tried),
+        watch=_new_watch(seen, seen.ports[:done]),
     )
 
 
@@ -290,10 +254,10 @@ def _judge(state: RollState, seen: RollObserved, said: list[str]) -> RollState:
     tried = seen.ports[: state.done]
     known = state.watch if state.watch and state.watch.epoch == seen.epoch else None
     watch = _observed(known or _new_watch(seen, tried), seen, tried)
-    trouble = _trouble(watch, seen, [port for port in tried if port not in state.exempt])
-    if trouble:
-        return _reject(state, seen, trouble.why, said, trouble.culprits)
-    whole = all(port in watch.up or port in state.exempt for port in tried)
+    if trouble := _trouble(watch, seen, tried):
+        return _reject(state, seen, trouble, said)
+    # Those that fail again and again are few, or they were trouble: nobody waits for them.
+    whole = all(port in watch.up or seen.failures.get(port, 0) >= _AGAIN for port in tried)
     if watch.since is None:
         if not whole:
             return replace(state, state=ROLLING, watch=watch)
@@ -348,42 +312,31 @@ def _observed(watch: BatchWatch, seen: RollObserved, tried: Sequence[int]) -> Ba
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Trouble:
-    """Why the release is to blame."""
-
-    why: str
-    culprits: frozenset[int] = frozenset()
-    """The few agents that fail again and again, where it is for these only. Whether they fail with
-    the accepted release as well shows whose fault it is."""
-
-
-def _trouble(watch: BatchWatch, seen: RollObserved, tried: Sequence[int]) -> _Trouble | None:
-    """The reason to reject the release, None where there is none."""
+def _trouble(watch: BatchWatch, seen: RollObserved, tried: Sequence[int]) -> str:
+    """The reason to reject the release, "" where there is none."""
     failing = _failing(watch, seen, tried)
     hurt = sorted(failing.keys() | watch.died.intersection(tried))
     if hurt:
-        again = [port for port, count in failing.items() if count >= 2]
-        many = len(hurt) > max(1, len(tried) // _TOLERATED)
+        again = [port for port, count in failing.items() if count >= _AGAIN]
+        tolerated = len(tried) // _TOLERATED
+        many = len(hurt) > max(1, tolerated)
         patient = all(any(w in seen.why.get(port, "") for w in _REGISTRY) for port in hurt)
         waited = watch.down_since is not None and seen.now - watch.down_since >= _GRACE
         certain = (many and (waited or not patient)) or (waited and not watch.ever_up)
-        if again or watch.kernel or certain:
+        if len(again) > tolerated or watch.kernel or certain:
             port = min(again, default=hurt[0])
             why = seen.why.get(port) or "died"
             text = f"{len(hurt)} of {len(tried)} agents failed, as agent {port}: {why}"
-            text += f"; kernel: {watch.kernel[-1]}" if watch.kernel else ""
-            few = not (many or watch.kernel or certain)
-            return _Trouble(why=text, culprits=frozenset(again if few else ()))
+            return text + (f"; kernel: {watch.kernel[-1]}" if watch.kernel else "")
     if watch.memory and watch.since is not None and seen.private is not None:
         grown, seconds = seen.private - watch.memory[0], seen.now - watch.memory[1]
         over = seen.now - watch.since >= min(_GROWTH_SECONDS, seen.settings.watch_seconds)
         if over and grown > max(_GROWTH_FLOOR, _GROWTH * seconds / 60):
-            return _Trouble(
-                why=f"grows: {grown / (1 << 20):.1f} MiB per agent in {seconds:.0f} s, "
+            return (
+                f"grows: {grown / (1 << 20):.1f} MiB per agent in {seconds:.0f} s, "
                 f"more than {_GROWTH >> 20} MiB per minute"
             )
-    return None
+    return ""
 
 
 def _failing(watch: BatchWatch, seen: RollObserved, tried: Sequence[int]) -> dict[int, int]:
@@ -397,18 +350,8 @@ def _failing(watch: BatchWatch, seen: RollObserved, tried: Sequence[int]) -> dic
     return found
 
 
-def _reject(
-    state: RollState,
-    seen: RollObserved,
-    reason: str,
-    said: list[str],
-    culprits: frozenset[int] = frozenset(),
-) -> RollState:
+def _reject(state: RollState, seen: RollObserved, reason: str, said: list[str]) -> RollState:
     target = seen.target
-    # Each culprit excuses the release once, and only as many as may fail in any release.
-    known = state.culprits | culprits
-    bound = max(1, len(seen.ports) // _TOLERATED)
-    let_off = culprits and not culprits <= state.culprits and len(known) <= bound
     said.append(f"roll: {target} is rejected: {reason}")
     if state.done:
         said.append(f"roll: {state.done} agents go back to {state.accepted}")
@@ -425,7 +368,6 @@ def _reject(
         _without_roll(state),
         target=target,
         state=HALTED,
-        culprits=known if let_off else frozenset(),
         reason=new.reason,
         rejected=(*others, new)[-_KEPT:],
         spent=spent[-_KEPT:],
