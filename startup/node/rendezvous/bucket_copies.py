@@ -24,9 +24,7 @@ from .copies_bucket import CopiesBucket, Place, StoredCopy
 from .next_node import VERSIONS
 from .registry_copies import Copy, cleaned_by
 
-# Copies that stay in the bucket: the newest ones and one of each of the last days, and their bytes.
-NEWEST: Final = 24
-DAILY: Final = 14
+# Bytes of the copies that stay in the bucket.
 MOST_BYTES: Final = 4 << 30
 # Seconds between two looks at what there is to do; after a copy that could not be stored, and after
 # a search that found none.
@@ -142,7 +140,8 @@ class BucketCopies:
 
     def _thin(self, mine: Sequence[StoredCopy]) -> list[StoredCopy]:
         """Remove what need not stay of `mine`, oldest first; what stays."""
-        gone = {copy.name for copy in surplus([each.copy for each in mine])}
+        stored = [each.copy for each in mine]
+        gone = {copy.name for copy in registry_copies.surplus(stored, MOST_BYTES)}
         for each in mine:
             if each.copy.name in gone:
                 self._bucket.remove(each)
@@ -223,25 +222,6 @@ def usable(stored: Sequence[StoredCopy], place: Place, cleaned: str | None) -> l
         # By the bucket's clock: this VM's may have been wrong.
         cleaned = max(mine, key=lambda each: each.generation).cleaned
     return [each for each in mine if each.cleaned == cleaned]
-
-
-def surplus(found: Sequence[Copy]) -> list[Copy]:
-    """The copies (oldest first) that need not stay in the bucket."""
-    keep = {copy.name for copy in found[-NEWEST:]}
-    days: dict[int, str] = {}
-    for copy in found:
-        days[int(copy.time // 86400)] = copy.name
-    keep |= {days[day] for day in sorted(days)[-DAILY:]}
-    preferred = [copy.name for copy in registry_copies.best(found)[: registry_copies.PINNED]]
-    keep |= set(preferred)
-    used = sum(copy.size for copy in found if copy.name in keep)
-    for copy in found:
-        if used <= MOST_BYTES:
-            break
-        if copy.name in keep and copy.name not in (found[-1].name, *preferred[:1]):
-            keep.discard(copy.name)
-            used -= copy.size
-    return [copy for copy in found if copy.name not in keep]
 
 
 def _name(copy: Copy) -> str:

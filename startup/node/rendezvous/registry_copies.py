@@ -35,11 +35,10 @@ from .registry_file import (
     verify,
 )
 
-# Copies that are kept: the last half hour's (one per five minutes), then one per hour and one per
-# day. By number and not by age: a clock that jumps ahead would remove all of them.
-NEWEST: Final = 6
-HOURLY: Final = 8
-DAILY: Final = 7
+# Copies that are kept, on the disk and in the bucket: the last two hours' (one per five minutes),
+# then one per day. By number and not by age: a clock that jumps ahead would remove all of them.
+NEWEST: Final = 24
+DAILY: Final = 14
 
 # A copy is whole where it knows at least this part of the keys that the largest copy knows. Keys
 # are only ever added, so a registry with fewer has started empty.
@@ -136,13 +135,10 @@ def in_order(found: Sequence[Copy]) -> Iterator[Copy]:
 
 def surplus(found: Sequence[Copy], room: int) -> list[Copy]:
     """The copies (oldest first) to remove: there are too many, or more than `room` bytes."""
-    keep: set[str] = {copy.name for copy in found[-NEWEST:]}
-    for length, count in ((3600, HOURLY), (86400, DAILY)):
-        slots: dict[int, str] = {}
-        for copy in found:
-            # The newest of each hour or day.
-            slots[int(copy.time // length)] = copy.name
-        keep |= {slots[slot] for slot in sorted(slots)[-count:]}
+    keep = {copy.name for copy in found[-NEWEST:]}
+    # The newest of each day.
+    days = {int(copy.time // 86400): copy.name for copy in found}
+    keep |= {days[day] for day in sorted(days)[-DAILY:]}
     preferred = [copy.name for copy in best(found)[:PINNED]]
     keep |= set(preferred)
     # Where there is no room the oldest go first. The newest and the best one always stay.
@@ -170,7 +166,6 @@ def take_copy(paths: Paths, now: float) -> Copy | None:
     with source:
         seen = os.fstat(source.fileno())
         if known and _same(folder / known[-1].name, seen):
-            _recount(folder, known)
             return None
         if any(copy.time > now for copy in known):
             known = _dated_back(folder, known, now)
@@ -451,7 +446,7 @@ def copies_folder(paths: Paths) -> Path:
 
 def _dated_back(folder: Path, known: Sequence[Copy], now: float) -> list[Copy]:
     """`known` (oldest first), with copies of the future renamed to just before `now`, in their
-    order. The clock was set back: beside them all later copies would be of one hour."""
+    order. The clock was set back: beside them all later copies would be of one day."""
     ahead = [copy for copy in known if copy.time > now]
     dated = [copy for copy in known if copy.time <= now]
     first = max(now - len(ahead), dated[-1].time + 1 if dated else 0)
@@ -460,19 +455,6 @@ def _dated_back(folder: Path, known: Sequence[Copy], now: float) -> list[Copy]:
         (folder / copy.name).replace(folder / name)
         dated.append(replace(copy, name=name, time=_seconds(name.partition("-")[0])))
     return dated
-
-
-def _recount(folder: Path, known: Sequence[Copy]) -> None:
-    """Count the keys of the newest copy (the last of `known`) again where its name says that it
-    lost some, and rename it: earlier versions counted living nodes as keys. Raises
-    BadRegistryError, OSError."""
-    newest = known[-1]
-    if newest.keys >= max(copy.keys for copy in known) * SHRUNK:
-        return
-    found = examine(folder / newest.name)
-    if found is not None and found.keys != newest.keys:
-        (folder / newest.name).replace(folder / f"{_stamp(newest.time)}-{found.keys}.json")
-        sync_directory(folder)
 
 
 def _same(copy: Path, seen: os.stat_result) -> bool:

@@ -10,10 +10,10 @@ import pytest
 
 from lab.standin.state import sealed
 from startup.node.rendezvous import bucket_copies, registry_copies, registry_file
-from startup.node.rendezvous.bucket_copies import surplus, usable
+from startup.node.rendezvous.bucket_copies import usable
 from startup.node.rendezvous.copies_bucket import Place, StoredCopy
 from startup.node.rendezvous.next_node import SKIPPED
-from startup.node.rendezvous.registry_copies import Copy, named
+from startup.node.rendezvous.registry_copies import Copy, named, surplus
 from tests.lab.standin.client import Client, Identity
 from tests.startup.node.rendezvous.fleet import Fleet
 from tests.startup.node.rendezvous.registry import NOW, snapshot
@@ -51,23 +51,12 @@ def copy_at(seconds: float, keys: int = 100, size: int = 10) -> Copy:
     return Copy(name=f"{int(seconds):010}-{keys}", time=seconds, size=size, keys=keys)
 
 
-def test_the_newest_and_one_a_day_stay() -> None:
-    # Every five minutes for thirty days.
-    found = [copy_at(NOW + 300 * number) for number in range(30 * 288)]
-    gone = {each.name for each in surplus(found)}
-    kept = [each for each in found if each.name not in gone]
-    assert kept[-bucket_copies.NEWEST :] == found[-bucket_copies.NEWEST :]
-    days = [int(each.time // 86400) for each in kept]
-    assert len(set(days)) == bucket_copies.DAILY
-    assert len(kept) == bucket_copies.NEWEST + bucket_copies.DAILY - 1
-
-
 def test_their_bytes_are_bounded_and_a_registry_that_shrank_pushes_none_out() -> None:
     large = [copy_at(NOW + 86400 * number, size=1 << 29) for number in range(14)]
-    kept = len(large) - len(surplus(large))
+    kept = len(large) - len(surplus(large, bucket_copies.MOST_BYTES))
     assert kept * (1 << 29) == bucket_copies.MOST_BYTES
     whole, small = copy_at(NOW, keys=100), [copy_at(NOW + 86400 + n, keys=3) for n in range(99)]
-    assert whole not in surplus([whole, *small])
+    assert whole not in surplus([whole, *small], bucket_copies.MOST_BYTES)
 
 
 def lost(fleet: Fleet) -> None:
