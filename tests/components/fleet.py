@@ -13,11 +13,13 @@ from typing import Any
 import pulumi
 import pytest
 import yaml
+from pulumi.runtime.mocks import MockMonitor
 
-from components import accounts, zone_types
+from components import accounts, last_update, rendezvous_zone, zone_types
 from components.config import FleetConfig
 from components.config_parse import parse_fleet
 from components.config_reader import ConfigError
+from components.last_update import LastUpdate
 
 ROOT = Path(__file__).resolve().parents[2]
 SEED_FILE = ROOT / "Pulumi.swarm.yaml"
@@ -62,6 +64,10 @@ class Recorder(pulumi.runtime.Mocks):
 
     def __init__(self) -> None:
         self.resources: dict[tuple[str, str], dict[str, Any]] = {}
+        self.protected: set[str] = set()
+        """Names of the resources that no update deletes."""
+        self.waits_for: dict[str, set[str]] = {}
+        """By name, the names of the resources that must be done first."""
 
     def new_resource(
         self, args: pulumi.runtime.MockResourceArgs
@@ -105,6 +111,21 @@ class Recorder(pulumi.runtime.Mocks):
         return spec
 
 
+class _Monitor(MockMonitor):
+    """Also records the options of resources, which mocks are not told."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__(recorder)
+        self._recorder = recorder
+
+    def RegisterResource(self, request: Any) -> Any:  # noqa: N802 - the monitor's word
+        if request.protect:
+            self._recorder.protected.add(request.name)
+        first = {urn.rpartition("::")[2] for urn in request.dependencies}
+        self._recorder.waits_for[request.name] = first
+        return super().RegisterResource(request)  # type: ignore[no-untyped-call]
+
+
 @contextmanager
 def _environment(config: Mapping[str, Any]) -> Iterator[pytest.MonkeyPatch]:
     patch = pytest.MonkeyPatch()
@@ -116,15 +137,22 @@ def _environment(config: Mapping[str, Any]) -> Iterator[pytest.MonkeyPatch]:
 
 
 def run_program(
-    values: Mapping[str, Any], *, project: str = "project-1", preview: bool = True
+    values: Mapping[str, Any],
+    *,
+    project: str = "project-1",
+    preview: bool = True,
+    last: LastUpdate | None = None,
 ) -> Recorder:
-    """Runs `__main__.py` with a stack's configuration, handed over as Pulumi does it."""
+    """Runs `__main__.py` with a stack's configuration, handed over as Pulumi does it. `last`: the
+    stack's last state, where it is not a new stack."""
     config = {"gcp:project": project} | {
         f"pilot-fleet:{key}": value if isinstance(value, str) else json.dumps(value)
         for key, value in values.items()
     }
     recorder = Recorder()
-    pulumi.runtime.set_mocks(recorder, project="pilot-fleet", stack="test", preview=preview)
+    pulumi.runtime.set_mocks(
+        recorder, "pilot-fleet", "test", preview=preview, monitor=_Monitor(recorder)
+    )
 
     def program() -> None:
         runpy.run_path(str(ROOT / "__main__.py"))
@@ -133,5 +161,8 @@ def run_program(
         # Requests to Google that do not go through the engine.
         patch.setattr(zone_types, "looker", lambda _: lambda *_: "")
         patch.setattr(accounts, "look", lambda _: True)
+        patch.setattr(rendezvous_zone, "newest_copy", lambda _: "registry/1.json")
+        if last is not None:
+            patch.setattr(last_update, "read", lambda: last)
         pulumi.runtime.test(program)()  # type: ignore[no-untyped-call]
     return recorder
