@@ -1,16 +1,16 @@
 """HTTP requests, with temporary and final failures told apart.
 
 By http.client and not urllib: no proxy from the environment, and no redirect that would carry a
-token to another host.
+token to another host. The peers are Google's, and the rendezvous on loopback: against one that
+sends a byte now and then, for ever, only bodies have an end.
 """
 
 from __future__ import annotations
 
 import http.client
-import socket
-import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -32,7 +32,6 @@ class HttpAnswer:
     headers: Mapping[str, str]
     """By name in lower case."""
     _response: http.client.HTTPResponse
-    _socket: socket.socket
     _url: str
 
     def chunks(self, seconds: float) -> Iterator[bytes]:
@@ -42,24 +41,18 @@ class HttpAnswer:
         """
         late = f"{self._url}: not all there after {seconds:.0f} s"
         # Counted here: read1() of Python 3.11 does not stop at the end of the body, and does not
-        # tell a closed connection from it. It returns what has arrived. While the lines around the
-        # chunks of a body only drip in, it goes on until the deadline cuts it.
+        # tell a closed connection from it. It returns what has arrived.
         missing = self._response.length
-        with _deadline(seconds, self._url) as deadline:
-            deadline.watch(self._socket)
-            try:
-                while missing != 0 and (chunk := self._response.read1(_CHUNK)):
-                    if deadline.passed:
-                        raise TemporaryError(late)
-                    yield chunk
-                    if missing is not None:
-                        missing -= len(chunk)
-            except (OSError, http.client.HTTPException) as error:
-                why = late if deadline.passed else f"{self._url}: {_reason(error)}"
-                raise TemporaryError(why) from error
-            if deadline.passed and missing != 0:
-                # Cut off while it waited for a trailer: http.client takes that for the end.
-                raise TemporaryError(late)
+        end = time.monotonic() + seconds
+        try:
+            while missing != 0 and (chunk := self._response.read1(_CHUNK)):
+                if time.monotonic() > end:
+                    raise TemporaryError(late)
+                yield chunk
+                if missing is not None:
+                    missing -= len(chunk)
+        except (OSError, http.client.HTTPException) as error:
+            raise TemporaryError(f"{self._url}: {_reason(error)}") from error
         if missing:
             raise TemporaryError(f"{self._url}: broke off, {missing} bytes are missing")
 
@@ -91,9 +84,8 @@ def request(
 ) -> Iterator[HttpAnswer]:
     """Send `method` to `url` (http or https), with `body` where there is one.
 
-    Raises TemporaryError when nothing answers within `timeout` seconds, when the headers are not
-    complete within twice that, when the connection breaks, and when the answer is 408, 429 or 5xx.
-    Raises FinalError when `url` is invalid.
+    Raises TemporaryError when nothing comes for `timeout` seconds, when the connection breaks, and
+    when the answer is 408, 429 or 5xx. Raises FinalError when `url` is invalid.
     """
     parts = urlsplit(url)
     try:
@@ -106,23 +98,14 @@ def request(
     connection = kind(parts.hostname or "", port, timeout=timeout)
     target = parts.path + (f"?{parts.query}" if parts.query else "")
     try:
-        with _deadline(2 * timeout, url) as deadline:
-            try:
-                connection.connect()
-                # Kept here: an answer takes the socket out of a connection that closes.
-                opened = connection.sock
-                deadline.watch(opened)
-                connection.request(method, target, body, headers={"Connection": "close", **headers})
-                response = connection.getresponse()
-                if deadline.passed:
-                    # http.client takes the end of the connection for the end of the headers.
-                    raise TimeoutError
-            except (OSError, http.client.HTTPException) as error:
-                why = "timed out" if deadline.passed else _reason(error)
-                raise TemporaryError(f"{url}: {why}") from error
-            except ValueError as error:
-                # An invalid host: a label that is empty or too long.
-                raise FinalError(f"{url}: {_reason(error)}") from error
+        try:
+            connection.request(method, target, body, headers={"Connection": "close", **headers})
+            response = connection.getresponse()
+        except (OSError, http.client.HTTPException) as error:
+            raise TemporaryError(f"{url}: {_reason(error)}") from error
+        except ValueError as error:
+            # An invalid host: a label that is empty or too long.
+            raise FinalError(f"{url}: {_reason(error)}") from error
         if response.status in _LATER or response.status >= 500:
             raise TemporaryError(f"{url}: {response.status} {response.reason}")
         yield HttpAnswer(
@@ -130,48 +113,10 @@ def request(
             reason=response.reason,
             headers={name.lower(): value for name, value in response.getheaders()},
             _response=response,
-            _socket=opened,
             _url=url,
         )
     finally:
         connection.close()
-
-
-class _Deadline:
-    """Shuts the watched socket down once the time has `passed`."""
-
-    def __init__(self) -> None:
-        self.passed = False
-        self._socket: socket.socket | None = None
-
-    def watch(self, opened: socket.socket) -> None:
-        self._socket = opened
-        if self.passed:
-            self.cut()
-
-    def cut(self) -> None:
-        self.passed = True
-        if self._socket is not None:
-            with suppress(OSError):
-                # TCP's shutdown: TLS's own would break a read in another thread.
-                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
-
-
-@contextmanager
-def _deadline(seconds: float, url: str) -> Iterator[_Deadline]:
-    """A deadline `seconds` from now, for the block. Raises TemporaryError where no thread can be
-    started for it."""
-    found = _Deadline()
-    late = threading.Timer(seconds, found.cut)
-    late.daemon = True
-    try:
-        late.start()
-    except RuntimeError as error:
-        raise TemporaryError(f"{url}: not asked: {error}") from error
-    try:
-        yield found
-    finally:
-        late.cancel()
 
 
 def _reason(error: Exception) -> str:

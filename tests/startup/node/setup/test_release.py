@@ -6,11 +6,9 @@ import errno
 import hashlib
 import os
 import re
-import socket
 import subprocess
 import sys
 import threading
-from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
@@ -224,31 +222,6 @@ def test_a_server_that_does_not_answer(google: Google) -> None:
         slow.over.set()
 
 
-@pytest.mark.parametrize("status", [b"", b"HTTP/1.1 200 OK\r\n"], ids=["status", "headers"])
-def test_headers_that_only_drip_have_a_deadline(status: bytes) -> None:
-    """A byte before each time-out of the socket; cut off, what came is no answer."""
-    ended = threading.Event()
-
-    def drip(server: socket.socket) -> None:
-        peer, _ = server.accept()
-        with peer, suppress(OSError):
-            peer.sendall(status)
-            while not ended.wait(0.05):
-                peer.sendall(b"H")
-
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        thread = threading.Thread(target=drip, args=[server], daemon=True)
-        thread.start()
-        url = f"http://127.0.0.1:{server.getsockname()[1]}/"
-        with (
-            pytest.raises(TemporaryError, match="timed out"),
-            http_client.get(url, {}, timeout=0.2),
-        ):
-            pass
-        ended.set()
-        thread.join(10)
-
-
 def test_a_body_that_only_drips_has_a_deadline(google: Google) -> None:
     slow = Slow(head=True)
     google.failures = {"/x": [slow]}
@@ -260,59 +233,6 @@ def test_a_body_that_only_drips_has_a_deadline(google: Google) -> None:
             list(answer.chunks(0.1))
     finally:
         slow.over.set()
-
-
-@pytest.mark.parametrize(
-    ("body", "drip"),
-    [(b"", b"0"), (b"1\r\nx\r\n", b"0"), (b"1\r\nx\r\n0\r\n", b"a: b\r\n")],
-    ids=["size", "next size", "trailer"],
-)
-def test_chunk_lines_and_trailers_have_a_deadline_too(body: bytes, drip: bytes) -> None:
-    """http.client goes on reading for as long as a byte comes now and then."""
-    ended = threading.Event()
-
-    def serve(server: socket.socket) -> None:
-        peer, _ = server.accept()
-        with peer, suppress(OSError):
-            peer.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + body)
-            while not ended.wait(0.02):
-                peer.sendall(drip)
-
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        thread = threading.Thread(target=serve, args=[server], daemon=True)
-        thread.start()
-        url = f"http://127.0.0.1:{server.getsockname()[1]}/"
-        # What would be waited for without a deadline has an end of its own.
-        late = threading.Timer(10, ended.set)
-        late.start()
-        with (
-            http_client.get(url, {}) as answer,
-            pytest.raises(TemporaryError, match="not all there after 0 s"),
-        ):
-            list(answer.chunks(0.3))
-        assert not ended.is_set()
-        late.cancel()
-        ended.set()
-        thread.join(10)
-
-
-def test_a_vm_without_a_thread_left_asks_later(
-    google: Google, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    google.values["x"] = "y"
-    with http_client.get(f"http://{google.host}/x", {}) as answer:
-
-        def none(_: threading.Timer) -> None:
-            raise RuntimeError("can't start new thread")
-
-        monkeypatch.setattr(threading.Timer, "start", none)
-        with pytest.raises(TemporaryError, match="can't start new thread"):
-            answer.body(10)
-    with (
-        pytest.raises(TemporaryError, match="can't start new thread"),
-        http_client.get(f"http://{google.host}/x", {}),
-    ):
-        pytest.fail("nobody would end it")
 
 
 def test_no_service_account(fetch: Fetch) -> None:
