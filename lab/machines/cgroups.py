@@ -13,6 +13,9 @@ from typing import Final
 
 from lab.machines.processes import until
 
+NO_CGROUP_2: Final = (
+    "containers need cgroup v2, as Debian 12 has it, and this machine has version 1 alone"
+)
 _MIB: Final = 1024**2
 # Linux lets the kernel's stacks take an eighth of memory (kernel/fork.c), and one is 16 KiB on
 # x86-64: 8,192 tasks per GiB.
@@ -32,7 +35,7 @@ class Hierarchies:
     def description(self) -> str:
         """What a container has of it."""
         if self.unified is None:
-            return "cgroup v1"
+            return "cgroup v1 alone"
         if not self.legacy:
             return "cgroup v2"
         if self.limits_tasks:

@@ -19,7 +19,7 @@ from threading import RLock
 from typing import Final
 
 from lab.machines import processes
-from lab.machines.cgroups import Group, hierarchies
+from lab.machines.cgroups import NO_CGROUP_2, Group, hierarchies
 from lab.machines.driver import Attachment, Disk, Machine, MachineError
 from lab.machines.image import default_cache, ensure_image
 from lab.machines.local import LocalDriver
@@ -71,11 +71,13 @@ class Container(LocalDriver):
         if os.geteuid() != 0:
             message = "containers need root: run the lab as root, or with the qemu driver"
             raise MachineError(message)
+        self._found = hierarchies(Path("/proc/mounts").read_text())
+        if self._found.unified is None:
+            raise MachineError(f"{NO_CGROUP_2}: run the lab with the qemu driver")
         self._places = Places(state)
         self._endpoint = metadata_endpoint
         self._api_port = api_port
         self._cache = cache or default_cache()
-        self._found = hierarchies(Path("/proc/mounts").read_text())
         self._name = lab_name(state)
         self._namespace = Namespace(self._name)
         self._relays: Relays | None = None
@@ -287,9 +289,8 @@ class Container(LocalDriver):
         return command
 
     def _environment(self) -> dict[str, str]:
-        unified = "0" if self._found.unified is None else "1"
         # Debian 12 has /tmp on its disk; nspawn would mount a tmpfs.
-        return {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": unified, "SYSTEMD_NSPAWN_TMPFS_TMP": "0"}
+        return {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1", "SYSTEMD_NSPAWN_TMPFS_TMP": "0"}
 
     def _told(self, machine: Machine, devices: dict[str, Attachment]) -> dict[str, str]:
         key = self._places.ssh_key().with_suffix(".pub").read_text().rsplit(" ", 1)[0]

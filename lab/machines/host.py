@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from lab.machines.cgroups import NO_CGROUP_2, hierarchies
 from lab.machines.driver import MachineError
 
 _IMAGE: Final = {
@@ -50,6 +51,8 @@ def no_containers(proc: Path = Path("/proc")) -> str:
     """Why this machine can have no containers now; nothing where it can."""
     if os.geteuid() != 0:
         return "containers need root"
+    if hierarchies((proc / "mounts").read_text()).unified is None:
+        return NO_CGROUP_2
     before = _freeing(proc)
     if len(before) >= _WORKS:
         time.sleep(_STUCK_S)

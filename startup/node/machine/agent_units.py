@@ -74,11 +74,9 @@ STARTED: Final = SHARED
 
 
 def base(paths: Paths) -> Path | None:
-    """The cgroup of pilot.slice in cgroup v2, or in v1 where a container has its host's."""
-    for root in ("/sys/fs/cgroup", "/sys/fs/cgroup/systemd"):
-        if (found := paths.at(root) / SLICE).is_dir():
-            return found
-    return None
+    """The cgroup of pilot.slice, None where there is none."""
+    found = paths.at("/sys/fs/cgroup") / SLICE
+    return found if found.is_dir() else None
 
 
 def running(paths: Paths) -> dict[int, Layout]:

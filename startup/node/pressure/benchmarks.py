@@ -15,7 +15,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -78,8 +78,7 @@ class Governor:
         self._short = short(before, available=available, total=total)
         there = self.freezer.populated()
         wanted = paused or (self._short and there)
-        # At each step while frozen: by signals, processes that were started since still run.
-        if wanted or frozen:
+        if wanted != frozen:
             self.freezer.set(wanted)
         now = PAUSED if paused else FROZEN if wanted else RUNNING if there else NONE
         if now != self._was:
@@ -108,69 +107,42 @@ def _percent(available: int | None, total: int | None) -> str:
 
 @dataclass(kw_only=True)
 class CgroupFreezer:
-    """Freezes the slice's cgroup.
-
-    With cgroup v2 (on a VM, or beside a host's v1: it needs no controller) through `cgroup.freeze`.
-    Not by `systemctl freeze`, which waits for PID 1. With v1 only (a container of such a host) by
-    SIGSTOP to each process, at each step: a benchmark can see that, and undo it.
-    """
+    """Freezes the slice's cgroup through `cgroup.freeze`, which needs no controller. Not by
+    `systemctl freeze`, which waits for PID 1."""
 
     paths: Paths
-    kill: Callable[[int, int], None] = os.kill
 
     def populated(self) -> bool:
-        return next(self._processes(), None) is not None
-
-    def frozen(self) -> bool:
-        if (switch := self._switch()) is not None:
-            return switch.read_text(encoding="ascii").strip() == "1"
-        return any(self._is_stopped(process) for process in self._processes())
-
-    def set(self, frozen: bool) -> None:
-        if (switch := self._switch()) is not None:
-            if self.frozen() != frozen:
-                # Without O_CREAT: the slice may be gone.
-                handle = os.open(switch, os.O_WRONLY)
-                try:
-                    os.write(handle, b"1" if frozen else b"0")
-                finally:
-                    os.close(handle)
-            return
-        for process in list(self._processes()):
+        for folder, _, _ in os.walk(self._cgroup()):
             try:
-                self.kill(process, signal.SIGSTOP if frozen else signal.SIGCONT)
-            except ProcessLookupError:
-                continue
-
-    def _cgroup(self) -> Path | None:
-        for root in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd"):
-            if (path := self.paths.at(f"{root}/{SLICE}")).is_dir():
-                return path
-        return None
-
-    def _switch(self) -> Path | None:
-        path = self._cgroup()
-        found = path / "cgroup.freeze" if path is not None else None
-        return found if found is not None and found.is_file() else None
-
-    def _processes(self) -> Iterator[int]:
-        if (base := self._cgroup()) is None:
-            return
-        for folder, _, _ in os.walk(base):
-            try:
-                text = (Path(folder) / "cgroup.procs").read_text(encoding="ascii")
+                if (Path(folder) / "cgroup.procs").read_text(encoding="ascii"):
+                    return True
             except OSError:
                 # It ended meanwhile.
                 continue
-            yield from map(int, text.split())
+        return False
 
-    def _is_stopped(self, process: int) -> bool:
+    def frozen(self) -> bool:
         try:
-            text = self.paths.at(f"/proc/{process}/stat").read_text("utf-8", "replace")
-        except OSError:
+            return self._switch().read_text(encoding="ascii").strip() == "1"
+        except FileNotFoundError:
             return False
-        # The name before the state may hold parentheses and blanks.
-        return text.rpartition(")")[2].split()[0] in ("T", "t")
+
+    def set(self, frozen: bool) -> None:
+        if not self._switch().exists() or self.frozen() == frozen:
+            return
+        # Without O_CREAT: the slice may be gone.
+        handle = os.open(self._switch(), os.O_WRONLY)
+        try:
+            os.write(handle, b"1" if frozen else b"0")
+        finally:
+            os.close(handle)
+
+    def _cgroup(self) -> Path:
+        return self.paths.at(f"/sys/fs/cgroup/{SLICE}")
+
+    def _switch(self) -> Path:
+        return self._cgroup() / "cgroup.freeze"
 
 
 def command(

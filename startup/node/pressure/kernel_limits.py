@@ -141,20 +141,18 @@ def _all(paths: Paths) -> dict[str, tuple[LimitUse, ...]]:
 
 
 def _pids(paths: Paths) -> Iterator[LimitUse]:
-    # cgroup v2, and v1 where a container has its host's.
-    for root in ("/sys/fs/cgroup", "/sys/fs/cgroup/pids"):
-        base = paths.at(root)
-        seen = 0
-        for name in _SLICES:
-            for folder in _with_children(base / name if name else base, deep=bool(name)):
-                seen += 1
-                if seen > _CGROUPS:
-                    return
-                limit = _number(folder / "pids.max")
-                current = _number(folder / "pids.current")
-                if limit is not None and current is not None:
-                    where = str(folder.relative_to(base)) if folder != base else "this machine"
-                    yield LimitUse(name=f"pids.max of {where}", used=current, limit=limit)
+    base = paths.at("/sys/fs/cgroup")
+    seen = 0
+    for name in _SLICES:
+        for folder in _with_children(base / name if name else base, deep=bool(name)):
+            seen += 1
+            if seen > _CGROUPS:
+                return
+            limit = _number(folder / "pids.max")
+            current = _number(folder / "pids.current")
+            if limit is not None and current is not None:
+                where = str(folder.relative_to(base)) if folder != base else "this machine"
+                yield LimitUse(name=f"pids.max of {where}", used=current, limit=limit)
 
 
 def _with_children(folder: Path, *, deep: bool) -> Iterator[Path]:

@@ -14,9 +14,28 @@ from lab.machines.qemu import Qemu
 from tests.lab.machines.prepared import put_disks
 from tests.lab.machines.site import machine
 
+V1 = "cgroup /sys/fs/cgroup/systemd cgroup rw,name=systemd 0 0\n"
+V2 = "cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n"
+
+
+def test_a_machine_with_cgroup_v1_alone_has_no_containers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """They would show a VM what no VM at Google has."""
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(host, "_TRIAL", ("true",))
+    (tmp_path / "mounts").write_text(V1)
+    assert "need cgroup v2" in host.no_containers(tmp_path)
+    monkeypatch.setattr(container, "hierarchies", lambda _: hierarchies(V1))
+    with pytest.raises(MachineError, match=r"need cgroup v2, .* qemu driver"):
+        Container(tmp_path, metadata_endpoint=lambda _: ("127.0.0.1", 1), api_port=1)
+    (tmp_path / "mounts").write_text(V1 + V2)
+    assert host.no_containers(tmp_path) == ""
+
 
 def test_a_kernel_that_is_stuck_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
+    (tmp_path / "mounts").write_text(V2)
     monkeypatch.setattr("time.sleep", lambda _: None)
     for number in range(1, 1101):
         (tmp_path / f"{number}").mkdir()
@@ -50,6 +69,7 @@ def test_root_that_may_make_no_containers_is_told_so(
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(host, "_TRIAL", command)
+    (tmp_path / "mounts").write_text(V2)
     said = host.no_containers(tmp_path)
     assert said.startswith("this machine lets root make no container (")
     assert why in said
@@ -140,9 +160,9 @@ def test_hierarchies_of_cgroups(tmp_path: Path) -> None:
     assert given.description == "cgroup v2 with pids alone"
     assert given.limits_tasks
     assert hybrid.limits_memory
-    assert hierarchies("cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n").description == "cgroup v2"
-    legacy = hierarchies("cgroup /sys/fs/cgroup/systemd cgroup rw,name=systemd 0 0\n")
-    assert legacy.description == "cgroup v1"
+    assert hierarchies(V2).description == "cgroup v2"
+    legacy = hierarchies(V1)
+    assert legacy.description == "cgroup v1 alone"
     assert not legacy.limits_memory
     assert not legacy.limits_tasks
 

@@ -66,12 +66,6 @@ def test_both_are_found_by_their_cgroups(paths: Paths) -> None:
     assert agent_units.socket_of(paths, 10002) == paths.home(10002) / "daemon.sock"
 
 
-def test_the_cgroups_of_a_container_on_version_1(paths: Paths) -> None:
-    folder = paths.at("/sys/fs/cgroup/systemd/pilot.slice") / OWN.cgroup(10001)
-    folder.mkdir(parents=True)
-    assert agent_units.running(paths) == {10001: OWN}
-
-
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["shared", "own"])
 def test_unit_files_of_the_other_layout_go_once_no_agent_needs_them(
     paths: Paths, layout: Layout

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lab.machines.processes import end, ending
+from lab.machines.processes import ending
 from startup.node.machine.paths import Paths
 from startup.node.machine.retry import FinalError
 from startup.node.pressure import benchmarks
@@ -23,8 +23,6 @@ from startup.node.pressure.benchmarks import CgroupFreezer, Governor, command, s
 
 ROOT = Path(__file__).parents[4]
 V2 = "sys/fs/cgroup/pilotbench.slice"
-BESIDE_V1 = "sys/fs/cgroup/unified/pilotbench.slice"
-V1 = "sys/fs/cgroup/systemd/pilotbench.slice"
 
 
 @pytest.mark.parametrize(
@@ -147,17 +145,14 @@ def folder(root: Path, name: str, processes: str = "4242\n", freeze: str | None 
     return path
 
 
-@pytest.mark.parametrize("name", [V2, BESIDE_V1])
-def test_the_kernel_freezes(tmp_path: Path, name: str) -> None:
-    path = folder(tmp_path, name)
-    signals: list[tuple[int, int]] = []
-    freezer = CgroupFreezer(paths=Paths(root=tmp_path), kill=lambda *args: signals.append(args))
+def test_the_kernel_freezes(tmp_path: Path) -> None:
+    path = folder(tmp_path, V2)
+    freezer = CgroupFreezer(paths=Paths(root=tmp_path))
     assert freezer.populated()
     assert not freezer.frozen()
     freezer.set(True)
     # As a kernel's file: it is not emptied before.
     assert (path / "cgroup.freeze").read_text().startswith("1")
-    assert signals == []
     (path / "cgroup.freeze").write_text("1\n")
     assert freezer.frozen()
     freezer.set(False)
@@ -175,41 +170,6 @@ def test_no_slice_at_all(tmp_path: Path) -> None:
 def test_an_empty_slice(tmp_path: Path) -> None:
     folder(tmp_path, V2, processes="")
     assert not CgroupFreezer(paths=Paths(root=tmp_path)).populated()
-
-
-def until(there: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not there():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-def test_without_a_freezer_by_signals(tmp_path: Path) -> None:
-    """Real processes, in a folder that says they are in the slice."""
-    (tmp_path / "proc").symlink_to("/proc")
-    paths = Paths(root=tmp_path)
-    processes = [subprocess.Popen(["sleep", "600"]) for _ in range(2)]
-    try:
-        first, second = (process.pid for process in processes)
-        path = folder(tmp_path, V1, processes=f"{first}\n", freeze=None)
-        said: list[str] = []
-        governor = Governor(freezer=CgroupFreezer(paths=paths), say=said.append)
-        assert governor.step(paused=False, available=10, total=100) == "frozen"
-        until(lambda: state(first) == "T")
-        # It has started another one before it was stopped.
-        (path / "pilotbench-7.service/cgroup.procs").write_text(f"{first}\n{second}\n999999999\n")
-        assert governor.step(paused=False, available=10, total=100) == "frozen"
-        until(lambda: state(second) == "T")
-        assert governor.step(paused=False, available=90, total=100) == "running"
-        until(lambda: {state(first), state(second)} == {"S"})
-        assert len(said) == 2
-    finally:
-        for process in processes:
-            end(process, signal.SIGKILL)
-
-
-def state(process: int) -> str:
-    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def test_the_command() -> None:
@@ -275,6 +235,13 @@ def test_its_status(
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def until(there: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not there():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
 def test_a_signal_ends_the_benchmark_as_well(tmp_path: Path) -> None:
     """As when the SSH connection is cut: systemd-run alone would leave it running."""
     started, stopped = tmp_path / "started", tmp_path / "stopped"
@@ -299,9 +266,3 @@ def test_a_signal_ends_the_benchmark_as_well(tmp_path: Path) -> None:
         process.send_signal(signal.SIGHUP)
         assert process.wait(20) == 128 + signal.SIGHUP
     assert stopped.read_text().strip() == f"stop pilotbench-{process.pid}.service"
-
-
-def test_a_name_that_is_no_text_is_a_process_all_the_same(tmp_path: Path) -> None:
-    (tmp_path / "proc/7").mkdir(parents=True)
-    (tmp_path / "proc/7/stat").write_bytes(b"7 (\xff) ) T 1 7\n")
-    assert CgroupFreezer(paths=Paths(root=tmp_path))._is_stopped(7)

@@ -118,12 +118,6 @@ def test_agents_are_not_looked_at(paths: Paths) -> None:
     assert used(paths) == ()
 
 
-def test_cgroup_v1_of_a_container(paths: Paths) -> None:
-    base = "sys/fs/cgroup/pids/pilot.slice/"
-    write(paths.root, {base + "pids.max": "10", base + "pids.current": "10"})
-    assert [use.name for use in used(paths)] == ["pids.max of pilot.slice"]
-
-
 def test_a_kernel_that_says_nothing(tmp_path: Path) -> None:
     paths = Paths(root=tmp_path)
     assert used(paths) == ()

@@ -912,9 +912,3 @@ def test_an_empty_log_that_holds_blocks_is_cut(world: World) -> None:
     assert path.stat().st_blocks * 512 > LOG_BYTES
     world.keeper.round()
     assert path.stat().st_blocks == 0
-
-
-def test_in_a_container_with_its_hosts_cgroup_v1(world: World) -> None:
-    world.pid1.slice = world.paths.at("/sys/fs/cgroup/systemd/pilot.slice")
-    world.until(lambda: len(world.running()) == 40)
-    world.until(lambda: world.said[-1:] == ["40 of 40 agents ready"])
