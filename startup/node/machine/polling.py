@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import select
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from .retry import FinalError, TemporaryError
+from .thread_loop import ThreadLoop
 
 T = TypeVar("T")
 
@@ -84,37 +84,27 @@ class Source(Generic[T]):
         self._every = max(every, PAUSE)
         self._clock = clock
         self._reading: Reading[T] = Reading()
-        self._ended = threading.Event()
-        self._broken: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._pause = PAUSE
+        self._loop = ThreadLoop(name, self._step)
 
     def start(self) -> None:
-        self._thread.start()
+        self._loop.start()
 
     def stop(self) -> None:
         """Ask no more. An open question ends by itself."""
-        self._ended.set()
+        self._loop.end()
 
     def latest(self) -> Reading[T]:
-        """The last answer, without waiting. Raises RuntimeError when the thread is dead (a bug):
-        otherwise changes would go unnoticed."""
-        if self._broken is not None:
-            raise RuntimeError(f"{self.name}: {self._broken!r}") from self._broken
+        """The last answer, without waiting."""
         return self._reading
 
-    def _run(self) -> None:
-        pause = PAUSE
-        try:
-            while not self._ended.is_set():
-                began = self._clock()
-                heard = self._once()
-                pause = PAUSE if heard else min(pause * 2, PAUSE_MAX)
-                rest = began + self._every - self._clock() if heard else pause
-                self._ended.wait(max(0.0, rest))
-        except BaseException as error:
-            self._broken = error
-            self._wake.set()
-            raise
+    def _step(self) -> float:
+        began = self._clock()
+        if self._once():
+            self._pause = PAUSE
+            return max(0.0, began + self._every - self._clock())
+        self._pause = min(self._pause * 2, PAUSE_MAX)
+        return self._pause
 
     def _once(self) -> bool:
         """One question; whether it was answered."""
@@ -125,7 +115,7 @@ class Source(Generic[T]):
             now = Reading(state=UNREACHABLE, value=before.value, error=str(error))
         else:
             now = Reading(state=ABSENT if value is None else READ, value=value)
-        if now != before and not self._ended.is_set():
+        if now != before and not self._loop.is_ending:
             self._reading = now
             self._wake.set()
         return now.state != UNREACHABLE

@@ -7,7 +7,6 @@ docs/FACTS.md).
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from typing import Final
 
 from ..machine import agent_units, proc
 from ..machine.paths import Paths
+from ..machine.thread_loop import ThreadLoop
 from . import agent_ipc, kernel_limits, leak_detection
 from .agent_ipc import Info, IpcError
 from .agent_memory import held, measure, private_bytes, spread
@@ -314,28 +314,23 @@ class Sampler:
         self._governor = Governor(freezer=CgroupFreezer(paths=paths), say=say)
         self._watch = PressureWatch(paths, self._governor)
         self._walk = Walk(paths=paths, planning=planning)
-        self._ended = threading.Event()
         self._leak = ""
-        self._broken: BaseException | None = None
-        self._threads = [
-            threading.Thread(target=self._run, name=name, args=(step, first, every), daemon=True)
-            for name, step, first, every in (
-                ("pressure", self._watch.step, WATCH, WATCH),
-                ("agents", self._walked, SOON, SOME),
-            )
-        ]
+        self._loops = (
+            ThreadLoop("pressure", _Paced(self._watch.step, say, WATCH, WATCH)),
+            ThreadLoop("agents", _Paced(self._walked, say, SOON, SOME)),
+        )
 
     def start(self) -> None:
-        for thread in self._threads:
-            thread.start()
+        for loop in self._loops:
+            loop.start()
 
     def close(self, seconds: float = 3.0) -> None:
         """End the threads and thaw benchmarks: after this nothing would thaw them."""
-        self._ended.set()
         deadline = time.monotonic() + seconds
-        for thread in self._threads:
-            if thread.ident is not None:
-                thread.join(max(0.0, deadline - time.monotonic()))
+        for loop in self._loops:
+            loop.end()
+        for loop in self._loops:
+            loop.join(max(0.0, deadline - time.monotonic()))
         try:
             self._governor.close()
         except OSError as error:
@@ -354,10 +349,7 @@ class Sampler:
         self._watch.paused = paused
 
     def latest(self) -> Sample:
-        """The last measurements, without waiting. Raises RuntimeError when a thread is dead (a
-        bug): benchmarks would not be frozen any more."""
-        if self._broken is not None:
-            raise RuntimeError(f"pressure: {self._broken!r}") from self._broken
+        """The last measurements, without waiting."""
         watched, walked = self._watch.latest, self._walk.latest
         return Sample(
             total=watched.total,
@@ -389,23 +381,31 @@ class Sampler:
             self._say(f"memory leaks: {leak}" if leak else "memory leaks no more")
         self._leak = leak
 
-    def _run(self, step: Callable[[], None], first: float, every: float) -> None:
-        """Run `step` until the end. `first`, `every`: the first and the longest pause, seconds."""
-        said, pause = "", min(first, every)
+
+class _Paced:
+    """`step` for a ThreadLoop: what it cannot read is logged, once, and its pause doubles from
+    `first` up to `every`, in seconds."""
+
+    def __init__(
+        self, step: Callable[[], None], say: Callable[[str], None], first: float, every: float
+    ) -> None:
+        self._step = step
+        self._say = say
+        self._pause = min(first, every)
+        self._every = every
+        self._said = ""
+
+    def __call__(self) -> float:
         try:
-            while not self._ended.is_set():
-                try:
-                    step()
-                    said = ""
-                except OSError as error:
-                    if str(error) != said:
-                        said = str(error)
-                        self._say(f"pressure: {said}")
-                self._ended.wait(pause)
-                pause = min(2 * pause, every)
-        except BaseException as error:
-            self._broken = error
-            raise
+            self._step()
+            self._said = ""
+        except OSError as error:
+            if str(error) != self._said:
+                self._said = str(error)
+                self._say(f"pressure: {self._said}")
+        pause = self._pause
+        self._pause = min(2 * pause, self._every)
+        return pause
 
 
 def _memory_current(paths: Paths) -> int | None:

@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socket import SHUT_RDWR, socket
 from typing import Any, Final
 
+from ..machine.thread_loop import ThreadLoop
 from ..rollout.roll_state import HALTED, NONE, ROLLING, WAITING, WATCHING
 from .status import Document
 
@@ -342,13 +343,13 @@ class Exporter:
         self._say = say
         self._port = port
         self._document: Document | None = None
-        self._ended = threading.Event()
+        self._said = ""
         self._lock = threading.Lock()
         self._server: _MetricsServer | None = None
-        self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
+        self._loop = ThreadLoop("metrics", self._step)
 
     def start(self) -> None:
-        self._thread.start()
+        self._loop.start()
 
     def show(self, document: Document) -> None:
         """Serve the numbers of `document` from now on."""
@@ -362,32 +363,29 @@ class Exporter:
 
     def close(self) -> None:
         with self._lock:
-            self._ended.set()
+            self._loop.end()
             server = self._server
         if server is not None:
             server.shutdown()
-        if self._thread.ident is not None:
-            self._thread.join()
+        self._loop.join()
 
     def _answer(self) -> str:
         document = self._document
         return "" if document is None else text(document)
 
-    def _run(self) -> None:
-        said = ""
-        while not self._ended.is_set():
-            try:
-                server = _MetricsServer(self._port, self._answer)
-            except OSError as error:
-                if str(error) != said:
-                    said = str(error)
-                    self._say(f"metrics: 127.0.0.1:{self._port}: {said}; tried again")
-                self._ended.wait(AGAIN)
-                continue
-            with server:
-                with self._lock:
-                    if self._ended.is_set():
-                        return
-                    self._server = server
-                server.serve_forever(0.5)
-                return
+    def _step(self) -> float:
+        """Serve until the end, where the port is free."""
+        try:
+            server = _MetricsServer(self._port, self._answer)
+        except OSError as error:
+            if str(error) != self._said:
+                self._said = str(error)
+                self._say(f"metrics: 127.0.0.1:{self._port}: {self._said}; tried again")
+            return AGAIN
+        with server:
+            with self._lock:
+                if self._loop.is_ending:
+                    return AGAIN
+                self._server = server
+            server.serve_forever(0.5)
+        return AGAIN

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from typing import Final
@@ -10,6 +9,7 @@ from typing import Final
 from ..machine import files
 from ..machine.paths import Paths
 from ..machine.retry import FinalError, TemporaryError
+from ..machine.thread_loop import ThreadLoop
 from .status import Document, Published, clip, encode, significant
 
 ATTRIBUTE: Final = "pilot/status"
@@ -43,20 +43,17 @@ class Publisher:
         self._say = say
         self._clock = clock
         self._wall_clock = wall_clock
-        self._changed = threading.Condition()
         self._newest: Document | None = None
         self._sent: Document | None = None
         self._sent_at = 0.0
         self._pause = SOON
         self._failed = False
-        self._urgent = False
         self._closed = False
-        self._left = False
         self._published = Published()
-        self._thread = threading.Thread(target=self._run, name="status", daemon=True)
+        self._loop = ThreadLoop("status", self._turn)
 
     def start(self) -> None:
-        self._thread.start()
+        self._loop.start()
 
     @property
     def published(self) -> Published:
@@ -65,28 +62,22 @@ class Publisher:
 
     def publish(self, found: Document) -> None:
         """Leave `found` to be published. Never waits."""
-        with self._changed:
-            self._newest = found
-            self._left = True
-            self._changed.notify()
+        self._newest = found
+        self._loop.again()
 
     def close(self, seconds: float = 5.0) -> None:
         """Publish the newest document at once, and end. Waits at most `seconds`."""
-        with self._changed:
-            self._closed = self._urgent = True
-            self._changed.notify()
-        if self._thread.ident is not None:
-            self._thread.join(seconds)
+        self._closed = True
+        self._loop.again()
+        self._loop.join(seconds)
 
-    def step(self) -> float | None:
-        """Publish where it is time. Seconds until it may be time again, None: not before the next
-        document."""
-        with self._changed:
-            newest, urgent = self._newest, self._urgent
-            self._urgent = self._left = False
+    def step(self, *, at_once: bool = False) -> float | None:
+        """Publish where it is time, or `at_once`. Seconds until it may be time again, None: not
+        before the next document."""
+        newest = self._newest
         if newest is None:
             return None
-        wait = 0.0 if urgent else self._wait(newest)
+        wait = 0.0 if at_once else self._wait(newest)
         if wait > 0:
             return wait
         self._send(newest)
@@ -131,14 +122,9 @@ class Publisher:
             return str(error) or type(error).__name__
         return ""
 
-    def _run(self) -> None:
-        while True:
-            pause = self.step()
-            with self._changed:
-                if self._urgent:
-                    continue
-                if self._closed:
-                    return
-                # Where a document came meanwhile, `step` says how long that one waits.
-                if not self._left:
-                    self._changed.wait(pause)
+    def _turn(self) -> float | None:
+        closing = self._closed
+        pause = self.step(at_once=closing)
+        if closing:
+            self._loop.end()
+        return pause

@@ -6,7 +6,6 @@ import hashlib
 import os
 import shutil
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from ..desired.spec import Binary
 from ..machine import files, http_client
 from ..machine.cloud_storage import what_is_gone
 from ..machine.retry import FinalError, TemporaryError
+from ..machine.thread_loop import ThreadLoop
 
 # Seconds for one download. The daemon has 12 MB; a binary that takes longer than this is stuck.
 DOWNLOAD_SECONDS = 300.0
@@ -168,15 +168,18 @@ class Fetcher:
     _there: dict[str, Path] = field(default_factory=dict)
     _lost: dict[str, str] = field(default_factory=dict)
     _problems: dict[str, str] = field(default_factory=dict)
-    _news: threading.Event = field(default_factory=threading.Event)
+    _pause: float = _PAUSE
+
+    def __post_init__(self) -> None:
+        self._loop = ThreadLoop("fetch", self._step)
 
     def start(self) -> None:
-        threading.Thread(target=self._run, name="fetch", daemon=True).start()
+        self._loop.start()
 
     def want(self, wanted: Wanted) -> None:
         if wanted != self._wanted:
             self._wanted = wanted
-            self._news.set()
+            self._loop.again()
 
     def there(self) -> frozenset[str]:
         """The binaries, by sha256, that were verified and are still there."""
@@ -191,15 +194,13 @@ class Fetcher:
         """Why the last attempt failed, for each binary that it failed for."""
         return self._problems.copy()
 
-    def _run(self) -> None:
-        pause = _PAUSE
-        while True:
-            # Cleared first: what is wanted from here on gets another round.
-            self._news.clear()
-            done = self.once()
-            pause = _PAUSE if done else min(pause * 2, _PAUSE_MAX)
-            # Also where all are there: a file may be removed.
-            self._news.wait(_PAUSE_MAX if done else pause)
+    def _step(self) -> float:
+        if self.once():
+            self._pause = _PAUSE
+            # Asked again also where all are there: a file may be removed.
+            return _PAUSE_MAX
+        self._pause = min(self._pause * 2, _PAUSE_MAX)
+        return self._pause
 
     def once(self) -> bool:
         """One attempt for each missing binary; whether all are there."""

@@ -376,20 +376,6 @@ def test_a_leak_is_said_when_it_begins_and_when_it_ends(
     assert said == ["memory leaks: agents grow by 200 MB", "memory leaks no more"]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_thread_that_is_dead_is_not_hidden(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(self: Walk) -> None:
-        raise ZeroDivisionError
-
-    monkeypatch.setattr(Walk, "step", broken)
-    sampler = Sampler(paths=world.paths, planning=PLANNING, say=print)
-    sampler.start()
-    sampler._threads[1].join(20)
-    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
-        sampler.latest()
-    sampler.close()
-
-
 def test_an_unreadable_file_is_logged_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pressure, "SOME", 0.01)
     again = threading.Event()
