@@ -124,22 +124,24 @@ def copies_problems(
         return []
     missing = (
         f"{path}: {config.bucket} has no copy of the registry, so it would be empty in "
-        f"{config.rendezvous.zone}. Keep the zone until `ops status --json` counts copies there "
-        '(registry.bucket; docs/PRODUCTION.md, "Zones"). Nothing was changed'
+        f"{config.rendezvous.zone}. Keep the zone until `gcloud storage ls "
+        f"gs://{config.bucket}/registry/` shows one "
+        '(docs/PRODUCTION.md, "Zones"). Nothing was changed'
     )
     return [missing]
 
 
 def newest_copy(bucket: str) -> str:
-    """The newest copy of the registry in the bucket, by name, which begins with its time; "" where
-    there is none. Raises NotLookedUpError."""
+    """The newest copy of the registry in the bucket, by the bucket's clock; "" where there is none.
+    Raises NotLookedUpError."""
     if no_credentials():
         raise NotLookedUpError(NO_CREDENTIALS)
     try:
         listed = Google("storage").get(f"b/{bucket}/o?prefix=registry/")
     except GoogleError as error:
         raise NotLookedUpError(str(error)) from None
-    return max((str(each["name"]) for each in listed.get("items", ())), default="")
+    items = sorted(listed.get("items", ()), key=lambda each: int(each["generation"]))
+    return str(items[-1]["name"]) if items else ""
 
 
 def warnings(config: FleetConfig, last: LastUpdate) -> list[str]:

@@ -1,10 +1,11 @@
-"""Paths below /lab/, which Google does not have: the lab's state, and forwarded ports.
+"""Paths below /lab/, which Google does not have: the lab's state, forwarded ports, dead zones.
 
 On Google an operator opens a tunnel to a port of a VM. Here a port of this machine's loopback is
 forwarded to it.
 """
 
 from lab.cloud import Json, links
+from lab.cloud.compute import catalog
 from lab.cloud.compute.machines import machine
 from lab.cloud.errors import ApiError, not_found
 from lab.cloud.links import Scope
@@ -16,9 +17,10 @@ from lab.machines.driver import Driver, MachineError
 class Control:
     """The lab's own paths."""
 
-    def __init__(self, store: Store, driver: Driver) -> None:
+    def __init__(self, store: Store, driver: Driver, away: set[str]) -> None:
         self._store = store
         self._driver = driver
+        self._away = away
 
     def routes(self) -> list[Route]:
         """Return the table of paths below `/lab/`."""
@@ -26,6 +28,7 @@ class Control:
         return [
             Route(method="GET", template="/lab/status", handler=self._status),
             Route(method="POST", template=f"{instance}/forward", handler=self._forward),
+            Route(method="POST", template="/lab/zones/{zone}", handler=self._zone),
         ]
 
     def _status(self, _: Request) -> Json:
@@ -42,6 +45,15 @@ class Control:
             "driver": self._driver.description,
             "instances": found,
         }
+
+    def _zone(self, request: Request) -> Json:
+        """`{"away": true}`: compute answers 503 for all that is in the zone, until `false` or the
+        lab's next start. Its machines run on."""
+        away, zone = request.json().get("away"), request.params["zone"]
+        if not isinstance(away, bool) or zone not in catalog.zones():
+            raise ApiError(400, "invalid", f"{zone} cannot be made away: {away!r}")
+        (self._away.add if away else self._away.discard)(zone)
+        return {"away": sorted(self._away)}
 
     def _forward(self, request: Request) -> Json:
         """`{"port": N}` of the guest; answers `{"port": N}` of this machine's loopback."""

@@ -57,7 +57,7 @@ class Lab:
                 *ServiceAccounts(self.store, policies).routes(),
                 *Secrets(self.store, policies).routes(),
                 *MonitoringApi(self.store).routes(),
-                *Control(self.store, self.driver).routes(),
+                *Control(self.store, self.driver, self.compute.away).routes(),
             ]
         )
         self.storage.recover()

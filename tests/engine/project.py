@@ -128,6 +128,22 @@ class Project:
             if step["op"] not in {"same", "read", "refresh"}
         }
 
+    def dead_zones(self) -> tuple[list[str], list[str]]:
+        """The arguments that `make up` adds for zones that do not answer, and its sentences."""
+        exported = self.pulumi("stack", "export", "-s", self.stack).text
+        looked = subprocess.run(
+            [".venv/bin/python", "-m", "components.dead_zones", self.stack],
+            cwd=self.folder,
+            env=dict(self.environment),
+            input=exported[exported.index("{") :],
+            stdout=subprocess.PIPE,
+            text=True,
+            timeout=_TIMEOUT_S,
+            check=True,
+        )
+        told = json.loads(looked.stdout)
+        return [f"--exclude={urn}" for urn in told["exclude"]], told["sentences"]
+
     def append(self, code: str) -> None:
         """Adds to the program, as an operator with an idea would."""
         with (self.folder / "__main__.py").open("a", encoding="utf-8") as main:

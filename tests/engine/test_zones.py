@@ -68,6 +68,55 @@ def test_a_fleet_in_two_zones(project: Project, cloud: Serving) -> None:
     assert set(steps.values()) <= {"create", "update"}
 
 
+def test_the_rendezvous_moves_while_its_zone_is_dead(project: Project, cloud: Serving) -> None:
+    def configure(zone: str) -> None:
+        # swarm-3 is in the zone that dies.
+        values = fleet(OTHER, "us-central1-f", None)
+        values["rendezvous"] |= {"zone": zone, "serviceAccount": ACCOUNT}
+        project.configure(values)
+
+    def registry(zone: str, name: str) -> str:
+        vm = call(cloud, f"projects/{CLOUD}/zones/{zone}/instances/{name}")
+        items = {each["key"]: each["value"] for each in vm["metadata"]["items"]}
+        return str(json.loads(items["pilot-spec"])["registry"])
+
+    configure(ZONE)
+    made = project.up("--skip-preview").no_traceback()
+    assert made.code == 0, made.text
+    assert project.dead_zones() == ([], [])
+    client = Client(cloud.url)
+    (bucket,) = client.get(f"/storage/v1/b?project={CLOUD}")["items"]
+    client.upload(bucket["name"], "registry/20261130T120000Z-9500.json", b"{}")
+
+    client.do("POST", f"/lab/zones/{ZONE}", {"away": True})
+    configure(OTHER)
+    leaving_out, (sentence,) = project.dead_zones()
+    assert "everything there stays as it is (pilot-rendezvous, swarm-3; " in sentence
+    planned = project.preview(*leaving_out).no_traceback()
+    assert planned.code == 0, planned.text
+    moved = project.up("--skip-preview", *leaving_out).no_traceback()
+    assert moved.code == 0, moved.text
+    assert names(cloud, OTHER, "instances") == {"pilot-rendezvous", "swarm-1"}
+    for zone, name in ((OTHER, "swarm-1"), ("us-central1-f", "swarm-2")):
+        assert registry(zone, name) == "10.10.15.252:9000"
+    # Another one, while it is dead, changes nothing.
+    leaving_out, (again,) = project.dead_zones()
+    assert again == sentence
+    assert project.steps("--refresh", *leaving_out) == {}
+
+    # When it is back.
+    client.do("POST", f"/lab/zones/{ZONE}", {"away": False})
+    assert names(cloud, ZONE, "instances") == {"pilot-rendezvous", "swarm-3"}
+    assert registry(ZONE, "swarm-3") == "10.10.0.2:9000"
+    assert project.dead_zones() == ([], [])
+    done = project.up("--skip-preview").no_traceback()
+    assert done.code == 0, done.text
+    assert names(cloud, ZONE, "instances") == {"swarm-3"}
+    assert "pilot-rendezvous-state" in names(cloud, ZONE, "disks")
+    assert registry(ZONE, "swarm-3") == "10.10.15.252:9000"
+    assert project.steps("--refresh") == {}
+
+
 def test_the_rendezvous_moves_to_another_zone(project: Project, cloud: Serving) -> None:
     def zone(name: str | None, account: str | None = ACCOUNT) -> dict[str, Any]:
         values = fleet(None, None, None)

@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -218,12 +219,50 @@ def preview_or_up(verb: str, stack: str, arguments: list[str]) -> NoReturn:
         # Without Google the plan is made from the recorded state.
         arguments = ["--refresh=false", *arguments]
     select_stack(pulumi, stack, environ)
+    left_out, excluded = dead_zones(pulumi, stack, environ) if found else ([], [])
+    arguments = [*(f"--exclude={urn}" for urn in excluded), *arguments]
     command = [pulumi.path, verb, "--stack", stack, "--policy-pack", pulumi.policy_pack]
     command += ["--policy-pack-config", "policy/settings.json"]
     if not terminal:
         command.append("--non-interactive")
     os.chdir(ROOT)
-    os.execve(pulumi.path, [*command, *arguments], environ)  # noqa: S606 - Pulumi takes over
+    run_pulumi([*command, *arguments], environ, left_out)
+
+
+def run_pulumi(command: list[str], environ: Mapping[str, str], left_out: list[str]) -> NoReturn:
+    """Replace this process with Pulumi; where there are sentences about what is left out, wait for
+    its end and say them again."""
+    if not left_out:
+        os.execve(command[0], command, environ)  # noqa: S606 - Pulumi takes over
+    say("\n".join(left_out))
+    process = subprocess.Popen(command, env=environ)
+    # A Ctrl-C is Pulumi's, which ends what it has begun.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    status = process.wait()
+    say("\n".join(left_out))
+    raise SystemExit(status)
+
+
+def dead_zones(
+    pulumi: Pulumi, stack: str, environ: Mapping[str, str]
+) -> tuple[list[str], list[str]]:
+    """A sentence for each zone of the stack that does not answer, and the URNs of what is there.
+
+    Pulumi would ask for these for minutes, and then fail.
+    """
+    words = ["stack", "export", "--stack", stack, "--non-interactive"]
+    exported = subprocess.run(
+        [pulumi.path, *words], cwd=ROOT, env=environ, capture_output=True, check=False
+    )
+    look = [str(ROOT / ".venv" / "bin" / "python"), "-m", "components.dead_zones", stack]
+    looked = subprocess.run(
+        look, cwd=ROOT, env=environ, input=exported.stdout, stdout=subprocess.PIPE, check=False
+    )
+    if exported.returncode or looked.returncode:
+        # The update says what is wrong with the state.
+        return [], []
+    told = json.loads(looked.stdout)
+    return told["sentences"], told["exclude"]
 
 
 def use_lab_backend(verb: str) -> None:

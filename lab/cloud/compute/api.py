@@ -32,6 +32,7 @@ from lab.cloud.compute.operations import Operations
 from lab.cloud.compute.project_api import ProjectApi, project_by_number
 from lab.cloud.compute.requests import body_of, name_of, project_of, scope_of
 from lab.cloud.errors import (
+    ApiError,
     OperationError,
     already_exists,
     in_use,
@@ -68,6 +69,8 @@ class Compute:
     """Answers for compute; `driver` runs the machines."""
 
     def __init__(self, store: Store, operations: Operations, driver: Driver) -> None:
+        self.away: set[str] = set()
+        """Zones that are dead: 503 for all that is in them."""
         self._store = store
         self._operations = operations
         self._driver = driver
@@ -138,6 +141,9 @@ class Compute:
     def _answer(self, handler: Callable[[Request], Json], request: Request) -> Json:
         if request.params["version"] not in ("v1", "beta"):
             raise not_implemented(request.path)
+        if request.params.get("place") in self.away:
+            message = f"Zone {request.params['place']}: Backend Error"
+            raise ApiError(503, "backendError", message, "UNAVAILABLE")
         if request.params["project"].isdigit():
             with self._store.transaction() as tx:
                 project = project_by_number(tx, request.params["project"])
@@ -216,6 +222,8 @@ class Compute:
         items: list[tuple[str, Json]] = []
         with self._store.transaction() as tx:
             for place in places:
+                if place in self.away:
+                    continue
                 scope = Scope(project=project, level=kind.level, place=place)
                 for name, body in sorted(tx.look(scope.collection(collection)).items()):
                     items.append((f"{scope.short}/{name}", kind.present(tx, body)))
@@ -224,7 +232,7 @@ class Compute:
             "kind": f"compute#{kind.singular}AggregatedList",
             "id": f"projects/{project}/aggregated/{collection}",
             "selfLink": link(f"projects/{project}/aggregated/{collection}"),
-            "items": _by_place(kind, places, shown),
+            "items": _by_place(kind, places, shown, self.away),
         }
         if token:
             answer["nextPageToken"] = token
@@ -373,13 +381,21 @@ def _page(request: Request, items: list[tuple[str, Json]], singular: str) -> Jso
     return answer
 
 
-def _by_place(kind: Kind, places: list[str], shown: list[Json]) -> Json:
+def _by_place(kind: Kind, places: list[str], shown: list[Json], away: set[str]) -> Json:
     items: Json = {}
     for place in places:
         short = f"{kind.level}/{place}"
         held = [each for each in shown if f"/{short}/" in each["selfLink"]]
         if held:
             items[short] = {kind.collection: held}
+        elif place in away:
+            items[short] = {
+                "warning": {
+                    "code": "UNREACHABLE",
+                    "message": f"The scope '{short}' is not reachable.",
+                    "data": [{"key": "scope", "value": short}],
+                }
+            }
         else:
             items[short] = {
                 "warning": {

@@ -158,7 +158,10 @@ class BucketCopies:
         bad: list[str] = []
         by_name = {each.copy.name: each for each in mine}
         here = {copy.name: copy for copy in registry_copies.copies(self._paths)}
-        every = sorted({**{n: s.copy for n, s in by_name.items()}, **here}.values(), key=_name)
+        every = [each.copy for each in mine]
+        if here:
+            # The disk's have no generation. take_copy() keeps their names in order.
+            every = sorted({**{each.name: each for each in every}, **here}.values(), key=_name)
         for copy in registry_copies.in_order(every):
             try:
                 if copy.name in here:

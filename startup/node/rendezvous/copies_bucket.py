@@ -63,7 +63,8 @@ class CopiesBucket:
     token: Callable[[], str]
 
     def copies(self) -> tuple[list[StoredCopy], int]:
-        """The copies, oldest first, and the number of objects beside them that are none."""
+        """The copies, oldest first by the bucket's clock, and the number of objects beside them
+        that are none."""
         place, page, items = self.place(), "", []
         for _ in range(_PAGES):
             query = {"prefix": PREFIX, "fields": _FIELDS} | ({"pageToken": page} if page else {})
@@ -80,7 +81,7 @@ class CopiesBucket:
             if not page:
                 break
         copies = [copy for item in items if (copy := _stored(item))]
-        return sorted(copies, key=lambda each: each.copy.name), len(items) - len(copies)
+        return sorted(copies, key=lambda each: each.generation), len(items) - len(copies)
 
     def store(self, name: str, content: bytes, cleaned: str) -> None:
         """Store a copy. One of that name that is there already is left as it is."""

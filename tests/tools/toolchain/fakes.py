@@ -50,6 +50,7 @@ elif sys.argv[1] in ("preview", "up"):
         "PILOT_REFUSE_UNKNOWN",
     )
     print(json.dumps({name: os.environ.get(name) for name in names}))
+    sys.exit(int(os.environ.get("FAKE_UPDATE_STATUS", "0")))
 """
 
 

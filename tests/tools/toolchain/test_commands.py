@@ -18,6 +18,9 @@ CHECKER = """\
 import os, sys
 with open(os.environ["FAKE_LOG"], "a") as log:
     log.write("python " + " ".join(sys.argv[1:]) + "\\n")
+if sys.argv[2] == "components.dead_zones":
+    print(os.environ.get("FAKE_DEAD_ZONES", '{"exclude": [], "sentences": []}'))
+    sys.exit(0)
 sys.exit(int(os.environ.get("FAKE_CONFIG_STATUS", "0")))
 """
 
@@ -167,6 +170,28 @@ def test_up_where_nobody_can_be_asked(machine: Machine, checkout: Path) -> None:
         "pulumi up --stack swarm --policy-pack policy"
         " --policy-pack-config policy/settings.json --non-interactive --yes"
     )
+
+
+@pytest.mark.parametrize("verb", ["preview", "up"])
+def test_what_a_dead_zone_has_is_left_out_and_said_at_the_end(
+    machine: Machine, checkout: Path, verb: str
+) -> None:
+    machine.environ |= {
+        "GOOGLE_APPLICATION_CREDENTIALS": "/key.json",
+        "PILOT_FLEET_YES": "1",
+        "PULUMI_BACKEND_URL": "gs://state",
+        "FAKE_DEAD_ZONES": json.dumps({"exclude": ["urn:1", "urn:2"], "sentences": ["It is dead"]}),
+    }
+    result = machine.run(verb, "swarm", "--diff", root=checkout)
+    assert result.returncode == 0
+    assert result.stderr == "It is dead\nIt is dead\n"
+    assert machine.calls()[-3:-1] == [
+        "pulumi stack export --stack swarm --non-interactive",
+        "python -m components.dead_zones swarm",
+    ]
+    assert " --exclude=urn:1 --exclude=urn:2 " in machine.calls()[-1]
+    machine.environ["FAKE_UPDATE_STATUS"] = "7"
+    assert machine.run(verb, "swarm", root=checkout).returncode == 7
 
 
 def test_the_labs_stack_is_planned_against_the_labs_own_state(

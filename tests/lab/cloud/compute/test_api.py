@@ -225,3 +225,21 @@ def test_no_body_is_an_internal_error(
         battered.get(f"{COMPUTE}/aggregated/{collection}")
     for name in [each["name"] for each in list_of(battered, "instances")]:
         battered.do("DELETE", f"{ZONE}/instances/{name}")
+
+
+def test_a_zone_that_is_away_answers_503_until_it_is_back(client: Client) -> None:
+    make_network(client)
+    client.do("POST", f"{ZONE}/instances", vm())
+    other = f"{COMPUTE}/zones/us-central1-b/instances"
+    assert client.call("POST", "/lab/zones/us-central1-a", {"away": "yes"}).status == 400
+    assert client.call("POST", "/lab/zones/nowhere", {"away": True}).status == 400
+    client.call("POST", "/lab/zones/us-central1-a", {"away": True})
+    for method, path in (("GET", f"{ZONE}/instances"), ("DELETE", f"{ZONE}/instances/vm")):
+        refused = client.call(method, path)
+        assert (refused.status, refused.reason) == (503, "backendError")
+    assert client.get(other).get("items") is None
+    items = client.get(f"{COMPUTE}/aggregated/instances")["items"]
+    assert items["zones/us-central1-a"]["warning"]["code"] == "UNREACHABLE"
+    assert items["zones/us-central1-b"]["warning"]["code"] == "NO_RESULTS_ON_PAGE"
+    client.call("POST", "/lab/zones/us-central1-a", {"away": False})
+    assert len(client.get(f"{ZONE}/instances")["items"]) == 1

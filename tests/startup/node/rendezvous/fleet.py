@@ -197,7 +197,8 @@ class MemoryBucket:
 
     def copies(self) -> tuple[list[StoredCopy], int]:
         self._ask()
-        return [self.held[name][0] for name in sorted(self.held)], self.strange
+        found = sorted((each for each, _ in self.held.values()), key=lambda each: each.generation)
+        return found, self.strange
 
     def store(self, name: str, content: bytes, cleaned: str) -> None:
         self._ask()

@@ -157,6 +157,21 @@ def test_a_bucket_that_is_away_holds_up_nothing_where_the_disk_has_a_copy(fleet:
     assert fleet.serving()
 
 
+def test_the_newest_copy_is_the_one_stored_last_whatever_the_vms_clock_said(fleet: Fleet) -> None:
+    serve_with(fleet, 5)
+    for name, (each, content) in list(fleet.bucket.held.items()):
+        ahead = named(f"2099{name[4:]}", each.copy.size)
+        assert ahead is not None
+        del fleet.bucket.held[name]
+        fleet.bucket.held[ahead.name] = (replace(each, copy=ahead), content)
+    ids = register(fleet, 9)
+    kept_in_the_bucket(fleet, 9)
+    lost(fleet)
+    fleet.until(fleet.serving, "serving from the bucket")
+    assert register(fleet, 9) == ids
+    assert fleet.status()["registry"]["restored"].endswith("-9.json")
+
+
 @pytest.mark.parametrize("harm", ["truncated", "of another fleet", "no copies", "on the disk"])
 def test_only_bad_copies_are_no_reason_to_start_empty_but_an_order_is(
     fleet: Fleet, harm: str
