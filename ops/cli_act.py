@@ -210,7 +210,8 @@ def roll(
             _reject(runner, [each for each in seen if each.is_open])
         elif follow:
             open_ = _heard([each for each in seen if each.is_open])
-            runner.wait([each.vm for each in open_], rolls.ended, "roll")
+            with _if_interrupted("Nothing was ordered: what rolls goes on"):
+                runner.wait([each.vm for each in open_], rolls.ended, "roll")
         after = [each for each in rolls.rolls(runner.look()) if each.vm in names]
     show({"rolls": rolls.documents(after)} if as_json else rolls.render(after))
     raise typer.Exit(FOUND if any(each.is_bad for each in after) else FINE)
@@ -223,7 +224,10 @@ def _roll_on(runner: "run.Runner", open_: "Sequence[rolls.VmRoll]") -> None:
         if each.state not in ("rolling", "watching"):
             say(f"{each.vm}: go on to {each.version}")
             runner.orders.give(each.vm, orders.roll_go(each.sha256))
-        runner.wait([each.vm], _arrives(each.sha256), f"roll to {each.version}")
+        with _if_interrupted(
+            f"{each.vm} rolls on. The VMs after it wait for another `ops roll go`"
+        ):
+            runner.wait([each.vm], _arrives(each.sha256), f"roll to {each.version}")
         say(f"{each.vm}: has {each.version}")
 
 
@@ -246,7 +250,8 @@ def _reject(runner: "run.Runner", open_: "Sequence[rolls.VmRoll]") -> None:
     for each in open_:
         say(f"{each.vm}: reject {each.version}")
         runner.orders.give(each.vm, orders.roll_reject(each.sha256))
-    runner.wait([each.vm for each in open_], rolls.ended, "go back")
+    with _if_interrupted("The order stands: the VMs go back without this command"):
+        runner.wait([each.vm for each in open_], rolls.ended, "go back")
 
 
 @commands.command()
@@ -267,7 +272,9 @@ def _benchmarks(settings: GlobalOptions, changes: Mapping[str, object], limit: f
         names = [vm.name for vm in runner.look().swarm]
         pauses = changes is orders.PAUSE
         what = "pause benchmarks" if pauses else "let benchmarks go on"
-        runner.give_and_wait(names, changes, lambda seen: seen.heeds, what)
+        again = "`ops unpause` ends it" if pauses else "`ops pause` ends it"
+        with _if_interrupted(f"The order stands: {again}"):
+            runner.give_and_wait(names, changes, lambda seen: seen.heeds, what)
         say(f"{what}: {', '.join(names)}")
         if pauses:
             return
@@ -288,13 +295,10 @@ def drain(ctx: typer.Context, *, vms: Annotated[list[str], typer.Argument(metava
     with _runner(ctx.obj, limit) as runner:
         names = _chosen(runner.look(), vms, None)
         _tell_of_plan(runner)
-        try:
+        with _if_interrupted(f"The order stands: `ops undrain {' '.join(names)}` ends it"):
             runner.give_and_wait(
                 names, orders.DRAIN, lambda seen: seen.is_empty, "drain", _undrained
             )
-        except KeyboardInterrupt:
-            complain(f"\ninterrupted. The order stands: `ops undrain {' '.join(names)}` ends it")
-            raise
         say(f"drained: {', '.join(names)}")
 
 
@@ -305,7 +309,8 @@ def undrain(ctx: typer.Context, *, vms: Annotated[list[str], typer.Argument(meta
     with _runner(ctx.obj, limit) as runner:
         names = _chosen(runner.look(), vms, None)
         _tell_of_plan(runner)
-        runner.give_and_wait(names, orders.UNDRAIN, _is_up, "start", _unfilled)
+        with _if_interrupted("The order stands: the agents start without this command"):
+            runner.give_and_wait(names, orders.UNDRAIN, _is_up, "start", _unfilled)
         say(f"whole: {', '.join(names)}")
 
 
@@ -351,6 +356,16 @@ def _chosen(
     if not names:
         raise UsageError("no VM is left to change")
     return names
+
+
+@contextmanager
+def _if_interrupted(says: str) -> Iterator[None]:
+    """Say what goes on without a command that is interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        complain(f"\ninterrupted. {says}")
+        raise
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from tests.ops.runners import SWARM, runner
 from tests.ops.simulated import (
     BUCKET,
     Simulated,
+    rolling,
 )
 
 
@@ -101,6 +102,35 @@ def test_an_interrupted_command_says_what_stands(
     assert simulated.order("swarm-1")["hold"]
     found = ops("reboot", "--yes", "swarm-3")
     assert (found.code, "a VM that was shut down stays off" in found.err) == (130, True)
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("undrain swarm-1", "The order stands: the agents start without this command"),
+        ("pause", "The order stands: `ops unpause` ends it"),
+        ("unpause", "The order stands: `ops pause` ends it"),
+        ("roll go", "swarm-1 rolls on. The VMs after it wait for another `ops roll go`"),
+        ("roll reject", "The order stands: the VMs go back without this command"),
+        ("roll --follow", "Nothing was ordered: what rolls goes on"),
+    ],
+)
+def test_every_wait_that_is_interrupted_says_what_goes_on(
+    ops: Ops, simulated: Simulated, monkeypatch: pytest.MonkeyPatch, command: str, says: str
+) -> None:
+    def pause(_: float) -> None:
+        raise KeyboardInterrupt
+
+    # Nobody is done at once.
+    simulated.nodes["swarm-1"].running = 0
+    simulated.nodes["swarm-1"].roll = rolling(state="waiting", of=120)
+    order = {"schema": 1, "hold": True} | ({"benchmarks": "pause"} if command == "unpause" else {})
+    for name in SWARM:
+        simulated.client.upload(BUCKET, f"orders/{name}.json", json.dumps(order).encode())
+    simulated.tick()
+    monkeypatch.setattr(run, "Runner", partial(run.Runner, pause=pause))
+    found = ops(*command.split())
+    assert (found.code, found.err.strip()) == (130, f"interrupted. {says}")
 
 
 def test_an_ignored_signal_stays_ignored(

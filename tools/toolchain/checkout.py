@@ -16,13 +16,15 @@ from pathlib import Path
 
 from tools.toolchain.build import only_one
 from tools.toolchain.failure import Failure
-from tools.toolchain.progress import say
+from tools.toolchain.progress import Steps, say
 
 REQUIREMENTS = ("requirements.txt",)
 DEV_REQUIREMENTS = ("requirements.txt", "requirements-dev.txt")
 PILOT_REQUIREMENTS = Path("tools/toolchain/pilot-requirements.txt")
 BINARIES = ("pilot-daemon", "pilotctl")
 COMMAND = "pilot-fleet"
+# Planned, for who watches.
+_VENV_SECONDS, _DAEMON_SECONDS = 60.0, 10.0
 # As pip writes one where the path of its Python is long or has a blank: to sh the second line runs
 # this file with the venv's Python, to Python lines 2 and 3 are a text.
 _SCRIPT = """\
@@ -115,23 +117,23 @@ def _ensure_packages(root: Path, *, dev: bool) -> None:
                     break
         if complete():
             return
-        say("Setting up .venv with the pinned requirements (a minute or so, once)")
-        here = place.is_file() and place.read_text() == str(root)
-        usable = here and _runs_pip(venv) and not marker.exists()
-        if not usable:
-            _run([sys.executable, "-m", "venv", "--clear", str(venv)], "create .venv")
-            place.write_text(str(root))
-        done.unlink(missing_ok=True)
-        marker.touch()
         files = DEV_REQUIREMENTS if dev else REQUIREMENTS
-        _run(
-            [
-                *(str(venv / "bin" / "python"), "-m", "pip", "install", "--quiet"),
-                *("--disable-pip-version-check", "--no-input", "--require-hashes"),
-                *(word for name in files for word in ("-r", str(root / name))),
-            ],
-            "install the requirements",
-        )
+        with Steps([_VENV_SECONDS]).step("Setting up .venv, once"):
+            here = place.is_file() and place.read_text() == str(root)
+            usable = here and _runs_pip(venv) and not marker.exists()
+            if not usable:
+                _run([sys.executable, "-m", "venv", "--clear", str(venv)], "create .venv")
+                place.write_text(str(root))
+            done.unlink(missing_ok=True)
+            marker.touch()
+            _run(
+                [
+                    *(str(venv / "bin" / "python"), "-m", "pip", "install", "--quiet"),
+                    *("--disable-pip-version-check", "--no-input", "--require-hashes"),
+                    *(word for name in files for word in ("-r", str(root / name))),
+                ],
+                "install the requirements",
+            )
         partial = done.with_suffix(".new")
         partial.write_text(full if dev else base)
         marker.unlink()
@@ -210,8 +212,10 @@ def ensure_artifacts(root: Path) -> None:
     with only_one(root / "tools" / "toolchain", "Setting up this checkout"):
         if all((folder / name).exists() for name in BINARIES):
             return
-        say(f"Fetching pilot-daemon {version}")
-        with tempfile.TemporaryDirectory(prefix=".scratch-", dir=folder) as scratch:
+        with (
+            Steps([_DAEMON_SECONDS]).step(f"Fetching pilot-daemon {version}"),
+            tempfile.TemporaryDirectory(prefix=".scratch-", dir=folder) as scratch,
+        ):
             _run(
                 [
                     *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"),

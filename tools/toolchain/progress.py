@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -9,8 +10,9 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-HEARTBEAT_SECONDS = 15.0
-"""Between two lines where there is no terminal."""
+HEARTBEAT_SECONDS = 60.0
+"""Between two lines where there is no terminal: enough for who waits for a build to know that it
+goes on."""
 
 
 def say(text: str) -> None:
@@ -70,7 +72,9 @@ class Step:
             say(self.line())
         while not self._over.wait(1.0 if terminal else HEARTBEAT_SECONDS):
             if terminal:
-                sys.stderr.write("\r\x1b[K" + self.line())
+                # A line that wraps could not be taken back.
+                width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
+                sys.stderr.write("\r\x1b[K" + self.line()[: width - 1])
                 sys.stderr.flush()
             else:
                 say(self.line())
