@@ -256,8 +256,11 @@ def _judge(state: RollState, seen: RollObserved, said: list[str]) -> RollState:
     watch = _observed(known or _new_watch(seen, tried), seen, tried)
     if trouble := _trouble(watch, seen, tried):
         return _reject(state, seen, trouble, said)
-    # Those that fail again and again are few, or they were trouble: nobody waits for them.
-    whole = all(port in watch.up or seen.failures.get(port, 0) >= _AGAIN for port in tried)
+    down = [port for port in tried if port not in watch.up]
+    # A few that fail again and again are not waited for.
+    whole = len(down) <= len(tried) // _TOLERATED and all(
+        seen.failures.get(port, 0) >= _AGAIN for port in down
+    )
     if watch.since is None:
         if not whole:
             return replace(state, state=ROLLING, watch=watch)

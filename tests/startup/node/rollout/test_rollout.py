@@ -189,6 +189,20 @@ def test_one_in_fifty_may_be_ill_with_any_release() -> None:
     assert any("all 200 agents have it" in line for line in vm.said)
 
 
+def test_among_few_all_have_to_come_up() -> None:
+    """Also one that was ill before, and for a while is not tried."""
+    vm = Vm(PORTS[:49])
+    vm.fails_again(10009)
+    vm.ill = frozenset({10009})
+    vm.until(ROLLING)
+    for _ in range(300):
+        vm.second()
+    assert vm.state.state == ROLLING
+    vm.up[10009] = vm.seen.now
+    vm.until(NONE)
+    assert vm.state.accepted == NEW
+
+
 def test_one_more_than_that_may_not() -> None:
     vm = watched()
     vm.fails_again()
