@@ -47,8 +47,6 @@ BUDGET: Final = 20.0
 MEASURED: Final = 64
 TOP: Final = 20
 
-MIB: Final = 1 << 20
-
 
 @dataclass(frozen=True, kw_only=True)
 class Planning:
@@ -71,8 +69,8 @@ class Heavy:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample:
-    """The last measurements. Memory in bytes; None where it is not known, or not yet."""
+class _Watched:
+    """The quick thread's last numbers."""
 
     total: int | None = None
     """Memory of the VM."""
@@ -80,12 +78,21 @@ class Sample:
     """Memory of the VM that is available."""
     slice: int | None = None
     """memory.current of pilot.slice."""
+    udp_sockets: int | None = None
+    benchmarks: str = "none"
+    """none, running, frozen or paused."""
+    limits: Sequence[LimitUse] = ()
+    """Those of which more than 80 % are used."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Walked:
+    """The slow thread's last numbers."""
+
     agent_mean: float | None = None
     """Mean PSS of a sample of agents."""
-    agent_limit: int = 0
-    """Twice the planning size of an agent."""
     over: int | None = None
-    """Agents above that."""
+    """Agents above Sample.agent_limit."""
     top: Sequence[Heavy] = ()
     """The largest of these."""
     growth: float | None = None
@@ -98,37 +105,14 @@ class Sample:
     """Agents that answered when they were asked for their connections."""
     connections: float | None = None
     """Mean connections per agent, of those that answered."""
-    udp_sockets: int | None = None
-    benchmarks: str = "none"
-    """none, running, frozen or paused."""
-    limits: Sequence[LimitUse] = ()
-    """Those of which more than 80 % are used."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Watched:
-    """The quick thread's last numbers."""
+class Sample(_Watched, _Walked):
+    """The last measurements. Memory in bytes; None where it is not known, or not yet."""
 
-    total: int | None = None
-    available: int | None = None
-    slice: int | None = None
-    udp_sockets: int | None = None
-    benchmarks: str = "none"
-    limits: Sequence[LimitUse] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Walked:
-    """The slow thread's last numbers."""
-
-    agent_mean: float | None = None
-    over: int | None = None
-    top: Sequence[Heavy] = ()
-    growth: float | None = None
-    grown: float | None = None
-    leak: str = ""
-    asked: int = 0
-    connections: float | None = None
+    agent_limit: int = 0
+    """Twice the planning size of an agent."""
 
 
 class PressureWatch:
@@ -350,24 +334,8 @@ class Sampler:
 
     def latest(self) -> Sample:
         """The last measurements, without waiting."""
-        watched, walked = self._watch.latest, self._walk.latest
-        return Sample(
-            total=watched.total,
-            available=watched.available,
-            slice=watched.slice,
-            agent_mean=walked.agent_mean,
-            agent_limit=2 * self.planning.agent,
-            over=walked.over,
-            top=walked.top,
-            growth=walked.growth,
-            grown=walked.grown,
-            leak=walked.leak,
-            asked=walked.asked,
-            connections=walked.connections,
-            udp_sockets=watched.udp_sockets,
-            benchmarks=watched.benchmarks,
-            limits=watched.limits,
-        )
+        numbers = vars(self._watch.latest) | vars(self._walk.latest)
+        return Sample(**numbers, agent_limit=2 * self.planning.agent)
 
     def mean_private_bytes(self, ports: Sequence[int]) -> float | None:
         """`private_bytes` of the agents of `ports`, now. Takes 0.25 ms per agent, of 64 at most."""

@@ -22,10 +22,11 @@ from startup.node.pressure.agent_memory import held, pages, private_bytes, sprea
 from startup.node.pressure.benchmarks import Governor
 from startup.node.pressure.kernel_limits import LimitUse
 from startup.node.pressure.leak_detection import History, Look
-from startup.node.pressure.sampler import ALL, MIB, Planning, PressureWatch, Sample, Sampler, Walk
+from startup.node.pressure.sampler import ALL, Planning, PressureWatch, Sample, Sampler, Walk
 from tests.startup.node.pressure.test_benchmarks import Slice
 
 SLICE = "sys/fs/cgroup/pilot.slice"
+MIB = 1 << 20
 PLANNING = Planning(agent=10 * MIB, connection=4 * MIB)
 
 
