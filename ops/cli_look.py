@@ -16,7 +16,7 @@ from ops.cli_options import Every, GlobalOptions, Growth, Json, Threshold, VmNam
 from ops.defaults import DASHBOARD_PORT, GROWTH, THRESHOLD
 from ops.errors import FINE, FOUND, OpsError, UsageError
 from ops.lazy import lazy
-from ops.terminal import draw, printable, say, show
+from ops.terminal import busy, draw, printable, say, show
 
 if TYPE_CHECKING:
     from ops import audit as audits
@@ -32,6 +32,7 @@ else:
     looks, screen = lazy("ops.looks"), lazy("ops.live")
 
 commands = typer.Typer()
+_LOOKS: Final = "looking at the fleet"
 _BACKLOG: Final = 16 * 1024  # bytes of the console that `logs` shows first
 
 
@@ -43,7 +44,8 @@ def status_(
     svg: Annotated[str, typer.Option(metavar="FILE", help="Draw it to this file too.")] = "",
 ) -> None:
     """Show the VMs, what runs on them, and what the registry counts."""
-    found = status.picture(ctx.obj.look(ctx.obj.cloud()))
+    with busy(_LOOKS):
+        found = status.picture(ctx.obj.look(ctx.obj.cloud()))
     if svg:
         draw(status.render(found), Path(svg))
     show(found.document() if as_json else status.render(found))
@@ -53,7 +55,8 @@ def status_(
 @commands.command()
 def top(ctx: typer.Context, vm: VmName, as_json: Json = False) -> None:
     """Show the agents of a VM that use most memory: 20 of those above twice the planning size."""
-    found = _vm(ctx.obj, vm)
+    with busy(_LOOKS):
+        found = _vm(ctx.obj, vm)
     if not found.is_swarm:
         raise UsageError(f"{vm} is the rendezvous: it has no agents")
     if not found.speaks:
@@ -77,14 +80,16 @@ def watch_(
     """Print a line when an alert begins or ends."""
     found = _looks(ctx.obj, ctx.obj.cloud(), threshold, growth)
     while True:
-        look = found.next()
+        with busy(_LOOKS):
+            look = found.next()
         if once and look.error:
             raise look.error
         for event in look.events:
             print(event.json() if as_json else event.line(), flush=True)
         if once:
             raise typer.Exit(FOUND if look.standing else FINE)
-        time.sleep(every)
+        with busy(f"{len(look.standing)} alerts stand; a look every {every:.0f} s"):
+            time.sleep(every)
 
 
 @commands.command()
@@ -99,10 +104,11 @@ def live(
     first, and says what will happen."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError("live needs a terminal: `status` prints a table, `watch` a line per alert")
-    cloud = ctx.obj.cloud()
-    found = _looks(ctx.obj, cloud, threshold, growth)
-    # A wrong project or a missing right is a sentence, and no screen.
-    first = found.next()
+    with busy(_LOOKS):
+        cloud = ctx.obj.cloud()
+        found = _looks(ctx.obj, cloud, threshold, growth)
+        # A wrong project or a missing right is a sentence, and no screen.
+        first = found.next()
     if first.error:
         raise first.error
     raise typer.Exit(screen.run(ctx.obj, cloud, found, first, every))
@@ -192,10 +198,11 @@ def audit_(
 ) -> None:
     """Find startup scripts where none may be, and everything that nobody declared."""
     wanted = _declared(declared, expected)
-    cloud = ctx.obj.cloud()
-    everything = fleets.instances(cloud)
-    fleet = ctx.obj.look(cloud, everything)
-    project = audits.read(cloud, everything.vms, everything.unseen)
+    with busy("looking at the project"):
+        cloud = ctx.obj.cloud()
+        everything = fleets.instances(cloud)
+        fleet = ctx.obj.look(cloud, everything)
+        project = audits.read(cloud, everything.vms, everything.unseen)
     report = audits.audit(project, fleet, wanted, allow or ())
     if as_json:
         show(report.document())

@@ -81,6 +81,12 @@ class LiveApp(App[int]):
     """The program of `live`."""
 
     CSS = """
+    * {
+        scrollbar-background: ansi_default; scrollbar-background-hover: ansi_default;
+        scrollbar-background-active: ansi_default; scrollbar-corner-color: ansi_default;
+        scrollbar-color: ansi_bright_black; scrollbar-color-hover: ansi_bright_black;
+        scrollbar-color-active: ansi_bright_black;
+    }
     #head { height: 1; text-style: reverse; }
     #problem { height: auto; max-height: 3; display: none; color: ansi_red; text-style: bold; }
     #vms { height: auto; min-height: 4; max-height: 60%; scrollbar-size: 1 1; }
@@ -94,7 +100,7 @@ class LiveApp(App[int]):
         border-top: solid ansi_default; border-title-style: bold; border-title-color: ansi_default;
     }
     #online { height: 3; color: ansi_green; }
-    #events { height: 1fr; min-height: 4; scrollbar-size: 1 1; overflow-x: hidden; }
+    #events { height: 1fr; min-height: 4; scrollbar-size: 0 0; overflow-x: hidden; }
     #orders { height: auto; max-height: 6; }
     AskScreen { align: center middle; }
     #question { width: 64; max-width: 95%; height: auto; padding: 1 2; border: heavy ansi_default; }
@@ -311,5 +317,5 @@ def run(
     if desk.interrupted:
         complain(runs.interrupted(desk.interrupted))
     if desk.given:
-        say(f"what was ordered stands without this screen: {'; '.join(desk.given)}")
+        say(f"what was ordered stands without this screen: {'; '.join(desk.given.values())}")
     return FINE if code is None else code

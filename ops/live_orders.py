@@ -175,8 +175,8 @@ class OrderDesk:
     by: str
     poll: float
     limit: float = LIMIT
-    given: list[str] = field(default_factory=list)
-    """Orders that were given, in a few words each."""
+    given: dict[tuple[str, ...], str] = field(default_factory=dict)
+    """Orders that were given, in a few words each: the last one of its VMs and fields."""
     interrupted: plan.RestartPlan | None = None
     """A restart that `end` has interrupted."""
     _over: threading.Event = field(default_factory=threading.Event)
@@ -213,7 +213,8 @@ class OrderDesk:
             say(note)
         for vm, changes in proposal.orders.items():
             runner.orders.give(vm, changes)
-        self.given.append(proposal.what)
+        fields = {name for changes in proposal.orders.values() for name in changes}
+        self.given[*sorted(proposal.orders), *sorted(fields)] = proposal.what
         say(f"ordered: {proposal.what}")
 
     def _restart(self, runner: run.Runner, vms: tuple[str, ...]) -> None:

@@ -19,6 +19,8 @@ from ops.errors import OutputError, UsageError
 _OUT: Final = Console(highlight=False, soft_wrap=False)
 # A table that is piped must not be cut to 80 columns.
 _WIDE: Final = 240
+# Colours and the like (CSI sequences), which a boot's messages are full of.
+_SEQUENCE: Final = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 _PICTURE: Final = 118  # columns of a picture; a README shows as many
 
 
@@ -102,7 +104,19 @@ def answers() -> Iterator[None]:
 
 def printable(text: str) -> str:
     """A console's text, which is untrusted: no escape sequence in it may reach this terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "" for c in text)
+    plain = _SEQUENCE.sub("", text)
+    return "".join(c if c.isprintable() or c in "\n\t" else "" for c in plain)
+
+
+@contextmanager
+def busy(text: str) -> Iterator[None]:
+    """Show on a terminal what is waited for; elsewhere nothing. Nothing may be printed within."""
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(Text(text)):
+        yield
 
 
 def say(text: str) -> None:
