@@ -67,6 +67,15 @@ class Loop:
     def __post_init__(self) -> None:
         self.disk = StateDisk(self.paths, self.say)
 
+    def look(self) -> bool:
+        """Take what the sources say; whether something changed. Where it cannot be applied now it
+        is tried again, and the VM stays at the last known spec."""
+        try:
+            return bool(self.follower.look())
+        except FAILURES as error:
+            self.fault(str(error))
+            return False
+
     def keep_disk(self) -> None:
         """Measure the state disk, and grow it. A failure is logged, and the round goes on."""
         if not self.is_due("disk", DISK):

@@ -13,10 +13,10 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final, TypedDict, TypeVar
+from typing import Any, Final, TypeVar
 
 from .desired import ghost_scripts, orders, sources
 from .desired.json_reader import SpecError
@@ -166,20 +166,6 @@ class Changes:
         return self.spec or self.orders or self.maintenance
 
 
-class CommonFacts(TypedDict):
-    """The part of status.StatusFacts that a Follower knows."""
-
-    vm: str
-    now: float
-    boot: str
-    uptime: float
-    script: str
-    orders: OrdersStatus
-    spec: SpecStatus
-    project_script: ScriptStatus
-    ghosts: Sequence[str]
-
-
 class Follower:
     """The sources of one VM. `known` is the spec in use, `standing` the orders in force."""
 
@@ -268,8 +254,8 @@ class Follower:
             raise self._failed
         return replace(changes, spec=changed)
 
-    def facts(self, now: float) -> CommonFacts:
-        """The follower's part of the status. `now`: seconds since the epoch."""
+    def facts(self, now: float) -> dict[str, Any]:
+        """The follower's part of status.StatusFacts. `now`: seconds since the epoch."""
         known, standing = self.known, self.standing
         generation = standing.generation
         return {

@@ -4,7 +4,6 @@ copies its registry and reports. Its parts are in rendezvous/."""
 from __future__ import annotations
 
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -41,7 +40,6 @@ from .report.status import Published, RegistryStatus, RendezvousFacts, document
 from .rollout import roll_state
 from .rollout import rollout as rolls
 from .setup import release
-from .setup.limits import LimitsError
 
 # Seconds between two copies of the registry's file: at most so much is lost when the file is.
 COPY = 300.0
@@ -102,11 +100,7 @@ class RendezvousLoop(Loop):
         now = self.clock()
         if self.token_keeper.first_turn_at is None:
             self.token_keeper.first_turn_at = now
-        try:
-            self.follower.look()
-        except (FinalError, LimitsError, OSError, subprocess.SubprocessError) as error:
-            # The process stays at the last known spec.
-            self.fault(str(error))
+        self.look()
         self.keep_disk()
         if not self.follower.is_mounted():
             raise NotReadyError(self.paths.unmounted("the rendezvous has no store"))

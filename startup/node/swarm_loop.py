@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +31,6 @@ from .report.status import Published, SwarmFacts, document
 from .rollout import roll_state
 from .rollout import rollout as rolls
 from .setup import isolation, release, units
-from .setup.limits import LimitsError
 from .swarm import goal, variants
 from .swarm.decide import Goal
 from .swarm.drain import SHUTDOWN_SECONDS, drain_for_shutdown
@@ -80,8 +78,8 @@ class SwarmLoop(Loop):
         return pause
 
     def _turn(self, woken: bool) -> float:
-        if woken or self.is_due("look", LOOK):
-            self._look()
+        if (woken or self.is_due("look", LOOK)) and self.look():
+            self.at_once("roll")
         self.keep_disk()
         spec = self._spec()
         plan = goal.plan(spec, self.follower.standing, self.follower.maintenance)
@@ -138,15 +136,6 @@ class SwarmLoop(Loop):
         if not isinstance(spec, SwarmSpec):
             raise FinalError(f"this VM is a {spec.role}, it has no agents")
         return spec
-
-    def _look(self) -> None:
-        """Take what the sources say. Where it cannot be applied now it is tried again, and the
-        agents stay at the last known spec."""
-        try:
-            if self.follower.look():
-                self.at_once("roll")
-        except (FinalError, LimitsError, OSError, subprocess.SubprocessError) as error:
-            self.fault(str(error))
 
     # The roll
 

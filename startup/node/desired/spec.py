@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Final, TypedDict
+from typing import Any, Final
 
 from . import fields
 from .go_runtime import go_problem
@@ -141,21 +141,6 @@ def expected_script(text: str | bytes) -> ScriptSpec:
     return ScriptSpec(sha256=sha256, after_seconds=after if known else 0)
 
 
-class _Common(TypedDict):
-    """The fields of Spec, as read."""
-
-    name: str
-    role: str
-    version: str
-    binary: Binary
-    environment: Mapping[str, str]
-    bucket: str
-    storage: str
-    reserve_mb: int
-    script: ScriptSpec
-    agents: int
-
-
 def _build(top: Reader) -> SwarmSpec | RendezvousSpec:
     schema = top.number("schema")
     if schema != SCHEMA and not top.problems:
@@ -169,7 +154,8 @@ def _build(top: Reader) -> SwarmSpec | RendezvousSpec:
     memory = top.child("memory")
     script = top.child("script")
     endpoints = top.child("endpoints")
-    common: _Common = {
+    # The fields of Spec.
+    common: dict[str, Any] = {
         "name": top.text("name"),
         "role": role,
         "version": release.text("version"),
