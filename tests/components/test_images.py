@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pulumi
 import pytest
 
 from components import google_rest, images
+from components.google_rest import GoogleError
 from tests.components.fleet import Recorder
 from tools.toolchain import environment
 
@@ -80,10 +84,51 @@ def test_a_failed_look_up_is_a_warning_in_a_preview(
     assert problem.endswith("Error 403: no right. Nothing was changed")
 
 
+def answering(answer: dict[str, Any] | GoogleError) -> Callable[[str], Any]:
+    """Google, which answers that to every question."""
+
+    class Answering:
+        def get(self, path: str) -> dict[str, Any]:
+            assert path == "projects/corp-images/global/images/golden"
+            if isinstance(answer, GoogleError):
+                raise answer
+            return answer
+
+    return lambda api: Answering()
+
+
+@pytest.mark.parametrize("state", ["OBSOLETE", "DELETED"])
+def test_an_image_that_google_makes_no_disk_from_is_refused(
+    monkeypatch: pytest.MonkeyPatch, state: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PULUMI_CONFIG", '{"gcp:accessToken": "anything"}')
+    monkeypatch.setattr(images, "Google", answering({"deprecated": {"state": state}}))
+    asked = {"pilot-fleet:image": "corp-images/golden"}
+    sizes, (problem,) = images.look_up(asked, set(asked), images.look, dry_run=True)
+    assert sizes == {}
+    assert problem.startswith(
+        f"pilot-fleet:image: the image golden of the project corp-images is {state}: Google makes "
+        "no disk from it. Nothing was changed"
+    )
+    # VMs that run do not need it.
+    assert images.look_up(asked, set(), images.look, dry_run=False) == ({}, [])
+    assert f"is {state}: Google makes no disk from it. This update makes no boot" in caplog.text
+
+
+def test_an_image_that_is_only_deprecated_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PULUMI_CONFIG", '{"gcp:accessToken": "anything"}')
+    monkeypatch.setattr(images, "Google", answering({"deprecated": {"state": "DEPRECATED"}}))
+    assert images.look("corp-images/golden") == 10
+    monkeypatch.setattr(images, "Google", answering(GoogleError("Error 403: no right.", 403)))
+    with pytest.raises(google_rest.NotLookedUpError, match="Error 403: no right"):
+        images.look("corp-images/golden")
+
+
 def test_nothing_is_asked_with_the_placeholder_token(monkeypatch: pytest.MonkeyPatch) -> None:
     assert google_rest.PLACEHOLDER_TOKEN == environment.PLACEHOLDER_TOKEN
     monkeypatch.setenv("GOOGLE_OAUTH_ACCESS_TOKEN", google_rest.PLACEHOLDER_TOKEN)
     with pytest.raises(google_rest.NotLookedUpError, match="no Google credentials"):
         images.look("corp-images/golden")
     monkeypatch.setenv("PULUMI_CONFIG", '{"gcp:accessToken": "anything"}')
+    monkeypatch.setattr(images, "Google", answering({}))
     assert images.look("corp-images/golden") == 10
