@@ -77,7 +77,7 @@ def sentence(zone: str, why: str, there: InZone) -> str:
     vms = ", ".join(there.vms) or "no VM"
     return (
         f"{zone} does not answer ({why.rstrip('. ')}): everything there stays as it is ({vms}; "
-        f"{len(there.urns)} resources). All else is carried out. Run `make up` again when {zone} "
+        f"resources: {len(there.urns)}). All else is carried out. Run `make up` again when {zone} "
         "answers: it does what is left, and deletes an old rendezvous VM "
         '(docs/PRODUCTION.md, "Zones")'
     )

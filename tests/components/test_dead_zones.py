@@ -60,7 +60,7 @@ def test_one_answer_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_sentence_says_what_is_left_and_what_to_do() -> None:
     text = sentence(A, "Backend Error. ", by_zone(STATE)[A])
     assert text.startswith(f"{A} does not answer (Backend Error): ")
-    assert "stays as it is (pilot-rendezvous; 2 resources)" in text
+    assert "stays as it is (pilot-rendezvous; resources: 2)" in text
     assert f"Run `make up` again when {A} answers" in text
 
 

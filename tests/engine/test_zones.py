@@ -10,7 +10,7 @@ import pytest
 from lab.cloud.server import Serving
 from tests.components.fleet import changed
 from tests.engine.project import Project
-from tests.engine.test_update import CLOUD, FLEET, call, cloud, project
+from tests.engine.test_update import CLOUD, FLEET, call, cloud, delete, project
 from tests.lab.cloud.client import Client
 
 __all__ = ["cloud", "project"]
@@ -172,3 +172,13 @@ def test_the_rendezvous_moves_to_another_zone(project: Project, cloud: Serving) 
     assert steps[f"pilot-rendezvous-vm-{OTHER}"] == "delete"
     assert steps["pilot-rendezvous-vm-us-central1-f"] == "create"
     assert not {name for name, step in steps.items() if "state" in name and step == "delete"}
+
+    # docs/PRODUCTION.md: the old disk and its address are let go, and the first zone is free too.
+    project.configure(zone(OTHER))
+    delete(cloud, f"projects/{CLOUD}/zones/{ZONE}/disks/pilot-rendezvous-state")
+    delete(cloud, f"projects/{CLOUD}/regions/us-central1/addresses/pilot-fleet-registry-internal")
+    looked = project.pulumi("refresh", "-s", project.stack, "--yes")
+    assert looked.code == 0, looked.text
+    assert project.steps("--refresh") == {}
+    project.configure(zone(ZONE))
+    assert project.preview().no_traceback().code == 0

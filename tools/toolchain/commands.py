@@ -254,12 +254,15 @@ def dead_zones(
     exported = subprocess.run(
         [pulumi.path, *words], cwd=ROOT, env=environ, capture_output=True, check=False
     )
+    if exported.returncode:
+        # The update says what is wrong with the state.
+        return [], []
     look = [str(ROOT / ".venv" / "bin" / "python"), "-m", "components.dead_zones", stack]
     looked = subprocess.run(
         look, cwd=ROOT, env=environ, input=exported.stdout, stdout=subprocess.PIPE, check=False
     )
-    if exported.returncode or looked.returncode:
-        # The update says what is wrong with the state.
+    if looked.returncode:
+        # It has said why. An update needs it only where a zone is dead.
         return [], []
     told = json.loads(looked.stdout)
     return told["sentences"], told["exclude"]
