@@ -244,6 +244,50 @@ def test_a_plan_of_ci_is_a_comment_and_so_is_one_that_failed() -> None:
     assert "${{" not in failed["run"]
 
 
+# Notes what it is asked; of comments it knows the one that the test says.
+GH = """\
+#!/bin/sh
+printf '%s\\n' "$*" >>"$SEEN"
+case $2 in --paginate) [ "$HEADING" = "$EXPECTED" ] && echo "$FOUND" ;; esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("found", "asks"),
+    [
+        ("42\n43", "api --method PATCH repos/o/r/issues/comments/42 --raw-field body="),
+        ("", "api --method POST repos/o/r/issues/7/comments --raw-field body="),
+    ],
+)
+def test_a_plan_that_failed_takes_the_place_of_the_comment_of_pulumis_action(
+    tmp_path: Path, found: str, asks: str
+) -> None:
+    """And of no other comment, whoever has made the last one."""
+    [path] = [path for path in WORKFLOWS if path.name == "preview.yml"]
+    steps: list[dict[str, Any]] = yaml.safe_load(path.read_text())["jobs"]["preview"]["steps"]
+    [failed] = [step for step in steps if "GH_TOKEN" in step.get("env", {})]
+    (tmp_path / "gh").write_text(GH)
+    (tmp_path / "gh").chmod(0o755)
+    # By which the action finds its comment (its src/libs/pr.ts).
+    heading = "#### :tropical_drink: `preview` on pilot-fleet/swarm"
+    seen = tmp_path / "seen"
+    environ = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "SEEN": str(seen),
+        "FOUND": found,
+        "EXPECTED": heading,
+        "GH_REPO": "o/r",
+        "PULL_REQUEST": "7",
+        "STACK": "swarm",
+        "RUN": "https://github.com/o/r/actions/runs/1",
+    }
+    subprocess.run(["bash", "-e", "-c", failed["run"]], env=environ, check=True)
+    lists, change = seen.read_text().split("\n", 1)
+    assert lists.startswith("api --paginate repos/o/r/issues/7/comments --jq ")
+    assert change.startswith(f"{asks}{heading}\n\n<details open>\n<summary>Pulumi report</summary>")
+    assert "[The reason](https://github.com/o/r/actions/runs/1)\n</details>\n" in change
+
+
 def test_only_a_preview_and_an_audit_may_prove_who_they_are() -> None:
     holders = {p.name: p.read_text() for p in WORKFLOWS if "id-token" in p.read_text()}
     assert holders.keys() == {"audit.yml", "preview.yml"}
