@@ -17,6 +17,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -115,6 +116,17 @@ def table(config: FleetConfig) -> str:
     )
 
 
+def _end() -> None:
+    """Ends cloud and machines. What that says is kept where it fails: the lab's own log goes."""
+    descriptor, name = tempfile.mkstemp(prefix="lab-down-", suffix=".log")
+    os.close(descriptor)
+    log = Path(name)
+    with Phases(log)("the VMs and the cloud end"):
+        command = [sys.executable, "-m", "lab.cloud", "down", "--state", str(checkout.STATE)]
+        sessions.run(command, log=log)
+    log.unlink()
+
+
 def down() -> None:
     """Ends the cloud and its machines, and removes the lab's state.
 
@@ -127,7 +139,7 @@ def down() -> None:
                 "a `make lab` is at work in this checkout and would go on: interrupt it (Ctrl-C), "
                 "and type `make lab-down` again"
             )
-        sessions.run([sys.executable, "-m", "lab.cloud", "down", "--state", str(checkout.STATE)])
+        _end()
     if checkout.STATE.is_symlink():
         checkout.STATE.unlink()
     operator_context.forget()

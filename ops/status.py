@@ -231,7 +231,10 @@ def _of_registry(status: Doc) -> Iterator[str]:
     if copy := status.text("registry.restored"):
         yield f"its registry was restored from the copy {copy} at its last start"
     if status.flag("registry.started_empty"):
-        yield "its registry started EMPTY: no copy was there, or it was ordered (`--clean`)"
+        yield (
+            "its registry started EMPTY: the fleet is new, no copy was there, or it was ordered "
+            "(`--clean`)"
+        )
     if _BANNER in status.texts("registry.unsupported"):
         yield "the banner is not shown: its binary has none"
 

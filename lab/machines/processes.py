@@ -94,7 +94,10 @@ def kill(*pids: int) -> None:
         for pid, each in watched.items():
             poll.register(each, select.POLLIN)
             if not poll.poll(max(0.0, end - time.monotonic()) * 1000):
-                message = f"process {pid} does not go away"
+                message = (
+                    f"process {pid} was killed and is still there after {KILL_SECONDS:.0f} s. If "
+                    "this machine is very busy, type the same command again"
+                )
                 raise MachineError(message)
             poll.unregister(each)
     finally:

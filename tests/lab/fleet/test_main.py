@@ -1,5 +1,7 @@
 """The command line of `make lab`: whose lab it refuses, and what it does first."""
 
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,30 @@ def test_the_lab_of_another_checkout_is_named_and_left_alone(
         assert demo.main(["down"]) == 0
         assert Client(serving.url).get("/lab/status")["instances"] == {}
     assert not state.exists()
+
+
+def test_the_end_is_a_step_whose_words_show_where_it_fails(
+    state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    word = "10.10.0.4 asks for metadata, and no machine has that address"
+    command = [sys.executable, "-c", f"import sys; print({word!r}); sys.exit(int(sys.argv[1]))"]
+    real = sessions.run
+    for code in ("1", "0"):
+        monkeypatch.setattr(
+            sessions, "run", lambda _, log, code=code: real([*command, code], log=log)
+        )
+        assert demo.main(["down"]) == int(code)
+        said = capsys.readouterr()
+        assert said.out.startswith("· the VMs and the cloud end …\n")
+        assert word not in said.out
+        assert (word in said.err) is (code == "1")
+        kept = list(tmp_path.glob("lab-down-*.log"))
+        assert len(kept) == int(code)
+        for each in kept:
+            assert str(each) in said.err
+            each.unlink()
+    assert "The lab is down" in said.out
 
 
 @pytest.mark.parametrize("serving", [True, False])
