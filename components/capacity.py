@@ -33,7 +33,7 @@ CONNECTIONS_PER_AGENT = 4
 CONNECTIONS_PER_GIB = 3_000
 MAX_PORT = 65_535
 # Local TCP ports of a VM for connections to one registry: the widest range (1024 to 65535), less
-# what the VM keeps for the system (startup/node/setup/limits.py has the same numbers).
+# what the VM keeps for the system. 11,483 agents fit: MOST_AGENTS of startup/startup.sh.j2.
 LOCAL_PORTS = 65_536 - 1_024 - 4_096 - 128
 # Quarters of a port per agent: four connections, its own UDP port, and a quarter of a port that is
 # reserved for new agents.

@@ -39,7 +39,7 @@ def declared(stack: str) -> dict[str, Any]:
     path = ROOT / f"Pulumi.{stack}.yaml"
     try:
         config = parse(path.read_text(encoding="utf-8"), path.name)
-        digest = startup.render().sha256
+        digest = startup.render(config.base_port).sha256
         allowed = list(config.allowed_scripts)
         return {
             "script": digest,

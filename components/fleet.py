@@ -40,7 +40,7 @@ def declare(
     anything is declared.
     """
     fleet = outputs.stack_label(pulumi.get_stack())
-    script = startup.render()
+    script = startup.render(config.base_port)
     release = config.release
     rendezvous_binary = read_binary(
         root,

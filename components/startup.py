@@ -1,6 +1,7 @@
 """The project's one startup script: rendered from startup/, owned as one metadata item.
 
-It does not depend on the stack's configuration: differences between VMs are in their `pilot-spec`.
+Of the stack's configuration it has `basePort` alone, for the ports that the kernel must not hand
+out. Other numbers, and differences between VMs, are in their `pilot-spec`.
 """
 
 from __future__ import annotations
@@ -72,11 +73,12 @@ class _File:
         return _delimiter(self.path)
 
 
-def render(startup_dir: Path | None = None) -> Script:
-    """The startup script from `startup_dir` (default: the repository's).
+def render(base_port: int, startup_dir: Path | None = None) -> Script:
+    """The startup script of a fleet from `startup_dir` (default: the repository's).
 
-    The same files give the same bytes. Raises RenderError for a variable without a value, a file
-    that cannot be embedded, and a script over Compute Engine's limit of 262,144 bytes.
+    The same files and `base_port` give the same bytes. Raises RenderError for a variable without a
+    value, a file that cannot be embedded, and a script over Compute Engine's limit of 262,144
+    bytes.
     """
     folder = startup_dir or STARTUP_DIR
     environment = jinja2.Environment(
@@ -88,6 +90,7 @@ def render(startup_dir: Path | None = None) -> Script:
     )
     try:
         text = environment.get_template(TEMPLATE).render(
+            base_port=base_port,
             files=_packed(_files(folder)),
             unpack=_file("unpack.py", "", folder / "unpack.py"),
             delimiter=_END,

@@ -1,6 +1,6 @@
 """pilot-node: keeps a VM at what was declared. Standard library of Python 3.11 only.
 
-machine      a VM's parts: files, processes, systemd, the kernel's numbers, HTTP
+machine      a VM's parts: files, processes, systemd, HTTP
 desired      the spec and the orders, and where they come from
 setup        set up before anything runs: limits, units, the release, isolation
 pressure     memory and its limits: samples, leaks, freezing of benchmarks

@@ -22,8 +22,6 @@ from .setup import apply, isolation, kernel, limits, release, units
 # Modules of one command are imported there: on an emulated CPU, compiling those of the service
 # would take half a minute of a boot.
 
-# Names of steps in the log, in the form of the startup script's own.
-TITLES = {"limits": "kernel limits"}
 # Seconds of /proc/uptime when the startup script began; without it no step is announced.
 STARTED_VARIABLE = "PILOT_STARTED"
 
@@ -41,7 +39,6 @@ The first three give an order; pilot-node carries it out, also when your session
 
 Steps of the startup script (several in one go) and of units:
   spec ROLE  fetch this VM's spec from the metadata server and check it
-  limits     write the kernel's numbers and the limits, and apply them
   release    fetch and verify this VM's binary, and make it the current one
   units      write this VM's units and their environment
   store      prepare the registry's directory, its whitelist, and a good registry file
@@ -79,9 +76,6 @@ class NodeCommands:
                 f"{self.paths.spec} is not there: the startup script has not got to it in this "
                 f"boot; {AGAIN}"
             ) from None
-
-    def limits(self) -> None:
-        apply.apply_limits(self.paths, self.spec(), self.say)
 
     def release(self) -> None:
         """Fetch the accepted release, whatever the spec says. The service fetches the spec's
@@ -182,7 +176,7 @@ def main(arguments: list[str]) -> int:
         return 2
     for name, command in steps:
         if started := os.environ.get(STARTED_VARIABLE):
-            _say(f"pilot: {TITLES.get(name, name)} ({_uptime() - int(started)} s)")
+            _say(f"pilot: {name} ({_uptime() - int(started)} s)")
         try:
             command()
         except SpecError as error:
@@ -224,7 +218,6 @@ def _ask(arguments: list[str]) -> int:
 def _steps(node: NodeCommands, arguments: list[str]) -> list[tuple[str, Callable[[], None]]]:
     """The steps of `arguments`, in order; empty when one is not known."""
     commands = {
-        "limits": node.limits,
         "release": node.release,
         "units": node.units,
         "store": node.store,

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
-from .desired.spec import Binary
+from .desired.spec import Binary, SwarmSpec
 from .follower import AnySpec, Follower
+from .machine import console
 from .machine.errors import NotReadyError
 from .machine.kernel_log import KernelLog
 from .machine.paths import Paths
@@ -24,7 +25,7 @@ from .machine.systemd import SystemdError
 from .report.status import RollStatus, Said
 from .rollout import roll_state
 from .rollout import rollout as rolls
-from .setup import release
+from .setup import kernel, release
 from .setup.limits import LimitsError
 
 # Seconds between two looks at the state disk.
@@ -75,6 +76,14 @@ class Loop:
         except FAILURES as error:
             self.fault(str(error))
             return False
+
+    def check_kernel(self) -> None:
+        """Say which numbers of the kernel are not as the startup script wants them, also on the
+        serial console. pilot-node itself sets none."""
+        has_agents = isinstance(self.follower.known.spec, SwarmSpec)
+        if problem := kernel.problem(self.paths, has_agents=has_agents):
+            self.fault(problem)
+            console.tell(self.paths, f"pilot: {problem}")
 
     def keep_disk(self) -> None:
         """Measure the state disk, and grow it. A failure is logged, and the round goes on."""

@@ -1,7 +1,7 @@
 """Follows the spec, the orders, the project's script, ghosts and maintenance, for both roles.
 
-`Follower.look` takes what the sources said last, without waiting. It applies a new spec's limits
-and units, and runs the project's script again where it is the one that the spec expects. The loops
+`Follower.look` takes what the sources said last, without waiting. It applies a new spec's units,
+and runs the project's script again where it is the one that the spec expects. The loops
 do the rest with spec and orders.
 """
 
@@ -338,7 +338,6 @@ class Follower:
             files.write(self.paths.node_state / "spec.json", text, 0o600)
 
     def _apply(self, spec: AnySpec) -> None:
-        apply.apply_limits(self.paths, spec, self.say)
         apply.apply_units(self.paths, spec, self.say)
 
     def is_mounted(self) -> bool:

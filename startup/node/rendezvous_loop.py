@@ -338,6 +338,7 @@ def serve(paths: Paths, *, say: Callable[[str], None]) -> None:
     for part in (follower, rendezvous.fetcher, publisher, exporter, tokens, bucket):
         part.start()
     tell = partial(_tell, rendezvous, publisher, exporter, started)
+    rendezvous.check_kernel()
     while not ended.is_set():
         pause = rendezvous.round()
         tell()

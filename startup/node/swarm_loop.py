@@ -329,6 +329,7 @@ def serve(paths: Paths, *, address: str, systemd: Systemd, say: Callable[[str], 
         publisher.publish(found)
         exporter.show(found)
 
+    swarm.check_kernel()
     told, woken = float("-inf"), True
     while not ended.is_set():
         pause = swarm.round(woken=woken)

@@ -49,8 +49,8 @@ def rendered(config: FleetConfig) -> dict[str, tuple[float, dict[str, Any]]]:
 def vm_accepts(memory_mb: float, document: Mapping[str, Any]) -> None:
     """As pilot-node does it (apply.check), on a machine of that memory. Raises what it raises."""
     spec = on_vm.parse(metadata(document)["pilot-spec"])
-    machine = limits.KernelFacts(ram=int(memory_mb * 2**20), page=4096, threads_max=5576)
-    limits.sysctls(machine, spec)
+    machine = limits.KernelFacts(ram=int(memory_mb * 2**20), page=4096)
+    limits.check_agents(spec)
     limits.slice_memory(machine, spec)
 
 

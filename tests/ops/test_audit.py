@@ -192,7 +192,7 @@ def test_what_the_checkout_declares(ops: Ops, simulated: Simulated, tmp_path: Pa
     file = tmp_path / "declared.json"
     file.write_bytes(done.stdout)
     declared = json.loads(done.stdout)
-    assert declared["script"] == startup.render().sha256
+    assert declared["script"] == startup.render(10_000).sha256
     assert set(declared["metadata"]) == {RENDEZVOUS, "swarm-1", "swarm-2", "swarm-3"}
     assert declared["zones"] == dict.fromkeys(declared["metadata"], "us-central1-a")
     found = ops(*AUDIT, "--declared", str(file)).json["findings"]
@@ -205,7 +205,7 @@ def test_what_the_checkout_declares(ops: Ops, simulated: Simulated, tmp_path: Pa
     assert "agents" in differing["zones/us-central1-a/instances/swarm-1 [pilot-spec]"]
     for name, metadata in declared["metadata"].items():
         simulated.set_metadata(name, dict(metadata))
-    simulated.set_project({"startup-script": startup.render().text})
+    simulated.set_project({"startup-script": startup.render(10_000).text})
     assert rules(ops, "--declared", str(file)) == []
     assert rules(ops) == [], "95 agents are declared, and wanted"
     simulated.client.do("DELETE", f"{ZONE}/instances/swarm-2")

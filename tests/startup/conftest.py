@@ -60,7 +60,7 @@ class Vm:
         self.log = folder / "calls"
         self.script = folder / "startup-script"
         self.google = google
-        self.script.write_text(render().text, encoding="utf-8")
+        self.script.write_text(render(10_000).text, encoding="utf-8")
         self.script.chmod(0o755)
         self.bin.mkdir(parents=True)
         self.log.touch()

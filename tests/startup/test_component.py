@@ -35,7 +35,7 @@ def mocks() -> Mocks:
 
 
 def test_the_component(mocks: Mocks) -> None:
-    script = render()
+    script = render(10_000)
     seen: dict[str, Any] = {}
 
     @pulumi.runtime.test  # type: ignore[untyped-decorator]

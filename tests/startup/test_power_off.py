@@ -97,7 +97,7 @@ else:
     if Systemctl().stopping():
         post("http://127.0.0.1:3000/api/snapshot", LAST_SNAPSHOT)
 """
-MACHINE = KernelFacts(ram=4 << 30, page=4096, threads_max=31000)
+MACHINE = KernelFacts(ram=4 << 30, page=4096)
 
 
 def ours(

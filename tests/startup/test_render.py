@@ -16,6 +16,7 @@ from components import startup
 from components.startup import RenderError, render
 
 UNITS = "/usr/local/lib/pilot/units"
+PORT = 10_000
 
 
 @pytest.fixture
@@ -27,13 +28,17 @@ def copy(tmp_path: Path) -> Path:
 
 
 def test_the_same_files_give_the_same_bytes(copy: Path) -> None:
-    script = render()
-    assert render() == script
-    assert render(copy) == script
+    script = render(PORT)
+    assert render(PORT) == script
+    assert render(PORT, copy) == script
     assert script.sha256 == hashlib.sha256(script.text.encode()).hexdigest()
     # In another process, with another seed of hashing.
     other = subprocess.run(
-        [sys.executable, "-c", "from components.startup import render; print(render().sha256)"],
+        [
+            sys.executable,
+            "-c",
+            "from components.startup import render; print(render(10_000).sha256)",
+        ],
         capture_output=True,
         check=True,
         cwd=startup.STARTUP_DIR.parent,
@@ -47,34 +52,33 @@ def test_other_files_change_nothing(copy: Path) -> None:
     (copy / "node" / "__pycache__").mkdir()
     (copy / "node" / "__pycache__" / "spec.cpython-311.pyc").write_bytes(b"\0")
     (copy / "node" / "notes.txt").write_text("no module", encoding="utf-8")
-    assert render(copy) == render()
+    assert render(PORT, copy) == render(PORT)
 
 
 @pytest.mark.parametrize("name", ["node/desired/spec.py", "units/pilot.slice", "pilot_node.py"])
 def test_every_file_is_part_of_it(copy: Path, name: str) -> None:
     with (copy / name).open("a", encoding="utf-8") as stream:
         stream.write("# changed\n")
-    assert render(copy).sha256 != render().sha256
+    assert render(PORT, copy).sha256 != render(PORT).sha256
 
 
 def test_the_marks_for_the_policy_pack_and_the_runner() -> None:
-    lines = render().text.split("\n")
+    lines = render(PORT).text.split("\n")
     assert lines[0] == "#!/bin/bash"
     assert lines[1] == "# pilot-fleet startup script"
-    assert "/run/pilot/guard" in render().text
+    assert "/run/pilot/guard" in render(PORT).text
     # Whoever trims the value on its way to the VM must not change its hash.
-    assert render().text == render().text.strip()
-    assert "\r" not in render().text
+    assert render(PORT).text == render(PORT).text.strip()
+    assert "\r" not in render(PORT).text
 
 
 def test_it_fits_with_room_to_grow() -> None:
-    # 168 KB of 256 KiB (2026-11-30; 151 before the registry's copies went to the bucket and agents
-    # had two layouts).
-    assert len(render().text.encode()) < startup.LIMIT_BYTES * 11 // 16
+    # 168 KB of 256 KiB (2026-11-30).
+    assert len(render(PORT).text.encode()) < startup.LIMIT_BYTES * 11 // 16
 
 
 def test_no_placeholder_is_left() -> None:
-    text = render().text
+    text = render(PORT).text
     # What is embedded is verbatim, and may hold such marks of its own.
     for path in (startup.STARTUP_DIR / "node").rglob("*.py"):
         text = text.replace(path.read_text(encoding="utf-8"), "")
@@ -84,7 +88,7 @@ def test_no_placeholder_is_left() -> None:
 
 def test_bash_takes_it(tmp_path: Path) -> None:
     path = tmp_path / "startup-script"
-    path.write_text(render().text, encoding="utf-8")
+    path.write_text(render(PORT).text, encoding="utf-8")
     subprocess.run(["bash", "-n", str(path)], check=True)
 
 
@@ -94,7 +98,7 @@ def test_shellcheck_takes_it(tmp_path: Path) -> None:
     if not shellcheck:
         pytest.skip("no shellcheck here")
     path = tmp_path / "startup-script"
-    path.write_text(render().text, encoding="utf-8")
+    path.write_text(render(PORT).text, encoding="utf-8")
     done = subprocess.run(
         [shellcheck, "--severity=style", str(path)], capture_output=True, text=True, check=False
     )
@@ -111,7 +115,7 @@ def install(script: Path, root: Path) -> None:
 
 def test_files_of_an_older_script_are_removed_and_nothing_is_written_twice(tmp_path: Path) -> None:
     path = tmp_path / "startup-script"
-    path.write_text(render().text, encoding="utf-8")
+    path.write_text(render(PORT).text, encoding="utf-8")
     root = tmp_path / "root"
     install(path, root)
     lib = root / "usr/local/lib/pilot"
@@ -151,7 +155,7 @@ def test_files_of_an_older_script_are_removed_and_nothing_is_written_twice(tmp_p
 
 def test_embedded_files_come_out_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "startup-script"
-    path.write_text(render().text, encoding="utf-8")
+    path.write_text(render(PORT).text, encoding="utf-8")
     root = tmp_path / "root"
     install(path, root)
     lib = root / "usr/local/lib/pilot"
@@ -170,25 +174,25 @@ def test_a_variable_without_a_value_fails(copy: Path) -> None:
     with (copy / startup.TEMPLATE).open("a", encoding="utf-8") as stream:
         stream.write("\necho {{ forgotten }}\n")
     with pytest.raises(RenderError, match="'forgotten' is undefined"):
-        render(copy)
+        render(PORT, copy)
 
 
 def test_a_template_that_is_none_fails_with_its_line(copy: Path) -> None:
     (copy / startup.TEMPLATE).write_text("a\n{% for %}\n", encoding="utf-8")
     with pytest.raises(RenderError, match=r"startup\.sh\.j2:2: "):
-        render(copy)
+        render(PORT, copy)
 
 
 def test_a_script_over_the_limit_fails(copy: Path) -> None:
     # One byte over, so that the limit itself is what is tested.
     path = copy / startup.TEMPLATE
     template = path.read_text(encoding="utf-8")
-    room = startup.LIMIT_BYTES - len(render(copy).text.encode())
+    room = startup.LIMIT_BYTES - len(render(PORT, copy).text.encode())
     path.write_text(f"{template}#{'#' * (room - 2)}", encoding="utf-8")
-    assert len(render(copy).text.encode()) == startup.LIMIT_BYTES
+    assert len(render(PORT, copy).text.encode()) == startup.LIMIT_BYTES
     path.write_text(f"{template}#{'#' * (room - 1)}", encoding="utf-8")
     with pytest.raises(RenderError, match="has 262145 bytes, Compute Engine takes 262144"):
-        render(copy)
+        render(PORT, copy)
 
 
 def test_compression_gives_the_same_bytes_everywhere() -> None:
@@ -201,7 +205,7 @@ def test_compression_gives_the_same_bytes_everywhere() -> None:
 
 def test_how_to_read_the_embedded_files(tmp_path: Path) -> None:
     """The command in its header."""
-    text = render().text
+    text = render(PORT).text
     path = tmp_path / "SCRIPT"
     path.write_text(text, encoding="utf-8")
     head = text.partition("to read them:\n")[2].partition("\nset -e")[0]
@@ -230,32 +234,32 @@ def test_files_that_cannot_be_embedded_are_refused(
 ) -> None:
     (copy / "units" / "broken").write_bytes(content)
     with pytest.raises(RenderError, match=problem):
-        render(copy)
+        render(PORT, copy)
 
 
 def test_a_file_that_holds_the_delimiter_is_a_file(copy: Path, tmp_path: Path) -> None:
     trap = "a\nEND_OF_FILES\nrm -rf /\n"
     (copy / "units" / "trap").write_text(trap, encoding="utf-8")
     path = tmp_path / "startup-script"
-    path.write_text(render(copy).text, encoding="utf-8")
+    path.write_text(render(PORT, copy).text, encoding="utf-8")
     install(path, tmp_path / "root")
     assert (tmp_path / f"root{UNITS}/trap").read_text(encoding="utf-8") == trap
 
 
 def test_the_installer_may_not_hold_its_own_end(copy: Path) -> None:
     end = "END_OF_" + hashlib.sha256(b"unpack.py").hexdigest()[:12].upper()
-    assert f"\n{end}\n" in render(copy).text
+    assert f"\n{end}\n" in render(PORT, copy).text
     with (copy / "unpack.py").open("a", encoding="utf-8") as stream:
         stream.write(f"{end}\n")
     with pytest.raises(RenderError, match=f"has a line {end}"):
-        render(copy)
+        render(PORT, copy)
 
 
 def test_a_line_that_looks_like_the_next_file_is_text(copy: Path, tmp_path: Path) -> None:
     trap = "a\nFILE 0644 1 /etc/passwd\nroot::0:0::/:/bin/sh\n"
     (copy / "units" / "trap").write_text(trap, encoding="utf-8")
     path = tmp_path / "startup-script"
-    path.write_text(render(copy).text, encoding="utf-8")
+    path.write_text(render(PORT, copy).text, encoding="utf-8")
     root = tmp_path / "root"
     install(path, root)
     assert (root / f"{UNITS.lstrip('/')}/trap").read_text(encoding="utf-8") == trap
@@ -267,4 +271,4 @@ def test_a_part_that_is_missing_is_named(copy: Path, name: str) -> None:
     path = copy / name
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     with pytest.raises(RenderError, match=name):
-        render(copy)
+        render(PORT, copy)

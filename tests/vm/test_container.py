@@ -9,6 +9,7 @@ import re
 import time
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -82,6 +83,31 @@ def test_all_are_online_and_live_in_their_slice(fleet: Fleet) -> None:
         fleet.until_ended(vm)
         theirs = "cat /proc/[0-9]*/cgroup 2>/dev/null | grep -c google-startup-scripts"
         assert fleet.attempt(vm, theirs).stdout == "0\n"
+
+
+def test_a_container_sets_its_own_numbers_and_none_of_its_hosts(fleet: Fleet) -> None:
+    names = ("kernel.msgmni", "net.ipv4.ip_local_port_range", "net.ipv4.ip_local_reserved_ports")
+    found = fleet.run("swarm-1", f"sysctl --values {' '.join(names)}").splitlines()
+    ports = "3000,9000-9001,9090-9100,10001-21483"
+    assert [" ".join(value.split()) for value in found[1:]] == ["1024 65535", ports]
+    host = [Path("/proc/sys", name.replace(".", "/")).read_text().split() for name in names]
+    assert host[0] == [found[0]] != ["32"]
+    assert host[1] != ["1024", "65535"]
+    assert host[2] != [ports]
+    # What it may not set is said once, and no error of the VM's.
+    left = re.findall(r"left as they are: (.*)", fleet.console("swarm-1"))
+    assert len(left) == 1
+    assert "kernel.msgmni (Read-only file system)" in left[0]
+    told = fleet.status("swarm-1")
+    assert told is not None
+    assert "kernel: " not in str(told["last_error"])
+    # Root may not raise its own limit here, and can still log in.
+    limits = fleet.run("swarm-1", "cat /etc/security/limits.d/60-pilot.conf")
+    most = fleet.run("swarm-1", "su --login --command 'ulimit -Sn; ulimit -Hn'").split()
+    assert limits.splitlines()[-2:] == [
+        f"root soft nofile {most[0]}",
+        f"root hard nofile {most[1]}",
+    ]
 
 
 def test_a_reset_brings_back_the_same_agents(fleet: Fleet) -> None:

@@ -45,7 +45,8 @@ def test_the_kernels_numbers_are_the_designs(fleet: Fleet) -> None:
     pages = memory // 4
     wanted = {
         "kernel.pid_max": "4194304",
-        "kernel.threads-max": str(AGENTS * 8 + 32768),
+        # Of a VM with so many MiB there are no more agents than that.
+        "kernel.threads-max": str((memory >> 10) * 8 + 32768),
         "fs.file-max": "2097152",
         "net.core.rmem_max": "16777216",
         "net.core.wmem_max": "16777216",
@@ -56,15 +57,23 @@ def test_the_kernels_numbers_are_the_designs(fleet: Fleet) -> None:
         "kernel.msgmni": "32",
         # A sixteenth, an eighth and three sixteenths of RAM, in pages.
         "net.ipv4.udp_mem": f"{pages // 16} {pages // 8} {pages * 3 // 16}",
-        "net.ipv4.ip_local_reserved_ports": f"10001-{10064 + AGENTS}",
+        # As the kernel prints them: the Ops Agent's are among those of 11,483 agents.
+        "net.ipv4.ip_local_reserved_ports": "3000,9000-9001,9090-9100,10001-21483",
+        "net.ipv4.ip_local_port_range": "1024 65535",
     }
     assert _sysctls(fleet, VM, list(wanted)) == wanted
     huge = fleet.run(VM, "cat /sys/kernel/mm/transparent_hugepage/enabled")
     assert huge == "always [madvise] never"
-    common = [name for name in wanted if "udp_mem" not in name and "reserved" not in name]
-    assert _sysctls(fleet, RENDEZVOUS, common) == {
-        name: "32768" if name == "kernel.threads-max" else wanted[name] for name in common
-    }
+    kernels = ("kernel.threads-max", "net.ipv4.udp_mem")
+    common = {name: n for name, n in wanted.items() if "_port" not in name and name not in kernels}
+    assert _sysctls(fleet, RENDEZVOUS, list(common)) == common
+    (ports,) = _sysctls(fleet, RENDEZVOUS, ["net.ipv4.ip_local_port_range"]).values()
+    assert ports == "32768 60999"
+    for vm in (VM, RENDEZVOUS):
+        assert "left as they are" not in fleet.console(vm)
+        told = fleet.status(vm)
+        assert told is not None
+        assert "kernel: " not in str(told["last_error"])
 
 
 def test_agents_live_in_their_slice_with_its_limits(fleet: Fleet) -> None:
@@ -118,6 +127,8 @@ def test_a_login_has_no_task_limit(fleet: Fleet) -> None:
     assert set(fleet.run(VM, above).split()) == {"max"}
     people = "su --shell /bin/bash --command 'ulimit -Sn; ulimit -Hn' nobody"
     assert fleet.run(VM, people).split() == ["1048576", "1048576"]
+    root = "su --login --command 'ulimit -Sn; ulimit -Hn'"
+    assert fleet.run(VM, root).split() == ["1048576", "1048576"]
 
 
 def test_a_state_disk_that_is_made_larger_is_grown_while_the_vm_runs(fleet: Fleet) -> None:

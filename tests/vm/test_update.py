@@ -224,14 +224,14 @@ def test_agents_get_users_of_their_own_and_the_way_back_is_open(fleet: Fleet) ->
     assert fleet.identities() == ids
 
 
-def break_limits(fleet: Fleet) -> None:
-    """`up` of this commit with a script that fails in "limits"."""
+def break_units(fleet: Fleet) -> None:
+    """`up` of this commit with a script that fails in "units"."""
     fleet.take(ROOT)
     file = fleet.project.folder / "startup" / "node" / "setup" / "apply.py"
-    line = "    numbers = limits.sysctls(kernel.machine(paths), spec)\n"
+    line = "    changed = _write(paths, units.unit_files(kernel.machine(paths), spec), "
     text = file.read_text()
     assert text.count(line) == 1
-    file.write_text(text.replace(line, '    raise limits.LimitsError("no number fits")\n'))
+    file.write_text(text.replace(line, f'    raise limits.LimitsError("no unit fits")\n{line}'))
     fleet.settings["programStagger"] = LONG
     fleet.update(WANTED)
     fleet.settings["programStagger"] = TURN
@@ -247,8 +247,8 @@ def the_first_fails_and_the_second_waits(fleet: Fleet) -> None:
     assert told["node"]["script"] == ""
     assert told["phase"] == "whole"
     why = fleet.run("swarm-1", "journalctl --unit pilot-script --output cat --lines 12")
-    assert 'FAILED in step "programs, spec, kernel limits"' in why
-    assert "no number fits" in why
+    assert 'FAILED in step "program, spec, release, units"' in why
+    assert "no unit fits" in why
     told = fleet.until_status(
         "swarm-2",
         lambda told: (told["script"]["state"], told["script"]["expected"]) == ("waiting", expected),
@@ -268,7 +268,7 @@ def test_a_script_that_fails_and_a_vm_that_boots_into_it_are_mended_by_the_commi
 ) -> None:
     good = fleet.all_metadata()
     identities, running = fleet.identities(), touched(fleet, *WANTED)
-    break_limits(fleet)
+    break_units(fleet)
     broken |= fleet.all_metadata()
     the_first_fails_and_the_second_waits(fleet)
     assert touched(fleet, *WANTED) == running

@@ -80,7 +80,7 @@ class BenchVm:
         self.state = state / "lab"
         self._registry_folder = state / "registry"
         self._ending = ending
-        self._script = startup.render(startup_dir)
+        self._script = startup.render(BASE_PORT, startup_dir)
         self._daemon = Binary(
             name="pilot-daemon",
             version="1.18.0",
@@ -165,7 +165,7 @@ class BenchVm:
         body = {"fingerprint": fingerprint, "items": items}
         self._api.do("POST", f"{_INSTANCE}/setMetadata", body)
         # As the startup script does at boot: pilot-node begins with this spec.
-        self.run("pilot-node spec swarm limits units")
+        self.run("pilot-node spec swarm units")
 
     def empty(self) -> None:
         """End pilot-node and all agents; remove their homes (identities) and the VM's orders."""

@@ -206,7 +206,7 @@ def _memory(paths: Paths) -> Iterator[LimitUse]:
 
 
 def _udp(paths: Paths) -> Iterator[LimitUse]:
-    # By the first of the three: above it a socket that holds packets gets no more (limits.py). On a
+    # By the first of the three: above it a socket that holds packets gets no more. On a
     # guest with filled sockets, packets were refused at 15,595 pages of 15,551.
     limits = paths.at("/proc/sys/net/ipv4/udp_mem").read_text(encoding="ascii").split()
     yield LimitUse(name="udp_mem", used=udp(paths)[1], limit=int(limits[0]))

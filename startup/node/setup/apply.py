@@ -1,4 +1,4 @@
-"""Applies a spec to the machine: the kernel's numbers, limits, units.
+"""Applies a spec to the machine: its units.
 
 The startup script does so at boot, and the service when another spec comes. Where nothing differs
 nothing is written, and systemd reloads nothing.
@@ -20,25 +20,12 @@ _SECONDS = 120
 Say = Callable[[str], None]
 
 
-def apply_limits(paths: Paths, spec: SwarmSpec | RendezvousSpec, say: Say) -> None:
-    """Apply the kernel's numbers and the limits. Raises LimitsError where they cannot be set,
-    OSError."""
-    numbers = limits.sysctls(kernel.machine(paths), spec)
-    name = "/etc/sysctl.d/60-pilot.conf"
-    contents = {name: units.sysctl_file(numbers), **units.limit_files()}
-    # journald keeps every stream over a restart. systemd-logind is never restarted.
-    changed = _write(paths, contents, "journald", "try-restart", "systemd-journald.service")
-    left = kernel.apply(paths, numbers, container=_in_container())
-    if left:
-        say(f"in a container, left to the host: {', '.join(left)}")
-    if isinstance(spec, SwarmSpec) and (problem := kernel.huge_pages_on_request(paths)):
-        say(f"agents get huge pages and need more memory for them: {problem}")
-    say(f"{len(numbers)} kernel numbers, written {', '.join(changed) or 'nothing'}")
-
-
 def apply_units(paths: Paths, spec: SwarmSpec | RendezvousSpec, say: Say) -> None:
-    """Write the unit files of the spec's role. Raises LimitsError, OSError, SubprocessError."""
-    changed = _write(paths, units.unit_files(kernel.machine(paths), spec), "", "daemon-reload")
+    """Write the unit files of the spec's role, and journald's fragment. Raises LimitsError,
+    OSError, SubprocessError."""
+    changed = _write(paths, units.unit_files(kernel.machine(paths), spec), "daemon-reload")
+    # journald keeps every stream over a restart. systemd-logind is never restarted.
+    changed += _write(paths, units.journald_file(), "try-restart", "systemd-journald.service")
     changed += _write_nsswitch(paths, say)
     if isinstance(spec, SwarmSpec) and (unused := units.remove_unused(paths)):
         say(f"removed, as no agent runs by it: {', '.join(unused)}")
@@ -59,9 +46,8 @@ def _write_nsswitch(paths: Paths, say: Say) -> list[str]:
         return []
 
 
-def _write(paths: Paths, contents: Mapping[str, str], about: str, *command: str) -> list[str]:
-    """Write the files that differ; their paths. Where one of them has `about` in its path, run
-    `systemctl command`.
+def _write(paths: Paths, contents: Mapping[str, str], *command: str) -> list[str]:
+    """Write the files that differ; their paths. Where one did, run `systemctl command`.
 
     A marker exists from before the first write until systemctl has succeeded. Without it, after a
     timeout or a kill in between, nothing would differ any more and systemd would keep the old
@@ -71,7 +57,7 @@ def _write(paths: Paths, contents: Mapping[str, str], about: str, *command: str)
     untold = marker.exists()
     files.write(marker, "", 0o600)
     changed = units.write_all(paths, contents)
-    if untold or any(about in path for path in changed):
+    if untold or changed:
         systemctl(*command)
     marker.unlink(missing_ok=True)
     return changed
@@ -80,7 +66,7 @@ def _write(paths: Paths, contents: Mapping[str, str], about: str, *command: str)
 def check(paths: Paths, spec: SwarmSpec | RendezvousSpec) -> None:
     """Raises LimitsError where `spec` does not fit this machine. Changes nothing."""
     machine = kernel.machine(paths)
-    limits.sysctls(machine, spec)
+    limits.check_agents(spec)
     units.unit_files(machine, spec)
 
 
@@ -89,8 +75,3 @@ def systemctl(*arguments: str) -> None:
     subprocess.run(
         ["systemctl", *arguments], check=True, stdin=subprocess.DEVNULL, timeout=_SECONDS
     )
-
-
-def _in_container() -> bool:
-    done = subprocess.run(["systemd-detect-virt", "--quiet", "--container"], check=False)
-    return done.returncode == 0

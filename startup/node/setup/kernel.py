@@ -1,92 +1,76 @@
-"""Reads the machine from /proc, and sets the kernel's numbers."""
+"""Reads the machine from /proc, and compares the kernel's numbers with the startup script's.
+
+The script alone sets numbers of the kernel, each with its reason (`ensure_kernel` in
+startup.sh.j2). It leaves them in a file of sysctl.d.
+"""
 
 from __future__ import annotations
 
-import errno
 import os
-from collections.abc import Mapping
-from pathlib import Path
+import re
 
-from ..machine.paths import Paths
-from .limits import KernelFacts, LimitsError
+from ..machine.paths import AGAIN, Paths
+from .limits import KernelFacts
 
-# In a container these errors mean that only the host may set the number. EINVAL means that the
-# number is wrong.
-_THE_HOSTS = frozenset({errno.ENOENT, errno.EROFS, errno.EACCES, errno.EPERM})
+SYSCTLS = "/etc/sysctl.d/60-pilot.conf"
+_NUMBERS = "/proc/sys"
+_HUGE_PAGES = "/sys/kernel/mm/transparent_hugepage/enabled"
 
 
 def machine(paths: Paths) -> KernelFacts:
-    """RAM (MemTotal), the page size and threads-max."""
+    """RAM (MemTotal) and the page size."""
     fields = dict(
         line.split(":", 1)
         for line in paths.at("/proc/meminfo").read_text(encoding="ascii").splitlines()
         if ":" in line
     )
-    return KernelFacts(
-        ram=int(fields["MemTotal"].split()[0]) << 10,
-        page=os.sysconf("SC_PAGESIZE"),
-        threads_max=int(paths.at("/proc/sys/kernel/threads-max").read_text(encoding="ascii")),
-    )
+    return KernelFacts(ram=int(fields["MemTotal"].split()[0]) << 10, page=os.sysconf("SC_PAGESIZE"))
 
 
-def apply(paths: Paths, numbers: Mapping[str, str], *, container: bool) -> list[str]:
-    """Set `numbers` and read each back. Returns those that only the host may set, `NAME (REASON)`
-    each: in a container they are no error. Raises LimitsError with every number that was refused.
+def problem(paths: Paths, *, has_agents: bool) -> str:
+    """Which numbers of the kernel are not as the startup script wants them, and what to do; or "".
+
+    Where /proc/sys is read-only, as in a container, they are its host's, and not compared.
     """
-    refused, left = [], []
-    for name, value in numbers.items():
-        path = paths.at("/proc/sys/" + name.replace(".", "/"))
-        try:
-            problem = _set(path, value)
-        except OSError as error:
-            problem = f"{os.strerror(error.errno or 0)}"
-            if container and error.errno in _THE_HOSTS:
-                left.append(f"{name} ({problem})")
-                continue
-        if problem:
-            refused.append(f"{name}={value}: {problem}")
-    if refused:
-        raise LimitsError(f"the kernel refused {'; '.join(refused)}")
-    return left
-
-
-def huge_pages_on_request(paths: Paths) -> str:
-    """Have the kernel give huge pages only to programs that ask for them; the problem, or "".
-
-    Debian's kernel gives them to all. Go takes memory in large pieces and uses little of each: with
-    huge pages the first touch takes 2 MiB, and an agent is twice as large (docs/FACTS.md).
-    """
-    path = paths.at("/sys/kernel/mm/transparent_hugepage/enabled")
-    try:
-        # The present setting is in brackets: "[always] madvise never".
-        if "[always]" in _read(path):
-            handle = os.open(path, os.O_WRONLY | os.O_TRUNC)
-            try:
-                os.write(handle, b"madvise\n")
-            finally:
-                os.close(handle)
-    except FileNotFoundError:
-        # This kernel has no huge pages.
+    if not os.access(paths.at(_NUMBERS), os.W_OK):
         return ""
+    problems = []
+    try:
+        lines = paths.at(SYSCTLS).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
-        return f"{path}: {error.strerror}"
-    return ""
+        problems.append(f"{SYSCTLS}: {error.strerror}; {AGAIN}")
+    else:
+        # Somebody may have edited it.
+        wanted = [line.partition("=") for line in lines if not line.startswith(("#", ";"))]
+        told = [_difference(paths, name.strip(), value) for name, equals, value in wanted if equals]
+        found = [text for text in told if text]
+        if found:
+            problems.append(
+                f"{', '.join(found)}: `sysctl --load={SYSCTLS}` sets it, or says why not"
+            )
+    if has_agents and "[always]" in _read(paths, _HUGE_PAGES):
+        problems.append(f"huge pages double the agents' memory: `echo madvise >{_HUGE_PAGES}`")
+    return f"kernel: {'; '.join(problems)}" if problems else ""
 
 
-def _set(path: Path, value: str) -> str:
-    """Write `value` where it differs: a read-only number may be right already. The problem, or
-    ""."""
-    if _read(path) == value.split():
-        return ""
-    # Without O_CREAT: a name that the kernel does not know must not become a file.
-    handle = os.open(path, os.O_WRONLY | os.O_TRUNC)
+def _difference(paths: Paths, name: str, value: str) -> str:
+    """What is wrong with the number `name`, or ""."""
+    now = " ".join(_read(paths, f"{_NUMBERS}/{name.replace('.', '/')}").split())
+    wanted = " ".join(value.split())
+    # The kernel prints a list of ports in order, and merged.
+    same = _ports(now) == _ports(wanted) if name.endswith("_ports") else now == wanted
+    return "" if same else f"{name} is {now or 'not there'}, not {wanted}"
+
+
+def _ports(text: str) -> set[int]:
+    """The ports of `text`, as `3000,9000-9001`."""
+    ranges = re.findall(r"(\d{1,5})(?:-(\d{1,5}))?", text)
+    return {port for low, high in ranges for port in range(int(low), int(high or low) + 1)}
+
+
+def _read(paths: Paths, path: str) -> str:
+    """A number as the kernel prints it, "" where it cannot be read."""
     try:
-        os.write(handle, f"{value}\n".encode())
-    finally:
-        os.close(handle)
-    now = _read(path)
-    return "" if now == value.split() else f"it is {' '.join(now)} after writing"
-
-
-def _read(path: Path) -> list[str]:
-    return path.read_text(encoding="ascii").split()
+        return paths.at(path).read_text(encoding="ascii")
+    except OSError:
+        return ""

@@ -1,4 +1,4 @@
-"""Renders the files for systemd and the kernel: units, limits, environments.
+"""Renders the files for systemd: units, fragments, environments.
 
 The templates in `units/` are real units with `@name@` for a number of this VM. Every placeholder
 needs a value and every value a placeholder.
@@ -49,14 +49,6 @@ def fill(template: str, values: Mapping[str, str]) -> str:
     return _PLACEHOLDER.sub(lambda match: values[match.group(1)], template)
 
 
-def sysctl_file(numbers: Mapping[str, str]) -> str:
-    """`numbers` as a file of sysctl.d, for `sysctl --system`: the kernel has them already."""
-    lines = "".join(f"{name} = {value}\n" for name, value in numbers.items())
-    return (
-        f"# Written by the pilot-fleet startup script. Sources: limits.py of pilot-node.\n{lines}"
-    )
-
-
 def unit_files(machine: KernelFacts, spec: SwarmSpec | RendezvousSpec) -> dict[str, str]:
     """Every unit file of this VM's role: path on the VM -> content."""
     memory_max = str(limits.slice_memory(machine, spec))
@@ -72,7 +64,6 @@ def unit_files(machine: KernelFacts, spec: SwarmSpec | RendezvousSpec) -> dict[s
             "descriptors": str(limits.rendezvous_descriptors(spec))
         }
     found = {f"/etc/systemd/system/{name}": _filled(name, v) for name, v in units.items()}
-    found["/etc/systemd/system/user-.slice.d/60-pilot.conf"] = _filled("user-.slice.conf", {})
     if isinstance(spec, SwarmSpec):
         agent = _filled(STARTED.source, {})
         found |= {f"/etc/systemd/system/{name}": agent for name in STARTED.templates}
@@ -91,12 +82,9 @@ def remove_unused(paths: Paths) -> list[str]:
     return [str(path) for path in found]
 
 
-def limit_files() -> dict[str, str]:
-    """The fragments that are the same on every VM: path on the VM -> content."""
-    return {
-        "/etc/security/limits.d/60-pilot.conf": _filled("limits.conf", {}),
-        "/etc/systemd/journald.conf.d/60-pilot.conf": _filled("journald.conf", {}),
-    }
+def journald_file() -> dict[str, str]:
+    """journald's fragment, the same on every VM: path on the VM -> content."""
+    return {"/etc/systemd/journald.conf.d/60-pilot.conf": _filled("journald.conf", {})}
 
 
 def nsswitch(text: str) -> str:

@@ -107,3 +107,26 @@ def test_a_registry_that_cannot_be_read_is_named(
 
     monkeypatch.setattr(registry_copies, "copies", broken)
     assert "Input/output error" in fleet.status()["last_error"]["text"]
+
+
+def test_a_number_of_the_kernel_that_is_not_there_is_told(fleet: Fleet) -> None:
+    fleet.it.check_kernel()
+    assert fleet.it.last_error is None
+    written = {
+        "/proc/sys/kernel/pid_max": "32768\n",
+        "/etc/sysctl.d/60-pilot.conf": "# Ours.\nkernel.pid_max = 4194304\n",
+        "/dev/console": "",
+    }
+    for name, text in written.items():
+        path = fleet.paths.at(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    fleet.it.check_kernel()
+    problem = (
+        "kernel: kernel.pid_max is 32768, not 4194304:"
+        " `sysctl --load=/etc/sysctl.d/60-pilot.conf` sets it, or says why not"
+    )
+    assert fleet.status()["last_error"]["text"] == problem
+    assert fleet.paths.at("/dev/console").read_bytes() == f"pilot: {problem}\r\n".encode()
+    # It is the script's to set.
+    assert fleet.paths.at("/proc/sys/kernel/pid_max").read_text() == "32768\n"

@@ -59,7 +59,6 @@ class Service:
         monkeypatch.setattr(
             "startup.node.setup.apply.systemctl", lambda *a: self.systemctl.append(a)
         )
-        monkeypatch.setattr("startup.node.setup.apply._in_container", lambda: False)
         monkeypatch.setattr("startup.node.desired.sources.ORDERS_SECONDS", 0.1)
         monkeypatch.setattr("startup.node.swarm.decide.PROBATION", 0.2)
         monkeypatch.setattr("startup.node.follower._STARTS", 0.1)

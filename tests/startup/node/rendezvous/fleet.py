@@ -37,7 +37,7 @@ from startup.node.setup.release import Fetcher
 from tests.lab.standin.client import Client, Identity
 from tests.startup import specs
 
-MACHINE = KernelFacts(ram=4 << 30, page=4096, threads_max=31000)
+MACHINE = KernelFacts(ram=4 << 30, page=4096)
 
 
 def free_ports(count: int) -> list[int]:
@@ -244,10 +244,7 @@ class Fleet:
         self.ports = free_ports(3)
         (self.paths.registry).mkdir(parents=True)
         self.paths.run.mkdir(parents=True)
-        for name, content in (
-            ("meminfo", "MemTotal: 4194304 kB\nMemAvailable: 4000000 kB\n"),
-            ("sys/kernel/threads-max", "31000\n"),
-        ):
+        for name, content in (("meminfo", "MemTotal: 4194304 kB\nMemAvailable: 4000000 kB\n"),):
             path = self.paths.at("/proc") / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(content)

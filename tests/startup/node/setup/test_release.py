@@ -254,7 +254,7 @@ def test_the_script_stops_with_the_reason(vm: Vm, status: str) -> None:
     assert code == 1
     assert f"gs://{BUCKET}/{name}" in output
     assert "pilot: release: gs://" in output
-    assert 'FAILED in step "release, units"' in output
+    assert 'FAILED in step "program, spec, release, units"' in output
     assert vm.read("/run/pilot/guard") == "working\n"
     assert not (vm.root / "opt/pilot/current").exists()
     assert not [call for call in vm.calls("systemctl") if "pilot-node" in call]
@@ -435,7 +435,7 @@ def test_a_service_ends_with_any_of_its_threads() -> None:
 
 
 _NODE = "import sys\nfrom startup.node import __main__ as node\n"
-_LIMITS = "sys.exit(node.main(['limits']))\n"
+_UNITS = "sys.exit(node.main(['units']))\n"
 _THREAD = (
     "import threading\n"
     "from startup.node import base_loop\n"
@@ -450,12 +450,12 @@ _THREAD = (
     [
         (
             (
-                f"{_NODE}node.NodeCommands.limits = lambda self: [*map(self.say, 'ab' * 9000)]\n"
-                f"{_LIMITS}"
+                f"{_NODE}node.NodeCommands.units = lambda self: [*map(self.say, 'ab' * 9000)]\n"
+                f"{_UNITS}"
             ),
             0,
         ),
-        (f"{_NODE}{_LIMITS}", 1),
+        (f"{_NODE}{_UNITS}", 1),
         (_THREAD, 70),
     ],
 )

@@ -32,7 +32,7 @@ from tests.startup import specs
 from tests.startup.conftest import Vm
 from tests.startup.node.rendezvous.registry import snapshot
 
-MACHINE = KernelFacts(ram=4 << 30, page=4096, threads_max=31000)
+MACHINE = KernelFacts(ram=4 << 30, page=4096)
 UNITS = "/etc/systemd/system"
 VARIABLE = re.compile(r"\$\{([A-Z_]+)\}")
 
@@ -182,11 +182,6 @@ def test_nothing_is_enabled() -> None:
         assert "[Install]" not in text, name
 
 
-def test_people_have_no_task_limit() -> None:
-    text = all_units()[f"{UNITS}/user-.slice.d/60-pilot.conf"]
-    assert text.endswith("[Slice]\nTasksMax=infinity\n")
-
-
 def test_every_role_has_its_units() -> None:
     assert set(units.unit_files(MACHINE, swarm())) == {
         f"{UNITS}/{name}"
@@ -196,7 +191,6 @@ def test_every_role_has_its_units() -> None:
             "pilot-agent@.service",
             "pilot-node.service",
             "pilotbench.slice",
-            "user-.slice.d/60-pilot.conf",
         )
     }
     assert set(units.unit_files(MACHINE, rendezvous())) == {
@@ -205,7 +199,6 @@ def test_every_role_has_its_units() -> None:
             "pilot.slice",
             "pilot-node.service",
             "pilot-rendezvous.service",
-            "user-.slice.d/60-pilot.conf",
         )
     }
 
@@ -394,7 +387,7 @@ def test_the_registrys_directory_is_roots_and_the_rendezvous_works_in_it(vm: Vm)
     vm.use_rendezvous()
     vm.mount("/var/lib/pilot")
     (vm.root / "var/lib/pilot").mkdir(parents=True)
-    words = "ROLE=rendezvous; ensure_node; node spec rendezvous; node store"
+    words = "ROLE=rendezvous; ensure_node spec rendezvous store"
     status, output = vm.call(words)
     # pilot-node has not looked in the bucket yet.
     assert status == 1, output
@@ -416,7 +409,7 @@ def test_a_disk_that_became_read_only_lets_the_rendezvous_start(vm: Vm) -> None:
     vm.mount("/var/lib/pilot")
     disk = vm.root / "var/lib/pilot"
     disk.mkdir(parents=True)
-    words = "ROLE=rendezvous; ensure_node; node spec rendezvous; node store"
+    words = "ROLE=rendezvous; ensure_node spec rendezvous store"
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "pilot-test", disk], check=True)
     try:
         vm.call(words)
@@ -440,7 +433,7 @@ def test_a_disk_that_became_read_only_lets_the_rendezvous_start(vm: Vm) -> None:
 def test_without_the_state_disk_there_is_no_registry(vm: Vm) -> None:
     vm.use_rendezvous()
     (vm.root / "var/lib/pilot").mkdir(parents=True)
-    status, output = vm.call("ROLE=rendezvous; ensure_node; node spec rendezvous; node store")
+    status, output = vm.call("ROLE=rendezvous; ensure_node spec rendezvous store")
     assert status == 1, output
     assert "/var/lib/pilot is not mounted" in output
     assert list((vm.root / "var/lib/pilot").iterdir()) == []
@@ -522,7 +515,7 @@ def test_other_lines_of_an_nsswitch_stay(text: str, expected: str) -> None:
 def test_an_nsswitch_that_cannot_be_written_keeps_no_vm_from_coming_up(vm: Vm) -> None:
     vm.use_swarm()
     (vm.root / "etc/nsswitch.conf").mkdir(parents=True)
-    status, output = vm.call("ROLE=swarm; ensure_node spec swarm limits; node units")
+    status, output = vm.call("ROLE=swarm; ensure_node spec swarm units")
     assert status == 0, output
     assert "/etc/nsswitch.conf stays as it is, so each start takes longer: " in output
     assert "Slice=pilot.slice" in vm.read("/etc/systemd/system/pilot-agent@.service")
@@ -540,13 +533,13 @@ def test_a_number_that_someone_else_has_is_a_failure(vm: Vm) -> None:
 
 def test_a_restart_of_journald_only_when_its_fragment_changed(vm: Vm) -> None:
     vm.use_swarm()
-    code = "ROLE=swarm; ensure_node spec swarm limits; node limits"
-    status, output = vm.call(code)
+    status, output = vm.call("ROLE=swarm; ensure_node spec swarm units units")
     assert status == 0, output
-    assert vm.calls("systemctl") == ["systemctl try-restart systemd-journald.service"]
+    assert vm.calls("systemctl") == [
+        "systemctl daemon-reload",
+        "systemctl try-restart systemd-journald.service",
+    ]
     assert "SystemMaxUse=1G" in vm.read("/etc/systemd/journald.conf.d/60-pilot.conf")
-    assert "* hard nofile 1048576" in vm.read("/etc/security/limits.d/60-pilot.conf")
-    assert "kernel.pid_max = 4194304\n" in vm.read("/etc/sysctl.d/60-pilot.conf")
 
 
 @pytest.mark.parametrize("name", ["daemon-reload", "try-restart"])
@@ -561,15 +554,14 @@ def test_a_reload_that_failed_is_made_the_next_time(
         if arguments[0] == name:
             raise subprocess.TimeoutExpired("systemctl", 120)
 
-    monkeypatch.setattr(apply, "_in_container", lambda: False)
     monkeypatch.setattr(apply, "systemctl", broken)
-    act = apply.apply_units if name == "daemon-reload" else apply.apply_limits
     with pytest.raises(subprocess.TimeoutExpired):
-        act(paths, spec, lambda _: None)
+        apply.apply_units(paths, spec, lambda _: None)
     monkeypatch.setattr(apply, "systemctl", lambda *arguments: told.append(arguments[0]))
-    act(paths, spec, lambda _: None)
-    act(paths, spec, lambda _: None)
-    assert told == [name]
+    apply.apply_units(paths, spec, lambda _: None)
+    apply.apply_units(paths, spec, lambda _: None)
+    # journald's fragment comes after the units: it is not written before systemd has read those.
+    assert told == {"daemon-reload": ["daemon-reload", "try-restart"], "try-restart": [name]}[name]
 
 
 def test_a_spec_that_this_machine_cannot_be_is_not_this_boots(vm: Vm) -> None:
