@@ -38,7 +38,8 @@ from lab.machines.image import default_cache, ensure_image
 from lab.machines.processes import until as wait_until
 from tests.components.fleet import ROOT
 from tests.conftest import pulumi_environment
-from tests.vm.fleet import Fleet
+from tests.vm.fleet import ZONE, Fleet
+from tests.vm.moved_registry import ZONES
 from tests.vm.rows import CONTAINER, QEMU, Row
 
 SEED = 5
@@ -69,7 +70,11 @@ class Shape:
     patience: float
     rows: Sequence[Row]
     tasks: bool = False
+    rendezvous_zone: str = ZONE
 
+
+# The rows of the registry that is lost.
+LOST = {"disk", "copies", "zone", "dead-zone", "account"}
 
 SHAPES = (
     Shape(
@@ -77,7 +82,15 @@ SHAPES = (
         wanted={"swarm-1": 200, "swarm-2": 200, "swarm-3": 200},
         machine="e2-custom-4-8192",
         patience=600,
-        rows=[row for row in CONTAINER if row.name not in {"drain", "empty", "crowd"}],
+        rows=[row for row in CONTAINER if row.name not in {"drain", "empty", "crowd"} | LOST],
+    ),
+    Shape(
+        driver="container",
+        wanted={"swarm-1": 100, "swarm-2": 100, "swarm-3": 100},
+        machine="e2-custom-4-8192",
+        patience=600,
+        rows=[row for row in CONTAINER if row.name in LOST],
+        rendezvous_zone=ZONES[0],
     ),
     Shape(
         driver="container",
@@ -309,6 +322,7 @@ def _run(shape: Shape, kept: Kept, *, seed: int, only: set[str], until: float) -
                 patience=shape.patience,
                 machine=shape.machine,
             )
+            fleet.rendezvous_zone = shape.rendezvous_zone
             try:
                 try:
                     with _bounded(fleet, until):

@@ -12,15 +12,15 @@ from lab.machines.host import ensure_packages, missing_packages, no_containers
 from lab.machines.image import ImageError, default_cache, ensure_image
 from tests.components.fleet import ROOT
 from tests.vm import update
-from tests.vm.fleet import Fleet
+from tests.vm.fleet import ZONE, Fleet
 
 Boot = Callable[..., AbstractContextManager[Fleet]]
 
 
 @pytest.fixture(scope="module")
 def booted(tmp_path_factory: pytest.TempPathFactory, pulumi_env: dict[str, str]) -> Boot:
-    """Makes a fleet: driver, agents by swarm VM, seconds that a boot may take, and the checkout
-    that it is carried out from."""
+    """Makes a fleet: driver, agents by swarm VM, seconds that a boot may take, the checkout that it
+    is carried out from, and the rendezvous' zone."""
 
     @contextmanager
     def boot(
@@ -29,6 +29,7 @@ def booted(tmp_path_factory: pytest.TempPathFactory, pulumi_env: dict[str, str])
         patience: float,
         tree: Path = ROOT,
         settings: dict[str, Any] | None = None,
+        rendezvous_zone: str = ZONE,
     ) -> Iterator[Fleet]:
         root = os.geteuid() == 0
         if driver == "container" and (why := no_containers()):
@@ -47,6 +48,7 @@ def booted(tmp_path_factory: pytest.TempPathFactory, pulumi_env: dict[str, str])
         try:
             fleet.take(tree)
             fleet.settings = dict(settings or {})
+            fleet.rendezvous_zone = rendezvous_zone
             fleet.carry_out(wanted)
             yield fleet
         finally:

@@ -22,7 +22,8 @@ from urllib.parse import quote
 
 import yaml
 
-from lab.cloud import cloud
+from lab.cloud import cloud, links
+from lab.cloud.compute.machines import machine
 from lab.cloud.web import Request, Response
 from lab.standin.build import build
 from tests.components.fleet import ROOT
@@ -34,7 +35,6 @@ from tests.lab.machines.conftest import leftovers
 RENDEZVOUS = "pilot-rendezvous"
 CLOUD = "lab-project"
 ZONE = "us-central1-a"
-PATH = f"projects/{CLOUD}/zones/{ZONE}/instances"
 DASHBOARD = 3000
 BOOT_ID = "cat /proc/sys/kernel/random/boot_id"
 STORE = "/var/lib/pilot/registry"  # on the rendezvous
@@ -92,6 +92,8 @@ class Fleet:
         self.port = int(self.serving.url.rpartition(":")[2])
         self.api = Client(self.serving.url, timeout=180)
         self.wanted: dict[str, int] = {}
+        # Its line's `zone`; the swarm's VMs are in ZONE.
+        self.rendezvous_zone = ZONE
         # The checkout of the program, and what its stack file adds to the lab's.
         self.tree = ROOT
         self.settings: dict[str, Any] = {}
@@ -130,6 +132,14 @@ class Fleet:
         self.project.write(self._stack(environment))
         self.up()
 
+    def move(self, zone: str, *arguments: str) -> None:
+        """`pulumi up` with the rendezvous in another zone; it does not wait for the VMs."""
+        self._log_out(RENDEZVOUS)
+        self.__dict__.pop("dashboard", None)
+        self.rendezvous_zone = zone
+        self.project.write(self._stack())
+        self.up(*arguments)
+
     def up(self, *arguments: str) -> None:
         """`pulumi up` without the preview before it, which would run program and policies once
         more for half of the time; tests/engine has both."""
@@ -156,6 +166,8 @@ class Fleet:
         memory = 1024 * math.ceil(sum(self.wanted.values()) / 750)
         rendezvous = stack["config"]["pilot-fleet:rendezvous"]
         rendezvous["machineType"] = f"e2-custom-2-{memory}"
+        if self.rendezvous_zone != ZONE:
+            rendezvous["zone"] = self.rendezvous_zone
         # That of the first `up`, or none: another account stops the VM.
         if self._account is None:
             self._account = rendezvous.get("serviceAccount", "")
@@ -174,16 +186,31 @@ class Fleet:
 
     # The cloud
 
+    def path(self, vm: str) -> str:
+        """A VM's path at Google, `projects/…`."""
+        zone = self.rendezvous_zone if vm == RENDEZVOUS else ZONE
+        return f"projects/{CLOUD}/zones/{zone}/instances/{vm}"
+
     def instance(self, vm: str) -> dict[str, Any]:
-        found = self.api.get(f"/compute/v1/{PATH}/{vm}")
+        found = self.api.get(f"/compute/v1/{self.path(vm)}")
         assert isinstance(found, dict)
         return found
 
     def act(self, vm: str, verb: str, body: Any = None) -> None:
         """`reset`, `stop`, `start`, `setMetadata`: done when this returns."""
-        self.api.do("POST", f"/compute/v1/{PATH}/{vm}/{verb}", body)
+        self.api.do("POST", f"/compute/v1/{self.path(vm)}/{verb}", body)
         if verb in ("reset", "stop"):
             self._log_out(vm)
+
+    def cut(self, vm: str) -> None:
+        """Cut a VM's power. The lab's API does not notice."""
+        with self.serving.lab.store.transaction() as tx:
+            found = tx.get(*links.split(self.path(vm)))
+            assert found is not None
+            its = machine(tx, found)
+        driver: Any = self.serving.lab.driver
+        driver.power_cut(its)
+        self._log_out(vm)
 
     def metadata(self, vm: str) -> dict[str, str]:
         return {each["key"]: each["value"] for each in self.instance(vm)["metadata"]["items"]}
@@ -225,16 +252,17 @@ class Fleet:
             "serviceAccounts": like["serviceAccounts"],
             "metadata": {"items": _items(items)},
         }
-        self.api.do("POST", f"/compute/v1/{PATH}", body)
+        path = self.path(name)
+        self.api.do("POST", f"/compute/v1/{path.removesuffix(f'/{name}')}", body)
         try:
             yield
         finally:
-            self.api.do("DELETE", f"/compute/v1/{PATH}/{name}")
+            self.api.do("DELETE", f"/compute/v1/{path}")
 
     # The machines
 
     def console(self, vm: str) -> str:
-        text = self.api.get(f"/compute/v1/{PATH}/{vm}/serialPort")["contents"]
+        text = self.api.get(f"/compute/v1/{self.path(vm)}/serialPort")["contents"]
         assert isinstance(text, str)
         return text
 
@@ -293,7 +321,7 @@ class Fleet:
             subprocess.run(line, check=False, capture_output=True)
 
     def forward(self, vm: str, port: int) -> int:
-        return int(self.api.do("POST", f"/lab/{PATH}/{vm}/forward", {"port": port})["port"])
+        return int(self.api.do("POST", f"/lab/{self.path(vm)}/forward", {"port": port})["port"])
 
     def boot(self, vm: str) -> str:
         """The kernel's ID of a VM's boot."""
@@ -320,7 +348,7 @@ class Fleet:
     def status(self, vm: str) -> dict[str, Any] | None:
         """The last status of the VM's present boot, from its guest attribute; None: none yet."""
         answer = self.api.call(
-            "GET", f"/compute/v1/{PATH}/{vm}/getGuestAttributes?queryPath=pilot/status"
+            "GET", f"/compute/v1/{self.path(vm)}/getGuestAttributes?queryPath=pilot/status"
         )
         if answer.status == 404:
             return None

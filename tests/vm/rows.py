@@ -22,7 +22,8 @@ from typing import Any
 from lab.machines import processes
 from tests.vm.fleet import BOOT_ID, DASHBOARD, RENDEZVOUS, STORE, Fleet, Measured
 from tests.vm.kernel_limits import pid_walls, pid_walls_of_a_container
-from tests.vm.lost_registry import disk_is_empty
+from tests.vm.lost_registry import account_is_refused, copies_are_lost, disk_is_empty
+from tests.vm.moved_registry import zone_changes, zone_dies
 
 RUNNER = "google_metadata_script_runner startup"
 # Seconds within which the registry's dashboard, or an sshd that is up, has to answer.
@@ -764,6 +765,13 @@ CONTAINER = (
     Row("flood", "the registry is flooded", registry_flooded, 1, 1, few=40),
     Row("empty", "the registry is empty", registry_starts_empty, 1, 1),
     Row("disk", "the registry is lost", disk_is_empty, 1, 3),
+    # Of the bucket tests/startup tries the same in a second.
+    Row("copies", "the registry is lost", copies_are_lost, 0, 3),
+    Row("zone", "the registry is lost", zone_changes, 0, 3),
+    # In a short run: the engine's part (tests/engine/test_zones.py).
+    Row("dead-zone", "the registry is lost", zone_dies, 0, 3),
+    # In a short run it is tests/vm/test_container.py's.
+    Row("account", "the registry is lost", account_is_refused, 0, 3),
     # Its short form is a guest's: `walls`.
     Row("crowd", "the PID walls", pid_walls_of_a_container, 0, 1),
 )

@@ -11,6 +11,7 @@ import pytest
 from tests.conftest import measured
 from tests.vm.conftest import Boot
 from tests.vm.fleet import Fleet
+from tests.vm.moved_registry import ZONES
 from tests.vm.rows import CONTAINER, Row
 
 pytestmark = pytest.mark.engine
@@ -21,7 +22,8 @@ AGENTS = 100
 
 @pytest.fixture(scope="module")
 def fleet(booted: Boot) -> Iterator[Fleet]:
-    with booted("container", dict.fromkeys(VMS, AGENTS), 240) as made:
+    # A dead zone must not have swarm VMs: they would have no registry until it is back.
+    with booted("container", dict.fromkeys(VMS, AGENTS), 240, rendezvous_zone=ZONES[0]) as made:
         yield made
 
 

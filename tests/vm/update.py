@@ -215,10 +215,11 @@ def _git(*arguments: str) -> str:
 
 
 class Looks:
-    """The looks of a fleet's VMs, from when this is made."""
+    """The looks of a fleet's VMs, of all or of some, from when this is made."""
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(self, fleet: Fleet, vms: Sequence[str] = ()) -> None:
         self._fleet = fleet
+        self._vms = vms or [*fleet.wanted, RENDEZVOUS]
         self._seen: dict[str, int] = {}
         text = base64.b64encode(_LOOKER.encode()).decode()
         for vm in self._vms:
@@ -254,10 +255,6 @@ class Looks:
             )
             found += [Look.of(vm, line) for line in told.splitlines()]
         return sorted(found, key=lambda look: look.time)
-
-    @property
-    def _vms(self) -> list[str]:
-        return [*self._fleet.wanted, RENDEZVOUS]
 
 
 def carried_over(
