@@ -151,7 +151,8 @@ class Attempt:
     sha256: str
     uptime: float
     """When: seconds since the kernel started."""
-    tries: int
+    # Older versions wrote no count.
+    tries: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -457,7 +458,7 @@ class Follower:
         now = proc.uptime(self.paths)
         if self._turn is None or self._turn.sha256 != script.sha256:
             # An earlier pilot-node may have written it.
-            kept = _recall(path, lambda found: Turn(str(found["sha256"]), float(found["since"])))
+            kept = files.recall(Turn, path)
             if kept is None or kept.sha256 != script.sha256 or kept.since > now:
                 kept = Turn(script.sha256, now)
                 try:
@@ -500,15 +501,7 @@ class Follower:
         return False
 
     def _last_attempt(self) -> Attempt | None:
-        return _recall(
-            self.paths.run / "attempt.json",
-            lambda found: Attempt(
-                sha256=str(found["sha256"]),
-                uptime=float(found["uptime"]),
-                # Older versions wrote no count.
-                tries=int(found.get("tries", 1)),
-            ),
-        )
+        return files.recall(Attempt, self.paths.run / "attempt.json")
 
     def _remember_attempt(self, attempt: Attempt) -> None:
         """Write it down first: the script restarts this process."""
@@ -539,14 +532,6 @@ def recall_spec(paths: Paths) -> Known:
         else:
             return Known(text=text, spec=spec, script=spec.script)
     raise FinalError(f"there is no spec to begin with: {'; '.join(problems)}; {AGAIN}")
-
-
-def _recall(path: Path, build: Callable[[dict[str, Any]], T]) -> T | None:
-    """What `build` makes of the JSON in `path`, None where that cannot be read."""
-    try:
-        return build(json.loads(path.read_bytes()))
-    except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError):
-        return None
 
 
 def _read(path: Path) -> str:

@@ -285,6 +285,7 @@ class RendezvousLoop(Loop):
         except OSError:
             store = None
         up = self.observer.judged.up is not None
+        last = registry_copies.last_start(self.paths)
         return RegistryStatus(
             online=self.observer.health.online if up else None,
             total=self.observer.health.total if up else None,
@@ -293,8 +294,8 @@ class RendezvousLoop(Loop):
             copies=len(copies),
             newest_copy=copies[-1].time if copies else None,
             set_aside=aside,
-            restored=registry_copies.restored(self.paths),
-            started_empty=registry_copies.started_empty(self.paths),
+            restored=last.restored,
+            started_empty=last.empty,
             bucket_copies=self.bucket.state.copies,
             bucket_newest=self.bucket.state.newest,
             bucket_error=self.bucket.state.error,

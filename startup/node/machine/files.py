@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import inspect
+import json
 import os
 import re
 import stat
@@ -117,3 +118,12 @@ def record(kind: Callable[..., T], found: Mapping[str, Any]) -> T:
     Raises TypeError where one is missing."""
     known = inspect.signature(kind).parameters
     return kind(**{key: value for key, value in found.items() if key in known})
+
+
+def recall(kind: Callable[..., T], path: Path) -> T | None:
+    """The `record` in the JSON file `path`, None where there is none or it cannot be understood.
+    Raises OSError where it is there and cannot be read."""
+    try:
+        return record(kind, json.loads(path.read_bytes()))
+    except (FileNotFoundError, ValueError, TypeError, AttributeError):
+        return None

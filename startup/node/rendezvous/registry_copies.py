@@ -250,12 +250,9 @@ def prepare_store(paths: Paths, say: Callable[[str], None]) -> None:
     files.write(paths.run / "store.json", json.dumps(asdict(found), sort_keys=True) + "\n")
 
 
-def restored(paths: Paths) -> str:
-    """The copy that was put back before the last start, "" where none was."""
-    try:
-        return str(json.loads((paths.run / "store.json").read_bytes())["restored"])
-    except (OSError, ValueError, LookupError, TypeError):
-        return ""
+def last_start(paths: Paths) -> Start:
+    """What was done before the last start, as far as that is known."""
+    return files.recall(Start, paths.run / "store.json") or Start()
 
 
 def empty_permit(paths: Paths) -> Path:
@@ -263,14 +260,6 @@ def empty_permit(paths: Paths) -> Path:
     copy on the disk and in the bucket, or was ordered to set the registry aside. It goes when there
     is a registry's file again."""
     return paths.run / "registry-may-start-empty"
-
-
-def started_empty(paths: Paths) -> bool:
-    """Whether the last start was one with an empty registry."""
-    try:
-        return bool(json.loads((paths.run / "store.json").read_bytes())["empty"])
-    except (OSError, ValueError, LookupError, TypeError):
-        return False
 
 
 def set_aside_as_bad(paths: Paths) -> int:

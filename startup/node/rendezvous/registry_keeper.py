@@ -34,8 +34,8 @@ class RegistryKeeper:
 
     def save(self, seconds: float = SNAPSHOT, *, active: bool) -> None:
         """Have the registry's file as new as can be, and a copy of it. The process, where it is
-        `active`, may take `seconds` to begin its answer. A failure is logged only: a stop writes the
-        file as well."""
+        `active`, may take `seconds` to begin its answer. A failure is logged only: a stop writes
+        the file as well."""
         if active:
             try:
                 url = f"http://127.0.0.1:{self.loop.spec.dashboard_port}/api/snapshot"

@@ -44,10 +44,7 @@ def record(paths: Paths) -> Path:
 
 def running(paths: Paths) -> Run | None:
     """The run of the process, None where that is not known."""
-    try:
-        return files.record(Run, json.loads(record(paths).read_bytes()))
-    except (FileNotFoundError, ValueError, TypeError, AttributeError):
-        return None
+    return files.recall(Run, record(paths))
 
 
 def remember(paths: Paths, run: Run) -> None:
