@@ -204,7 +204,7 @@ def _agent(paths: Paths, words: list[str]) -> list[str]:
     if port not in ports and running is None:
         some = f"from {min(ports)} to {max(ports)}" if ports else "(this VM has none)"
         raise AskError(f"agent: needs the port of an agent, {some}")
-    layout = running or agent_units.STARTED
+    layout = running or agent_units.OWN
     processes = " ".join(map(str, agent_units.processes_of(paths, port)))
     socket = layout.socket(paths, port)
     variant = variants.read(paths).get(port, "")

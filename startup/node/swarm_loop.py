@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from .base_loop import FAILURES, Loop, end_with_any_thread, roll_status
 from .desired.spec import Binary, SwarmSpec
 from .follower import AnySpec, Follower, recall_spec
+from .machine.agent_units import OWN
 from .machine.errors import NotReadyError
 from .machine.kernel_log import KernelLog
 from .machine.paths import Paths
@@ -220,8 +221,8 @@ class SwarmLoop(Loop):
         return known
 
     def _unit(self) -> str:
-        # All unit files of a layout have one text.
-        return (self.paths.units / self.keeper.layout.templates[0]).read_text(encoding="utf-8")
+        # All unit files of agents have one text.
+        return (self.paths.units / OWN.templates[0]).read_text(encoding="utf-8")
 
     def _epoch(self, spec: SwarmSpec) -> str:
         """A hash of everything but the release that agents are started with."""

@@ -277,24 +277,15 @@ def as_an_agent(code: str, run: Path) -> int:
     ).returncode
 
 
-def test_an_agent_has_its_sockets_and_nothing_else(mounting: Vm) -> None:
+def test_an_agent_can_make_nothing_in_run(mounting: Vm) -> None:
     vm = mounting
     (vm.root / "run/pilot").mkdir(parents=True)
     for folder in (vm.root, *vm.root.parents):
         if folder.stat().st_uid == 0 and not folder.stat().st_mode & 0o001:
             folder.chmod(folder.stat().st_mode | 0o011)
-    status, output = vm.call("ROLE=swarm; umask 022; ensure_runtime; ensure_runtime")
+    status, output = vm.call("ROLE=swarm; umask 022; ensure_logs; ensure_logs")
     assert status == 0, output
     run = vm.root / "run/pilot"
-    assert as_an_agent('cd "$1/agents" && : >10001.sock && rm 10001.sock', run) == 0
-    for code in (
-        ': >"$1/guard"',
-        'mv "$1/agents" "$1/other"',
-        ': >"$1/log/10001"',
-        'echo exit 0 >"$1/agents/x" && chmod +x "$1/agents/x" && "$1/agents/x"',
-        'head --bytes=17000000 /dev/zero >"$1/agents/full"',
-    ):
+    assert as_an_agent('cd "$1"', run) == 0
+    for code in (': >"$1/guard"', 'mv "$1/log" "$1/other"', ': >"$1/log/10001"', 'ls "$1/log"'):
         assert as_an_agent(f"{{ {code}; }} 2>/dev/null", run) != 0, code
-    # Root's, beside them: it cannot be replaced.
-    (run / "agents/roots").write_text("", encoding="utf-8")
-    assert as_an_agent('rm -f "$1/agents/roots" 2>/dev/null', run) != 0

@@ -20,6 +20,7 @@ from components.startup import STARTUP_DIR
 from lab.machines import processes
 from lab.machines.host import ensure_packages, no_containers
 from startup.node.desired.spec import RendezvousSpec, SwarmSpec, parse
+from startup.node.machine.agent_units import OWN
 from startup.node.setup import units
 from startup.node.setup.limits import KernelFacts
 from tests.conftest import measured
@@ -103,20 +104,21 @@ MACHINE = KernelFacts(ram=4 << 30, page=4096)
 def ours(
     name: str, spec: SwarmSpec | RendezvousSpec, does: str, without: tuple[str, ...]
 ) -> dict[str, str]:
-    """The units of a VM, that of `name` with another command."""
+    """The units of a VM, those whose names begin with `name` with another command, as root."""
     found = units.unit_files(MACHINE, spec)
-    path = f"/etc/systemd/system/{name}"
-    lines = [
-        f"ExecStart={does}" if line.startswith("ExecStart=") else line
-        for line in found[path].splitlines()
-        if not line.startswith(("User=", "EnvironmentFile=", *without))
-    ]
-    return found | {path: "\n".join(lines) + "\n"}
+    for path in (path for path in found if path.startswith(f"/etc/systemd/system/{name}")):
+        lines = [
+            f"ExecStart={does}" if line.startswith("ExecStart=") else line
+            for line in found[path].splitlines()
+            if not line.startswith(("User=", "EnvironmentFile=", *without))
+        ]
+        found[path] = "\n".join(lines) + "\n"
+    return found
 
 
 def unit_files() -> dict[str, str]:
     return ours(
-        "pilot-agent@.service",
+        "pilot-agent-",
         parse(specs.text(specs.swarm())),
         "/usr/local/sbin/agent",
         ("OOMScoreAdjust=", "StandardError="),
@@ -130,7 +132,7 @@ def system(folder: Path, files: dict[str, str]) -> Iterator[tuple[int, Path]]:
         put(first, files)
         for name in ("began", "told", "ended"):
             inside(first, "mkdir", "-p", str(ROOT / name))
-        names = [f"pilot-agent@{10001 + i}.service" for i in range(AGENTS)]
+        names = [OWN.unit(10001 + index) for index in range(AGENTS)]
         inside(first, "systemctl", "start", "pilot-node.service", *names)
         upper = folder / "upper" / str(ROOT).lstrip("/")
         assert processes.until(
@@ -212,10 +214,10 @@ def test_a_power_off_drains(folder: Path) -> None:
 
 def test_without_the_order_they_end_at_once(folder: Path) -> None:
     """The control: what the one directive is for."""
-    agent = "/etc/systemd/system/pilot-agent@.service"
     found = files()
-    assert "Before=pilot-node.service\n" in found[agent]
-    found[agent] = found[agent].replace("Before=pilot-node.service\n", "")
+    for agent in (f"/etc/systemd/system/{name}" for name in OWN.templates):
+        assert "Before=pilot-node.service\n" in found[agent]
+        found[agent] = found[agent].replace("Before=pilot-node.service\n", "")
     with system(folder, found) as (first, upper):
         power_off(first)
     assert most_at_once(upper) > WINDOW
@@ -226,7 +228,7 @@ def test_a_stop_of_pilot_node_alone_ends_nobody(folder: Path) -> None:
         inside(first, "systemctl", "restart", "pilot-node.service")
         inside(first, "systemctl", "stop", "pilot-node.service")
         assert moments(upper, "told") == []
-        done = inside(first, "systemctl", "list-units", "--plain", "--no-legend", "pilot-agent@*")
+        done = inside(first, "systemctl", "list-units", "--plain", "--no-legend", "pilot-agent-*")
         assert done.count(" active running") == AGENTS
 
 

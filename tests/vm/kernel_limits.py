@@ -20,15 +20,15 @@ SMALL_GUEST = "f1-micro"
 BY_HAND = "by-hand"
 # A started agent is frozen, by hand and in a unit alike: its tasks still count, and so many running
 # agents would keep an emulated processor busy for too long. In a unit its cgroup is frozen, which
-# pilot-node does not notice (a SIGSTOP it does). Each once: asking all of them every second costs
-# too much.
+# pilot-node does not notice. Each once: asking all of them every second costs too much.
 SLICE = "/sys/fs/cgroup/pilot.slice"
 FREEZE = f"""
 declare -A cold
 while sleep 1; do
-  for socket in /run/pilot/agents/*.sock; do
-    port=${{socket##*/}} freeze={SLICE}/pilot-agent@${{port%.sock}}.service/cgroup.freeze
-    [ -z "${{cold[$port]}}" ] && [ -e "$freeze" ] && echo 1 >"$freeze" && cold[$port]=1
+  for group in {SLICE}/*/pilot-agent-*; do
+    port=${{group##*@}} port=${{port%.service}}
+    [ -z "${{cold[$port]}}" ] && [ -S "/var/lib/pilot/agents/$port/daemon.sock" ] &&
+      echo 1 >"$group/cgroup.freeze" && cold[$port]=1
   done
 done
 """
@@ -72,7 +72,7 @@ def pid_walls(fleet: Fleet, vm: str, chance: Random) -> Measured:
         # Agents that are not frozen would load the emulated processor, and spoil the comparison.
         fleet.until_there(
             BY_HAND,
-            f"[ $(cat {SLICE}/*/cgroup.freeze | grep -c 1) -ge {CROWD * 9 // 10} ]",
+            f"[ $(cat {SLICE}/*/*/cgroup.freeze | grep -c 1) -ge {CROWD * 9 // 10} ]",
             f"nine tenths of {CROWD} stand still",
         )
         ours = _none_hit(fleet, BY_HAND, CROWD, control)

@@ -262,10 +262,11 @@ def memory_runs_out(fleet: Fleet, vm: str, chance: Random) -> Measured:
         growing = chance.sample(agents, max(1, len(agents) * 3 // 10))
         # A daemon cannot be made to grow, so a process of its unit does, and it is the daemon that
         # the kernel ends for it: with this score it counts as larger than all of its slice.
-        group = "/sys/fs/cgroup/pilot.slice/pilot-agent@$p.service/cgroup.procs"
-        take = f"exec setpriv --reuid=610 python3 /run/hog.py {total} 0.1"
-        line = f'for d in $(cat "{group}"); do echo 1000 >/proc/$d/oom_score_adj; done; '
-        line += f'echo $$ >"{group}"; echo 0 >/proc/self/oom_score_adj; {take}'
+        group = "/sys/fs/cgroup/pilot.slice/*/pilot-agent-*@$p.service/cgroup.procs"
+        user = "unshare --setgid 610 --setuid 19000$p"
+        take = f"exec {user} python3 /run/hog.py {total} 0.1"
+        line = f"for d in $(cat {group}); do echo 1000 >/proc/$d/oom_score_adj; done; "
+        line += f"echo $$ >$(echo {group}); echo 0 >/proc/self/oom_score_adj; {take}"
         processes = fleet.processes(vm)
         ports = " ".join(map(str, growing))
         killed = "sed -n 's/^oom_kill //p' /proc/vmstat"
@@ -282,7 +283,7 @@ def memory_runs_out(fleet: Fleet, vm: str, chance: Random) -> Measured:
     finally:
         # A benchmark is a unit of its own: it outlives the command that began it.
         fleet.attempt(
-            vm, "systemctl stop 'pilotbench-*.service' ballast.service; pkill -9 -u 610 python3"
+            vm, "systemctl stop 'pilotbench-*.service' ballast.service; pkill -9 -f /run/hog.py"
         )
     fleet.until_status(vm, lambda told: told["benchmarks"] == "none", "no benchmarks")
     fleet.whole(vm)

@@ -17,6 +17,7 @@ from urllib.parse import quote
 import pytest
 
 from lab.cloud.compute import maintenance
+from startup.node.machine.agent_units import OWN
 from startup.node.machine.paths import AGAIN as AGAIN_BY_HAND
 from tests.components.monitoring.names import metric_names
 from tests.vm.conftest import Boot
@@ -79,7 +80,7 @@ def test_all_are_online_and_live_in_their_slice(fleet: Fleet) -> None:
         told = fleet.run(vm, "for p in $(pgrep -x pilot-daemon); do grep ^0: /proc/$p/cgroup; done")
         groups = {line.removeprefix("0::") for line in told.splitlines()}
         assert groups == {
-            f"/pilot.slice/pilot-agent@{10000 + index}.service" for index in range(1, count + 1)
+            f"/pilot.slice/{OWN.cgroup(10000 + index)}" for index in range(1, count + 1)
         }
         # Nothing of what the script started is left in the unit that ran it.
         fleet.until_ended(vm)
@@ -280,7 +281,7 @@ def test_a_registry_that_is_away_at_boot_only_delays(fleet: Fleet) -> None:
     fleet.until_console("swarm-1", DONE, runs + 1)
     fleet.until(lambda: fleet.running("swarm-1") == WANTED["swarm-1"], "agents are started")
     fleet.until(lambda: time.monotonic() - moment >= AWAY_SECONDS, "it is away long enough")
-    assert fleet.attempt("swarm-1", "ls /run/pilot/agents/*.sock").stdout == ""
+    assert fleet.attempt("swarm-1", "ls /var/lib/pilot/agents/*/daemon.sock").stdout == ""
     fleet.act(RENDEZVOUS, "start")
     moment = time.monotonic()
     with said("from the registry's return to all agents"):

@@ -10,6 +10,7 @@ from random import Random
 
 import pytest
 
+from startup.node.machine.agent_units import OWN
 from tests.components.fleet import ROOT
 from tests.conftest import measured
 from tests.vm.conftest import Boot
@@ -79,7 +80,7 @@ def test_the_kernels_numbers_are_the_designs(fleet: Fleet) -> None:
 def test_agents_live_in_their_slice_with_its_limits(fleet: Fleet) -> None:
     told = fleet.run(VM, "for p in $(pgrep -x pilot-daemon); do cat /proc/$p/cgroup; done")
     assert set(told.splitlines()) == {
-        f"0::/pilot.slice/pilot-agent@{10000 + index}.service" for index in range(1, AGENTS + 1)
+        f"0::/pilot.slice/{OWN.cgroup(10000 + index)}" for index in range(1, AGENTS + 1)
     }
     memory = int(fleet.run(VM, "sed -n 's/^MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo"))
     group = "/sys/fs/cgroup/pilot.slice"

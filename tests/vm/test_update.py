@@ -18,11 +18,13 @@ from typing import Any
 
 import pytest
 
+from startup.node.machine.agent_units import OWN
 from tests.components.fleet import ROOT
+from tests.conftest import measured
 from tests.vm.conftest import Boot
 from tests.vm.fleet import CLOUD, RENDEZVOUS, Fleet, said
 from tests.vm.rows import EXITS
-from tests.vm.update import NO_COMMIT, Looks, Told, carried_over, has_the_script
+from tests.vm.update import NO_COMMIT, Looks, carried_over, has_the_script
 
 pytestmark = pytest.mark.engine
 
@@ -155,23 +157,38 @@ attempt("D-Bus", lambda: connect("/run/dbus/system_bus_socket"))
 attempt("shared memory", lambda: Path("/dev/shm/x").write_text("x"))
 print(json.dumps(can))
 """
-_OWN_UNIT = "pilot-agent-[0-9]*@*.service"
-_SHARED_UNIT = "pilot-agent@*.service"
 
 
-def with_own_users(fleet: Fleet) -> None:
-    """The program, as the next release starts agents."""
-    file = fleet.project.folder / "startup" / "node" / "machine" / "agent_units.py"
-    text, line = file.read_text(), "STARTED: Final = SHARED\n"
-    assert text.count(line) == 1
-    file.write_text(text.replace(line, "STARTED: Final = OWN\n"))
+# Runs on a VM as an agent: forks as long as it may. Prints how many, and the KiB that they take.
+_FORKS = r"""
+import json, os, re, signal
+from pathlib import Path
 
 
-def all_run_as(fleet: Fleet, unit: str) -> None:
-    for vm, count in WANTED.items():
-        listed = f"systemctl list-units --plain --no-legend --state=running '{unit}' | wc -l"
-        fleet.until_there(vm, f"[ $({listed}) -eq {count} ]", f"{count} agents run as {unit}")
-        fleet.whole(vm)
+def available():
+    return int(re.search(r"MemAvailable: *(\d+)", Path("/proc/meminfo").read_text())[1])
+
+
+before, count = available(), 0
+while True:
+    try:
+        if not os.fork():
+            signal.pause()
+    except BlockingIOError:
+        break
+    count += 1
+print(json.dumps([count, before - available()]))
+"""
+
+
+def as_agent(fleet: Fleet, vm: str, port: int, words: list[str]) -> Any:
+    """What a Python program says that runs with an agent's user, slice and limit of processes."""
+    limit = fleet.run(vm, f"systemctl show -P LimitNPROC {OWN.unit(port)}").strip()
+    run = f"systemd-run --quiet --pipe --wait --collect -p LimitNPROC={limit}"
+    slice_ = OWN.cgroup(port).partition("/")[0]
+    user = f"unshare --setgid 610 --setuid {OWN.user(port)} python3 -c"
+    line = f"{run} --slice={slice_} {user} {shlex.join(words)}"
+    return json.loads(fleet.run(vm, line.replace("%", "%%")))
 
 
 def neighbours_are_strangers(fleet: Fleet) -> None:
@@ -188,10 +205,7 @@ def neighbours_are_strangers(fleet: Fleet) -> None:
         assert status["Groups"].strip() == ""
         assert {int(status[name], 16) for name in ("CapPrm", "CapEff", "CapBnd", "CapAmb")} == {0}
         assert status["NoNewPrivs"] == "1"
-    user = "unshare --setgid 610 --setuid 1900010001"
-    words = ["python3", "-c", _AS_AN_AGENT, *map(str, (*ports, mine, other))]
-    unit = "systemd-run --quiet --pipe --wait --collect --slice=pilot-01.slice"
-    can = json.loads(fleet.run(vm, f"{unit} {user} {shlex.join(words)}".replace("%", "%%")))
+    can = as_agent(fleet, vm, ports[0], [_AS_AN_AGENT, *map(str, (*ports, mine, other))])
     assert {what for what, done in can.items() if done} == {
         *("own identity", "own socket", "own socket's place", "own process"),
         # A daemon may be traced by its own user alone.
@@ -199,29 +213,18 @@ def neighbours_are_strangers(fleet: Fleet) -> None:
     }
 
 
-def test_agents_get_users_of_their_own_and_the_way_back_is_open(fleet: Fleet) -> None:
-    """What the next release does, by this one's pilot-node: it knows both."""
-    told, ids = Told(agents=sum(WANTED.values())), fleet.identities()
-    carried_over(
-        fleet,
-        ROOT,
-        "",
-        window=WINDOW,
-        changed=lambda: with_own_users(fleet),
-        after=lambda: all_run_as(fleet, _OWN_UNIT),
-        told=told,
-    )
+def test_an_agent_can_do_nothing_to_its_neighbour(fleet: Fleet) -> None:
     neighbours_are_strangers(fleet)
     assert "unit     pilot-agent-01@10001.service" in fleet.run("swarm-1", "pilot-node agent 10001")
-    carried_over(
-        fleet,
-        ROOT,
-        "",
-        window=WINDOW,
-        after=lambda: all_run_as(fleet, _SHARED_UNIT),
-        told=told,
-    )
-    assert fleet.identities() == ids
+
+
+def test_a_fork_bomb_in_one_agent_is_its_own(fleet: Fleet) -> None:
+    """Of its 256 processes the daemon and the bomb's first have some."""
+    forks, kib = as_agent(fleet, "swarm-1", 10001, [_FORKS])
+    measured(f"a fork bomb in one agent: {forks} processes, {kib >> 10} MiB")
+    assert 200 < forks < 256
+    fleet.whole("swarm-1")
+    assert fleet.status("swarm-1")["totals"]["failures"] == 0
 
 
 def break_units(fleet: Fleet) -> None:

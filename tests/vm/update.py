@@ -265,16 +265,21 @@ def carried_over(
     window: int,
     looks: Looks | None = None,
     after: Callable[[], None] = lambda: None,
-    changed: Callable[[], None] = lambda: None,
-    told: Told | None = None,
 ) -> None:
     """`up` of the program in `tree`: nobody notices. `commit`: the one before, whether it is the
-    one to come from or to go back to; those since say what they restart, or `told` does. `looks`:
-    those of what was done before, which is judged too; `after` is done and looked at when all have
-    the script. `changed` changes the tree's copy before."""
-    looks = looks or Looks(fleet)
+    one to come from or to go back to; those since say what they restart. `looks`: those of what was
+    done before, which is judged too; `after` is done and looked at when all have the script."""
+    looks, told = looks or Looks(fleet), told_since(commit)
+    before = {vm: fleet.processes(vm) for vm in fleet.wanted}
+
+    def restarted() -> int:
+        return sum(
+            before[vm].get(port) != process
+            for vm in fleet.wanted
+            for port, process in fleet.processes(vm).items()
+        )
+
     fleet.take(tree)
-    changed()
     fleet.update(fleet.wanted)
     late: list[str] = []
     with said("until all VMs have the new script"):
@@ -285,6 +290,9 @@ def carried_over(
                 # The looks so far say why.
                 late = [str(error)]
                 break
+    if told.agents and not late:
+        with said(f"until {told.agents} agents have restarted"):
+            fleet.until(lambda: restarted() >= told.agents, f"{told.agents} agents restarted")
     enough = looks.counted(_LOOKS_AFTER)
     if not late:
         after()
@@ -293,7 +301,6 @@ def carried_over(
     for each in restarts(taken):
         measured(str(each))
     measured(f"{len(taken)} looks, {len(restarts(taken))} kinds of restarts")
-    told = told or told_since(commit)
     found = problems(taken, wanted=fleet.wanted, window=window, told=told)
     assert not found + late, "\n".join(found + late)
 

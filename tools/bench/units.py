@@ -30,6 +30,7 @@ from lab.machines import container, processes
 from lab.machines.cgroups import Group, hierarchies
 from lab.machines.host import ensure_packages, no_containers
 from lab.machines.image import default_cache, ensure_image
+from startup.node.machine import agent_units
 from startup.node.setup import units
 from tests.conftest import pulumi_environment
 from tests.vm.fleet import Fleet
@@ -41,12 +42,13 @@ MEMORY_MB = 8000
 # Units per command line, as pilot-node's window; the next when they run.
 BATCH = 15
 _PATIENCE_S = 60.0
-_PATH = "/etc/systemd/system/pilot-agent@.service"
 # Version 1 of cgroups: CPU of everything in the container, kernel included.
 _CPU = Path("/sys/fs/cgroup/cpuacct")
 # Units of the image that fail in a container without metadata.
 _MASKED = ("google-guest-agent", "google-startup-scripts", "google-shutdown-scripts")
 
+# In the daemon's place.
+_SLEEPS = "/usr/bin/sleep infinity"
 # Name -> (directives that are taken out, directives that are added to [Service]).
 CHANGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "as it is": ((), ()),
@@ -81,7 +83,7 @@ CHANGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "ProtectHome": ((), ("ProtectHome=yes",)),
     "IPAddressDeny in the unit": ((), ("IPAddressDeny=169.254.169.254",)),
     # All rows leave these out, because they name things of a VM: here with a stand-in.
-    "User=root": (("User",), ("User=root",)),
+    "User=nobody, one for all": (("ExecStart",), ("User=nobody", f"ExecStart={_SLEEPS}")),
     "EnvironmentFile": ((), ("EnvironmentFile=/etc/os-release",)),
     "StandardError=append": ((), ("StandardError=append:/run/%n",)),
     "OOMScoreAdjust": ((), ("OOMScoreAdjust=500",)),
@@ -141,19 +143,16 @@ class Cost:
 
 
 def changed(unit: str, without: Sequence[str], added: Sequence[str]) -> str:
-    """The agents' unit with another command, `without` some directives and with those `added`."""
-    lines = [
-        line
-        for line in unit.splitlines()
-        if not line.startswith("#") and line.partition("=")[0] not in (*without, "ExecStart")
-    ]
+    """The agents' unit without its daemon, `without` some directives and with those `added`."""
     # pilot-node and the startup script would have made what these name.
-    own = ("User", "EnvironmentFile", "StandardError", "OOMScoreAdjust")
-    lines = [line for line in lines if line.partition("=")[0] not in own]
+    out = (*without, "EnvironmentFile", "StandardError", "OOMScoreAdjust")
+    lines = [
+        re.sub(" /run/pilot/variant/.*", f" {_SLEEPS}", line)
+        for line in unit.splitlines()
+        if not line.startswith("#") and line.partition("=")[0] not in out
+    ]
     service = lines.index("[Service]") + 1
-    user = [] if "User" in without else ["User=nobody"]
-    command = [*user, "ExecStart=/usr/bin/sleep infinity"]
-    return "\n".join([*lines[:service], *command, *added, *lines[service:]]) + "\n"
+    return "\n".join([*lines[:service], *added, *lines[service:]]) + "\n"
 
 
 @contextmanager
@@ -228,11 +227,12 @@ def inside(first: int, *command: str, check: bool = True, text: str = "") -> str
 
 def measure(first: int, unit: str, count: int) -> Cost:
     """The cost of `count` units of the text `unit`, in a container that has none yet."""
-    inside(first, "tee", _PATH, text=unit)
+    paths = [f"/etc/systemd/system/{name}" for name in agent_units.OWN.templates]
+    inside(first, "tee", *paths, text=unit)
     slice_ = "[Slice]\nTasksMax=infinity\n"
     inside(first, "tee", "/etc/systemd/system/pilot.slice", text=slice_)
     inside(first, "systemctl", "daemon-reload")
-    names = [f"pilot-agent@{10001 + i}.service" for i in range(count)]
+    names = [agent_units.OWN.unit(10001 + index) for index in range(count)]
     # Uncounted: the first ones find cold caches, and no slice.
     _start(first, names[:BATCH], BATCH)
     before = _reading(first)
@@ -335,7 +335,7 @@ def main() -> int:
     if not options.guest and (why := no_containers()):
         print(f"tools.bench.units: {why}", file=sys.stderr)
         return 2
-    unit = (units.TEMPLATES / "pilot-agent@.service").read_text(encoding="utf-8")
+    unit = (units.TEMPLATES / agent_units.SOURCE).read_text(encoding="utf-8")
     print(f"{options.units} units, started {BATCH} at a time. Per unit:")
     if options.guest:
         ensure_packages("qemu")

@@ -177,7 +177,7 @@ class BenchVm:
         )
         self.until(lambda: not self.processes("pilot-daemon"), "the end of all agents")
         self.run(
-            "systemctl reset-failed; find /run/pilot/agents /run/pilot/log -mindepth 1 -delete;"
+            "systemctl reset-failed; find /run/pilot/log -mindepth 1 -delete;"
             " rm -rf /var/lib/pilot/agents/* /run/pilot/orders.json"
         )
 

@@ -22,10 +22,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 UNITS = Path("/etc/systemd/system")
-# Where each agent has its own user, there are so many templates, all with one text.
+# So many templates, all with one text.
 SLICES = 20
 HOMES = Path("/var/lib/pilot/agents")
-SOCKETS = Path("/run/pilot/agents")
 VARIANT = Path("/run/pilot/variant")
 VARIANTS = Path("/run/pilot/variants")
 GID = 610
@@ -44,7 +43,7 @@ def rounds(ports: Iterable[int]) -> dict[str, int]:
     count = len(left)
     while left:
         now, left = left[:AT_ONCE], left[AT_ONCE:]
-        units = [f"{_template(port)}@{port}.service" for port in now]
+        units = [f"pilot-agent-{port % SLICES:02d}@{port}.service" for port in now]
         subprocess.run(["systemctl", "--no-block", "start", *units], check=True)
         if left:
             time.sleep(PAUSE_S)
@@ -154,23 +153,15 @@ def _file(path: str) -> str:
 
 
 def _unit() -> Path:
-    return next(UNITS.glob("pilot-agent*@.service"))
-
-
-def _own() -> bool:
-    return _unit().name != "pilot-agent@.service"
-
-
-def _template(port: int) -> str:
-    return f"pilot-agent-{port % SLICES:02d}" if _own() else "pilot-agent"
+    return next(UNITS.glob("pilot-agent-*@.service"))
 
 
 def _user(port: int) -> int:
-    return int(f"19000{port}") if _own() else 610
+    return int(f"19000{port}")
 
 
 def _socket(port: int) -> Path:
-    return HOMES / str(port) / "daemon.sock" if _own() else SOCKETS / f"{port}.sock"
+    return HOMES / str(port) / "daemon.sock"
 
 
 def _home(port: int) -> None:

@@ -1,15 +1,14 @@
 """How agents run as units: name, slice, user and socket of each.
 
-There are two layouts. In SHARED all agents are the user pilot in pilot.slice, with their sockets in
-one directory. In OWN each agent is a user of its own, in one of a few slices below pilot.slice, and
-its socket is in its home. During an update, and on the way back, agents of both run side by side,
-so both are found, adopted and stopped. New ones are started in the layout STARTED.
+Each agent is a user of its own (layout OWN), in one of a few slices below pilot.slice, with its
+socket in its home. The release before ran all agents as the user pilot in pilot.slice, with their
+sockets in one directory (layout SHARED). During an update from it agents of both run side by side,
+so those are adopted and stopped as well, and never started.
 """
 
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -41,11 +40,6 @@ class Layout:
         return f"{_PREFIX}-{port % SLICES:02d}" if self.own else _PREFIX
 
     @property
-    def source(self) -> str:
-        """The file in `units/` whose text all its unit files have."""
-        return f"{_PREFIX}-NN@{_SUFFIX}" if self.own else f"{_PREFIX}@{_SUFFIX}"
-
-    @property
     def templates(self) -> tuple[str, ...]:
         """Names of its unit files."""
         ports = range(SLICES if self.own else 1)
@@ -69,8 +63,8 @@ class Layout:
 SHARED: Final = Layout(own=False)
 OWN: Final = Layout(own=True)
 LAYOUTS: Final = (SHARED, OWN)
-# How this version starts agents.
-STARTED: Final = SHARED
+# The file in `units/` whose text all unit files of OWN have.
+SOURCE: Final = f"{_PREFIX}-NN@{_SUFFIX}"
 
 
 def base(paths: Paths) -> Path | None:
@@ -121,39 +115,17 @@ def processes_of(paths: Paths, port: int) -> list[int]:
 
 def socket_of(paths: Paths, port: int) -> Path:
     """The socket of the agent `port`, that runs."""
-    return (layout_of(paths, port) or STARTED).socket(paths, port)
-
-
-def is_stopped(paths: Paths, port: int) -> bool:
-    """Whether the agent's oldest process is stopped: state T of proc(5)."""
-    found = []
-    for process in processes_of(paths, port):
-        with suppress(OSError, ValueError, LookupError):
-            text = paths.at(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
-            # After the name, which may hold anything, the 1st field is the state, the 20th the
-            # start.
-            fields = text.rpartition(")")[2].split()
-            found.append((int(fields[19]), fields[0]))
-    return bool(found) and min(found)[1] == "T"
-
-
-def number(name: str, before: str, after: str) -> int | None:
-    """The number between `before` and `after` in `name`, None where there is none."""
-    if not (name.startswith(before) and name.endswith(after)):
-        return None
-    text = name[len(before) : len(name) - len(after)]
-    # Not 010001: an agent may make such a file beside the sockets.
-    good = text.isascii() and text.isdigit() and str(int(text)) == text
-    return int(text) if good else None
+    return (layout_of(paths, port) or OWN).socket(paths, port)
 
 
 # Thousands of names every two seconds, and nobody but root can make others.
 @cache
 def _port(path: str, layout: Layout) -> int | None:
     """The port of the agent whose cgroup is `path`, None where that is no agent's."""
-    before, at, _ = path.partition("@")
-    port = number(path, before + at, _SUFFIX) if at else None
-    return port if port is not None and layout.cgroup(port) == path else None
+    text = path.partition("@")[2].removesuffix(_SUFFIX)
+    # Not 010001: the name that its port would have is another.
+    found = int(text) if text.isascii() and text.isdigit() else None
+    return found if found is not None and layout.cgroup(found) == path else None
 
 
 def _names(folder: Path) -> list[str]:

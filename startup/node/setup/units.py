@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..desired.spec import ROLE_RENDEZVOUS, ROLE_SWARM, RendezvousSpec, SwarmSpec
 from ..machine import agent_units, files
-from ..machine.agent_units import LAYOUTS, STARTED
+from ..machine.agent_units import OWN, SHARED
 from ..machine.paths import Paths
 from . import limits
 from .limits import KernelFacts
@@ -65,18 +65,19 @@ def unit_files(machine: KernelFacts, spec: SwarmSpec | RendezvousSpec) -> dict[s
         }
     found = {f"/etc/systemd/system/{name}": _filled(name, v) for name, v in units.items()}
     if isinstance(spec, SwarmSpec):
-        agent = _filled(STARTED.source, {})
-        found |= {f"/etc/systemd/system/{name}": agent for name in STARTED.templates}
+        agent = _filled(agent_units.SOURCE, {})
+        found |= {f"/etc/systemd/system/{name}": agent for name in OWN.templates}
         slices = "/etc/systemd/system/pilot-.slice.d/60-pilot.conf"
         found[slices] = _filled("pilot-.slice.conf", {})
     return found
 
 
 def remove_unused(paths: Paths) -> list[str]:
-    """Remove the agents' unit files of another layout, once no agent runs in it; their paths."""
-    used = set(agent_units.running(paths).values()) | {STARTED}
-    unused = [name for each in LAYOUTS if each not in used for name in each.templates]
-    found = [path for name in unused if (path := paths.units / name).exists()]
+    """Remove the agents' unit files of the release before, once no agent runs by them; their
+    paths."""
+    if SHARED in agent_units.running(paths).values():
+        return []
+    found = [path for name in SHARED.templates if (path := paths.units / name).exists()]
     for path in found:
         path.unlink()
     return [str(path) for path in found]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import secrets
 import stat
-import subprocess
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -18,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
-from ..machine.agent_units import LAYOUTS, SHARED, STARTED, Layout, is_stopped, layout_of, number
+from ..machine.agent_units import LAYOUTS, OWN, Layout, layout_of
 from ..machine.agent_units import running as find_running
 from ..machine.errors import NotReadyError
 from ..machine.paths import Paths
@@ -43,11 +42,7 @@ BUSY = 0.25
 ASK, ASK_MOST = 1.0, 5.0
 # Seconds between two looks at the size of the agents' logs.
 CUT = 10.0
-# The sockets' directory is swept where less than this part of its inodes is free.
-_FREE = 0.1
-# Seconds that a sweep may take: 36,864 entries take less than one.
-_SWEEP_S = 20.0
-# In so many looks each agent's process is looked at once: of 5,000, 34 per look, two files each.
+# In so many looks each agent's socket is looked at once: of 5,000, 34 per look.
 TURNS = 150
 # Most dead agents per look that systemd is asked about: it takes one call for each.
 ASKED = 20
@@ -88,8 +83,6 @@ class Keeper:
     clock: Callable[[], float] = time.monotonic
     processor: Callable[[], float] = time.thread_time
     """Seconds of CPU that this thread has used."""
-    layout: Layout = STARTED
-    """How agents are started. Those that run otherwise are adopted and stopped all the same."""
     explain: Callable[[str], str] = str
     """Adds to a failure's text which kernel limit was hit, if one was."""
     memory: SwarmState = field(default_factory=SwarmState)
@@ -104,14 +97,8 @@ class Keeper:
     """Bytes on the logs' file system after each of them was looked at last."""
     _layouts: dict[int, Layout] = field(default_factory=dict)
     """How the agent of each port runs, as last seen, or is being started."""
-    _inodes: Mapping[int, int] = field(default_factory=dict)
-    """The inode of each socket in the shared directory, as last seen."""
-    _own_sockets: frozenset[int] = frozenset()
-    """The ports with a socket in their homes, as last seen."""
-    _stopped: frozenset[int] = frozenset()
-    """Ports whose process is stopped (SIGSTOP)."""
     _turn: int = 0
-    """The ports with this remainder by TURNS are looked at next."""
+    """The sockets of ports with this remainder by TURNS are looked at next."""
     _ask_again: float = 0.0
     """When systemd may be asked about silent starts again."""
     _undecided: dict[int, str] = field(default_factory=dict)
@@ -209,11 +196,8 @@ class Keeper:
             if now - self._logs_cut_at >= CUT:
                 self._logs_cut_at = now
                 self._cut_logs()
-                self._sweep()
             running = self._running()
-            self._stopped = self._find_stopped(running)
-            sockets = self._sockets(running) - self._stopped
-            seen = Observed(now=now, running=running, sockets=sockets)
+            seen = Observed(now=now, running=running, sockets=self._sockets(running))
         else:
             seen = self._look_at({*memory.starting, *memory.stopping}, self._seen, now)
         dead = sorted(memory.up_since.keys() & self.goal.variants.keys() - seen.running)[:ASKED]
@@ -249,34 +233,15 @@ class Keeper:
         return frozenset(found)
 
     def _sockets(self, running: frozenset[int]) -> frozenset[int]:
-        """The ports of `running` that have their socket. Most are known from earlier looks, and
-        looking at each anew would take most of an idle pilot-node's time."""
-        shared = {port for port in running if self._layouts[port] is SHARED}
-        if shared or self._inodes:
-            # One that has the inode of a socket seen before is that socket.
-            known, found = self._inodes, {}
-            for entry in os.scandir(self.paths.sockets):
-                port, inode = number(entry.name, "", ".sock"), entry.inode()
-                if port in shared and (known.get(port) == inode or _is_socket(Path(entry.path))):
-                    found[port] = inode
-            self._inodes = found
-        # In its own home only the agent itself can remove it: all are seen again in TURNS looks.
-        self._own_sockets = frozenset(
-            port
-            for port in running - shared
-            if (port in self._own_sockets and port % TURNS != self._turn)
-            or _is_socket(self._layouts[port].socket(self.paths, port))
-        )
-        return self._own_sockets | self._inodes.keys()
-
-    def _find_stopped(self, running: frozenset[int]) -> frozenset[int]:
-        """The ports whose process is stopped: it keeps its socket and answers nobody. Any agent can
-        send SIGSTOP to another of its user. Found within TURNS looks, and then looked at each
-        time."""
+        """The ports of `running` that have their socket. Most are known from the look before: an
+        agent alone can remove its own, and all are seen again within TURNS looks."""
         self._turn = (self._turn + 1) % TURNS
-        due = {port for port in running if port % TURNS == self._turn or port in self._stopped}
+        known = self._seen.sockets if self._seen else frozenset()
         return frozenset(
-            port for port in due if self._layouts[port] is SHARED and is_stopped(self.paths, port)
+            port
+            for port in running
+            if (port in known and port % TURNS != self._turn)
+            or _is_socket(self._layouts[port].socket(self.paths, port))
         )
 
     def _forget(self, seen: Observed) -> None:
@@ -290,7 +255,7 @@ class Keeper:
 
     def _unit(self, port: int) -> str:
         """The unit in which the agent runs, or ran last."""
-        return self._layouts.get(port, self.layout).unit(port)
+        return self._layouts.get(port, OWN).unit(port)
 
     def _ended(self, ports: Sequence[int]) -> dict[int, str]:
         states = self.systemd.states([self._unit(port) for port in ports])
@@ -310,8 +275,8 @@ class Keeper:
             self._stops += len(decision.stop)
         if decision.start:
             # The layout is known before: where the call fails, it may be started all the same.
-            self._layouts |= dict.fromkeys(decision.start, self.layout)
-            self.systemd.start([self.layout.unit(port) for port in decision.start])
+            self._layouts |= dict.fromkeys(decision.start, OWN)
+            self.systemd.start([OWN.unit(port) for port in decision.start])
             self._starts += len(decision.start)
 
     def _prepare(self, decision: Decision) -> dict[int, str]:
@@ -331,7 +296,7 @@ class Keeper:
                 with suppress(FileNotFoundError):
                     os.truncate(self.paths.logs / str(port), 0)
             except OSError as error:
-                # Agents can put anything into the directory of the sockets.
+                # An agent can put anything into its home.
                 unfit[port] = self.explain(str(error))
         return unfit
 
@@ -342,39 +307,13 @@ class Keeper:
             try:
                 path.unlink(missing_ok=True)
             except IsADirectoryError:
-                # An agent made it, and it can be deep: one rename moves it away.
+                # The agent made it, and it can be deep: one rename moves it away.
                 path.rename(path.with_name(f"{path.name}.{secrets.token_hex(8)}"))
-
-    def _sweep(self) -> None:
-        """Where the directory of the sockets is nearly full, remove all entries that are no agent's
-        socket. An agent can fill it, and no other could make its socket."""
-        room = os.statvfs(self.paths.sockets)
-        if room.f_favail >= room.f_files * _FREE:
-            return
-        kept = {f"{port}.sock" for port in {*self.goal.variants, *self._running()}}
-        with os.scandir(self.paths.sockets) as entries:
-            names = [entry.name for entry in entries if entry.name not in kept]
-        if not names:
-            return
-        said = f"{self.paths.sockets} is full: {len(names)} entries that are no agent's removed"
-        # By rm: a tree may be deeper than Python can go.
-        try:
-            subprocess.run(
-                ["xargs", "-0", "rm", "-rf", "--one-file-system", "--"],
-                input=b"\0".join(b"./" + os.fsencode(name) for name in names),
-                cwd=self.paths.sockets,
-                capture_output=True,
-                timeout=_SWEEP_S,
-                check=True,
-            )
-        except subprocess.SubprocessError as error:
-            said += f", not all ({error})"
-        self.say(said)
 
     def _home(self, port: int) -> None:
         # No fsync: the daemon syncs its identity and then the home before it dials the registry,
         # and ext4 commits the making of the home before that.
-        home, owner = self.paths.home(port), self.layout.user(port)
+        home, owner = self.paths.home(port), OWN.user(port)
         if home.is_dir():
             own_tree(home, owner)
         else:

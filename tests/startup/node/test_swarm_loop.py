@@ -15,7 +15,8 @@ import pytest
 
 from startup.node.desired.orders import recall as recall_orders
 from startup.node.follower import Follower, recall_spec
-from startup.node.machine import files
+from startup.node.machine import agent_units, files
+from startup.node.machine.agent_units import OWN, SOURCE
 from startup.node.machine.paths import Paths
 from startup.node.machine.polling import Wake
 from startup.node.machine.retry import FinalError
@@ -46,7 +47,7 @@ class Service:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(content, encoding="ascii")
         (root / "proc/uptime").write_text("1000.0 1.0\n", encoding="ascii")
-        for path in (self.paths.sockets, self.paths.logs, self.paths.state, self.paths.units):
+        for path in (self.paths.logs, self.paths.state, self.paths.units):
             path.mkdir(parents=True)
         self.mount()
         self.behave: Callable[[int, str], str] = lambda port, sha256: "ready"
@@ -168,10 +169,9 @@ def vm(tmp_path: Path, google: Google, monkeypatch: pytest.MonkeyPatch) -> Itera
     service.stop()
 
 
-def lives(vm: Service) -> dict[str, int]:
+def lives(vm: Service) -> dict[int, int]:
     """Which life each agent that runs is in."""
-    running = (path.name for path in vm.pid1.slice.glob("*"))
-    return {name: vm.pid1.started.count(int(name[12:17])) for name in running}
+    return {port: vm.pid1.started.count(port) for port in agent_units.running(vm.paths)}
 
 
 def new_release(vm: Service, data: bytes = b"new") -> str:
@@ -243,7 +243,7 @@ def test_without_google_the_service_goes_on_with_the_last_spec(vm: Service) -> N
     vm.until(lambda: vm.phase() == "whole" and vm.pid1.started[-1] == 10003)
     status = vm.status()
     assert (status["orders"]["state"], status["orders"]["restart"]) == ("unreachable", "r1")
-    assert lives(vm) == {**lives(vm), **{k: v for k, v in before.items() if "10003" not in k}}
+    assert lives(vm) == {**before, 10003: before[10003] + 1}
     later = Google(port)
     later.attributes, later.objects = vm.google.attributes, vm.google.objects
     vm.google.server, vm.google.thread = later.server, later.thread
@@ -587,7 +587,7 @@ def test_a_state_disk_that_takes_no_write_does_not_switch_the_keeper_off(
         vm.until(lambda: "No space left" in str(vm.status()["last_error"]))
         vm.pid1.kill(10003)
         vm.until(lambda: vm.pid1.started[-1] == 10003 and vm.phase() == "whole")
-        assert lives(vm) == {**before, "pilot-agent@10003.service": 2}
+        assert lives(vm) == {**before, 10003: 2}
         # A hold is carried out, whatever can be written down, and ends.
         vm.google.order("swarm-1", '{"schema": 1, "hold": true}')
         vm.until(lambda: vm.phase() == "held" and not lives(vm))
@@ -695,7 +695,7 @@ def test_a_spec_that_was_applied_halfway_and_taken_back_is_undone(
         # The agents are kept by the spec that is known.
         vm.pid1.kill(10003)
         vm.until(lambda: vm.pid1.started[-1] == 10003 and vm.phase() == "whole")
-        assert lives(vm) == {**before, "pilot-agent@10003.service": 2}
+        assert lives(vm) == {**before, 10003: 2}
         assert vm.status()["spec"]["sha256"] == known
         vm.declare()
         vm.until(lambda: vm.swarm.follower._attributes.latest().value == vm.google.attributes)
@@ -760,13 +760,13 @@ def test_a_service_that_cannot_decide_yet_stops_nobody(
     vm.until(lambda: vm.phase() == "whole")
     before = lives(vm)
     vm.stop()
-    unit = vm.paths.at("/etc/systemd/system/pilot-agent@.service")
+    unit = vm.paths.units / OWN.templates[0]
     text = unit.read_text(encoding="utf-8")
     with monkeypatch.context() as applied:
         applied.setattr("startup.node.setup.apply.apply_units", lambda *_: None)
         unit.unlink()
         vm.start()
-        vm.until(lambda: "pilot-agent@.service" in str(vm.status()["last_error"]))
+        vm.until(lambda: unit.name in str(vm.status()["last_error"]))
         for _ in range(5):
             vm.swarm.round(woken=True)
         assert lives(vm) == before
@@ -809,5 +809,5 @@ def test_no_thread_of_a_test_is_left() -> None:
 
 
 def test_units_name_the_variant() -> None:
-    text = (units.TEMPLATES / "pilot-agent@.service").read_text(encoding="utf-8")
-    assert "ExecStart=/run/pilot/variant/%i/pilot-daemon" in text
+    text = (units.TEMPLATES / SOURCE).read_text(encoding="utf-8")
+    assert " /run/pilot/variant/%i/pilot-daemon " in text

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from startup.node.machine.agent_units import SOURCE
 from startup.node.setup.units import TEMPLATES
 from tools.bench import units
 
@@ -13,7 +14,7 @@ from tools.bench import units
 @pytest.mark.parametrize("name", [name for name in units.CHANGES if name != "as it is"])
 def test_each_row_is_another_unit(name: str) -> None:
     """The unit has each directive that a row takes out, and lacks those that a row adds."""
-    text = (TEMPLATES / "pilot-agent@.service").read_text(encoding="utf-8")
+    text = (TEMPLATES / SOURCE).read_text(encoding="utf-8")
     without, added = units.CHANGES[name]
     own = {line.partition("=")[0] for line in units.changed(text, (), ()).splitlines()}
     left = {line.partition("=")[0] for line in units.changed(text, without, ()).splitlines()}

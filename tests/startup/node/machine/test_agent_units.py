@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from startup.node.machine import agent_units
-from startup.node.machine.agent_units import LAYOUTS, OWN, SHARED, Layout
+from startup.node.machine.agent_units import OWN, SHARED, Layout
 from startup.node.machine.paths import Paths
 from startup.node.setup import units
 
@@ -66,21 +66,15 @@ def test_both_are_found_by_their_cgroups(paths: Paths) -> None:
     assert agent_units.socket_of(paths, 10002) == paths.home(10002) / "daemon.sock"
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=["shared", "own"])
-def test_unit_files_of_the_other_layout_go_once_no_agent_needs_them(
-    paths: Paths, layout: Layout
-) -> None:
+def test_unit_files_of_the_release_before_go_once_no_agent_needs_them(paths: Paths) -> None:
     paths.units.mkdir(parents=True)
-    for each in LAYOUTS:
+    for each in (OWN, SHARED):
         for name in each.templates:
             (paths.units / name).touch()
-    running = add(paths, layout, 10001, 11)
-    gone = units.remove_unused(paths)
-    kept = {each for each in LAYOUTS for name in each.templates if (paths.units / name).exists()}
-    assert kept == {layout, agent_units.STARTED}
-    assert len(gone) == sum(len(each.templates) for each in LAYOUTS if each not in kept)
+    running = add(paths, SHARED, 10001, 11)
+    add(paths, OWN, 10002, 12)
+    assert units.remove_unused(paths) == []
     (running / "cgroup.procs").unlink()
     running.rmdir()
-    units.remove_unused(paths)
-    found = {path.name for path in paths.units.iterdir()}
-    assert found == set(agent_units.STARTED.templates)
+    assert units.remove_unused(paths) == [str(paths.units / "pilot-agent@.service")]
+    assert {path.name for path in paths.units.iterdir()} == set(OWN.templates)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from startup.node.machine.agent_units import OWN
 from startup.node.machine.paths import Paths
 from startup.node.pressure import kernel_limits
 from startup.node.pressure.kernel_limits import LimitUse, explain, used
@@ -113,7 +114,7 @@ def test_memory_of_the_slice_less_files_that_the_kernel_would_drop(paths: Paths)
 
 
 def test_agents_are_not_looked_at(paths: Paths) -> None:
-    base = "sys/fs/cgroup/pilot.slice/pilot-agent@10001.service/"
+    base = f"sys/fs/cgroup/pilot.slice/{OWN.cgroup(10001)}/"
     write(paths.root, {base + "pids.max": "10", base + "pids.current": "10"})
     assert used(paths) == ()
 

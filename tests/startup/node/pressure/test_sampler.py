@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from lab.machines import processes
+from startup.node.machine.agent_units import OWN
 from startup.node.machine.paths import Paths
 from startup.node.pressure import leak_detection
 from startup.node.pressure import sampler as pressure
@@ -62,7 +63,7 @@ class World:
 
     def holds(self, port: int, process: int) -> None:
         """The process is the agent of that port."""
-        self.write(f"{SLICE}/pilot-agent@{port}.service/cgroup.procs", f"{process}\n")
+        self.write(f"{SLICE}/{OWN.cgroup(port)}/cgroup.procs", f"{process}\n")
         (self.root / f"proc/{process}").symlink_to(f"/proc/{process}")
 
     def close(self) -> None:
@@ -82,7 +83,7 @@ def walk(world: World, ask: Callable[[Path], Info], **more: object) -> Walk:
 
 
 def answers(path: Path) -> Info:
-    return Info(node_id=int(path.stem) + 1_000_000, connections=int(path.stem) % 10)
+    return Info(node_id=int(path.parent.name) + 1_000_000, connections=int(path.parent.name) % 10)
 
 
 @pytest.mark.parametrize(
@@ -236,7 +237,7 @@ def test_kernel_memory_per_agent(world: World) -> None:
 def fake_agents(world: World, count: int) -> None:
     """Agents without processes: who asks them does not care."""
     for port in range(10001, 10001 + count):
-        world.write(f"{SLICE}/pilot-agent@{port}.service/cgroup.procs", "999999999\n")
+        world.write(f"{SLICE}/{OWN.cgroup(port)}/cgroup.procs", "999999999\n")
 
 
 def test_the_same_ones_are_asked_each_time(world: World) -> None:
@@ -244,7 +245,7 @@ def test_the_same_ones_are_asked_each_time(world: World) -> None:
     asked: list[int] = []
 
     def ask(path: Path) -> Info:
-        asked.append(int(path.stem))
+        asked.append(int(path.parent.name))
         return Info(node_id=1, connections=2)
 
     one = walk(world, ask)
@@ -254,13 +255,13 @@ def test_the_same_ones_are_asked_each_time(world: World) -> None:
     assert one.latest.connections == 2.0
     # Two of them are gone, and others are there.
     for port in first[:2]:
-        shutil.rmtree(world.root / f"{SLICE}/pilot-agent@{port}.service")
+        shutil.rmtree(world.root / f"{SLICE}/{OWN.cgroup(port)}")
     asked.clear()
     one.step()
     assert asked == first[2:]
     # Half of them: others are chosen.
     for port in first[2:16]:
-        shutil.rmtree(world.root / f"{SLICE}/pilot-agent@{port}.service")
+        shutil.rmtree(world.root / f"{SLICE}/{OWN.cgroup(port)}")
     asked.clear()
     one.step()
     assert len(asked) == pressure.ASKED

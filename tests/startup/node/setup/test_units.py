@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from components.startup import STARTUP_DIR
 from startup.node.desired.spec import RendezvousSpec, SwarmSpec, parse
 from startup.node.machine import files, user
-from startup.node.machine.agent_units import OWN, SHARED
+from startup.node.machine.agent_units import OWN
 from startup.node.machine.paths import Paths
 from startup.node.pressure import benchmarks
 from startup.node.rendezvous_loop import LAST_SNAPSHOT
@@ -61,7 +61,7 @@ def directives(unit: str) -> dict[str, str]:
 def test_the_numbers_of_this_vm() -> None:
     assert directives("pilot.slice") == {
         "Description": "Pilot agents",
-        "RequiresMountsFor": "/var/lib/pilot /run/pilot/agents /run/pilot/log",
+        "RequiresMountsFor": "/var/lib/pilot /run/pilot/log",
         "RefuseManualStop": "yes",
         "TasksMax": "infinity",
         "MemoryMax": str((4096 - 1000) << 20),
@@ -84,21 +84,23 @@ def test_benchmarks_are_no_part_of_the_agents() -> None:
 
 
 def test_an_agent_as_design_says() -> None:
-    agent = directives("pilot-agent@.service")
-    assert agent["User"] == "pilot"
-    assert agent["Slice"] == "pilot.slice"
+    agent = directives("pilot-agent-05@.service")
+    assert "User" not in agent
+    assert agent["Slice"] == "pilot-%j.slice"
     assert agent["TimeoutStopSec"] == "30"
     assert agent["Restart"] == "no"
     assert int(agent["OOMScoreAdjust"]) > 0
     assert int(agent["LimitNOFILE"]) >= 1024
-    # One user has them all.
-    assert agent["LimitNPROC"] == "infinity"
+    # Of its own user: a daemon has eight.
+    assert int(agent["LimitNPROC"]) >= 64
     # pilot-node drains them at a power-off, so it has to end before they do.
     assert agent["Before"] == "pilot-node.service"
     assert agent["EnvironmentFile"] == "/run/pilot/variant/%i/agent.env"
     # What a stranger's program does not need, and thousands of units can bear (docs/UNITS.md).
     assert agent["NoNewPrivileges"] == "yes"
-    assert agent["CapabilityBoundingSet"] == ""
+    # For setpriv and unshare; the daemon has none (tests/vm reads it of a running one).
+    assert agent["CapabilityBoundingSet"] == "CAP_SETUID CAP_SETGID CAP_SETPCAP"
+    assert agent["AmbientCapabilities"] == "CAP_SETUID CAP_SETGID"
     assert agent["RestrictNamespaces"] == "yes"
     # Go lists the interfaces through netlink.
     families = "AF_UNIX AF_INET AF_INET6 AF_NETLINK"
@@ -106,7 +108,10 @@ def test_an_agent_as_design_says() -> None:
     # Each of these is a mount namespace, and a start that costs twice as much.
     assert not [name for name in agent if name.startswith(("Private", "Protect", "ReadOnly"))]
     command = agent["ExecStart"]
-    assert command.startswith("/run/pilot/variant/%i/pilot-daemon ")
+    user = "/usr/bin/setpriv --bounding-set=-all /usr/bin/unshare --setgid 610 --setuid 19000%i "
+    assert command.startswith(f"{user}/run/pilot/variant/%i/pilot-daemon ")
+    # The number is that to which pilot-node gives the home.
+    assert user.replace("%i", "10345").split()[-1] == str(OWN.user(10345))
     # Never the vendor's public registry, never a call home, never STUN.
     for flag in (
         "-registry ${PILOT_AGENT_REGISTRY}",
@@ -115,38 +120,16 @@ def test_an_agent_as_design_says() -> None:
         '-telemetry-url ""',
         '-motd-feed-url ""',
         "-no-skillinject",
-        "-socket /run/pilot/agents/%i.sock",
+        "-socket /var/lib/pilot/agents/%i/daemon.sock",
         "-identity /var/lib/pilot/agents/%i/",
     ):
         assert flag in command
 
 
-def test_an_agent_with_a_user_of_its_own() -> None:
-    """Only what is its layout's differs from the shared one."""
-    text = (units.TEMPLATES / OWN.source).read_text(encoding="utf-8")
-    own = dict(re.findall("^([A-Z][A-Za-z]+)=(.*)$", text, re.MULTILINE))
-    shared = directives(SHARED.templates[0])
-    assert own.pop("Slice") == "pilot-%j.slice"
-    assert "User" not in own
-    # For setpriv and unshare; the daemon has none (tests/vm reads it of a running one).
-    assert own.pop("CapabilityBoundingSet") == "CAP_SETUID CAP_SETGID CAP_SETPCAP"
-    assert own.pop("AmbientCapabilities") == "CAP_SETUID CAP_SETGID"
-    assert int(own.pop("LimitNPROC")) >= 64
-    user = "/usr/bin/setpriv --bounding-set=-all /usr/bin/unshare --setgid 610 --setuid 19000%i "
-    command = own.pop("ExecStart")
-    old, new = (str(each.socket(Paths(), 10345)).replace("10345", "%i") for each in (SHARED, OWN))
-    assert command == user + shared.pop("ExecStart").replace(old, new)
-    # The number is that to which pilot-node gives the home.
-    assert user.replace("%i", "10345").split()[-1] == str(OWN.user(10345))
-    for name in ("User", "Slice", "CapabilityBoundingSet", "LimitNPROC"):
-        del shared[name]
-    assert own == shared
-
-
 def test_every_variable_of_a_unit_is_in_its_environment() -> None:
     agent = units.agent_environment(swarm(), "10.10.0.7")
     registry = units.rendezvous_environment(MACHINE, rendezvous())
-    for name, environment in (("agent@", agent), ("rendezvous", registry)):
+    for name, environment in (("agent-05@", agent), ("rendezvous", registry)):
         used = VARIABLE.findall(directives(f"pilot-{name}.service")["ExecStart"])
         assert used
         assert set(used) <= set(environment)
@@ -154,7 +137,7 @@ def test_every_variable_of_a_unit_is_in_its_environment() -> None:
 
 def test_the_same_port_on_two_vms_is_two_owners() -> None:
     """The registry allows one node an owner (e-mail), and ports repeat on every VM."""
-    template = directives("pilot-agent@.service")["ExecStart"]
+    template = directives("pilot-agent-05@.service")["ExecStart"]
     emails = set()
     for name in ("swarm-1", "swarm-2"):
         environment = units.agent_environment(swarm(name=name), "10.10.0.7")
@@ -188,7 +171,7 @@ def test_every_role_has_its_units() -> None:
         for name in (
             "pilot.slice",
             "pilot-.slice.d/60-pilot.conf",
-            "pilot-agent@.service",
+            *OWN.templates,
             "pilot-node.service",
             "pilotbench.slice",
         )
@@ -215,10 +198,7 @@ def test_systemd_takes_every_unit(tmp_path: Path) -> None:
         files.write(root / path, "#!/bin/true\n", 0o755)
     # The system's own targets, which the units hang on.
     shutil.copytree("/lib/systemd/system", root / "usr/lib/systemd/system", symlinks=True)
-    own = (units.TEMPLATES / OWN.source).read_text(encoding="utf-8")
-    units.write_all(paths, {f"{UNITS}/{OWN.templates[1]}": own})
-    names = ["pilot.slice", "pilotbench.slice", "pilot-agent@10001.service", "pilot-node.service"]
-    names.append(OWN.unit(10001))
+    names = ["pilot.slice", "pilotbench.slice", OWN.unit(10001), "pilot-node.service"]
     for name in [*names, "pilot-rendezvous.service"]:
         done = subprocess.run(
             ["systemd-analyze", "verify", "--man=no", f"--root={root}", name],
@@ -298,7 +278,7 @@ def test_a_shell_reads_the_same(tmp_path: Path) -> None:
 
 
 def test_every_placeholder_and_every_value() -> None:
-    assert fill("a @b@ pilot-agent@.service\n", {"b": "1"}) == "a 1 pilot-agent@.service\n"
+    assert fill("a @b@ pilot-node@.service\n", {"b": "1"}) == "a 1 pilot-node@.service\n"
     with pytest.raises(TemplateError):
         fill("@b@", {})
     with pytest.raises(TemplateError):
@@ -518,7 +498,7 @@ def test_an_nsswitch_that_cannot_be_written_keeps_no_vm_from_coming_up(vm: Vm) -
     status, output = vm.call("ROLE=swarm; ensure_node spec swarm units")
     assert status == 0, output
     assert "/etc/nsswitch.conf stays as it is, so each start takes longer: " in output
-    assert "Slice=pilot.slice" in vm.read("/etc/systemd/system/pilot-agent@.service")
+    assert "Slice=pilot-%j.slice" in vm.read(f"/etc/systemd/system/{OWN.templates[0]}")
 
 
 def test_a_number_that_someone_else_has_is_a_failure(vm: Vm) -> None:

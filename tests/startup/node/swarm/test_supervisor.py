@@ -8,12 +8,10 @@ import re
 import shutil
 import signal
 import stat
-import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -103,10 +101,10 @@ class Pid1:
 
     def unit(self, port: int) -> Path:
         """The cgroup that its agent has, had last, or would have."""
-        return self.slice / self.layouts.get(port, agent_units.STARTED).cgroup(port)
+        return self.slice / self.layouts.get(port, OWN).cgroup(port)
 
     def socket(self, port: int) -> Path:
-        return self.layouts.get(port, agent_units.STARTED).socket(self.paths, port)
+        return self.layouts.get(port, OWN).socket(self.paths, port)
 
     def settle(self) -> None:
         """Started agents get ready, or fail, as `behave` says."""
@@ -139,10 +137,9 @@ def goal(count: int, variant: str = OLD) -> Goal:
 class World:
     """A keeper, its systemd, and a clock that a round moves."""
 
-    def __init__(self, root: Path, count: int, layout: Layout = agent_units.STARTED) -> None:
+    def __init__(self, root: Path, count: int) -> None:
         self.paths = Paths(root=root)
-        self.paths.sockets.mkdir(parents=True)
-        self.paths.logs.mkdir()
+        self.paths.logs.mkdir(parents=True)
         self.paths.state.mkdir(parents=True)
         self.now = 0.0
         self.said: list[str] = []
@@ -158,7 +155,6 @@ class World:
         self.keeper = Keeper(
             paths=self.paths,
             goal=goal(count),
-            layout=layout,
             systemd=self.pid1,
             say=self.said.append,
             mounted=lambda path: self.mounted,
@@ -192,15 +188,9 @@ class World:
         return set(agent_units.running(self.paths))
 
 
-@pytest.fixture(params=LAYOUTS, ids=["shared", "own"])
-def world(tmp_path: Path, request: pytest.FixtureRequest) -> World:
-    return World(tmp_path, 40, request.param)
-
-
 @pytest.fixture
-def shared(tmp_path: Path) -> World:
-    """Where all agents are one user."""
-    return World(tmp_path, 40, SHARED)
+def world(tmp_path: Path) -> World:
+    return World(tmp_path, 40)
 
 
 def test_all_come_up_within_the_window(world: World) -> None:
@@ -247,7 +237,7 @@ def test_systemd_is_asked_at_once_about_a_death_while_starts_are_silent(world: W
     world.answers = 2.0
     before = world.pid1.calls
     world.until(lambda: world.pid1.calls > before, limit=20)
-    unit = world.keeper.layout.unit(10007)
+    unit = OWN.unit(10007)
     world.pid1.dead[unit] = UnitState(active="failed", job=False, result="signal", exit_status="9")
     world.pid1.kill(10007)
     world.until(lambda: any("10007: ended (signal" in each for each in world.said), limit=LOOK + 1)
@@ -284,61 +274,45 @@ def test_another_keeper_finds_them_and_leaves_them_alone(world: World) -> None:
     assert world.pid1.started == started
 
 
-@pytest.mark.parametrize("before", LAYOUTS, ids=["from shared", "from own"])
-def test_the_other_layout_is_adopted_and_left_a_window_at_a_time(
-    tmp_path: Path, before: Layout
+def test_agents_of_the_release_before_are_adopted_and_left_a_window_at_a_time(
+    world: World,
 ) -> None:
-    """As in an update, and on the way back: pilot-node is another, and so is the agents' unit."""
-    world = World(tmp_path, 40, before)
+    """As in an update: they run on as one user, until the new unit's variant restarts them."""
+    paths, ports = world.paths, range(10001, 10041)
+    paths.sockets.mkdir()
+    for port in ports:
+        world.pid1.layouts[port] = SHARED
+        world.pid1.unit(port).mkdir(parents=True)
+        os.mknod(world.pid1.socket(port), stat.S_IFSOCK | 0o600)
+        variants.choose(paths, port, OLD)
     world.until(lambda: len(world.keeper.view().ready) == 40)
-    started = list(world.pid1.started)
-    (after,) = (each for each in LAYOUTS if each is not before)
-
-    def another_keeper(wanted: Goal) -> None:
-        world.keeper = Keeper(
-            paths=world.paths,
-            goal=wanted,
-            layout=after,
-            systemd=world.pid1,
-            say=world.said.append,
-            mounted=lambda _: True,
-            clock=lambda: world.now,
-        )
-
-    another_keeper(goal(40))
     world.until(lambda: world.now > 100)
-    assert world.pid1.started == started
-    # One that dies comes back as it is wanted, in the new layout.
+    assert world.pid1.started == []
+    # One that dies comes back with a user of its own.
     world.pid1.kill(10007)
-    world.until(lambda: world.pid1.started != started, limit=10)
+    world.until(lambda: world.pid1.started == [10007], limit=10)
     world.until(lambda: len(world.keeper.view().ready) == 40)
-    assert agent_units.layout_of(world.paths, 10007) is after
-    # The unit is part of a variant, so a new one restarts all others.
+    assert agent_units.layout_of(paths, 10007) is OWN
     world.pid1.most = 0
-    another_keeper(goal(40, NEW))
-    whole = dict.fromkeys(range(10001, 10041), after)
-    world.until(lambda: agent_units.running(world.paths) == whole)
+    world.keeper.goal = goal(40, NEW)
+    world.until(lambda: agent_units.running(paths) == dict.fromkeys(ports, OWN))
     assert world.pid1.most <= 15
-    for port in world.running():
-        other = before.socket(world.paths, port)
-        assert not other.exists(), "the socket of the layout before"
+    assert not list(paths.sockets.iterdir())
     world.keeper.goal = goal(0)
     world.until(lambda: not world.running())
 
 
-def test_the_socket_of_an_agent_that_removed_it_is_missed(tmp_path: Path) -> None:
-    world = World(tmp_path, 40, OWN)
+def test_the_socket_of_an_agent_that_removed_it_is_missed(world: World) -> None:
     world.until(lambda: len(world.keeper.view().ready) == 40)
     world.pid1.socket(10007).unlink()
     world.until(lambda: 10007 not in world.keeper.view().ready, limit=TURNS * LOOK + LOOK)
     world.until(lambda: 10007 in world.keeper.view().ready, limit=STEADY + 10)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=["shared", "own"])
-def test_a_home_belongs_to_the_user_of_its_unit(tmp_path: Path, layout: Layout) -> None:
+def test_a_home_belongs_to_the_user_of_its_unit(tmp_path: Path) -> None:
     if os.geteuid():
         pytest.skip("only root may give files away")
-    world = World(tmp_path, 2, layout)
+    world = World(tmp_path, 2)
     home = world.paths.home(10001)
     (home / "deep").mkdir(parents=True)
     (home / "identity.json").write_text("{}", encoding="ascii")
@@ -358,10 +332,10 @@ def test_a_home_belongs_to_the_user_of_its_unit(tmp_path: Path, layout: Layout) 
     world.until(lambda: len(world.keeper.view().ready) == 2)
     for path in (home, home / "deep", home / "identity.json", home / "link"):
         found = path.lstat()
-        assert (found.st_uid, found.st_gid) == (layout.user(10001), GID), path
+        assert (found.st_uid, found.st_gid) == (OWN.user(10001), GID), path
     assert elsewhere.stat().st_uid == 0
     other = world.paths.home(10002).stat()
-    assert (other.st_uid, other.st_gid, other.st_mode & 0o777) == (layout.user(10002), GID, 0o700)
+    assert (other.st_uid, other.st_gid, other.st_mode & 0o777) == (OWN.user(10002), GID, 0o700)
 
 
 def test_a_killed_agent_comes_back_though_its_socket_stayed(world: World) -> None:
@@ -407,46 +381,6 @@ def a_link(path: Path) -> None:
     path.symlink_to("/dev/log")
 
 
-@pytest.fixture
-def deep(shared: World) -> Iterator[Path]:
-    """A tree beside the sockets that is deeper than Python's own rmtree goes. It does not outlive
-    the test: pytest, which cleans up after itself with that, would fail in runs to come."""
-    path = shared.paths.sockets / "deep"
-    folder = os.open(shared.paths.sockets, os.O_RDONLY)
-    for _ in range(1100):
-        os.mkdir("deep", dir_fd=folder)
-        below = os.open("deep", os.O_RDONLY, dir_fd=folder)
-        os.close(folder)
-        folder = below
-    os.close(folder)
-    yield path
-    subprocess.run(["rm", "-rf", path], check=True)
-
-
-def test_a_full_directory_of_sockets_is_swept(
-    shared: World, deep: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An agent can use up its inodes, and what it leaves would keep others from a socket."""
-    shared.until(lambda: len(shared.keeper.view().ready) == 40)
-    kept = sorted(path.name for path in shared.paths.sockets.iterdir() if path != deep)
-    outside = shared.paths.at("/outside")
-    a_directory(outside)
-    (shared.paths.sockets / "-r").touch()
-    (shared.paths.sockets / "a\nb").touch()
-    (shared.paths.sockets / "10999.sock").touch()
-    (shared.paths.sockets / "link").symlink_to(outside)
-    room = SimpleNamespace(f_files=1000, f_favail=100, f_blocks=0, f_bfree=0, f_frsize=4096)
-    monkeypatch.setattr(os, "statvfs", lambda _: room)
-    shared.until(lambda: shared.now > 100)
-    assert len(list(shared.paths.sockets.iterdir())) == 40 + 5
-    room.f_favail = 99
-    shared.until(lambda: shared.now > 200)
-    assert sorted(path.name for path in shared.paths.sockets.iterdir()) == kept
-    assert (outside / "kept").is_dir()
-    said = [line for line in shared.said if "is full" in line]
-    assert said == [f"{shared.paths.sockets} is full: 5 entries that are no agent's removed"]
-
-
 @pytest.mark.parametrize("plant", [a_directory, a_file, a_link])
 def test_another_file_than_a_socket_is_no_readiness(
     world: World, plant: Callable[[Path], None]
@@ -472,22 +406,14 @@ def test_one_port_that_cannot_be_prepared_holds_up_nobody(world: World) -> None:
     assert world.pid1.most <= 15
 
 
-def test_a_directory_in_a_sockets_place_is_moved_out_of_the_way(shared: World) -> None:
-    """The directory of the sockets is the agents' own: one can do this to another."""
-    path = shared.pid1.socket(10001)
+def test_a_directory_in_a_sockets_place_is_moved_out_of_the_way(world: World) -> None:
+    """An agent can do this to itself."""
+    path = OWN.socket(world.paths, 10001)
     a_directory(path)
-    shared.until(lambda: len(shared.running()) == 40)
-    assert not any("10001" in line for line in shared.said)
-    beside = [each for each in path.parent.iterdir() if each.name.startswith("10001.sock.")]
+    world.until(lambda: len(world.running()) == 40)
+    assert not any("10001" in line for line in world.said)
+    beside = [each for each in path.parent.iterdir() if each.name.startswith("daemon.sock.")]
     assert [(each / "kept").is_dir() for each in beside] == [True]
-
-
-@pytest.mark.parametrize("name", ["010001.sock", "+10001.sock", "1_0001.sock"])
-def test_only_its_own_name_is_a_sockets(shared: World, name: str) -> None:
-    shared.until(lambda: len(shared.running()) == 40)
-    (shared.paths.sockets / name).touch()
-    shared.pid1.socket(10001).unlink()
-    shared.until(lambda: shared.keeper.view().ready == set(range(10002, 10041)), limit=10)
 
 
 def test_those_that_hang_are_stopped_and_tried_again(world: World) -> None:
@@ -684,7 +610,7 @@ def test_a_failure_is_explained(world: World) -> None:
 def test_those_that_die_are_asked_about(world: World) -> None:
     world.until(lambda: len(world.keeper.view().up_since) == 40)
     for port in range(10001, 10041):
-        unit = world.keeper.layout.unit(port)
+        unit = OWN.unit(port)
         world.pid1.dead[unit] = UnitState(
             active="failed", job=False, result="signal", exit_status="9"
         )
@@ -701,7 +627,7 @@ def test_those_that_die_are_asked_about(world: World) -> None:
 class Shutdown:
     """A slice whose agents end two looks after their SIGTERM; the clock moves with each look."""
 
-    def __init__(self, paths: Paths, count: int, layout: Layout = agent_units.STARTED) -> None:
+    def __init__(self, paths: Paths, count: int, layout: Layout = OWN) -> None:
         self.paths = paths
         self.layout = layout
         self.base = paths.at("/sys/fs/cgroup/pilot.slice")
@@ -808,62 +734,26 @@ def test_a_power_off_without_agents_is_quick_and_quiet(tmp_path: Path) -> None:
     assert said == []
 
 
-def process(world: World, port: int, state: str, children: str = "") -> None:
-    """/proc of an agent's process, and of one that it started."""
-    unit = world.pid1.unit(port)
-    (unit / "cgroup.procs").write_text(f"9{port}\n{port}\n" if children else f"{port}\n")
-    for number, what, start in ((port, state, 500), (90000 + port, children, 900)):
-        folder = world.paths.at(f"/proc/{number}")
-        folder.mkdir(parents=True, exist_ok=True)
-        rest = " ".join(["1"] * 18)
-        (folder / "stat").write_text(f"{number} (a) T b) {what or 'S'} {rest} {start} 1\n")
-
-
-def test_one_that_a_neighbour_stopped_is_started_again(shared: World) -> None:
-    shared.until(lambda: len(shared.keeper.view().ready) == 40)
-    for port in range(10001, 10041):
-        process(shared, port, "S")
-    process(shared, 10007, "T")
-    # One that is traced, one whose child is stopped.
-    process(shared, 10008, "t")
-    process(shared, 10009, "S", children="T")
-    shared.until(lambda: 10007 not in shared.keeper.view().ready, limit=TURNS * LOOK + LOOK)
-    begun = list(shared.pid1.started)
-    shared.until(lambda: 10007 in shared.keeper.view().ready, limit=STEADY + 10)
-    assert shared.pid1.started == [*begun, 10007]
-    shared.until(lambda: shared.now > 2 * TURNS * LOOK)
-    assert shared.pid1.started == [*begun, 10007]
-
-
-def test_one_that_goes_on_in_time_is_left_alone(shared: World) -> None:
-    shared.until(lambda: len(shared.keeper.view().ready) == 40)
-    process(shared, 10007, "T")
-    shared.until(lambda: 10007 not in shared.keeper.view().ready)
-    process(shared, 10007, "S")
-    shared.until(lambda: 10007 in shared.keeper.view().ready, limit=2 * LOOK)
-    assert shared.pid1.started.count(10007) == 1
-
-
-def test_an_idle_vm_looks_at_no_socket_twice(
-    shared: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shared.until(lambda: len(shared.running()) == 40)
-    shared.until(lambda: shared.now > 100)
+def test_an_idle_vm_looks_at_few_sockets(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.until(lambda: len(world.running()) == 40)
+    world.until(lambda: world.now > 100)
     seen: list[str] = []
     lstat = Path.lstat
 
     def counted(path: Path) -> os.stat_result:
-        seen.append(path.name)
+        seen.append(path.parent.name)
         return lstat(path)
 
     monkeypatch.setattr(Path, "lstat", counted)
-    shared.until(lambda: shared.now > 200)
-    assert [name for name in seen if name.endswith(".sock")] == []
+    end = world.now + TURNS * LOOK
+    world.until(lambda: world.now >= end)
+    # Each once.
+    assert sorted(seen) == [str(port) for port in range(10001, 10041)]
     # What takes a socket's name is another file, and no socket.
-    path = shared.pid1.socket(10007)
+    path = world.pid1.socket(10007)
     path.with_name("beside").touch()
     path.with_name("beside").replace(path)
-    shared.until(lambda: 10007 not in shared.keeper.view().ready, limit=10)
+    world.until(lambda: 10007 not in world.keeper.view().ready, limit=TURNS * LOOK + LOOK)
 
 
 def test_the_log_of_an_earlier_process_is_cut_at_a_start(world: World) -> None:
