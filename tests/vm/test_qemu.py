@@ -13,6 +13,7 @@ import pytest
 from startup.node.machine.agent_units import OWN
 from tests.components.fleet import ROOT
 from tests.conftest import measured
+from tests.vm.as_agent import FORKS, NEIGHBOUR, as_agent
 from tests.vm.conftest import Boot
 from tests.vm.fleet import CLOUD, RENDEZVOUS, ZONE, Fleet
 from tests.vm.rows import QEMU, Row
@@ -116,6 +117,37 @@ def test_agents_cannot_reach_the_metadata_server(fleet: Fleet) -> None:
     # Not because an agent reaches nothing.
     registry = f"curl --silent --max-time 5 http://{_address(fleet)}:3000/healthz"
     assert '"status"' in fleet.run(VM, f"{agent} {registry}")
+
+
+def test_an_agent_can_do_nothing_to_its_neighbour(fleet: Fleet) -> None:
+    ports = (10001, 10002)
+    processes = fleet.processes(VM)
+    mine, other = (processes[port][0] for port in ports)
+    for port, pid in zip(ports, (mine, other), strict=True):
+        status = dict(
+            line.split(":\t", 1) for line in fleet.run(VM, f"cat /proc/{pid}/status").splitlines()
+        )
+        assert status["Uid"].split() == [str(1_900_000_000 + port)] * 4
+        assert status["Gid"].split() == ["610"] * 4
+        assert status["Groups"].strip() == ""
+        assert {int(status[name], 16) for name in ("CapPrm", "CapEff", "CapBnd", "CapAmb")} == {0}
+        assert status["NoNewPrivs"] == "1"
+    can = as_agent(fleet, VM, ports[0], [NEIGHBOUR, *map(str, (*ports, mine, other))])
+    assert {what for what, done in can.items() if done} == {
+        *("own identity", "own socket", "own socket's place", "own process"),
+        # A daemon may be traced by its own user alone.
+        "own memory",
+    }
+    assert "unit     pilot-agent-01@10001.service" in fleet.run(VM, "pilot-node agent 10001")
+
+
+def test_a_fork_bomb_in_one_agent_is_its_own(fleet: Fleet) -> None:
+    forks, kib = as_agent(fleet, VM, 10001, [FORKS])
+    measured(f"a fork bomb in one agent: {forks} processes, {kib >> 10} MiB")
+    # Of its 256 processes the daemon has some, and the bomb's first.
+    assert 200 < forks < 256
+    told = fleet.until_status(VM, lambda told: told["phase"] == "whole", "whole")
+    assert told["totals"]["failures"] == 0
 
 
 def test_a_login_has_no_task_limit(fleet: Fleet) -> None:

@@ -8,7 +8,6 @@ its text, with their number here: `Restarts-agents: 50` (or PILOT_UPDATE_RESTART
 from __future__ import annotations
 
 import json
-import shlex
 import subprocess
 import time
 from collections.abc import Iterator
@@ -18,9 +17,7 @@ from typing import Any
 
 import pytest
 
-from startup.node.machine.agent_units import OWN
 from tests.components.fleet import ROOT
-from tests.conftest import measured
 from tests.vm.conftest import Boot
 from tests.vm.fleet import CLOUD, RENDEZVOUS, Fleet, said
 from tests.vm.rows import EXITS
@@ -111,120 +108,6 @@ def test_nobody_notices_the_way_forward(fleet: Fleet, before: Path | None, commi
     # That nobody notices who of the two commits gives orders is looked at as well.
     operated = partial(operated_by, fleet, before)
     carried_over(fleet, ROOT, commit, window=WINDOW, after=operated)
-
-
-# Runs on a VM as an agent, in its slice: what it can do to itself and to its neighbour.
-_AS_AN_AGENT = r"""
-import json, os, signal, socket, sys, urllib.request
-from pathlib import Path
-
-mine, other = sys.argv[1:3]
-ours, theirs = map(int, sys.argv[3:5])
-can = {}
-
-
-def attempt(what, do):
-    try:
-        do()
-        can[what] = True
-    except OSError:
-        can[what] = False
-
-
-def swap(path):
-    path.rename(path.with_name("d"))
-    path.with_name("d").rename(path)
-
-
-def connect(path):
-    with socket.socket(socket.AF_UNIX) as peer:
-        peer.connect(path)
-
-
-for who, port, pid in (("own", mine, ours), ("other's", other, theirs)):
-    home = Path("/var/lib/pilot/agents", port)
-    attempt(f"{who} identity", lambda: (home / "identity.json").read_bytes())
-    attempt(f"{who} socket", lambda: connect(str(home / "daemon.sock")))
-    attempt(f"{who} socket's place", lambda: swap(home / "daemon.sock"))
-    attempt(f"{who} process", lambda: os.kill(pid, 0))
-    # The kernel asks here what it asks of one who wants to trace it.
-    attempt(f"{who} memory", lambda: open(f"/proc/{pid}/mem", "rb").close())
-address = "http://169.254.169.254/computeMetadata/v1/instance/name"
-asked = urllib.request.Request(address, headers={"Metadata-Flavor": "Google"})
-attempt("metadata", lambda: urllib.request.urlopen(asked, timeout=3))
-attempt("journald", lambda: connect("/run/systemd/journal/stdout"))
-attempt("D-Bus", lambda: connect("/run/dbus/system_bus_socket"))
-attempt("shared memory", lambda: Path("/dev/shm/x").write_text("x"))
-print(json.dumps(can))
-"""
-
-
-# Runs on a VM as an agent: forks as long as it may. Prints how many, and the KiB that they take.
-_FORKS = r"""
-import json, os, re, signal
-from pathlib import Path
-
-
-def available():
-    return int(re.search(r"MemAvailable: *(\d+)", Path("/proc/meminfo").read_text())[1])
-
-
-before, count = available(), 0
-while True:
-    try:
-        if not os.fork():
-            signal.pause()
-    except BlockingIOError:
-        break
-    count += 1
-print(json.dumps([count, before - available()]))
-"""
-
-
-def as_agent(fleet: Fleet, vm: str, port: int, words: list[str]) -> Any:
-    """What a Python program says that runs with an agent's user, slice and limit of processes."""
-    limit = fleet.run(vm, f"systemctl show -P LimitNPROC {OWN.unit(port)}").strip()
-    run = f"systemd-run --quiet --pipe --wait --collect -p LimitNPROC={limit}"
-    slice_ = OWN.cgroup(port).partition("/")[0]
-    user = f"unshare --setgid 610 --setuid {OWN.user(port)} python3 -c"
-    line = f"{run} --slice={slice_} {user} {shlex.join(words)}"
-    return json.loads(fleet.run(vm, line.replace("%", "%%")))
-
-
-def neighbours_are_strangers(fleet: Fleet) -> None:
-    """Agents of two users: what one can do to the other, and what a running one may."""
-    vm, ports = "swarm-1", (10001, 10002)
-    processes = fleet.processes(vm)
-    mine, other = (processes[port][0] for port in ports)
-    for port, pid in zip(ports, (mine, other), strict=True):
-        status = dict(
-            line.split(":\t", 1) for line in fleet.run(vm, f"cat /proc/{pid}/status").splitlines()
-        )
-        assert status["Uid"].split() == [str(1_900_000_000 + port)] * 4
-        assert status["Gid"].split() == ["610"] * 4
-        assert status["Groups"].strip() == ""
-        assert {int(status[name], 16) for name in ("CapPrm", "CapEff", "CapBnd", "CapAmb")} == {0}
-        assert status["NoNewPrivs"] == "1"
-    can = as_agent(fleet, vm, ports[0], [_AS_AN_AGENT, *map(str, (*ports, mine, other))])
-    assert {what for what, done in can.items() if done} == {
-        *("own identity", "own socket", "own socket's place", "own process"),
-        # A daemon may be traced by its own user alone.
-        "own memory",
-    }
-
-
-def test_an_agent_can_do_nothing_to_its_neighbour(fleet: Fleet) -> None:
-    neighbours_are_strangers(fleet)
-    assert "unit     pilot-agent-01@10001.service" in fleet.run("swarm-1", "pilot-node agent 10001")
-
-
-def test_a_fork_bomb_in_one_agent_is_its_own(fleet: Fleet) -> None:
-    """Of its 256 processes the daemon and the bomb's first have some."""
-    forks, kib = as_agent(fleet, "swarm-1", 10001, [_FORKS])
-    measured(f"a fork bomb in one agent: {forks} processes, {kib >> 10} MiB")
-    assert 200 < forks < 256
-    told = fleet.until_status("swarm-1", lambda told: told["phase"] == "whole", "whole")
-    assert told["totals"]["failures"] == 0
 
 
 def break_units(fleet: Fleet) -> None:
