@@ -64,6 +64,8 @@ class SwarmLoop(Loop):
     drained: str = ""
     _variants: dict[tuple[str, str], str] = field(default_factory=dict)
     _releases: dict[str, str] = field(default_factory=dict)
+    _goal_made_of: tuple[object, ...] = ()
+    """What the keeper's goal follows from."""
     _has_goal: bool = False
     """Whether the keeper's goal was decided on. Until then it must not act: its first goal is to
     have no agents."""
@@ -95,7 +97,7 @@ class SwarmLoop(Loop):
         if self.drained:
             # A drain works also where the disk refuses writes.
             self.keeper.goal = Goal(variants={}, window=spec.window)
-            self._has_goal = True
+            self._goal_made_of, self._has_goal = (), True
         if not self._has_goal:
             self.keeper.look()
             return FAILED
@@ -142,6 +144,8 @@ class SwarmLoop(Loop):
 
     def _advance(self, spec: SwarmSpec, state: roll_state.RollState) -> roll_state.RollState:
         view = self.keeper.view()
+        # Once for each variant: there are few, and thousands of agents.
+        releases = {ID: self._release_of(ID) for ID in set(view.variant.values())}
         now = self.clock()
         resting = view.ready | view.trouble.keys()
         moving = view.starting or view.stopping or now < view.window.rest_until
@@ -157,12 +161,12 @@ class SwarmLoop(Loop):
                 lost=self.fetcher.lost(),
                 held=bool(self.drained),
                 ports=self.ports,
-                on={port: self._release_of(variant) for port, variant in view.variant.items()},
+                on={port: releases[ID] for port, ID in view.variant.items()},
                 ready=view.ready,
                 up_since=view.up_since,
                 failures={port: each.failures for port, each in view.trouble.items()},
                 why={port: each.why for port, each in view.trouble.items()},
-                calm=not moving and all(port in resting for port in self.ports),
+                calm=not moving and resting.issuperset(self.ports),
                 private=self._private(state, spec),
                 kernel=self.kernel_log.lines() if self.kernel_log else (),
                 epoch=self._epoch(spec),
@@ -196,9 +200,10 @@ class SwarmLoop(Loop):
             # An agent may run although its link in /run is gone.
             there_now = dict.fromkeys(self.keeper.look().running, "")
             running = there_now | variants.read(self.paths)
-        wanted = goal.goal(spec, self.ports, state, found, running)
-        if wanted != self.keeper.goal:
-            self.keeper.goal = wanted
+        made_of = (spec, self.ports, state, found, running)
+        if not self._has_goal or made_of != self._goal_made_of:
+            self.keeper.goal = goal.goal(*made_of)
+            self._goal_made_of = made_of
         self._has_goal = True
         current = state.accepted
         if current and current.sha256 in there:

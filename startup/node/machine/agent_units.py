@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -81,9 +81,7 @@ def running(paths: Paths) -> dict[int, Layout]:
             if (port := _port(name, SHARED)) is not None:
                 found[port] = SHARED
             elif name.startswith("pilot-") and name.endswith(".slice"):
-                for below in _names(top / name):
-                    if (port := _port(f"{name}/{below}", OWN)) is not None:
-                        found[port] = OWN
+                found |= dict.fromkeys(_ports(name, tuple(_names(top / name))), OWN)
     return found
 
 
@@ -118,7 +116,15 @@ def socket_of(paths: Paths, port: int) -> Path:
     return (layout_of(paths, port) or OWN).socket(paths, port)
 
 
-# Thousands of names every two seconds, and nobody but root can make others.
+# Of each slice the last few: every two seconds most have the names that they had before.
+@lru_cache(maxsize=4 * SLICES)
+def _ports(slice_: str, names: tuple[str, ...]) -> tuple[int, ...]:
+    """The ports of the agents in a slice whose cgroups have these names."""
+    ports = (_port(f"{slice_}/{name}", OWN) for name in names)
+    return tuple(port for port in ports if port is not None)
+
+
+# Thousands of names, and nobody but root can make others.
 @cache
 def _port(path: str, layout: Layout) -> int | None:
     """The port of the agent whose cgroup is `path`, None where that is no agent's."""
@@ -130,8 +136,7 @@ def _port(path: str, layout: Layout) -> int | None:
 
 def _names(folder: Path) -> list[str]:
     try:
-        with os.scandir(folder) as entries:
-            return [entry.name for entry in entries]
+        return os.listdir(folder)  # noqa: PTH208 (names alone, thousands of them)
     except FileNotFoundError:
         # The cgroup of a slice ends with its last agent.
         return []

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
@@ -250,8 +251,11 @@ def phase(facts: SwarmFacts) -> str:
         view.ready == frozenset(facts.goal)
         and not view.starting
         and not view.stopping
-        # "": an agent of an earlier pilot-node whose variant is not known counts as right.
-        and all(view.variant.get(port, "") in ("", ID) for port, ID in facts.goal.items())
+        and (
+            view.variant == facts.goal
+            # "": an agent of an earlier pilot-node whose variant is not known counts as right.
+            or all(view.variant.get(port, "") in ("", ID) for port, ID in facts.goal.items())
+        )
     )
     return "whole" if whole else "converging"
 
@@ -330,8 +334,9 @@ def clip(text: str, limit: int = _TEXT) -> str:
 
 def _swarm(common: Document, facts: SwarmFacts) -> Document:
     view, sample = facts.view, facts.sample
-    busy = view.ready | view.starting.keys() | view.stopping.keys()
-    resting = {port: t for port, t in view.trouble.items() if port not in busy}
+    # Of those in trouble alone: there are thousands of agents.
+    busy = view.trouble.keys() & (view.starting.keys() | view.stopping.keys())
+    resting = view.trouble.keys() - busy - view.ready
     # The worst first. Agents that are up again, and not yet steady, come last.
     order = sorted(view.trouble, key=lambda p: (p not in resting, -view.trouble[p].failures, p))
     return {
@@ -408,10 +413,10 @@ def _rendezvous(common: Document, facts: RendezvousFacts) -> Document:
 
 def _by_release(facts: SwarmFacts, ready: AbstractSet[int]) -> dict[str, int]:
     found: dict[str, int] = {}
-    for port in ready:
+    for variant, count in Counter(map(facts.view.variant.get, ready)).items():
         # "unknown": an agent of an earlier pilot-node whose link is gone.
-        sha256 = facts.releases.get(facts.view.variant.get(port, ""), "unknown")
-        found[sha256] = found.get(sha256, 0) + 1
+        sha256 = facts.releases.get(variant or "", "unknown")
+        found[sha256] = found.get(sha256, 0) + count
     return found
 
 

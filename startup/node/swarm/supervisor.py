@@ -172,7 +172,9 @@ class Keeper:
             starting=memory.starting,
             stopping=memory.stopping,
             trouble=memory.trouble,
-            variant={port: memory.variant.get(port, "") for port in seen.running},
+            variant=memory.variant
+            if memory.variant.keys() == seen.running
+            else {port: memory.variant.get(port, "") for port in seen.running},
             up_since=memory.up_since,
             window=memory.window,
             starts=self._starts,
@@ -236,13 +238,13 @@ class Keeper:
         """The ports of `running` that have their socket. Most are known from the look before: an
         agent alone can remove its own, and all are seen again within TURNS looks."""
         self._turn = (self._turn + 1) % TURNS
-        known = self._seen.sockets if self._seen else frozenset()
-        return frozenset(
+        known = self._seen.sockets & running if self._seen else frozenset()
+        known -= {port for port in known if port % TURNS == self._turn}
+        return known | {
             port
-            for port in running
-            if (port in known and port % TURNS != self._turn)
-            or _is_socket(self._layouts[port].socket(self.paths, port))
-        )
+            for port in running - known
+            if _is_socket(self._layouts[port].socket(self.paths, port))
+        }
 
     def _forget(self, seen: Observed) -> None:
         """Forget the variant of agents that are gone and not wanted, so that it can be removed."""
