@@ -53,6 +53,19 @@ def no_containers(proc: Path = Path("/proc")) -> str:
         return "containers need root"
     if hierarchies((proc / "mounts").read_text()).unified is None:
         return NO_CGROUP_2
+    if why := stuck_kernel(proc):
+        return why
+    try:
+        subprocess.run(_TRIAL, check=True, capture_output=True, text=True, timeout=_TRIAL_S)
+    except (OSError, subprocess.SubprocessError) as error:
+        said = str(getattr(error, "stderr", "") or error).strip().splitlines()[-1]
+        return f"this machine lets root make no container ({said})"
+    return ""
+
+
+def stuck_kernel(proc: Path = Path("/proc")) -> str:
+    """Why this machine's kernel takes no BPF program any more, a seccomp filter for one; nothing
+    where it does. Whoever loads one there never comes back."""
     before = _freeing(proc)
     if len(before) >= _WORKS:
         time.sleep(_STUCK_S)
@@ -61,11 +74,6 @@ def no_containers(proc: Path = Path("/proc")) -> str:
                 "this machine's kernel is stuck where it frees seccomp filters, and nothing that "
                 "has one starts any more: restart the machine (docs/GOTCHAS.md)"
             )
-    try:
-        subprocess.run(_TRIAL, check=True, capture_output=True, text=True, timeout=_TRIAL_S)
-    except (OSError, subprocess.SubprocessError) as error:
-        said = str(getattr(error, "stderr", "") or error).strip().splitlines()[-1]
-        return f"this machine lets root make no container ({said})"
     return ""
 
 
