@@ -123,6 +123,9 @@ def main(stack: str) -> int:
     }
     ask = look(settings.get("gcp:project", ""), settings) if found else None
     why = dead(list(found), ask) if ask else {}
+    if why and look(settings.get("gcp:project", ""), settings) is None:
+        # Nobody answers any more: no zone is to blame.
+        why = {}
     told = {
         "exclude": [urn for zone in why for urn in found[zone].urns],
         "sentences": [sentence(zone, text, found[zone]) for zone, text in why.items()],

@@ -17,9 +17,9 @@ from pathlib import Path
 LIB = "usr/local/lib/pilot"
 
 
-def install(root: Path, data: bytes) -> None:
-    """Install every file in `data` below `root`, complete or not at all, and remove files of an
-    older script. Raises OSError."""
+def install(root: Path, data: bytes) -> "set[Path]":
+    """Install every file in `data` below `root`, complete or not at all; the files. Modules of an
+    older script are removed. Raises OSError."""
     lines = data.split(b"\n")
     carried: set[Path] = set()
     at = 0
@@ -31,10 +31,11 @@ def install(root: Path, data: bytes) -> None:
         path = root / name.lstrip("/")
         carried.add(path)
         put(path, b"".join(line + b"\n" for line in lines[first:at]), int(mode, 8))
-    # The folders in LIB are cleared; other entries of LIB are left alone.
-    lib = root / LIB
-    for top in {path.relative_to(lib).parts[0] for path in carried if path.is_relative_to(lib)}:
-        clear(lib / top, carried)
+    # Other entries of LIB are left alone.
+    modules = root / LIB / "node"
+    if modules.is_dir():
+        clear(modules, carried)
+    return carried
 
 
 def clear(folder: Path, carried: "set[Path]") -> None:
@@ -75,24 +76,30 @@ def put(path: Path, data: bytes, mode: int) -> None:
 def main(root: Path, steps: "list[str]") -> int:
     if sys.version_info < (3, 11):  # noqa: UP036
         print(
-            "pilot: programs: this image has Python {}.{}, and pilot-node needs 3.11 or newer: use "
+            "pilot: program: this image has Python {}.{}, and pilot-node needs 3.11 or newer: use "
             "debian-cloud/debian-12 or an image that has it".format(*sys.version_info)
         )
         return 1
     try:
-        install(root, bz2.decompress(base64.b64decode(sys.stdin.buffer.read())))
+        carried = install(root, bz2.decompress(base64.b64decode(sys.stdin.buffer.read())))
     except OSError as error:
         print(
-            f"pilot: programs: {error.filename}: {error.strerror}: make room on the boot disk or "
+            f"pilot: program: {error.filename}: {error.strerror}: make room on the boot disk or "
             "mend it (`df -h`, `df -i`, `dmesg`), then run it again"
         )
         return 1
-    if not steps:
-        return 0
-    sys.path.insert(0, str(root / LIB))
-    from node.__main__ import main as node  # type: ignore[import-not-found] # noqa: PLC0415
+    status = 0
+    if steps:
+        sys.path.insert(0, str(root / LIB))
+        from node.__main__ import main as node  # type: ignore[import-not-found] # noqa: PLC0415
 
-    return int(node(steps))
+        status = int(node(steps))
+    units = root / LIB / "units"
+    if not status and units.is_dir():
+        # Not before: where a step fails, the pilot-node of the older script runs on, and reads the
+        # units of its own.
+        clear(units, carried)
+    return status
 
 
 if __name__ == "__main__":

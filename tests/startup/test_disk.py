@@ -249,7 +249,7 @@ def mounting(vm: Vm) -> Iterator[Vm]:
     subprocess.run(["umount", str(probe)], check=True)
     assert image.exists()
     yield vm
-    for name in ("var/lib/pilot", "run/pilot/agents", "run/pilot/log"):
+    for name in ("var/lib/pilot", "run/pilot/log"):
         subprocess.run(["umount", str(vm.root / name)], capture_output=True, check=False)
 
 

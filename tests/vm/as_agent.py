@@ -79,7 +79,8 @@ print(json.dumps([count, before - available()]))
 def as_agent(fleet: Fleet, vm: str, port: int, words: list[str]) -> Any:
     """What a Python program says that runs with an agent's user, slice and limit of processes."""
     limit = fleet.run(vm, f"systemctl show -P LimitNPROC {OWN.unit(port)}").strip()
-    run = f"systemd-run --quiet --pipe --wait --collect -p LimitNPROC={limit}"
+    run = "systemd-run --quiet --pipe --wait --collect"
+    run += f" -p LimitNPROC={limit} -p OOMScoreAdjust=500"
     slice_ = OWN.cgroup(port).partition("/")[0]
     user = f"unshare --setgid 610 --setuid {OWN.user(port)} python3 -c"
     line = f"{run} --slice={slice_} {user} {shlex.join(words)}"

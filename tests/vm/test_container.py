@@ -195,7 +195,7 @@ def test_a_binary_that_is_not_the_declared_one_stops_the_boot(
         assert fleet.until_ended(name) == 1
         console = fleet.console(name)
         assert why in console
-        assert 'FAILED in step "release, units" with status 1' in console
+        assert 'FAILED in step "program, spec, release, units" with status 1' in console
         assert f"gs://{spec['bucket']}/{path}" in console
         assert DONE not in console
         left = "find /opt/pilot /srv/it-ran -type f -o -type l 2>/dev/null; true"

@@ -142,12 +142,15 @@ def test_an_agent_can_do_nothing_to_its_neighbour(fleet: Fleet) -> None:
 
 
 def test_a_fork_bomb_in_one_agent_is_its_own(fleet: Fleet) -> None:
+    before = fleet.processes(VM)
     forks, kib = as_agent(fleet, VM, 10001, [FORKS])
     measured(f"a fork bomb in one agent: {forks} processes, {kib >> 10} MiB")
     # Of its 256 processes the daemon has some, and the bomb's first.
     assert 200 < forks < 256
-    told = fleet.until_status(VM, lambda told: told["phase"] == "whole", "whole")
-    assert told["totals"]["failures"] == 0
+    fleet.whole(VM)
+    after = fleet.processes(VM)
+    # Its own daemon dies where it needs a thread just then.
+    assert {port for port in before if after[port] != before[port]} <= {10001}
 
 
 def test_a_login_has_no_task_limit(fleet: Fleet) -> None:

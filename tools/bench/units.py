@@ -182,7 +182,11 @@ def booted(folder: Path) -> Iterator[int]:
     command += ["--capability=CAP_BPF,CAP_PERFMON", "--system-call-filter=bpf"]
     with (folder / "console").open("wb") as console:
         running = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=console, stderr=console
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=console,
+            stderr=console,
+            env={**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},
         )
         try:
             yield _first(running, folder)

@@ -236,11 +236,12 @@ def run_pulumi(command: list[str], environ: Mapping[str, str], left_out: list[st
         os.execve(command[0], command, environ)  # noqa: S606 - Pulumi takes over
     say("\n".join(left_out))
     process = subprocess.Popen(command, env=environ)
-    # A Ctrl-C is Pulumi's, which ends what it has begun.
+    # A Ctrl-C is Pulumi's too, which ends what it has begun; who ends this process means Pulumi.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     status = process.wait()
     say("\n".join(left_out))
-    raise SystemExit(status)
+    raise SystemExit(status if status >= 0 else 128 - status)
 
 
 def dead_zones(
@@ -264,7 +265,8 @@ def dead_zones(
     if looked.returncode:
         # It has said why. An update needs it only where a zone is dead.
         return [], []
-    told = json.loads(looked.stdout)
+    # A library may print lines of its own before.
+    told = json.loads(looked.stdout.splitlines()[-1])
     return told["sentences"], told["exclude"]
 
 

@@ -55,8 +55,8 @@ class Paths:
 
     @property
     def sockets(self) -> Path:
-        """The sockets of agents that share a user. The only directory of /run/pilot that agents
-        write in."""
+        """The sockets of agents that the release before started. Agents may write there until the
+        next boot; nothing is made there any more."""
         return self.run / "agents"
 
     @property

@@ -15,6 +15,8 @@ UID = GID = 610
 _SHARED = 0o1770
 # Seconds for a home: it has a few files, unless its agent fills it.
 _TREE_S = 10.0
+# Replaces a file by its copy.
+_COPY = 'cp --no-dereference --preserve=mode -- "$1" "$1.own" && mv --force -- "$1.own" "$1"'
 
 
 def own(path: Path, owner: int = UID) -> None:
@@ -27,16 +29,20 @@ def own_tree(path: Path, owner: int) -> None:
     """Give the directory `path` and all below it to `owner`, where it is another's. Raises OSError.
 
     An agent made what is in it, and others of the same user may change it meanwhile: no link is
-    followed (`-execdir`), and nothing is done where a file has a second name, which may be in
-    another agent's home. By find: a tree may be deeper than Python can go.
+    followed (`-execdir`). A file with a second name, which may be in another agent's home, is
+    replaced by a copy. By find: a tree may be deeper than Python can go.
     """
-    if os.geteuid() != 0 or path.lstat().st_uid == owner:
+    before = path.lstat().st_uid
+    if os.geteuid() != 0 or before == owner:
         return
     others = ["!", "-uid", str(owner)]
+    # As the user that it belonged to: nobody can make root copy what that user may not read.
+    copies = ["unshare", "--setgid", str(GID), "--setuid", str(before), "sh", "-c", _COPY, "sh"]
+    _find(path, [*others, "-type", "f", "-links", "+1", "-execdir", *copies, "{}", ";"], owner)
     if twice := _find(path, [*others, "-type", "f", "-links", "+1", "-print", "-quit"], owner):
         raise OSError(
-            f"{path.parent / twice} has a second name, so it is not given to user {owner}: copy it "
-            "over itself"
+            f"{path.parent / twice} has a second name, and could not be copied over itself: it is "
+            f"not given to user {owner}"
         )
     # From below: where this ends early, the directory itself still shows that it is not done.
     does = ["-execdir", "chown", "--no-dereference", f"{owner}:{GID}", "--", "{}", "+"]

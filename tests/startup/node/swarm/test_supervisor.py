@@ -318,22 +318,25 @@ def test_a_home_belongs_to_the_user_of_its_unit(tmp_path: Path) -> None:
     (home / "identity.json").write_text("{}", encoding="ascii")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.write_text("root's", encoding="ascii")
+    elsewhere.chmod(0o600)
     (home / "link").symlink_to(elsewhere)
     for each in (home, home / "identity.json"):
         os.chown(each, 12345, 12345)
     (home / "second").hardlink_to(elsewhere)
     world.keeper.round()
-    # It may be another's: the agent waits, and nothing has changed.
-    assert any(
-        "10001/second has a second name, so it is not given to user" in e for e in world.said
-    )
+    # It is another's, which its user may not even read: the agent waits, and nothing has changed.
+    assert any("10001/second has a second name, and could not be" in e for e in world.said)
     assert (home / "identity.json").stat().st_uid == 12345
-    (home / "second").unlink()
+    # A neighbour of the same user has made it, for instance.
+    elsewhere.chmod(0o644)
     world.until(lambda: len(world.keeper.view().ready) == 2)
-    for path in (home, home / "deep", home / "identity.json", home / "link"):
+    for path in (home, home / "deep", home / "identity.json", home / "link", home / "second"):
         found = path.lstat()
         assert (found.st_uid, found.st_gid) == (OWN.user(10001), GID), path
     assert elsewhere.stat().st_uid == 0
+    assert elsewhere.stat().st_nlink == 1
+    assert (home / "second").read_text(encoding="ascii") == "root's"
+    assert not list(home.glob("*.own"))
     other = world.paths.home(10002).stat()
     assert (other.st_uid, other.st_gid, other.st_mode & 0o777) == (OWN.user(10002), GID, 0o700)
 
