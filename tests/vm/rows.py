@@ -283,7 +283,7 @@ def memory_runs_out(fleet: Fleet, vm: str, chance: Random) -> Measured:
     finally:
         # A benchmark is a unit of its own: it outlives the command that began it.
         fleet.attempt(
-            vm, "systemctl stop 'pilotbench-*.service' ballast.service; pkill -9 -f /run/hog.py"
+            vm, "systemctl stop 'pilotbench-*.service' ballast.service; pkill -9 -f '[/]run/hog.py'"
         )
     fleet.until_status(vm, lambda told: told["benchmarks"] == "none", "no benchmarks")
     fleet.whole(vm)

@@ -295,6 +295,8 @@ def carried_over(
     if told.agents and not late:
         with said(f"until {told.agents} agents have restarted"):
             fleet.until(lambda: restarted() >= told.agents, f"{told.agents} agents restarted")
+            for vm in fleet.wanted:
+                fleet.whole(vm)
     enough = looks.counted(_LOOKS_AFTER)
     if not late:
         after()
