@@ -100,5 +100,10 @@ def test_a_zone_that_is_dead_is_told_by_its_answers(
         (text,) = found["sentences"]
         assert text.startswith(f"{A} does not answer (Zone {A}: Backend Error): ")
         gone = serving.url
-    # Nobody answers at all: no zone is to blame.
+    # The network goes while zones are asked: no zone is to blame.
+    answers = iter([lambda _: "nobody answers", None])
+    with monkeypatch.context() as network:
+        network.setattr(dead_zones, "look", lambda *_: next(answers))
+        assert told(gone, tmp_path, monkeypatch, capsys) == {"exclude": [], "sentences": []}
+    # Nobody answers at all.
     assert told(gone, tmp_path, monkeypatch, capsys) == {"exclude": [], "sentences": []}

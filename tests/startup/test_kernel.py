@@ -89,7 +89,7 @@ def test_udp_mem_is_pages_and_leaves_the_system_its_memory(vm: Vm, mib: int, pag
     ram = mib << 20
     # The kernel's own ceiling, 18.75 %: in bytes it is never the machine.
     assert ram // 6 < high * page <= ram * 3 // 16
-    # What is left between a flood and the ceiling: room for 6,000 sockets' first packets (8 KiB).
+    # Between a flood and the ceiling 6,000 sockets have room for their first packets (8 KiB each).
     assert ram < GIB or (high - low) * page >= 6000 * 8192
 
 

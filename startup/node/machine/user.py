@@ -36,10 +36,12 @@ def own_tree(path: Path, owner: int) -> None:
     if os.geteuid() != 0 or before == owner:
         return
     others = ["!", "-uid", str(owner)]
-    # As the user that it belonged to: nobody can make root copy what that user may not read.
-    copies = ["unshare", "--setgid", str(GID), "--setuid", str(before), "sh", "-c", _COPY, "sh"]
-    _find(path, [*others, "-type", "f", "-links", "+1", "-execdir", *copies, "{}", ";"], owner)
-    if twice := _find(path, [*others, "-type", "f", "-links", "+1", "-print", "-quit"], owner):
+    twins = [*others, "-type", "f", "-links", "+1"]
+    if before != 0:
+        # As the user that it belonged to: nobody can make root copy what that user may not read.
+        copies = ["unshare", "--setgid", str(GID), "--setuid", str(before), "sh", "-c", _COPY, "sh"]
+        _find(path, [*twins, "-execdir", *copies, "{}", ";"], owner)
+    if twice := _find(path, [*twins, "-print", "-quit"], owner):
         raise OSError(
             f"{path.parent / twice} has a second name, and could not be copied over itself: it is "
             f"not given to user {owner}"

@@ -33,8 +33,8 @@ def apply_units(paths: Paths, spec: SwarmSpec | RendezvousSpec, say: Say) -> Non
 
 
 def _write_nsswitch(paths: Paths, say: Say) -> list[str]:
-    """Have PID 1's children look up the agents' groups in one file. Each child reads it anew, so no
-    reload is needed. Where this fails, starts only cost more."""
+    """Have PID 1's children look up the groups of the rendezvous' user in one file. Each child
+    reads it anew, so no reload is needed. Where this fails, a start only takes longer."""
     path = paths.at("/etc/nsswitch.conf")
     try:
         before = path.read_text(encoding="utf-8")

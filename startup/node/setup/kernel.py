@@ -54,7 +54,7 @@ def problem(paths: Paths, *, has_agents: bool) -> str:
 
 
 def _difference(paths: Paths, name: str, value: str) -> str:
-    """What is wrong with the number `name`, or ""."""
+    """How the number `name` differs from `value`, "" where it does not."""
     now = " ".join(_read(paths, f"{_NUMBERS}/{name.replace('.', '/')}").split())
     wanted = " ".join(value.split())
     # The kernel prints a list of ports in order, and merged.

@@ -93,9 +93,9 @@ def nsswitch(text: str) -> str:
     /etc/group are looked up there only. For other users nothing changes.
 
     Without this line glibc asks every service of `group:`, found or not. systemd looks groups up
-    before each start of an agent, in a child that has to load each service's libraries: OS Login's
-    alone are 33, and took more CPU than the agent (docs/UNITS.md). An `initgroups:` line of
-    somebody else is left alone.
+    before it starts the rendezvous, whose user has a name, in a child that has to load each
+    service's libraries (OS Login's alone are 33: docs/UNITS.md). Agents have users by number. An
+    `initgroups:` line of somebody else is left alone.
     """
     lines = [
         line

@@ -341,6 +341,23 @@ def test_a_home_belongs_to_the_user_of_its_unit(tmp_path: Path) -> None:
     assert (other.st_uid, other.st_gid, other.st_mode & 0o777) == (OWN.user(10002), GID, 0o700)
 
 
+def test_root_copies_nothing_into_a_home(tmp_path: Path) -> None:
+    """A home that root owns, as one that somebody has put back: what has a second name stays."""
+    if os.geteuid():
+        pytest.skip("only root may give files away")
+    world = World(tmp_path, 1)
+    home = world.paths.home(10001)
+    home.mkdir(parents=True)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("root's", encoding="ascii")
+    elsewhere.chmod(0o600)
+    (home / "second").hardlink_to(elsewhere)
+    world.keeper.round()
+    assert any("10001/second has a second name, and could not be" in e for e in world.said)
+    assert elsewhere.stat().st_nlink == 2
+    assert home.stat().st_uid == 0
+
+
 def test_a_killed_agent_comes_back_though_its_socket_stayed(world: World) -> None:
     world.until(lambda: len(world.running()) == 40)
     world.until(lambda: world.now > 100)
